@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -77,6 +78,43 @@ class Stages(_Strict):
         return self
 
 
+Amount = Annotated[float, Field(gt=0, le=_MAX, allow_inf_nan=False, strict=False)]
+
+
+def _bytes(value: object) -> object:
+    """Return a number of bytes for a text such as 4GiB."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+) ?([KMGT]iB)", value)
+    if not match:
+        raise ValueError("not a number of bytes, as it is or in KiB, MiB, GiB or TiB")
+    return int(match[1]) << 10 * " KMGT".index(match[2][0])
+
+
+class Replica(_Strict):
+    """What a node keeps free for each worker, where workers are replicas on a cluster (torchmar serve --engine ray)."""
+
+    cpus: Amount | None = Field(None, description="Cores; the worker uses as many threads.")
+    gpus: Annotated[float, Field(ge=0, le=64, strict=False)] | None = Field(
+        None, description="GPUs: a part of one, such as 0.5, or whole ones; 0: the model runs on a CPU."
+    )
+    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = Field(
+        None, description="Memory: bytes, or text such as 4GiB."
+    )
+    resources: dict[str, Amount] = Field(
+        default_factory=dict,
+        description="Other resources of nodes, by the names that ray start --resources gives them.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Replica:
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: {self.gpus:g} is neither a part of one GPU nor a whole number of them")
+        if own := sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys()):
+            raise ValueError(f"resources: {own[0]} is no other resource; write cpus, gpus or memory")
+        return self
+
+
 class TorchmarConfig(_Strict):
     """Options of the built-in server alone."""
 
@@ -84,6 +122,9 @@ class TorchmarConfig(_Strict):
         None,
         description="Whether workers may be forks of one process that has run the handler's initialize. Unless given, "
         "they are for handlers that torchmar knows, and every other worker runs initialize itself.",
+    )
+    replica: Replica | None = Field(
+        None, description="What a node of a cluster keeps free for each worker (torchmar serve --engine ray)."
     )
 
 

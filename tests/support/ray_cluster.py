@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests import oracles
+from tests.support.servers import write_config
+from torchmar.engines.ray import Ray
 
 # Otherwise Ray replaces 127.0.0.1 in an address by another address of this machine.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -28,25 +32,36 @@ class RayCluster:
 
     def kill_node(self, number: int) -> None:
         """Kill a node with all its processes."""
+        self._command(str(number))
+
+    def restart_head(self) -> None:
+        """Kill the process with the state of the cluster, and start it again; its state is in a Redis."""
+        self._command("head")
+
+    def _command(self, line: str) -> None:
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline() == "killed\n"
+        assert self.process.stdout.readline() == "done\n"
 
 
 @contextlib.contextmanager
-def ray_cluster(*cpus: int) -> Iterator[RayCluster]:
-    """Run a cluster whose nodes pretend to have these numbers of CPUs, the head's first.
+def ray_cluster(*nodes: int | Mapping[str, Any], redis: str = "") -> Iterator[RayCluster]:
+    """Run a cluster whose nodes pretend to have these numbers of CPUs, or resources as ``ray.init`` has them.
+
+    The head's are the first. ``redis`` is the address of a Redis that keeps the state of the head, ``HOST:PORT``.
 
     The test is skipped where Ray cannot be installed.
     """
     python = oracles.python_of("ray", borrows=True)
     folder = tempfile.mkdtemp(prefix="ray-")  # its sockets need a short path
     environment = {**os.environ, "RAY_TMPDIR": folder, "TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK}
+    if redis:
+        environment["RAY_REDIS_ADDRESS"] = redis
     script = Path(oracles.__file__).with_name("ray_nodes.py")
     process = subprocess.Popen(
-        [python, script, *map(str, cpus)],
+        [python, script, *(json.dumps({"num_cpus": node} if isinstance(node, int) else node) for node in nodes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(errors := tempfile.TemporaryFile("w+")),
@@ -69,3 +84,10 @@ def ray_cluster(*cpus: int) -> Iterator[RayCluster]:
             process.kill()
             process.wait()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_front(cluster: RayCluster, folder: Path, store: Path, **keys: str) -> Ray:
+    """Return a front of a cluster, to be entered, with its run folder and configuration in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    config = write_config(folder, torchmar_ray_address=cluster.address, **keys)
+    return Ray(config, store, folder / "run", python=str(cluster.python))

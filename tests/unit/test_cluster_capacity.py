@@ -7,7 +7,10 @@ import pytest
 from torchmar.cluster.capacity import Resources, problem
 
 GIB = float(1 << 30)
-NODES = {"a": Resources(cpus=4, gpus=1, memory=8 * GIB), "b": Resources(cpus=2, memory=4 * GIB)}
+NODES = {
+    "a": Resources(cpus=4, gpus=1, memory=8 * GIB, others={"ssd": 4, "node:10.0.0.1": 1}),
+    "b": Resources(cpus=2, memory=4 * GIB),
+}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,8 @@ def test_replicas_that_fit_are_no_problem(needed: Resources, count: int) -> None
         (Resources(cpus=1, gpus=0.5), 3, "3 replicas need 1 CPUs, 0.5 GPUs each, and there is room for 2"),
         (Resources(cpus=3), 2, "2 replicas need 3 CPUs each, and there is room for 1"),
         (Resources(cpus=1, memory=5 * GIB), 2, "room for 1"),
+        (Resources(cpus=1, others={"a100": 1}), 1, "a replica needs 1 CPUs, 1 a100, and no node has as much: node a"),
+        (Resources(cpus=1, others={"ssd": 2}), 3, "room for 2: node a has 4 CPUs, 1 GPUs, 8.0 GiB of memory, 4 ssd"),
     ],
 )
 def test_replicas_that_do_not_fit_are_named_with_the_room_of_nodes(needed: Resources, count: int, text: str) -> None:

@@ -18,7 +18,10 @@ _MAX_CHARACTERS, _MAX_DEPTH, _MAX_ALIASES = 3 << 20, 51, 50
 
 
 # Keys of the built-in server, and how they are written.
-_OURS = {"stages": "stages: {preprocess: 2, inference: 1, postprocess: 1}", "torchmar": "torchmar: {fork: false}"}
+_OURS = {
+    "stages": "stages: {preprocess: 2, inference: 1, postprocess: 1}",
+    "torchmar": "torchmar: {fork: false}, or {replica: {cpus: 2}}",
+}
 
 
 def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Finding]:
@@ -134,12 +137,9 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
                 continue
             key = str(detail["loc"][0])
             reason = detail["msg"].removeprefix("Value error, ")
-            cause = f"{key} is {config[key]!r}: {reason[:1].lower()}{reason[1:]}"
+            cause = f"{'.'.join(map(str, detail['loc']))} is {detail['input']!r}: {reason[:1].lower()}{reason[1:]}"
             if key in _OURS:
                 yield Code.MAR503, key, cause, f"write {_OURS[key]}; TorchServe ignores the key"
-                continue
-            if key == "torchmar":
-                yield Code.MAR503, key, cause, "write torchmar: {fork: true} or {fork: false}; TorchServe ignores it"
                 continue
             yield Code.MAR503, key, cause, "TorchServe only warns, and uses its default"
 

@@ -243,7 +243,7 @@ def _load_and_events(
 
 
 def _worker_document(worker: WorkerState) -> dict[str, object]:
-    node = {"node": worker.node} if worker.node else {}
+    node = {"node": worker.node, "device": worker.device} if worker.node else {}
     return {"id": worker.id, "status": worker.status, "pid": worker.pid, **node}
 
 

@@ -162,7 +162,7 @@ def serve(
         out.print(server.described, markup=False)
         for line in addresses.lines(server.properties, engine):
             out.print(line, markup=False)
-        if engine == "builtin":
+        if engine != "torchserve":
             console.print_link(server.server)
         key_file = server.server.key_file
         out.print(f"  tokens      {show_path(key_file) if key_file else 'none: authorization is off'}", markup=False)

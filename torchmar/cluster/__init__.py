@@ -20,9 +20,11 @@ The front is the built-in server: its APIs, its registry, its archives. Only its
   deadlines, streams and restarts are those of the built-in server. Requests of all fronts meet in its batches.
 * A replica that ends answers the requests that it has, and fronts send it no others. Requests of one that is lost are
   sent to another, unless their clients have parts of the answer.
-* Replicas announce themselves to the directory, an actor that lives and ends with the front: where they run and listen,
-  with the secret of the connection, whether their model is loaded, or the traceback. Ray Serve's own status knows none
-  of these.
+* Replicas announce themselves to the directory, an actor that all fronts share: where they run and listen, with the
+  secret of the connection, whether their model is loaded, or the traceback, and what they log. Ray Serve's own status
+  knows none of these.
+* One front leads: it deploys and deletes, and publishes what it serves in the directory. The others follow it, with
+  pools that they do not own (`fronts`). Replicas outlive every front but the last one that is stopped.
 * The content of an archive is packed once, and copied to a node once, by its digest, from the front's disk or through
   Ray's object store; it is compared with the digest before anything of it runs (`node_archives`).
 * What fits no node is an error at once, with numbers (`capacity`); Ray Serve waits without an end.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 _GIB = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Resources that a replica needs, or that a node has; ``memory`` in bytes."""
+    """Resources that a replica needs, or that a node has; ``memory`` in bytes, ``others`` by name."""
 
     cpus: float = 0.0
     gpus: float = 0.0
     memory: float = 0.0
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def show(self) -> str:
         """Return them as text: ``2 CPUs, 0.5 GPUs, 4.0 GiB``."""
@@ -23,11 +24,17 @@ class Resources:
             texts.append(f"{self.gpus:g} GPUs")
         if self.memory:
             texts.append(f"{self.memory / _GIB:.1f} GiB of memory")
+        texts += [f"{amount:g} {name}" for name, amount in sorted(self.others.items())]
         return ", ".join(texts)
+
+    def only(self, needed: Resources) -> Resources:
+        """Return these resources without those of ``others`` that are not needed."""
+        return replace(self, others={name: self.others.get(name, 0.0) for name in needed.others})
 
     def times(self, needed: Resources) -> int:
         """Return how often ``needed`` fits."""
-        pairs = ((self.cpus, needed.cpus), (self.gpus, needed.gpus), (self.memory, needed.memory))
+        pairs = [(self.cpus, needed.cpus), (self.gpus, needed.gpus), (self.memory, needed.memory)]
+        pairs += [(self.others.get(name, 0.0), amount) for name, amount in needed.others.items()]
         # Ray counts in steps of 1/10000; sums of fractions are not exact.
         return min((int((has + 1e-6) / needs) for has, needs in pairs if needs), default=1 << 30)
 
@@ -47,7 +54,7 @@ def problem(needed: Resources, count: int, nodes: Mapping[str, Resources], *, fr
     if sum(fitting.values()) >= count:
         return ""
     has = "has free" if free else "has"
-    listed = "; ".join(f"node {name} {has} {node.show()}" for name, node in _largest(nodes))
+    listed = "; ".join(f"node {name} {has} {node.only(needed).show()}" for name, node in _largest(nodes))
     if not any(fitting.values()):
         return f"a replica needs {needed.show()}, and no node {has} as much: {listed}"
     return f"{count} replicas need {needed.show()} each, and there is room for {sum(fitting.values())}: {listed}"

@@ -1,21 +1,29 @@
-"""The directory of replicas: an actor on the front's node to which they announce themselves.
+"""The directory of a cluster: an actor that replicas announce themselves to, and that all fronts share.
 
-It also has the packed contents of archives for nodes that cannot read the front's disk. It ends with the front.
+It lives as long as a front does, and is started again, on another node, when its node fails. It keeps nothing that its
+users cannot give it again: replicas announce themselves each second, fronts what they have.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, NamedTuple
 
-from torchmar.cluster import node_archives
 from torchmar.cluster.channel import Endpoint
+from torchmar.cluster.log_lines import LogLine
+from torchmar.cluster.node_archives import PackedContent
 from torchmar.server.workers.pool_options import State
 from torchmar.worker.process.messages import ModelDescription
 
-ANNOUNCE_SECONDS = 1.0  # between two announcements of a replica
-_LOST_SECONDS = 5.0  # after which a replica that does not announce itself is no longer listed
+ANNOUNCE_SECONDS = 1.0  # between two announcements of a replica, or of a front
+_LOST_SECONDS = 5.0  # after which a replica or a front that does not announce itself is no longer listed
+_LINES = 20_000  # of logs, kept for fronts that have not read them
+_POLL_SECONDS = 5.0  # that `next_call` waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +36,8 @@ class ReplicaState:
         state: of its worker.
         pid: the process of its worker; 0 before it runs.
         memory: of its worker, in bytes.
-        gpu: whether it has a GPU.
+        device: ``cpu``, or the GPUs of its node that it has: ``gpu 0``.
+        requests: that its worker has answered.
         started: in seconds since 1970.
         load_seconds: that its model took to load; 0 before.
         failure: the traceback of its worker; empty since it has loaded.
@@ -41,7 +50,8 @@ class ReplicaState:
     state: State
     pid: int = 0
     memory: int = 0
-    gpu: bool = False
+    device: str = "cpu"
+    requests: int = 0
     started: float = 0.0
     load_seconds: float = 0.0
     failure: str = ""
@@ -49,44 +59,205 @@ class ReplicaState:
     endpoint: Endpoint | None = None
 
 
-class Directory:
-    """The replicas of a front's pools, by the key of the pool and the id of the replica.
+@dataclass(frozen=True, kw_only=True)
+class SharedVersion:
+    """A version that all fronts serve.
 
-    Args:
-        contents: packed contents by their digests, which `add_content` extends.
+    Attributes:
+        key: of its pool.
+        content: of its archive.
+        size: bytes of the archive's file; None: it is a folder.
+        modified: when that was last changed, in seconds since 1970; None: it is not known.
     """
+
+    key: str
+    content: PackedContent
+    size: int | None
+    modified: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedState:
+    """What all fronts serve.
+
+    Attributes:
+        models: as in a snapshot (`torchmar.server.models.snapshots.document`).
+        versions: by model and version.
+        routes: as in ``torchmar_routes``.
+    """
+
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    versions: Mapping[tuple[str, str], SharedVersion] = field(default_factory=dict)
+    routes: str = "{}"
+
+
+class Call(NamedTuple):
+    """A request to the management API that a front passes on to the leading one.
+
+    Attributes:
+        id: of the call; 0 where the result is passed.
+        method: ``POST``.
+        target: as it stands in the request line.
+        headers: all of them.
+        body: the content.
+    """
+
+    id: int
+    method: str
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """The response to a `Call`.
+
+    Attributes:
+        status: of the response.
+        content_type: empty: it has none.
+        headers: others of it.
+        body: its content.
+        revision: of the state after it.
+    """
+
+    status: int
+    content_type: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    revision: int
+
+
+class Standing(NamedTuple):
+    """What a front learns when it announces itself.
+
+    Attributes:
+        leader: the front that changes what is served; the others follow it.
+        revision: of the shared state; 0: there is none yet.
+        fronts: how many there are.
+    """
+
+    leader: str
+    revision: int
+    fronts: int
+
+
+class Directory:
+    """The replicas of all pools, by the key of the pool and the id of the replica; the fronts, and what they share."""
 
     def __init__(self) -> None:
         self._replicas: dict[str, dict[str, tuple[float, ReplicaState]]] = {}
-        self._contents: dict[str, Path] = {}
+        self._lines: deque[tuple[str, ReplicaState, LogLine]] = deque(maxlen=_LINES)
+        self._count = 0  # of all lines so far
+        self._sources: dict[str, dict[str, tuple[Any, str]]] = {}  # by digest and front
+        self._fronts: dict[str, float] = {}
+        self._leader = ""
+        self._state, self._revision = SharedState(), 0
+        self._ids = itertools.count(1)
+        self._calls: asyncio.Queue[Call] = asyncio.Queue()
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
 
-    def announce(self, pool: str, replica: ReplicaState) -> None:
-        """Record the state of a replica."""
+    # Replicas.
+
+    async def announce(self, pool: str, replica: ReplicaState, lines: Sequence[LogLine] = ()) -> None:
+        """Record the state of a replica, and what it has logged since."""
         self._replicas.setdefault(pool, {})[replica.id] = time.monotonic(), replica
+        self._lines += ((pool, replica, line) for line in lines)
+        self._count += len(lines)
 
-    def withdraw(self, pool: str, replica_id: str) -> None:
+    async def withdraw(self, pool: str, replica_id: str) -> None:
         """Remove a replica that ends."""
         self._replicas.get(pool, {}).pop(replica_id, None)
 
-    def replicas(self) -> dict[str, list[ReplicaState]]:
+    async def replicas(self) -> dict[str, list[ReplicaState]]:
         """Return the replicas that have announced themselves lately, by pool."""
         now = time.monotonic()
         for pool, replicas in list(self._replicas.items()):
-            kept = {key: entry for key, entry in list(replicas.items()) if now - entry[0] < _LOST_SECONDS}
+            kept = {key: entry for key, entry in replicas.items() if now - entry[0] < _LOST_SECONDS}
             if kept:
                 self._replicas[pool] = kept
             else:
                 del self._replicas[pool]
         return {pool: [state for _, state in replicas.values()] for pool, replicas in self._replicas.items()}
 
-    def add_content(self, digest: str, path: str) -> None:
-        """Make a packed content available to nodes."""
-        self._contents[digest] = Path(path)
+    async def lines(self, after: int) -> tuple[int, list[tuple[str, ReplicaState, LogLine]]]:
+        """Return the number of lines that replicas have logged, and the latest beyond the first ``after``."""
+        new = min(self._count - after, len(self._lines))
+        return self._count, list(self._lines)[len(self._lines) - new :] if new > 0 else []
 
-    def remove_content(self, digest: str) -> None:
-        """Remove a packed content."""
-        self._contents.pop(digest, None)
+    # Contents.
 
-    def read(self, digest: str, offset: int) -> bytes:
-        """Return a chunk of a packed content."""
-        return node_archives.read_at(self._contents[digest], offset)
+    async def add_source(self, digest: str, front: str, reader: Any, path: str) -> None:
+        """Record that a front has a packed content; ``reader`` is its actor that reads it."""
+        self._sources.setdefault(digest, {})[front] = reader, path
+
+    async def remove_source(self, digest: str, front: str) -> None:
+        """Remove a packed content of a front."""
+        self._sources.get(digest, {}).pop(front, None)
+
+    async def sources(self, digest: str) -> list[tuple[Any, str]]:
+        """Return the actors that read a packed content, and its paths on their nodes."""
+        return list(self._sources.get(digest, {}).values())
+
+    # Fronts.
+
+    async def join(self, front: str) -> Standing:
+        """Record that a front is there; it leads if no other does."""
+        self._fronts[front] = time.monotonic()
+        self._forget_fronts()
+        if self._leader not in self._fronts:
+            self._leader = front
+        return Standing(self._leader, self._revision, len(self._fronts))
+
+    async def leave(self, front: str) -> int:
+        """Remove a front; return how many are left."""
+        self._fronts.pop(front, None)
+        for sources in self._sources.values():
+            sources.pop(front, None)
+        if self._leader == front:
+            self._leader = ""
+        self._forget_fronts()
+        return len(self._fronts)
+
+    def _forget_fronts(self) -> None:
+        now = time.monotonic()
+        self._fronts = {each: seen for each, seen in self._fronts.items() if now - seen < _LOST_SECONDS}
+
+    async def publish(self, front: str, state: SharedState) -> int:
+        """Replace the shared state; return its revision, or 0 if the front does not lead."""
+        if front != self._leader:
+            return 0
+        self._state, self._revision = state, self._revision + 1
+        return self._revision
+
+    async def state(self) -> tuple[int, SharedState]:
+        """Return the shared state and its revision."""
+        return self._revision, self._state
+
+    # Calls of the management API.
+
+    async def call(self, call: Call, seconds: float) -> Answer | None:
+        """Return the leading front's response to a request; None: there is none after ``seconds``."""
+        number = next(self._ids)
+        self._answers[number] = answer = asyncio.get_running_loop().create_future()
+        await self._calls.put(call._replace(id=number))
+        try:
+            return await asyncio.wait_for(answer, seconds)
+        except asyncio.TimeoutError:
+            return None
+        finally:
+            del self._answers[number]
+
+    async def next_call(self, front: str) -> Call | None:
+        """Return a request for the leading front; None: there is none for a few seconds."""
+        if front != self._leader:
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+            return None
+        try:
+            return await asyncio.wait_for(self._calls.get(), _POLL_SECONDS)
+        except asyncio.TimeoutError:
+            return None
+
+    async def answer(self, number: int, answer: Answer) -> None:
+        """Pass on the response to a request."""
+        if (waiting := self._answers.get(number)) and not waiting.done():
+            waiting.set_result(answer)

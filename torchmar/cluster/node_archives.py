@@ -14,7 +14,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchmar import atomic
@@ -112,6 +112,24 @@ def fetch(packed: PackedContent, read: Callable[[int], bytes], root: Path | None
         raise ArchiveError(f"{place} cannot be written: {error.strerror}") from None
 
 
+def copy(packed: PackedContent, read: Callable[[int], bytes], folder: Path) -> PackedContent:
+    """Return a copy of a packed content in a folder, which it gets by `fetch`'s ways. Blocking.
+
+    Raises:
+        ArchiveError: the bytes are not those that were packed, or there is no room for them.
+    """
+    target = folder / f"{packed.digest}.tar"
+    part = atomic.temporary_path(target)
+    try:
+        _write(packed, read, part)
+        part.replace(target)
+    except OSError as error:
+        raise ArchiveError(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return replace(packed, path=str(target))
+
+
 def read_at(path: Path, offset: int) -> bytes:
     """Return at most `CHUNK` bytes of a file."""
     with path.open("rb") as stream:
@@ -144,18 +162,32 @@ def _share(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> 
 def _extract(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> None:
     file = Path(packed.path)
     with contextlib.ExitStack() as stack:
-        if not (file.is_file() and file.stat().st_size == packed.size and _digest(file) == packed.digest):
+        if not _is_here(packed):
             file = place.with_name(f".{place.name}.part")
             stack.callback(file.unlink, missing_ok=True)
-            with file.open("wb") as stream:
-                for chunk in _chunks(packed, read):
-                    stream.write(chunk)
-            if (digest := _digest(file)) != packed.digest:
-                raise ArchiveError(f"a content arrived with SHA-256 {digest}, not {packed.digest}")
+            _write(packed, read, file)
         place.mkdir()
         with tarfile.open(file) as archive:
             archive.extractall(place, filter="data")
     (place / _COMPLETE).touch()
+
+
+def _is_here(packed: PackedContent) -> bool:
+    """Return whether this node can read the file that was packed."""
+    file = Path(packed.path)
+    return file.is_file() and file.stat().st_size == packed.size and _digest(file) == packed.digest
+
+
+def _write(packed: PackedContent, read: Callable[[int], bytes], file: Path) -> None:
+    """Write a packed content to a file, from this node's disk or another's, and compare it."""
+    if _is_here(packed):
+        shutil.copyfile(packed.path, file)
+    else:
+        with file.open("wb") as stream:
+            for chunk in _chunks(packed, read):
+                stream.write(chunk)
+    if (digest := _digest(file)) != packed.digest:
+        raise ArchiveError(f"a content arrived with SHA-256 {digest}, not {packed.digest}")
 
 
 def _chunks(packed: PackedContent, read: Callable[[int], bytes]) -> Iterator[bytes]:

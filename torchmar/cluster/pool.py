@@ -7,24 +7,30 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torchmar.cluster import capacity
+from torchmar.archive import runtime
+from torchmar.cluster import capacity, log_lines, node_metrics
 from torchmar.cluster.balancer import Balancer
 from torchmar.cluster.capacity import Resources
-from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
+from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState, SharedVersion, Standing
+from torchmar.cluster.fronts import Fronts
 from torchmar.cluster.link import ReplicaLink
-from torchmar.cluster.node_archives import PackedContent, pack
-from torchmar.cluster.replica import ReplicaSpec
+from torchmar.cluster.node_archives import NodeContent, PackedContent, pack
+from torchmar.cluster.replica import NodeVenv, ReplicaSpec
 from torchmar.cluster.session import Scale, Session, application_name
 from torchmar.errors import TorchmarError
+from torchmar.recipe import Replica
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
+from torchmar.server.http import Request
+from torchmar.server.models.registry import Registry, Version
 from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.workers import unavailable
 from torchmar.server.workers.job_queue import JobQueue
 from torchmar.server.workers.jobs import Job
@@ -37,6 +43,7 @@ from torchmar.worker.venvs.folder import Venv
 _CHANGING_SECONDS = 0.1  # between looks at the directory while replicas start or end
 _ROOM_SECONDS = 10.0  # that resources of replicas that have just ended may take to be free
 _ROOM_PAUSE_SECONDS = 0.5
+_NODES_SECONDS = 5.0  # between two looks at the resources of nodes
 _TRIES = 5  # to run a request whose replica ends
 _BATCHES = 2  # that a replica has of a front at once: one runs, the next one fills
 _CHECK_SECONDS = 0.1  # between checks of deadlines
@@ -51,10 +58,14 @@ class ClusterPool:
         options: the configuration.
         observer: callbacks for events.
         packages: the folder with packages of the archive; None: it has none.
+        own_venv: whether its workers run in an environment of its own.
         settings: the server's configuration.
         folder: for the packed content.
+        key: of a pool whose replicas another front has deployed; empty: it is this front's own.
 
     Attributes:
+        key: of its replicas in the directory.
+        owned: whether this front deploys, scales and deletes the replicas.
         min_workers: how many replicas there should be.
         max_workers: how many there may be.
         failure: the traceback of the replica that did not load or ended last, or why there is no room for one; empty
@@ -68,23 +79,27 @@ class ClusterPool:
         options: PoolOptions,
         observer: PoolObserver,
         packages: Path | None,
+        own_venv: bool,
         settings: Settings,
         folder: Path,
+        key: str = "",
     ) -> None:
         self.options = options
         self.min_workers = self.max_workers = 0
         self.failure = ""
         self.description: ModelDescription = {}
-        self.key = f"{options.name} {options.version} {secrets.token_hex(4)}"
+        self.key = key or f"{options.name} {options.version} {secrets.token_hex(4)}"
+        self.owned = not key
         self._application = application_name(options.name, options.version)
         self._session, self._observer, self._settings = session, observer, settings
         self._packages, self._folder = packages, folder
-        self._needs = Resources(
-            cpus=settings.ray_cpus,
-            gpus=settings.ray_gpus if options.devices else 0.0,
-            memory=float(options.memory_limit),
-        )
+        self._needs = needs(options, settings)
+        self._venv = None
+        if own_venv:
+            self._venv = NodeVenv(str(settings.venv_folder or ""), settings.install_py_dep_per_model)
         self._content: PackedContent | None = None
+        self._node_content: NodeContent | None = None
+        self._packing = asyncio.Lock()
         self._replicas: dict[str, ReplicaState] = {}
         self._links: dict[str, ReplicaLink] = {}
         self._balancer: Balancer[ReplicaLink] = Balancer()
@@ -130,9 +145,11 @@ class ClusterPool:
                 state=self._state_of(replica),
                 pid=replica.pid,
                 started=replica.started,
-                gpu=0 if replica.gpu else None,
+                gpu=None if replica.device == "cpu" else 0,
                 memory=replica.memory,
                 node=replica.node,
+                device=replica.device,
+                failure=replica.failure,
             )
             for replica in self._replicas.values()
         ]
@@ -144,8 +161,13 @@ class ClusterPool:
             return "READY" if link.ready else "UNLOADING"
         return "LOADING" if replica.state == "READY" else replica.state
 
+    @property
+    def replicas(self) -> list[ReplicaState]:
+        """The replicas that have announced themselves."""
+        return list(self._replicas.values())
+
     def stage_workers(self) -> dict[str, list[WorkerInfo]]:
-        """Return nothing: a replica's worker does all of a request."""
+        """Return nothing: the workers of stages belong to replicas."""
         return {}
 
     # Requests.
@@ -240,6 +262,10 @@ class ClusterPool:
             ApiError: 507, the cluster never has room for as many; the replicas that there are stay.
         """
         session = self._session
+        if not self.owned:
+            self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
+            self._deployed = min_workers > 0
+            return True
         if problem := capacity.problem(self._needs, min_workers, session.nodes()) if min_workers else "":
             if not self.ready:
                 self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
@@ -326,26 +352,40 @@ class ClusterPool:
                 return full
             await asyncio.sleep(_ROOM_PAUSE_SECONDS)
 
+    @property
+    def packed_file(self) -> Path | None:
+        """The file of the packed content; None: it was not needed yet."""
+        return Path(self._content.path) if self._content else None
+
+    def attach(self, packed: PackedContent, content: NodeContent) -> None:
+        """Take over this front's copy of a content that another front has packed, packed and extracted."""
+        self._content, self._node_content = packed, content
+
+    async def pack(self) -> PackedContent:
+        """Return the packed content, which is packed if it is not yet."""
+        async with self._packing:
+            if self._content is None:
+                target = self._folder / f"{secrets.token_hex(8)}.tar"
+                self._content = await asyncio.to_thread(pack, Path(self.options.folder), self._packages, target)
+                await self._session.add_content(self._content)
+        return self._content
+
     async def _deploy(self) -> None:
         options, settings = self.options, self._settings
-        if self._content is None:
-            target = self._folder / f"{secrets.token_hex(8)}.tar"
-            self._content = await asyncio.to_thread(pack, Path(options.folder), self._packages, target)
-            await self._session.add_content(self._content)
+        content = await self.pack()
         spec = ReplicaSpec(
             pool=self.key,
             options=replace(
                 options,
                 queue_size=_UNLIMITED,
                 job_tickets=False,
-                preprocess_workers=0,
-                postprocess_workers=0,
                 cores=max(1, round(self._needs.cpus)),
             ),
-            content=self._content,
+            content=content,
             gpu=bool(self._needs.gpus),
             variables=settings.worker_environment({}),
             hidden=settings.blacklist_env_vars.pattern if settings.blacklist_env_vars else "",
+            venv=self._venv,
         )
         scale = Scale(
             least=self.min_workers,
@@ -360,11 +400,14 @@ class ClusterPool:
     async def _delete(self) -> None:
         async with self._deploying:
             deployed, self._deployed = self._deployed, False
-            if deployed:
+            if deployed and self.owned:
                 await self._session.run(self._session.delete, self._application)
             if self._content:
                 content, self._content = self._content, None
                 await self._session.remove_content(content)
+            if self._node_content:
+                content_here, self._node_content = self._node_content, None
+                await asyncio.to_thread(content_here.close)
 
     def _fail(self, reason: str) -> bool:
         """Record why there are too few replicas; return False."""
@@ -386,10 +429,7 @@ class ClusterPool:
 
     def _log_failure(self, replica: ReplicaState) -> None:
         self.failure = replica.failure
-        log = WorkerLog(replica.id, self.options)
-        log.server(logging.WARNING, f"on node {replica.node} does not run the model")
-        for line in replica.failure.splitlines():
-            log.output(line)
+        WorkerLog(replica.id, self.options).server(logging.WARNING, f"on node {replica.node} does not run the model")
         self._fail_queue()
 
     async def _wait_for(self, condition: Callable[[], object]) -> None:
@@ -399,6 +439,22 @@ class ClusterPool:
                 await asyncio.wait_for(self._changed.wait(), ANNOUNCE_SECONDS)
 
 
+def needs(options: PoolOptions, settings: Settings) -> Resources:
+    """Return what a node keeps free for a replica: as its archive says, or else the configuration."""
+    own = options.replica or Replica()
+    return Resources(
+        cpus=settings.ray_cpus * _processes(options) if own.cpus is None else own.cpus,
+        gpus=(settings.ray_gpus if options.devices else 0.0) if own.gpus is None else own.gpus,
+        memory=float(options.memory_limit if own.memory is None else own.memory),
+        others=own.resources,
+    )
+
+
+def _processes(options: PoolOptions) -> int:
+    """Return the number of a replica's processes."""
+    return options.preprocess_workers + 1 + options.postprocess_workers
+
+
 class ClusterPools:
     """Pools whose workers are replicas on the nodes of a cluster.
 
@@ -406,33 +462,119 @@ class ClusterPools:
         session: the cluster.
         settings: the server's configuration.
         folder: for packed contents of archives.
+        standing: of this front, when it joined.
     """
 
-    def __init__(self, session: Session, settings: Settings, folder: Path) -> None:
+    def __init__(self, session: Session, settings: Settings, folder: Path, standing: Standing) -> None:
         self._session, self._settings, self._folder = session, settings, folder
         self._pools: dict[str, ClusterPool] = {}
+        self._fronts = Fronts(session, self, folder, standing)
+        self._standing = standing
+        self._next: dict[tuple[str, str], tuple[str, PackedContent, NodeContent]] = {}  # see `attach_next`
         self._watching: asyncio.Task[None] | None = None
+        self._nodes: tuple[Mapping[str, Resources], Mapping[str, Resources]] = ({}, {})
+        self._nodes_read = 0.0
+        self._others = False  # fronts that go on when this one ends
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Of `torchmar.server.workers.pools.Pools`: those of nodes."""
+        node_metrics.add(
+            metrics,
+            lambda: {(pool.options.name, pool.options.version): pool.replicas for pool in self._pools.values()},
+            lambda: self._nodes,
+        )
 
     async def start(self) -> None:
         """Of `torchmar.server.workers.pools.Pools`: begin to read the directory."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in self._folder.glob("*.tar"):
-            left.unlink()
+        if not self._standing.revision:
+            self.remove_unused()
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     def create(
         self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
     ) -> VersionPool:
         """Of `torchmar.server.workers.pools.Pools`."""
-        if venv:
+        if venv and not (Path(options.folder) / runtime.FILE).is_file():
             message = (
-                f"{options.name} {options.version} asks for an environment of its own, which replicas of a cluster do "
-                "not have; torchmar serve --engine builtin runs it."
+                f"{options.name} {options.version} has useVenv in its model-config.yaml, which replicas do "
+                "not have; give its recipe a runtime in place of it, or serve it with --engine builtin."
             )
             raise ApiError(400, "InvalidModelException", message)
-        pool = ClusterPool(self._session, options, observer, packages, self._settings, self._folder)
+        attached = self._next.pop((options.name, options.version), None)
+        key = attached[0] if attached else ""
+        pool = ClusterPool(
+            self._session, options, observer, packages, venv is not None, self._settings, self._folder, key
+        )
+        if attached:
+            pool.attach(attached[1], attached[2])
         self._pools[pool.key] = pool
         return pool
+
+    # Fronts; see `torchmar.cluster.fronts`.
+
+    async def join(self, registry: Registry, manage: Callable[[Request, list[str]], None]) -> None:
+        """Of `torchmar.server.workers.pools.Pools`: serve what the other fronts do."""
+        await self._fronts.start(registry, manage)
+
+    def forward(self, request: Request) -> bool:
+        """Of `torchmar.server.workers.pools.Pools`: pass changes on to the leading front."""
+        return self._fronts.forward(request)
+
+    def refusal(self) -> str:
+        """Of `torchmar.server.workers.pools.Pools`."""
+        return self._fronts.refusal()
+
+    def changed(self) -> None:
+        """Of `torchmar.server.workers.pools.Pools`: publish what has changed."""
+        self._fronts.changed()
+
+    async def leave(self) -> None:
+        """Of `torchmar.server.workers.pools.Pools`: replicas stay while there are other fronts."""
+        self._others = await self._fronts.close()
+        self.own_all(not self._others)
+
+    def own_all(self, owned: bool) -> None:
+        """Set whether this front deploys, scales and deletes all replicas."""
+        for pool in self._pools.values():
+            pool.owned = owned
+
+    async def shared(self, version: Version) -> SharedVersion:
+        """Return what other fronts need of a version; its content is packed if it is not yet."""
+        pool, archive = version.pool, version.archive
+        assert isinstance(pool, ClusterPool)
+        return SharedVersion(key=pool.key, content=await pool.pack(), size=archive.size, modified=archive.modified)
+
+    def remove_unused(self) -> None:
+        """Remove packed contents that an earlier server has left in the folder."""
+        used = {pool.packed_file for pool in self._pools.values()}
+        for left in self._folder.glob("*.tar"):
+            if left not in used:
+                left.unlink()
+
+    async def delete_others(self) -> None:
+        """Delete applications that belong to no pool."""
+        kept = {application_name(pool.options.name, pool.options.version) for pool in self._pools.values()}
+        await self._session.run(self._session.delete_others, kept)
+
+    def attach_next(self, name: str, version: str, key: str, packed: PackedContent, content: NodeContent) -> None:
+        """Make the next pool of a version one whose replicas another front has deployed."""
+        self._next[name, version] = key, packed, content
+
+    def attach_no_more(self, name: str, version: str) -> bool:
+        """Undo `attach_next`; return False if there is such a pool already."""
+        return self._next.pop((name, version), None) is not None
+
+    @staticmethod
+    def key_of(pool: VersionPool) -> str:
+        """Return the key of a pool."""
+        assert isinstance(pool, ClusterPool)
+        return pool.key
+
+    @staticmethod
+    async def resize(pool: VersionPool, min_workers: int, max_workers: int) -> None:
+        """Take the number of replicas that another front has set."""
+        await pool.scale(min_workers, max_workers)
 
     async def release(self, pool: VersionPool) -> None:
         """Of `torchmar.server.workers.pools.Pools`."""
@@ -444,18 +586,38 @@ class ClusterPools:
         """Of `torchmar.server.workers.pools.Pools`: leave the cluster."""
         if self._watching:
             self._watching.cancel()
+        if not self._others:
+            await asyncio.to_thread(self._session.end)
         await asyncio.to_thread(self._session.close)
 
     async def _watch(self) -> None:
-        """Pass what the directory lists to the pools, often while replicas start or end."""
+        """Pass what the directory lists to the pools and the logs, often while replicas start or end."""
+        count = 0
         while True:
             try:
                 replicas = await self._session.replicas()
+                count, lines = await self._session.directory.lines.remote(count)
             except Exception as error:
                 logs.SERVER.error("the directory of replicas does not answer: %s", error)
                 await asyncio.sleep(ANNOUNCE_SECONDS)
                 continue
+            for key, replica, line in lines:  # before a failure is reported, which is in the log then
+                if pool := self._pools.get(key):
+                    log_lines.write(line, replica.id, replica.node, pool.options.name, pool.options.version)
             for key, pool in list(self._pools.items()):
                 pool.update(replicas.get(key, []))
+            await self._read_nodes()
             changing = any(pool.ready < pool.min_workers for pool in self._pools.values())
             await asyncio.sleep(_CHANGING_SECONDS if changing else ANNOUNCE_SECONDS)
+
+    async def _read_nodes(self) -> None:
+        """Read the resources of nodes, for metrics."""
+        if time.monotonic() - self._nodes_read < _NODES_SECONDS:
+            return
+        self._nodes_read = time.monotonic()
+        nodes = self._session.nodes
+        try:
+            self._nodes = await asyncio.to_thread(nodes), await asyncio.to_thread(nodes, free=True)
+        except Exception as error:  # Ray has many
+            logs.SERVER.error("the nodes of the cluster cannot be listed: %s", error)
+            self._nodes = {}, {}

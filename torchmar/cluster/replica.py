@@ -9,17 +9,38 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
+from torchmar.archive import Archive
 from torchmar.cluster.autoscaling import DEMAND
+from torchmar.cluster.contents import reader
 from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
 from torchmar.cluster.listener import Listener
+from torchmar.cluster.log_lines import LogLines
 from torchmar.cluster.node_archives import NodeContent, PackedContent, fetch
+from torchmar.server.models import venvs
+from torchmar.server.telemetry import logs
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.pool_options import PoolOptions
+from torchmar.server.workers.staged_pool import StagedPool, create_pool
 from torchmar.worker.process.messages import MetricUpdate
+from torchmar.worker.venvs import folder as venv_folders
+from torchmar.worker.venvs.folder import Venv
+
+
+@dataclass(frozen=True)
+class NodeVenv:
+    """How a node gets an environment of its own for a replica.
+
+    Attributes:
+        place: the folder of environments; empty: that of the user.
+        may_build: whether one may be built; otherwise the node must have it.
+    """
+
+    place: str
+    may_build: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +54,7 @@ class ReplicaSpec:
         gpu: whether it has a GPU.
         variables: of the worker's environment, beside the node's own.
         hidden: matches names of variables that the worker does not get; empty: it gets all.
+        venv: how the environment is had that the archive asks for; None: it asks for none.
     """
 
     pool: str
@@ -41,6 +63,7 @@ class ReplicaSpec:
     gpu: bool
     variables: Mapping[str, str]
     hidden: str
+    venv: NodeVenv | None = None
 
 
 class Replica:
@@ -59,10 +82,12 @@ class Replica:
         from ray import serve
 
         self._spec, self._directory = spec, directory
+        self._lines = LogLines.collect()
         self._observer = _Events()
-        self._pool: Pool | None = None
+        self._pool: Pool | StagedPool | None = None
         self._fork_server: ForkServer | None = None
         self._content: NodeContent | None = None
+        self._venv: Venv | None = None
         self._announcing: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
         self._host, self._node_id = ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
@@ -70,7 +95,7 @@ class Replica:
             id=serve.get_replica_context().replica_id.unique_id,
             node=f"{self._host} ({self._node_id[:8]})",
             state="LOADING",
-            gpu=spec.gpu,
+            device=_device(ray.get_runtime_context()) if spec.gpu else "cpu",
             started=time.time(),
         )
         self._announce()
@@ -79,8 +104,11 @@ class Replica:
         except BaseException as error:
             failure = self._pool.failure if self._pool and self._pool.failure else f"{type(error).__name__}: {error}"
             self._state = replace(self._state, state="UNLOADING", failure=failure)
+            if not (self._pool and self._pool.failure):  # no worker has logged it
+                for line in failure.splitlines():
+                    logs.log_worker_output(self._state.id, spec.options.name, spec.options.version, line)
             # Awaited: the actor ends right after it.
-            await self._directory.announce.remote(self._spec.pool, self._state)
+            await self._directory.announce.remote(self._spec.pool, self._state, self._lines.take())
             await self._end()
             raise
         self._announcing = asyncio.get_running_loop().create_task(self._announce_often())
@@ -105,13 +133,16 @@ class Replica:
 
     async def _load(self) -> None:
         spec = self._spec
-        read = partial(self._read, spec.content.digest)
+        read = reader(self._directory, spec.content.digest)
         self._content = await asyncio.to_thread(fetch, spec.content, read)
         hidden = re.compile(spec.hidden) if spec.hidden else None
         environment = {name: value for name, value in os.environ.items() if not (hidden and hidden.fullmatch(name))}
         # Ray sets it for its own processes; the pool limits the threads of its worker.
         environment.pop("OMP_NUM_THREADS", None)
-        self._fork_server = ForkServer({**environment, **spec.variables}, self._content.packages)
+        environment.update(spec.variables)
+        if spec.venv:
+            self._venv = await self._own_venv(Path(self._content.folder), spec.venv, environment)
+        self._fork_server = ForkServer(environment, self._content.packages, self._venv)
         await self._fork_server.start()
         options = replace(
             spec.options,
@@ -119,7 +150,7 @@ class Replica:
             requirements=self._content.packages,
             devices=(0,) if spec.gpu else (),  # Ray shows a replica only its own GPUs
         )
-        self._pool = Pool(self._fork_server, options, self._observer)
+        self._pool = create_pool(self._fork_server, options, self._observer)
         if not await self._pool.scale(1, 1):
             raise RuntimeError(self._pool.failure)
         self._listener = Listener(self._pool.submit, self._observer.take, self._node_id)
@@ -129,12 +160,19 @@ class Replica:
         self._state = replace(self._state, endpoint=endpoint)
         self._update()
 
-    def _read(self, digest: str, offset: int) -> bytes:
-        """Return a chunk of a packed content from the front. Blocking."""
-        import ray
-
-        chunk: bytes = ray.get(self._directory.read.remote(digest, offset))
-        return chunk
+    async def _own_venv(self, folder: Path, own: NodeVenv, environment: Mapping[str, str]) -> Venv:
+        """Return the environment that the archive in a folder asks for, which a node builds once."""
+        with Archive(folder) as archive:
+            runtime = archive.runtime
+        assert runtime
+        return await venvs.prepare(
+            runtime,
+            content=folder,
+            place=Path(own.place) if own.place else venv_folders.root(),
+            may_build=own.may_build,
+            model_name=self._spec.options.name,
+            environment=environment,
+        )
 
     def _update(self) -> None:
         assert self._pool
@@ -145,6 +183,7 @@ class Replica:
             pid=worker.pid,
             memory=worker.memory,
             load_seconds=self._observer.load_seconds,
+            requests=self._observer.requests,
             failure=self._pool.failure,
             description=self._pool.description,
         )
@@ -156,7 +195,7 @@ class Replica:
             await asyncio.sleep(ANNOUNCE_SECONDS)
 
     def _announce(self) -> None:
-        self._directory.announce.remote(self._spec.pool, self._state)
+        self._directory.announce.remote(self._spec.pool, self._state, self._lines.take())
 
     async def _end(self) -> None:
         if self._announcing:
@@ -167,9 +206,16 @@ class Replica:
             await self._pool.close()
         if self._fork_server:
             await self._fork_server.end()
+        if self._venv:
+            self._venv.close()
         if self._content:
             with contextlib.suppress(OSError):
                 self._content.close()
+
+
+def _device(context: Any) -> str:
+    """Return the GPUs of a replica as `ReplicaState` has them; several replicas may have the same."""
+    return f"gpu {', '.join(map(str, context.get_accelerator_ids().get('GPU', [])))}".strip()
 
 
 class _Events:
@@ -183,12 +229,14 @@ class _Events:
     def __init__(self) -> None:
         self.load_seconds = 0.0
         self.on_ready: Callable[[bool], None] = lambda ready: None
+        self.requests = 0
         self._batches: list[tuple[int, list[float], float]] = []
         self._updates: list[MetricUpdate] = []
 
     def on_batch(
         self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float
     ) -> None:
+        self.requests += size
         self._batches.append((size, list(queue_seconds), handler_seconds))
 
     def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:

@@ -6,9 +6,11 @@ Everything that blocks runs in one thread, so that changes of applications follo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +20,23 @@ from urllib.parse import quote
 
 from torchmar.cluster.autoscaling import POLICY
 from torchmar.cluster.capacity import Resources
-from torchmar.cluster.directory import Directory, ReplicaState
+from torchmar.cluster.contents import ContentReader, reader
+from torchmar.cluster.directory import Directory, ReplicaState, Standing
 from torchmar.cluster.node_archives import PackedContent
 from torchmar.cluster.replica import Replica, ReplicaSpec
 from torchmar.errors import EngineError
+from torchmar.server.telemetry import logs
 
 _NAMESPACE = _DIRECTORY = "torchmar"
 _PREFIX = "torchmar:"  # of the names of applications
 _DEPLOYMENT = "model"
-_CALLS = 16  # of the directory at once
 _CONNECT_SECONDS = 5.0
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray's address is 127.0.0.1, as by default on a Mac
 _HEALTH_SECONDS = 2.0  # between Ray Serve's checks of a replica
 _WAIT_LOOP_SECONDS = 0.1  # until a replica that ends answers its last requests: Ray Serve itself knows of none
+# That requests must wait before there are more replicas, and be few before there are fewer; Ray's are 30 and 600.
+_UPSCALE_SECONDS, _DOWNSCALE_SECONDS = 5.0, 60.0
+_TRIES, _PAUSE_SECONDS = 5, 1.0  # to join
 T = TypeVar("T")
 
 
@@ -63,7 +69,11 @@ class Session:
         node_id: Ray's id of this node.
 
     Raises:
-        EngineError: there is no such cluster, Ray cannot be started, or another server of torchmar uses the cluster.
+        EngineError: there is no such cluster, or Ray cannot be started.
+
+    Attributes:
+        directory: the actor that all fronts share.
+        front: the name of this front.
     """
 
     def __init__(self, address: str) -> None:
@@ -87,23 +97,45 @@ class Session:
         self._ray, self._serve = ray, serve
         # The front answers clients: Ray Serve's own proxies are not started.
         serve.start(proxy_location="Disabled")
-        self.node_id: str = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        self.node_id: str = context.get_node_id()
         here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        directory = ray.remote(Directory).options(
-            name=_DIRECTORY, num_cpus=0, max_concurrency=_CALLS, scheduling_strategy=here
-        )
-        try:
-            self.directory = directory.remote()
-        except ValueError:  # the name is taken
-            ray.shutdown()
-            raise EngineError(
-                f"another server of torchmar uses the cluster at {address}",
-                hint="stop it, or send requests to it: one server runs a cluster",
-            ) from None
+        self.front = f"{ray.util.get_node_ip_address()} ({self.node_id[:8]}, process {os.getpid()})"
+        self.directory = self._open_directory()
+        self._reader = ray.remote(ContentReader).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._contents: dict[str, PackedContent] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
-        for name in serve.status().applications:
-            if name.startswith(_PREFIX):
-                serve.delete(name)  # of a server that was killed
+
+    def join(self) -> Standing:
+        """Take part in the cluster. Blocking.
+
+        Applications of fronts that have ended without leaving anything to this one are deleted.
+        """
+        for attempt in range(_TRIES):
+            try:
+                standing: Standing = self._ray.get(self.directory.join.remote(self.front))
+                break
+            except self._ray.exceptions.RayError:  # the last front was stopped at this moment
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+                self.directory = self._open_directory()
+        if not standing.revision and standing.fronts == 1:
+            self.delete_others(set())
+        return standing
+
+    def delete_others(self, kept: Set[str]) -> None:
+        """Delete all applications of fronts but some. Blocking."""
+        for name in self._serve.status().applications:
+            if name.startswith(_PREFIX) and name not in kept:
+                self.delete(name)
+
+    def _open_directory(self) -> Any:
+        """Return the directory, which is started if there is none. It outlives this front, and its node."""
+        actor = self._ray.remote(Directory).options(
+            name=_DIRECTORY, num_cpus=0, get_if_exists=True, lifetime="detached", max_restarts=-1
+        )
+        return actor.remote()
 
     def nodes(self, *, free: bool = False) -> dict[str, Resources]:
         """Return the resources of the nodes that are alive, by their names: all, or those that are free."""
@@ -116,7 +148,10 @@ class Session:
             if node["Alive"]:
                 has = by_id.get(node["NodeID"], {}) if free else node["Resources"]
                 found[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = Resources(
-                    cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0), memory=has.get("memory", 0.0)
+                    cpus=has.get("CPU", 0.0),
+                    gpus=has.get("GPU", 0.0),
+                    memory=has.get("memory", 0.0),
+                    others={name: amount for name, amount in has.items() if name not in ("CPU", "GPU", "memory")},
                 )
         return found
 
@@ -131,8 +166,14 @@ class Session:
         if scale.most > scale.least:
             limits = {"min_replicas": scale.least, "max_replicas": scale.most}
             policy = {"policy": {"policy_function": POLICY}, "target_ongoing_requests": scale.batch_size}
-            number = {"autoscaling_config": {**limits, **policy}}
-        needs = {"num_cpus": scale.needs.cpus, "num_gpus": scale.needs.gpus}
+            delays = {"upscale_delay_s": _UPSCALE_SECONDS, "downscale_delay_s": _DOWNSCALE_SECONDS}
+            number = {"autoscaling_config": {**limits, **policy, **delays}}
+        needs = {
+            "num_cpus": scale.needs.cpus,
+            "num_gpus": scale.needs.gpus,
+            **({"memory": scale.needs.memory} if scale.needs.memory else {}),
+            **({"resources": dict(scale.needs.others)} if scale.needs.others else {}),
+        }
         deployment = self._serve.deployment(
             Replica,
             name=_DEPLOYMENT,
@@ -140,7 +181,7 @@ class Session:
             health_check_period_s=_HEALTH_SECONDS,
             graceful_shutdown_timeout_s=scale.drain_seconds,
             graceful_shutdown_wait_loop_s=_WAIT_LOOP_SECONDS,
-            ray_actor_options={**needs, **({"memory": scale.needs.memory} if scale.needs.memory else {})},
+            ray_actor_options=needs,
         )
         # Without a version, Ray Serve replaces all replicas when only their number changes; its command sets it in the
         # same way.
@@ -149,22 +190,45 @@ class Session:
         self._serve.run_many([target], wait_for_applications_running=False)
 
     def delete(self, application: str) -> None:
-        """Delete an application, if it is there. Blocking."""
-        self._serve.delete(application)
+        """Delete an application, if it is there. Blocking.
+
+        Where its replicas take long to end, Ray Serve goes on to delete it.
+        """
+        try:
+            self._serve.delete(application)
+        except TimeoutError as error:
+            logs.SERVER.warning("%s", error)
 
     async def replicas(self) -> Mapping[str, list[ReplicaState]]:
         """Return the replicas that have announced themselves, by the key of their pool."""
         replicas: Mapping[str, list[ReplicaState]] = await self.directory.replicas.remote()
         return replicas
 
+    def reader(self, packed: PackedContent) -> Callable[[int], bytes]:
+        """Return what reads chunks of a packed content of another front."""
+        return reader(self.directory, packed.digest)
+
     async def add_content(self, packed: PackedContent) -> None:
-        """Make a packed content available to nodes."""
-        await self.directory.add_content.remote(packed.digest, packed.path)
+        """Make a packed content of this front available to nodes."""
+        self._contents[packed.digest] = packed
+        await self.directory.add_source.remote(packed.digest, self.front, self._reader, packed.path)
+
+    async def add_contents(self) -> None:
+        """Make all of them available again, to a directory that was started again."""
+        for packed in list(self._contents.values()):
+            await self.add_content(packed)
 
     async def remove_content(self, packed: PackedContent) -> None:
-        """Remove a packed content."""
-        await self.directory.remove_content.remote(packed.digest)
+        """Remove a packed content of this front."""
+        self._contents.pop(packed.digest, None)
+        with contextlib.suppress(Exception):  # of Ray, which may have ended
+            await self.directory.remove_source.remote(packed.digest, self.front)
         Path(packed.path).unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """End the directory: this front was the last one. Blocking."""
+        with contextlib.suppress(Exception):  # of Ray, which may have ended
+            self._ray.kill(self.directory)
 
     def close(self) -> None:
         """Leave the cluster; one of this machine alone ends. Blocking."""

@@ -49,6 +49,8 @@ class WorkerState:
         gpu_usage: nvidia-smi's line for that GPU; ``N/A`` without one.
         memory_usage: bytes; 0 until the server has looked, and where system metrics are off.
         node: of the cluster that it runs on; empty without a cluster.
+        device: in a cluster ``cpu``, or the GPUs of the node: ``gpu 0``.
+        failure: in a cluster the traceback of a worker that does not load.
     """
 
     id: str
@@ -59,6 +61,8 @@ class WorkerState:
     gpu_usage: str = "N/A"
     memory_usage: int = 0
     node: str = ""
+    device: str = ""
+    failure: str = ""
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> WorkerState:
@@ -74,6 +78,8 @@ class WorkerState:
             gpu_usage=str(document.get("gpuUsage", "N/A")),
             memory_usage=int(document.get("memoryUsage", 0)),
             node=str(document.get("node", "")),
+            device=str(document.get("device", "")),
+            failure=str(document.get("failure", "")),
         )
 
 

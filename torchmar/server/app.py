@@ -73,6 +73,7 @@ class ServerApp:
             fixed=settings.fixed_tokens,
         )
         self._pools = pools or LocalPools(ForkServer(settings.worker_environment(os.environ)))
+        self._pools.add_metrics(self._metrics)
         self._archives = ArchiveCache(settings, folder / "models")
         self._events, self._recent_logs = Events(), RecentLogs()
         observer = ServerObserver(self._metrics, self._events)
@@ -110,9 +111,10 @@ class ServerApp:
         inference: http.App = Inference(registry, tokens, settings, metrics, self._tracer)
         if settings.platform.startswith("sagemaker"):
             inference = SageMaker(inference, registry, settings, metrics)
+        management = Management(registry, tokens, settings, metrics, self._console, self._pools.forward)
         apps: dict[str, tuple[Address, http.App]] = {
             "inference": (settings.inference, inference),
-            "management": (settings.management, Management(registry, tokens, settings, metrics, self._console)),
+            "management": (settings.management, management),
         }
         if settings.metrics_api:
             apps["metrics"] = (settings.metrics, MetricsApi(metrics))
@@ -126,6 +128,7 @@ class ServerApp:
                 self._listeners.append(listener)
                 self._grpc = listener
             await starting
+            await self._pools.join(registry, management.manage)
         except BaseException:
             starting.cancel()
             await self.close(0)
@@ -133,6 +136,7 @@ class ServerApp:
         await registry.load()
         self._loaded = True
         self._save_snapshot("startup")
+        self._pools.changed()
         registry.on_change = self._changed
         if (settings.watch or settings.model_base_paths) and settings.watch_seconds:
             store = settings.model_store if settings.watch else None
@@ -189,6 +193,7 @@ class ServerApp:
             self._save_snapshot("shutdown")
         self._archives.stop_downloads()  # registrations would wait for them
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
+        await self._pools.leave()
         await self.registry.close(grace)
         await self._archives.close()
         await self._pools.close()
@@ -205,6 +210,7 @@ class ServerApp:
 
     def _changed(self) -> None:
         self._save_snapshot("snapshot")
+        self._pools.changed()
         if not self.registry.startup.loading:
             self._write_report()
 

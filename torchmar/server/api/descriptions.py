@@ -118,8 +118,10 @@ def _worker(worker: WorkerInfo, usage: dict[int, str]) -> dict[str, Any]:
         "memoryUsage": worker.memory,
         "pid": worker.pid or -1,
         "gpu": worker.gpu is not None,
-        "gpuUsage": "N/A" if worker.gpu is None else usage.get(worker.gpu, "N/A"),
-        **({"node": worker.node} if worker.node else {}),
+        # Those of other machines are not known here.
+        "gpuUsage": "N/A" if worker.gpu is None or worker.node else usage.get(worker.gpu, "N/A"),
+        **({"node": worker.node, "device": worker.device} if worker.node else {}),
+        **({"failure": worker.failure} if worker.failure else {}),
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -41,13 +41,20 @@ class Management:
         settings: the server's configuration.
         metrics: counts the responses.
         console: answers requests below ``/console``; None: there is no console.
+        forward: passes a request on to another server, and returns whether that one answers it.
     """
 
     def __init__(
-        self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics, console: Console | None = None
+        self,
+        registry: Registry,
+        tokens: Tokens,
+        settings: Settings,
+        metrics: Metrics,
+        console: Console | None = None,
+        forward: Callable[[Request], bool] = lambda request: False,
     ) -> None:
         self._registry, self._tokens, self._settings, self._metrics = registry, tokens, settings, metrics
-        self._console = console
+        self._console, self._forward = console, forward
         self._tasks = BackgroundTasks()
         self._ids = request_ids()
 
@@ -76,17 +83,19 @@ class Management:
             self._respond_document(request, management_openapi.management(self._settings.tokens))
             return
         if segments[1] == "console" and self._console:
-            self._console(request, segments[2:], self._manage)
+            self._console(request, segments[2:], self.manage)
             return
         authorization = request.header("authorization")
         if segments[1] == "token" and self._settings.tokens:
             self._renew(request, authorization)
             return
         self._tokens.check(authorization, "read" if request.method in ("GET", "HEAD", "OPTIONS") else "management")
-        self._manage(request, segments[1:])
+        self.manage(request, segments[1:])
 
-    def _manage(self, request: Request, segments: list[str]) -> None:
+    def manage(self, request: Request, segments: list[str]) -> None:
         """Answer a request whose token or session was checked, by the segments of its path."""
+        if self._forward(request):
+            return
         if segments[:1] == ["models"] and len(segments) <= 4:
             self._models(request, segments[1:])
         elif segments == ["downloads"]:

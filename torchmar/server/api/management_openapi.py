@@ -131,7 +131,11 @@ _SCHEMAS: Mapping[str, Schema] = {
             "gpu": FLAG,
             "gpuUsage": TEXT,
         },
-        {"node": {"type": "string", "description": "Where it runs, in a cluster."}},
+        {
+            "node": {"type": "string", "description": "Where it runs, in a cluster."},
+            "device": {"type": "string", "description": "In a cluster: `cpu`, or the GPUs of the node: `gpu 0`."},
+            "failure": {"type": "string", "description": "In a cluster: the traceback, if it does not load."},
+        },
     ),
 }
 _STATUS = {"200": response("Done", reference("Status"))}

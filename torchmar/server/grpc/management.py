@@ -64,6 +64,7 @@ class Management:
     async def register(self, request: wire.RegisterModelRequest, context: Context) -> wire.ManagementResponse:
         """Register an archive; a number of zero or less counts as not set. The URL may end in ``#sha256=HEX``."""
         self._check_allowed()
+        self._registry.check_changes()
         if not request.url:
             raise ApiError(400, "BadRequestException", "Parameter url is required.")
         url, digest = source(request.url)
@@ -86,6 +87,7 @@ class Management:
 
     async def scale(self, request: wire.ScaleWorkerRequest, context: Context) -> wire.ManagementResponse:
         """Set the number of workers of a version; 0 counts as 1."""
+        self._registry.check_changes()
         min_workers = _number(request.min_worker) or 1
         max_workers = _number(request.max_worker) or min_workers
         version = request.model_version or None
@@ -98,6 +100,7 @@ class Management:
 
     async def set_default(self, request: wire.SetDefaultRequest, context: Context) -> wire.ManagementResponse:
         """Make a version the default one."""
+        self._registry.check_changes()
         name, version = request.model_name, request.model_version
         self._registry.set_default(name, version)
         return _response(status_messages.made_default(name, version))
@@ -105,6 +108,7 @@ class Management:
     async def unregister(self, request: wire.UnregisterModelRequest, context: Context) -> wire.ManagementResponse:
         """Remove a version."""
         self._check_allowed()
+        self._registry.check_changes()
         if not request.model_name:
             raise ApiError(400, "BadRequestException", "Parameter model_name is required.")
         await self._registry.unregister(request.model_name, request.model_version or None)

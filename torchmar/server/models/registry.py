@@ -140,6 +140,11 @@ class Registry:
             raise self.startup.not_found(name, ApiError(404, "ModelVersionNotFoundException", message))
         return registered
 
+    def check_changes(self) -> None:
+        """Raise ApiError (409) if only another server changes models, which this one follows."""
+        if refusal := self._pools.refusal():
+            raise ApiError(409, "ConflictStatusException", f"{refusal[0].upper()}{refusal[1:]}.")
+
     async def load(self) -> None:
         """Register the pending models of `startup`, in their order; failures are logged and recorded there.
 
@@ -375,6 +380,17 @@ class Registry:
         # Shielded: it continues when the client disconnects.
         await asyncio.shield(self._tasks.start(self._unregister(registered)))
         self._events.add("unregistered", "unregistered", name, registered.version)
+        self.on_change()
+
+    async def drop(self, name: str, version: str) -> None:
+        """Remove a version, also the default one, that another server has removed; its requests are completed.
+
+        Raises:
+            ApiError: 404, there is no such version.
+        """
+        registered = self.find(name, version)
+        self._remove(registered)
+        await self._end(registered, registered.serving.pool.response_timeout)
         self.on_change()
 
     async def _unregister(self, version: Version) -> None:

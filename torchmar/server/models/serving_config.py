@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from torchmar import manifest, recipe
 from torchmar.archive import file_digest
-from torchmar.recipe import NO_STAGE, Stages, TorchmarConfig, are_stages
+from torchmar.recipe import NO_STAGE, Replica, Stages, TorchmarConfig, are_stages
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.models import archive_urls
@@ -246,6 +248,7 @@ def resolve(
             postprocess_workers=stages.get("postprocess", 0),
             fork=fork,
             fork_reason=fork_reason,
+            replica=_replica(config, registration.shown_url),
         ),
         runtime=runtime,
         min_workers=min_workers,
@@ -373,11 +376,32 @@ def _fork(config: _ModelConfig) -> bool | None:
         return None
     value = section.get("fork")
     if unknown := [str(name) for name in section if name not in TorchmarConfig.model_fields]:
-        config.ignore("torchmar", f"there is no key {', '.join(unknown)} in this section; it has fork")
+        config.ignore("torchmar", f"there is no key {', '.join(unknown)} in this section; it has fork and replica")
     if value is not None and not isinstance(value, bool):
         config.ignore("torchmar", "fork should be true or false")
         return None
     return value
+
+
+def _replica(config: _ModelConfig, url: str) -> Replica | None:
+    """Return the section ``torchmar: {replica: ...}``; None: there is none.
+
+    Raises:
+        ApiError: 400; it is wrong: with fewer resources than its author wrote, replicas would share what they must not.
+    """
+    section = config.get("torchmar")
+    if not isinstance(section, Mapping) or section.get("replica") is None:
+        return None
+    try:
+        return Replica.model_validate(section["replica"])
+    except ValidationError as error:
+        reasons = [
+            ": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, "))))
+            for detail in error.errors()
+        ]
+        message = f"{url}: its model-config.yaml: torchmar: replica: {'; '.join(reasons)}"
+        example = "replica: {cpus: 2, gpus: 0.5, memory: 4GiB, resources: {a100: 1}}"
+        raise ApiError(400, "InvalidModelException", f"{message}. Write {example}") from None
 
 
 def _check_supported(config: Mapping[str, Any], runtime: str, url: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from torchmar.server.telemetry import logs
@@ -31,6 +31,9 @@ _BATCH = MetricSpec("torchmar_batch_size", "histogram", "Requests that a worker 
 
 _REQUESTS = "ts_inference_requests_total"
 _LATENCY_US, _QUEUE_US = "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
+
+#: Values of a metric, by those of its labels.
+Values = Mapping[tuple[str, ...], float]
 
 # Rejected updates, each logged once per model.
 _Fault = Literal["name", "labels", "limit"]
@@ -71,6 +74,7 @@ class Metrics:
         self._queue, self._request, self._batch = histograms = [Metric(spec) for spec in (_QUEUE, _REQUEST, _BATCH)]
         self._metrics |= {metric.spec.name: metric for metric in histograms}
         self._counters: list[tuple[Child, Callable[[], int]]] = []
+        self._measured: list[tuple[Metric, Callable[[], Values]]] = []
         self._server_names = self._metrics.keys() - {spec.name for spec in config.models}
         self._permanent_names = frozenset(self._metrics)
         self._versions: dict[tuple[str, str], _VersionMetrics] = {}
@@ -197,15 +201,26 @@ class Metrics:
         self._permanent_names |= {name}
         self._counters.append((metric.of(), count))
 
+    def add_measured(self, spec: MetricSpec, measure: Callable[[], Values]) -> None:
+        """Show a metric whose series are measured whenever the metrics are read; others than those are dropped."""
+        self._metrics[spec.name] = metric = Metric(spec)
+        self._server_names.add(spec.name)
+        self._permanent_names |= {spec.name}
+        self._measured.append((metric, measure))
+
     def text(self, names: Collection[str] = ()) -> str:
         """Return all metrics in Prometheus' text format, or the lines that have one of ``names``."""
         for child, count in self._counters:
             child.value = count()
+        for metric, measure in self._measured:
+            metric.series.clear()
+            for labels, number in measure().items():
+                metric.of(*labels).value = number
         if self._machine:
-            for metric, value in self._machine.collect():
-                self._of(metric, "Host", self._hostname).add(value)
-            for index, metric, value in self._machine.gpus():
-                self._of(metric, "Host", index, self._hostname).add(value)
+            for name, value in self._machine.collect():
+                self._of(name, "Host", self._hostname).add(value)
+            for index, name, value in self._machine.gpus():
+                self._of(name, "Host", index, self._hostname).add(value)
         return "".join(family.text(names) for family in self._metrics.values())
 
     def _version(self, name: str, version: str) -> _VersionMetrics:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from torchmar.recipe import Replica
 from torchmar.worker.process import forking
 from torchmar.worker.process.messages import MetricUpdate
 from torchmar.worker.process.stages import INFERENCE, POSTPROCESS, PREPROCESS
@@ -54,6 +55,7 @@ class PoolOptions:
         stage: the stage that the workers run; empty: they do all of a request.
         fork: whether workers are forks of one process that has loaded the model; see `torchmar.worker.process.forking`.
         fork_reason: the reason of ``fork``, for the log.
+        replica: what a node of a cluster keeps free for each worker, as the archive says; None: it does not say.
     """
 
     name: str
@@ -80,6 +82,7 @@ class PoolOptions:
     stage: str = ""
     fork: str = forking.NEVER
     fork_reason: str = ""
+    replica: Replica | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -91,7 +94,10 @@ class PoolOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """The state of a worker; ``memory`` in bytes, ``started`` in seconds since 1970, ``node`` only in clusters."""
+    """The state of a worker; ``memory`` in bytes, ``started`` in seconds since 1970.
+
+    Only in clusters it has ``node``, ``device`` and ``failure``, the traceback of a worker that does not load.
+    """
 
     id: str
     state: State
@@ -100,3 +106,5 @@ class WorkerInfo:
     gpu: int | None
     memory: int
     node: str = ""
+    device: str = ""
+    failure: str = ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from torchmar.server.http import Request
+from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.fork_servers import ForkServers
 from torchmar.server.workers.jobs import Job
@@ -73,8 +76,31 @@ class VersionPool(Protocol):
 class Pools(Protocol):
     """Makes the pools of a server's versions. All methods are called in the server's loop."""
 
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Add metrics of their own to those of the server."""
+
     async def start(self) -> None:
         """Start what all pools need. Raises TorchmarError if it cannot be started."""
+
+    async def join(self, registry: Any, manage: Callable[[Request, list[str]], None]) -> None:
+        """Begin to serve what other servers with the same workers do; called once, before models are loaded.
+
+        Args:
+            registry: the models of this server, a `torchmar.server.models.registry.Registry`.
+            manage: answers a request of the management API whose token was checked.
+        """
+
+    def forward(self, request: Request) -> bool:
+        """Pass a request of the management API on to another server; return whether that one answers it."""
+
+    def refusal(self) -> str:
+        """Return why this server changes no models by itself; empty: it does."""
+
+    def changed(self) -> None:
+        """Take note that the registered models have changed."""
+
+    async def leave(self) -> None:
+        """Prepare for the end of this server: `release` then leaves to other servers what they need."""
 
     def create(
         self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
@@ -110,9 +136,29 @@ class LocalPools:
         self._fork_servers = ForkServers(fork_server)
         self._used: dict[VersionPool, ForkServer] = {}
 
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Of `Pools`: there are none."""
+
     async def start(self) -> None:
         """Of `Pools`: import torch in the fork server."""
         await self._fork_server.start()
+
+    async def join(self, registry: Any, manage: Callable[[Request, list[str]], None]) -> None:
+        """Of `Pools`: there are no other servers."""
+
+    def forward(self, request: Request) -> bool:
+        """Of `Pools`: there are no other servers."""
+        return False
+
+    def refusal(self) -> str:
+        """Of `Pools`: this server changes models."""
+        return ""
+
+    def changed(self) -> None:
+        """Of `Pools`: there are no other servers."""
+
+    async def leave(self) -> None:
+        """Of `Pools`: there are no other servers."""
 
     def create(
         self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None

@@ -110,6 +110,11 @@ class StagedPool:
         return self._inference.failure or next((pool.failure for pool in self._passage if pool.failure), "")
 
     @property
+    def given_up(self) -> bool:
+        """Whether the workers of a stage will not be started again."""
+        return any(pool.given_up for pool in self._passage)
+
+    @property
     def description(self) -> ModelDescription:
         """The tensors of the handler; empty until it has loaded once."""
         return self._inference.description

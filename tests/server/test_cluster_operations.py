@@ -1,0 +1,310 @@
+"""A cluster in operation: placement, environments, stages, logs, metrics, access, failures, commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.command import torchmar
+from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster, start_front
+from tests.support.waiting import until
+from tests.support.wheels import lock_of, write_wheel
+from torchmar import archive, recipe
+from torchmar.archive import file_digest
+from torchmar.engines.ray import Ray
+from torchmar.errors import ServerError
+
+pytestmark = [pytest.mark.oracle, pytest.mark.unforked]
+ECHO = """
+import os
+import time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    print("a line of the handler", flush=True)
+    time.sleep(0.02)
+    return [{"id": context.get_request_id(index), "pid": os.getpid()} for index in range(len(rows))]
+"""
+OWN = """
+import sys, tiny
+
+def handle(rows, context):
+    return None if rows is None else [{"tiny": tiny.VALUE, "prefix": sys.prefix} for _ in rows]
+"""
+STAGED = """
+import os
+
+class Handler:
+    def initialize(self, context):
+        self.initialized = True
+
+    def preprocess(self, rows):
+        self.first = os.getpid()
+        return [self.first for row in rows]
+
+    def inference(self, data):
+        return [(first, os.getpid()) for first in data]
+
+    def postprocess(self, data):
+        return [{"pids": list(pair)} for pair in data]
+
+    def handle(self, rows, context):
+        return self.postprocess(self.inference(self.preprocess(rows)))
+"""
+CRASH = """
+import os
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    os._exit(3)
+"""
+
+
+def pack(store: Path, name: str, code: str, version: str = "1.0", **keys: Any) -> str:
+    folder = store.parent / f"{name}-{version}"
+    folder.mkdir(exist_ok=True)
+    (folder / "handler.py").write_text(code)
+    keys["config"] = {"minWorkers": 1, "maxWorkers": 1, "deviceType": "cpu", **keys.get("config", {})}
+    written = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py", **keys})
+    return archive.pack(archive.collect_members(written, folder), store / f"{name}-{version}.mar").path.name
+
+
+def placed(**replica: Any) -> dict[str, Any]:
+    return {"config": {"torchmar": {"replica": replica}}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("operations") / "store"
+    store.mkdir()
+    pack(store, "echo", ECHO)
+    pack(store, "echo", ECHO, "2.0")
+    pack(store, "ssd", ECHO, **placed(cpus=0.5, resources={"ssd": 1}))
+    pack(store, "half", ECHO, **placed(cpus=0.5, gpus=0.5))
+    pack(store, "large", ECHO, **placed(cpus=64, memory="2TiB"))
+    pack(store, "crash", CRASH, config={"maxRetryTimeoutInSec": 3})
+    pack(store, "queue", ECHO, config={"minWorkers": 1, "maxWorkers": 3, "torchmar": {"replica": {"cpus": 0.5}}})
+    pack(store, "staged", STAGED, config={"stages": {"preprocess": 1, "inference": 1}})
+    place = store.parent / "own-1.0"
+    wheel = write_wheel(place / "wheels", "tiny", "1.0", "VALUE = '1.0'\n")
+    (place / "lock.txt").write_text(lock_of(wheel))
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    own = {"python": here, "requirements": "lock.txt", "wheels": "wheels", "server_packages": True}
+    pack(store, "own", OWN, runtime=own)
+    return store
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with ray_cluster(2, {"num_cpus": 3, "resources": {"ssd": 2}}, {"num_cpus": 2, "num_gpus": 1}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, store: Path, cluster: RayCluster) -> Iterator[Ray]:
+    folder = tmp_path_factory.mktemp("front")
+    keys = {
+        "torchmar_access_log": "true",
+        "install_py_dep_per_model": "true",
+        "torchmar_venv_folder": str(folder / "venvs"),
+        "allowed_urls": "http://127.0.0.1.*",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in LOOPBACK.items():
+            patch.setenv(name, value)
+        with start_front(cluster, folder, store, **keys) as running:
+            yield running
+
+
+def post(server: Ray, name: str) -> requests.Response:
+    return requests.post(f"{server.server.inference}/predictions/{name}", b"x", headers=bearer(server), timeout=60)
+
+
+def bearer(server: Ray, api: str = "inference") -> dict[str, str]:
+    assert server.server.key_file
+    key = json.loads(server.server.key_file.read_text())[api]["key"]
+    return {"Authorization": f"Bearer {key}"}
+
+
+def described(server: Ray, name: str) -> dict[str, Any]:
+    url = f"{server.server.management}/models/{name}"
+    return dict(requests.get(url, headers=bearer(server, "management"), timeout=60).json()[0])
+
+
+def logged(server: Ray, file: str) -> str:
+    return (server.folder / "logs" / file).read_text()
+
+
+@pytest.fixture
+def echo(server: Ray) -> Iterator[None]:
+    server.management.register("echo-1.0.mar", initial_workers=1, timeout=120)
+    yield
+    server.management.unregister("echo")
+
+
+def test_replicas_are_placed_by_what_the_archive_asks_for(server: Ray) -> None:
+    server.management.register("ssd-1.0.mar", timeout=120)
+    server.management.scale("ssd", min_worker=2, max_worker=2, timeout=120)
+    assert len({worker["node"] for worker in described(server, "ssd")["workers"]}) == 1
+    with pytest.raises(ServerError, match=r"3 replicas need 0.5 CPUs, 1 ssd each, and there is room for 2"):
+        server.management.scale("ssd", min_worker=3, max_worker=3, timeout=120)
+    assert server.management.describe("ssd")[0].ready == 2
+    server.management.unregister("ssd")
+    with pytest.raises(ServerError, match=r"a replica needs 64 CPUs, 2048.0 GiB of memory, and no node has as much"):
+        server.management.register("large-1.0.mar", timeout=120)
+
+
+def test_replicas_share_a_gpu_and_say_which(server: Ray) -> None:
+    server.management.register("half-1.0.mar", timeout=120)
+    server.management.scale("half", min_worker=2, max_worker=2, timeout=120)
+    workers = described(server, "half")["workers"]
+    assert [(worker["gpu"], worker["device"]) for worker in workers] == [(True, "gpu 0")] * 2
+    with pytest.raises(ServerError, match=r"0.5 GPUs each, and there is room for 2"):
+        server.management.scale("half", min_worker=3, max_worker=3, timeout=120)
+    server.management.unregister("half")
+
+
+def test_an_archive_with_a_runtime_runs_in_its_own_environment(server: Ray) -> None:
+    pytest.importorskip("uv")
+    server.management.register("own-1.0.mar", timeout=300)
+    answer = post(server, "own").json()
+    assert answer["tiny"] == "1.0" and "/venvs/" in answer["prefix"]
+    server.management.unregister("own")
+
+
+def test_stages_are_processes_of_the_replica(server: Ray) -> None:
+    server.management.register("staged-1.0.mar", timeout=120)
+    assert len(set(post(server, "staged").json()["pids"])) == 2
+    server.management.unregister("staged")
+
+
+def test_requests_keep_their_ids_and_lines_of_handlers_reach_the_logs(server: Ray, echo: None) -> None:
+    answer = post(server, "echo")
+    assert answer.json()["id"] == answer.headers["x-request-id"]
+    until(lambda: answer.headers["x-request-id"] in logged(server, "access.log"))
+    until(lambda: "a line of the handler" in logged(server, "workers.log"))
+    shown = torchmar("logs", "echo", "--run-folder", server.folder, cwd=server.folder)
+    assert "a line of the handler" in shown.stdout
+
+
+def test_metrics_count_replicas_and_resources_by_node(server: Ray, echo: None) -> None:
+    post(server, "echo")
+
+    def lines() -> str:
+        return requests.get(f"{server.properties.get('metrics_address')}/metrics", timeout=60).text
+
+    until(lambda: 'torchmar_replica_requests_total{model_name="echo"' in lines() and "} 1.0" in lines())
+    assert 'torchmar_node_replicas{model_name="echo",model_version="1.0",node="127.0.0.1' in lines()
+    until(lambda: 'resource="gpus",} 1.0' in lines())
+
+
+def test_requests_need_tokens(server: Ray, echo: None) -> None:
+    url = f"{server.server.inference}/predictions/echo"
+    assert requests.post(url, b"", timeout=60).status_code == 400
+    assert post(server, "echo").status_code == 200
+
+
+def test_a_model_that_crashes_takes_no_other_along(server: Ray, echo: None) -> None:
+    server.management.register("crash-1.0.mar", timeout=120)
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            statuses.append(post(server, "echo").status_code)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        for _ in range(5):
+            assert post(server, "crash").status_code in (500, 503)
+        count = len(statuses)
+        until(lambda: len(statuses) > count + 20)
+    finally:
+        stop.set()
+        thread.join()
+    assert set(statuses) == {200}
+    server.management.unregister("crash")
+
+
+def test_ray_adds_and_removes_replicas_by_the_requests_that_wait(server: Ray) -> None:
+    management = server.management
+    management.register("queue-1.0.mar", timeout=120)
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            assert post(server, "queue").status_code == 200
+
+    with ThreadPoolExecutor(12) as threads:
+        sending = [threads.submit(send) for _ in range(12)]
+        try:
+            until(lambda: management.describe("queue")[0].ready == 3, 120)
+        finally:
+            stop.set()
+        for each in sending:
+            each.result()
+    until(lambda: management.describe("queue")[0].ready == 1, 120)
+    management.unregister("queue")
+
+
+def test_an_archive_at_a_url_is_compared_with_its_digest_before_it_runs(server: Ray, store: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(store))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_port}/echo-1.0.mar"
+        try:
+            with pytest.raises(ServerError, match="SHA-256"):
+                server.management.register(f"{url}#sha256={'0' * 64}", initial_workers=1, timeout=120)
+            digest = file_digest.of(store / "echo-1.0.mar", lambda: False)
+            server.management.register(f"{url}#sha256={digest}", initial_workers=2, timeout=120)
+        finally:
+            site.shutdown()
+    assert post(server, "echo").status_code == 200
+    server.management.unregister("echo")
+
+
+def test_commands_of_operation_work_as_with_the_built_in_server(server: Ray, store: Path, tmp_path: Path) -> None:
+    where = ("--run-folder", server.folder)
+    deployment = tmp_path / "deployment.yaml"
+    text = (
+        'models: {echo: {default: "V", drain_seconds: 1, versions: {"1.0": {min_workers: 1}, "2.0": {min_workers: 1}}}}'
+    )
+    deployment.write_text(text.replace("V", "1.0"))
+    assert "+ echo 1.0" in torchmar("plan", deployment, *where, cwd=tmp_path, code=2).stdout
+    torchmar("apply", deployment, *where, cwd=tmp_path)
+    assert "nothing to do" in torchmar("plan", deployment, *where, cwd=tmp_path).stdout
+    deployment.write_text(text.replace("V", "2.0"))
+    torchmar("apply", deployment, *where, cwd=tmp_path)
+    assert server.management.describe("echo")[0].version == "2.0"
+    torchmar("rollback", "echo", *where, cwd=tmp_path)
+    assert server.management.describe("echo")[0].version == "1.0"
+    body = tmp_path / "body.txt"
+    body.write_text("x")
+    torchmar("promote", "echo", "2.0", *where, "--against-current", "--requests", tmp_path, cwd=tmp_path, code=1)
+    (document,) = json.loads(torchmar("status", *where, "--json", cwd=tmp_path).stdout)
+    assert document["engine"] == "ray"
+    assert all(model["workers"][0]["node"] for model in document["models"])
+    assert "echo" in torchmar("status", *where, cwd=tmp_path).stdout
+    assert "echo" in torchmar("top", *where, "--once", cwd=tmp_path).stdout
+    load = ("--connections", "2", "--duration", "2", "--warmup", "0", "--requests", body)
+    # A measurement on a busy machine is invalid, and the exit code 1.
+    command = [sys.executable, "-m", "torchmar", "bench", "echo", *where, *load]
+    measured = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "the built-in server on Ray" in measured.stdout and "2 connections" in measured.stdout
+    server.management.set_default("echo", "1.0")
+    server.management.unregister("echo", "2.0")
+    server.management.unregister("echo")

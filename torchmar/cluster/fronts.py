@@ -1,0 +1,364 @@
+"""The fronts of a cluster: one leads, which changes what is served, and the others follow it.
+
+Every front answers requests for models, sends them to the same replicas, and describes them. A request that changes
+something is passed on to the leading front through the directory. When that one ends, another leads after a few
+seconds, and all replicas stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchmar.archive import file_digest
+from torchmar.checks.admission import EVERYTHING
+from torchmar.cluster.directory import ANNOUNCE_SECONDS, Answer, Call, SharedState, SharedVersion, Standing
+from torchmar.cluster.node_archives import copy, fetch
+from torchmar.cluster.session import Session
+from torchmar.errors import TorchmarError
+from torchmar.server.api_error import ApiError
+from torchmar.server.background_tasks import BackgroundTasks
+from torchmar.server.config import routes
+from torchmar.server.config.startup_models import StartupModel
+from torchmar.server.http import Request
+from torchmar.server.http.context import Context
+from torchmar.server.http.limits import Limits
+from torchmar.server.http.responses import ResponseHeads
+from torchmar.server.models import snapshots
+from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.telemetry import logs
+
+if TYPE_CHECKING:
+    from torchmar.cluster.pool import ClusterPools
+
+#: Stands for all models that another front serves: requests wait until this front serves them, too.
+SHARED = StartupModel("", key="the cluster")
+_PUBLISH_PAUSE_SECONDS = 0.01
+_CONTENT_TYPE = re.compile(rb"\r\ncontent-type: ([^\r\n]*)")
+_CONTEXT = Context(app=lambda request: None, limits=Limits(), heads=ResponseHeads())  # of requests that were passed on
+_CALL_SECONDS = 3600.0  # a registration may download an archive
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+class Fronts:
+    """The part of a front in a cluster.
+
+    Args:
+        session: the cluster.
+        pools: of this front.
+        folder: for packed contents.
+        standing: what the session has learned when it joined.
+
+    Attributes:
+        leads: whether this front changes what is served.
+    """
+
+    def __init__(self, session: Session, pools: ClusterPools, folder: Path, standing: Standing) -> None:
+        self._session, self._pools, self._folder = session, pools, folder
+        self.leads = standing.leader == session.front and standing.revision == 0
+        self._revision = 0  # that this front serves
+        self._registry: Registry | None = None
+        self._manage: Callable[[Request, list[str]], None] | None = None
+        self._tasks = BackgroundTasks(_log_error)
+        self._changed = asyncio.Event()
+        self._applied = asyncio.Event()
+        self._leader = standing.leader
+        self._publishing = False
+        self._failed: set[str] = set()  # keys of pools
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self, registry: Registry, manage: Callable[[Request, list[str]], None]) -> None:
+        """Take part; returns when this front serves what the others do.
+
+        Args:
+            registry: the models of this front.
+            manage: answers a request of the management API whose token was checked.
+        """
+        self._registry, self._manage = registry, manage
+        self._tasks.start(self._take_part())
+        if not self.leads:
+            self._following = self._tasks.start(self._catch_up())
+            await self._following
+            for model in registry.startup.pending:
+                registry.startup.registered(model)
+        self._tasks.start(self._publish())
+        self._tasks.start(self._answer_calls())
+
+    async def close(self) -> bool:
+        """Stop taking part; return whether another front goes on."""
+        await self._tasks.close()
+        with contextlib.suppress(Exception):  # of Ray; the cluster may have ended
+            return bool(await self._session.directory.leave.remote(self._session.front))
+        return False
+
+    def changed(self) -> None:
+        """Publish what this front serves, if it leads."""
+        self._changed.set()
+
+    def refusal(self) -> str:
+        """Return why this front changes nothing by itself; empty: it does."""
+        if self.leads:
+            return ""
+        return f"this front follows {self._leader}, which changes models; the REST API passes requests on to it"
+
+    def forward(self, request: Request) -> bool:
+        """Pass a request that changes something on to the leading front; return whether that is so."""
+        if self.leads or request.method in _SAFE:
+            return False
+        self._tasks.start(self._forward(request))
+        return True
+
+    async def _forward(self, request: Request) -> None:
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers]
+        call = Call(0, request.method, request.target, headers, request.body)
+        try:
+            answer: Answer | None = await self._session.directory.call.remote(call, _CALL_SECONDS)
+        except Exception as error:
+            answer = None
+            logs.SERVER.error("%s %s is not passed on: %s", request.method, request.path, error)
+        if answer is None:
+            message = "No other server of the cluster has answered; whether it has done this is not known."
+            request.respond_error(ApiError(503, "ServiceUnavailableException", message))
+            return
+        # The client sees here what it has changed.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._wait_for(answer.revision), 5 * ANNOUNCE_SECONDS)
+        request.respond(answer.status, answer.body, answer.content_type, answer.headers)
+
+    async def _wait_for(self, revision: int) -> None:
+        while self._revision < revision:
+            self._applied.clear()
+            await self._applied.wait()
+
+    async def _take_part(self) -> None:
+        """Announce this front, and follow or lead."""
+        directory = self._session.directory
+        while True:
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+            try:
+                standing: Standing = await directory.join.remote(self._session.front)
+                leader = standing.leader == self._session.front
+                if not leader and self.leads:
+                    logs.SERVER.warning("another front leads now: %s", standing.leader)
+                    self._pools.own_all(False)
+                self.leads, self._leader = leader and self.leads, standing.leader
+                if self.leads:
+                    if standing.revision < self._revision:  # the directory was started again
+                        self._changed.set()
+                        await self._session.add_contents()
+                elif (leader or standing.revision != self._revision) and (
+                    not self._following or self._following.done()
+                ):
+                    # Beside this task: archives may take long to copy.
+                    self._following = self._tasks.start(self._catch_up(lead=leader))
+            except Exception as error:  # Ray has many; the next attempt may do
+                logs.SERVER.error("the directory of the cluster does not answer: %s", error)
+
+    async def _catch_up(self, *, lead: bool = False) -> None:
+        """Serve what is published, and then lead, perhaps."""
+        try:
+            await self._follow()
+        except Exception as error:  # Ray has many
+            logs.SERVER.error("what the cluster serves cannot be read: %s", error)
+        else:
+            if lead:
+                self._lead()
+                self._pools.remove_unused()
+                await self._pools.delete_others()  # what could not be taken over
+
+    def _lead(self) -> None:
+        logs.SERVER.info("this front leads now")
+        self.leads, self._leader = True, self._session.front
+        self._pools.own_all(True)
+        self._changed.set()
+
+    async def _publish(self) -> None:
+        """Publish what this front serves, whenever it has changed."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self.leads:
+                self._publishing = True
+                try:
+                    state = await self._state()
+                    if revision := await self._session.directory.publish.remote(self._session.front, state):
+                        self._revision = revision
+                except Exception as error:
+                    logs.SERVER.error("the other fronts are not told what has changed: %s", error)
+                    await asyncio.sleep(ANNOUNCE_SECONDS)
+                    self._changed.set()
+                finally:
+                    self._publishing = False
+
+    async def _state(self) -> SharedState:
+        registry = self._registry
+        assert registry
+        versions = [version for model in registry.models.values() for version in model.versions.values()]
+        shared = {(version.name, version.version): await self._pools.shared(version) for version in versions}
+        return SharedState(
+            models=snapshots.document(registry, "")["models"],
+            versions=shared,
+            routes=routes.show(registry.routes.by_path),
+        )
+
+    async def _follow(self) -> None:
+        """Serve what the leading front does."""
+        registry, pools = self._registry, self._pools
+        assert registry
+        revision, state = await self._session.directory.state.remote()
+        if revision == self._revision:
+            return
+        for (name, version), shared in state.versions.items():
+            if (entry := state.models.get(name, {}).get(version)) is None:
+                continue  # it was removed while the state was collected
+            known = registry.models.get(name)
+            registered = known.versions.get(version) if known else None
+            if registered and pools.key_of(registered.pool) != shared.key:  # it was registered anew
+                await registry.drop(name, version)
+                registered = None
+            if registered:
+                await pools.resize(registered.pool, entry["minWorkers"], entry["maxWorkers"])
+            elif shared.key not in self._failed:
+                await self._attach(name, version, entry, shared)
+        for name, model in list(registry.models.items()):
+            entries = state.models.get(name, {})
+            default = next((version for version, entry in entries.items() if entry["defaultVersion"]), "")
+            if default in model.versions:
+                model.default = default
+            model.labels = {label: version for version, entry in entries.items() for label in entry.get("labels", ())}
+            for version in model.versions.keys() - entries.keys():
+                await registry.drop(name, version)
+        wanted = routes.parse(state.routes)
+        for path in registry.routes.by_path.keys() - wanted.keys():
+            registry.routes.remove(path)
+        for path, route in wanted.items():
+            if registry.routes.by_path.get(path) != route:
+                registry.routes.set(path, route)
+        self._revision = revision
+        self._applied.set()
+
+    async def _attach(self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion) -> None:
+        """Register a version whose replicas another front has deployed; what fails is logged and left out."""
+        registry, pools = self._registry, self._pools
+        assert registry
+        content = None
+        try:
+            own = await asyncio.to_thread(copy, shared.content, self._session.reader(shared.content), self._folder)
+            content = await asyncio.to_thread(fetch, own, lambda offset: b"")
+            await self._session.add_content(own)
+            pools.attach_next(name, version, shared.key, own, content)
+            registration = Registration(
+                content.folder,
+                model_name=name,
+                version=version,
+                handler=entry.get("handler", ""),
+                runtime=entry.get("runtimeType"),
+                synchronous=False,
+                ignored_checks=EVERYTHING,  # the leading front has checked it
+                state=entry,
+                by_operator=True,
+            )
+            registered = await registry.register(registration)
+        except (ApiError, TorchmarError) as error:
+            self._failed.add(shared.key)
+            logs.SERVER.error("%s %s is not served by this front: %s", name, version, error.message)
+            if content and pools.attach_no_more(name, version):
+                content.close()
+            return
+        registered.url = entry["marName"]
+        digest = file_digest.parse(entry.get("digest", ""))
+        registered.archive = replace(
+            registered.archive, size=shared.size, modified=shared.modified, digest=digest, url=registered.url
+        )
+
+    async def _answer_calls(self) -> None:
+        """Answer requests that other fronts pass on."""
+        directory = self._session.directory
+        while True:
+            try:
+                call: Call | None = await directory.next_call.remote(self._session.front)
+            except Exception:
+                await asyncio.sleep(ANNOUNCE_SECONDS)
+                continue
+            if call:
+                self._tasks.start(self._answer(call))
+
+    async def _answer(self, call: Call) -> None:
+        assert self._manage
+        answered = asyncio.Event()
+        writer = _Collected()
+        fields = {name.lower(): value for name, value in reversed(call.headers)}
+        request = Request(
+            _CONTEXT,
+            writer,
+            lambda request: answered.set(),
+            "cluster",
+            call.method,
+            call.target,
+            call.headers,
+            fields,
+            http_1_0=False,
+        )
+        request.content = call.body
+        try:
+            segments = request.path.rstrip("/").split("/")[1:]
+            self._manage(request, segments)
+        except ApiError as error:
+            request.respond_error(error)
+        except Exception as error:
+            request.fail(error)
+        await answered.wait()
+        await self._published()
+        content_type = _CONTENT_TYPE.search(bytes(writer.head))
+        answer = Answer(
+            request.status,
+            content_type[1].decode("latin-1") if content_type else "",
+            list(request.response_headers),
+            bytes(writer.body),
+            self._revision,
+        )
+        await self._session.directory.answer.remote(call.id, answer)
+
+    async def _published(self) -> None:
+        """Wait until what has changed is published."""
+        while self.leads and (self._changed.is_set() or self._publishing):
+            await asyncio.sleep(_PUBLISH_PAUSE_SECONDS)
+
+
+class _Collected:
+    """A `torchmar.server.http.request.ResponseWriter` that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.head, self.body = bytearray(), bytearray()
+
+    def write_response(self, head: bytes, length: int, body: bytes) -> None:
+        """Of `ResponseWriter`, as all of these."""
+        self.head += head
+        self.body += body
+
+    def write_head(self, head: bytes, *, close: bool = False) -> None:
+        """Keep it."""
+        self.head += head
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        self.body += data
+
+    def write_parts(self, parts: list[bytes]) -> None:
+        """Keep it."""
+        self.body += b"".join(parts)
+
+    async def drain(self) -> None:
+        """Return at once: nothing waits."""
+
+    def abort(self) -> None:
+        """Keep what there is."""
+
+
+def _log_error(error: BaseException) -> None:
+    logs.SERVER.error("a task of this front has failed", exc_info=error)

@@ -1,0 +1,74 @@
+"""Lines of a replica's logs on their way to the fronts, whose logs have those of all nodes."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import NamedTuple
+
+from torchmar.server.telemetry import logs
+
+_CAPACITY = 2000  # lines that wait for the next announcement; the oldest are dropped
+
+
+class LogLine(NamedTuple):
+    """A line of a log.
+
+    Attributes:
+        worker: whether it is a worker's output; otherwise it is of the replica's own server.
+        level: as in the logging module.
+        text: without a line break at its end.
+    """
+
+    worker: bool
+    level: int
+    text: str
+
+
+class LogLines(logging.Handler):
+    """Collects what this process logs, until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[LogLine] = deque(maxlen=_CAPACITY)
+        self._dropped = 0
+
+    @classmethod
+    def collect(cls) -> LogLines:
+        """Return the lines that this process logs from now on."""
+        lines = cls()
+        for logger in (logs.SERVER, logs.WORKERS):
+            logger.handlers = [lines]
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
+        return lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Of `logging.Handler`; of the replica's own server only warnings, which concern its front."""
+        worker = record.name == logs.WORKERS.name
+        if not worker and record.levelno < logging.WARNING:
+            return
+        if len(self._lines) == _CAPACITY:
+            self._dropped += 1
+        text = record.getMessage()
+        if record.exc_info:
+            text += f"\n{logging.Formatter().formatException(record.exc_info)}"
+        self._lines.append(LogLine(worker, record.levelno, text))
+
+    def take(self) -> list[LogLine]:
+        """Return the lines since the last call; the first says how many are missing."""
+        lines, dropped = list(self._lines), self._dropped
+        self._lines.clear()
+        self._dropped = 0
+        if dropped:
+            lines.insert(0, LogLine(False, logging.WARNING, f"{dropped} lines of its log are missing"))
+        return lines
+
+
+def write(line: LogLine, replica: str, node: str, name: str, version: str) -> None:
+    """Write a line of a replica into the logs of this server."""
+    if line.worker:
+        logs.log_worker_output(replica, name, version, line.text)
+    else:
+        extra = {"model": name, "version": version, "worker": replica}
+        logs.SERVER.log(line.level, "replica %s on node %s: %s", replica, node, line.text, extra=extra)

@@ -1,0 +1,67 @@
+"""Metrics of a cluster: its nodes with their resources, and the replicas on each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+
+from torchmar.cluster.capacity import Resources
+from torchmar.cluster.directory import ReplicaState
+from torchmar.server.telemetry.metrics import Metrics, Values
+from torchmar.server.telemetry.prometheus import MetricSpec
+
+_REPLICA = ("model_name", "model_version", "node", "replica")
+_NODE = ("node", "resource")
+_REPLICAS = MetricSpec(
+    "torchmar_node_replicas", "gauge", "Replicas on a node", ("model_name", "model_version", "node", "state")
+)
+_MEMORY = MetricSpec("torchmar_replica_memory_bytes", "gauge", "Memory of a replica's worker", _REPLICA)
+_REQUESTS = MetricSpec("torchmar_replica_requests_total", "counter", "Requests that a replica has answered", _REPLICA)
+_TOTAL = MetricSpec("torchmar_node_resources", "gauge", "What a node has: cpus, gpus, memory in bytes", _NODE)
+_FREE = MetricSpec("torchmar_node_resources_free", "gauge", "What no replica has reserved of a node", _NODE)
+
+#: The replicas of each model and version.
+Replicas = Mapping[tuple[str, str], list[ReplicaState]]
+
+
+def add(
+    metrics: Metrics,
+    replicas: Callable[[], Replicas],
+    nodes: Callable[[], tuple[Mapping[str, Resources], Mapping[str, Resources]]],
+) -> None:
+    """Add the metrics of a cluster.
+
+    Args:
+        metrics: of the server.
+        replicas: returns those that run now.
+        nodes: returns the resources of each node: all, and those that are free.
+    """
+
+    def by_replica(value: Callable[[ReplicaState], float]) -> Callable[[], Values]:
+        return lambda: {
+            (*version, state.node, state.id): value(state) for version, states in replicas().items() for state in states
+        }
+
+    metrics.add_measured(_REPLICAS, lambda: _count(replicas()))
+    metrics.add_measured(_MEMORY, by_replica(lambda state: state.memory))
+    metrics.add_measured(_REQUESTS, by_replica(lambda state: state.requests))
+    metrics.add_measured(_TOTAL, lambda: _resources(nodes()[0]))
+    metrics.add_measured(_FREE, lambda: _resources(nodes()[1]))
+
+
+def _count(replicas: Replicas) -> Values:
+    counts: dict[tuple[str, ...], float] = {}
+    for version, states in replicas.items():
+        for state in states:
+            labels = (*version, state.node, state.state)
+            counts[labels] = counts.get(labels, 0) + 1
+    return counts
+
+
+def _resources(nodes: Mapping[str, Resources]) -> Values:
+    return dict(
+        chain.from_iterable(
+            (((name, "cpus"), node.cpus), ((name, "gpus"), node.gpus), ((name, "memory"), node.memory))
+            for name, node in nodes.items()
+        )
+    )
