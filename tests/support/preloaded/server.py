@@ -154,9 +154,9 @@ def _loading_variables(environment: Any) -> dict[str, str]:
 
 
 def _first_of_path(request: dict[str, Any]) -> str:
-    """Return the folder from which Python imports before all others: of the script, or the working folder."""
+    """Return the folder from which Python imports before all others: the script's without links, or the working one."""
     script = request["arguments"][0]
-    return str(request["folder"] if script == "-m" else Path(script).parent)
+    return str(request["folder"] if script == "-m" else Path(script).resolve().parent)
 
 
 def _limits() -> list[int]:
