@@ -14,12 +14,13 @@ import pytest
 from tests.support import pretrained, strange_archives
 from tests.support.outcomes import mismatches
 from tests.support.paths import ROOT, SAMPLES
+from torchmar import archive, recipe
 from torchmar.parity import EnginePair, engine_pair
 from torchmar.parity.cases import JSON, TEXT, Case
 
 # All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 compares them.
 FEW = ("clinic", "digits", "guard", "iris", "page", "speech", "topics", "vit")
-SLOW = ("page",)  # a second for an answer: its samples are compared, and the requests below
+SLOW = ("page",)  # a second for an answer: its last two samples are compared, and the requests below
 ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
 
 
@@ -102,6 +103,10 @@ def test_an_archive_of_this_repository_gives_the_same_answers(
     pair: EnginePair, name: str, tmp_path: Path, weights: None
 ) -> None:
     path = pretrained.build(name, tmp_path / "store")
+    if name in SLOW:
+        written, folder = recipe.read(ROOT / "archives" / name)
+        written = written.model_copy(update={"samples": written.samples[-2:]})
+        path = archive.pack(archive.collect_members(written, folder), path).path
     assert mismatches(pair.archive(path, corners=name not in SLOW, more=MORE.get(name, ()))) == []
 
 
