@@ -72,6 +72,18 @@ def test_models_of_load_models_get_the_workers_that_torchserve_starts(tmp_path: 
     assert reported["allowed_urls"].id == "allowed-urls"
 
 
+def test_that_workers_follow_the_machine_is_said_of_archives_that_set_no_number(tmp_path: Path, make: Make) -> None:
+    make(name="set", store=tmp_path / "ts" / "store", config={"minWorkers": 2, "maxWorkers": 4})
+    file = install(tmp_path / "ts", load_models="all")
+
+    def places(to: str) -> set[str]:
+        return {difference.place for difference in imported(file, tmp_path / to)[0].differences}
+
+    assert "default_workers_per_model" not in places("first")
+    make(name="echo", store=tmp_path / "ts" / "store")
+    assert "default_workers_per_model" in places("second")
+
+
 def test_the_last_snapshot_precedes_the_configuration(tmp_path: Path, make: Make) -> None:
     store = tmp_path / "ts" / "store"
     make(name="echo", store=store)

@@ -125,7 +125,7 @@ def import_installation(installation: Installation, to: Path) -> Imported:
     header = f"# Made of {installation.source.name} by torchmar import.\n"
     text = header + capture.dump(document)
     deployment = desired.parse(text, str(targets[0]))
-    config, differences = _configuration(installation)
+    config, differences = _configuration(installation, stored)
     differences += _of_archives(installation, stored)
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def _version(
     elif archive.path.name != f"{name}-{version}.mar":
         written["archive"] = archive.path.name
     own = {key: value for key in _NUMBERS if (value := archive.number(key)) is not None}
-    if not (own.get("minWorkers") and own.get("maxWorkers")):
+    if not _sets_workers(archive):
         own.pop("minWorkers", None)
         own.pop("maxWorkers", None)
     # In models= an archive's own configuration precedes; in a snapshot the snapshot does.
@@ -246,12 +246,18 @@ def _version(
     }
 
 
+def _sets_workers(archive: StoredArchive) -> bool:
+    return bool(archive.number("minWorkers") and archive.number("maxWorkers"))
+
+
 def _default_workers(installation: Installation) -> int:
     configured = installation.values.get("default_workers_per_model", "").strip()
     return int(configured) if configured.isdigit() and int(configured) else os.cpu_count() or 1
 
 
-def _configuration(installation: Installation) -> tuple[dict[str, str], list[Difference]]:
+def _configuration(
+    installation: Installation, stored: Mapping[StartupModel, StoredArchive]
+) -> tuple[dict[str, str], list[Difference]]:
     """Return the keys of the new configuration, and what differs by the old one's keys.
 
     Those of models stay as they are, since both servers read them alike.
@@ -271,11 +277,13 @@ def _configuration(installation: Installation) -> tuple[dict[str, str], list[Dif
             path = key in PATH_KEYS and value.strip() and "://" not in value
             base[key] = str((installation.folder / value.strip()).absolute()) if path else value
     base["model_store"] = str(installation.model_store)
-    differences += _of_values(installation, base)
+    differences += _of_values(installation, base, stored)
     return base, differences
 
 
-def _of_values(installation: Installation, base: Mapping[str, str]) -> Iterator[Difference]:
+def _of_values(
+    installation: Installation, base: Mapping[str, str], stored: Mapping[StartupModel, StoredArchive]
+) -> Iterator[Difference]:
     def is_true(key: str) -> bool:
         return base.get(key, "").strip().lower() == "true"
 
@@ -292,8 +300,8 @@ def _of_values(installation: Installation, base: Mapping[str, str]) -> Iterator[
     if not is_true("enable_model_api"):
         what = "without enable_model_api=true the models of the start are served, and torchmar apply can change none"
         yield Difference("enable_model_api", what)
-    numbered = any("minWorkers" in model.state for model in installation.models)
-    if installation.models and not numbered and not base.get("default_workers_per_model", "").strip():
+    numbered = all("minWorkers" in model.state or _sets_workers(archive) for model, archive in stored.items())
+    if not numbered and not base.get("default_workers_per_model", "").strip():
         what = (
             f"TorchServe starts a worker for each processor: deployment.yaml has {os.cpu_count() or 1}, those of this "
             "machine, for archives that set no number"
