@@ -128,6 +128,28 @@ def test_a_version_that_is_a_command_or_a_path_is_in_no_file(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
+@pytest.mark.parametrize(("version", "action"), [("", "create"), ("1.0", "update"), ("2.0", "")])
+def test_an_endpoint_of_sagemaker_is_made_changed_or_left_with_a_message(
+    tmp_path: Path, version: str, action: str
+) -> None:
+    def deploy(version: str) -> tuple[str, str]:
+        script.write_text(sagemaker.commands(["digits"], version, own_image=False))
+        calls.write_text("")
+        ran = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, check=True)
+        return calls.read_text(), ran.stdout
+
+    script, calls, aws = tmp_path / "deploy.sh", tmp_path / "calls", tmp_path / "aws"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ROLE": "r", "BUCKET": "b", "IMAGE": "i"}
+    aws.write_text(f'#!/bin/sh\necho "$@" >> {calls}\ncase "$*" in *--query*) cat {tmp_path}/endpoint;; esac\n')
+    aws.chmod(0o755)
+    if version:
+        made, _ = deploy(version)
+        (tmp_path / "endpoint").write_text(made.partition("--endpoint-config-name ")[2].split()[0])
+    called, printed = deploy("2.0")
+    assert [word for word in ("create", "update") if f"sagemaker {word}-endpoint " in called] == action.split()
+    assert ("stays as it is: it serves this archive already" in printed) == (not action)
+
+
 def test_vertex_gets_the_archive_as_model_mar_for_a_model_of_that_name(tmp_path: Path, make: Make) -> None:
     archive = make(name="digits", version="2.1")
     wheel = tmp_path / "torchmar-1-py3-none-any.whl"

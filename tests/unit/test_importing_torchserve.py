@@ -72,7 +72,7 @@ def test_models_of_load_models_get_the_workers_that_torchserve_starts(tmp_path: 
     assert reported["allowed_urls"].id == "allowed-urls"
 
 
-def test_that_workers_follow_the_machine_is_said_of_archives_that_set_no_number(tmp_path: Path, make: Make) -> None:
+def test_workers_follow_the_machine_only_for_archives_that_set_no_number(tmp_path: Path, make: Make) -> None:
     make(name="set", store=tmp_path / "ts" / "store", config={"minWorkers": 2, "maxWorkers": 4})
     file = install(tmp_path / "ts", load_models="all")
 

@@ -51,8 +51,15 @@ if missing endpoint-config {configuration}; then
   aws sagemaker create-endpoint-config --endpoint-config-name {configuration} \\
     --production-variants '{variants}'
 fi
-if missing endpoint {id}; then action=create-endpoint; else action=update-endpoint; fi
-aws sagemaker "$action" --endpoint-name {id} --endpoint-config-name {configuration}
+current=$(aws sagemaker describe-endpoint --endpoint-name {id} --query EndpointConfigName --output text 2>/dev/null ||
+  true)
+if [ -z "$current" ]; then
+  aws sagemaker create-endpoint --endpoint-name {id} --endpoint-config-name {configuration}
+elif [ "$current" != {configuration} ]; then
+  aws sagemaker update-endpoint --endpoint-name {id} --endpoint-config-name {configuration}
+else
+  echo "{kept}"
+fi
 aws sagemaker wait endpoint-in-service --endpoint-name {id}
 echo "aws sagemaker-runtime invoke-endpoint --endpoint-name {id}{target} --body fileb://FILE --content-type TYPE answer"
 """
@@ -90,6 +97,9 @@ def commands(names: Sequence[str], version: str = "", *, content: str = "", own_
         "image_example": "" if own_image else " IMAGE=...",
         "data": f'{mode}\\"ModelDataUrl\\": \\"{url}\\"',
         "variants": json.dumps([variant], indent=2),
+        "kept": f"the endpoint {endpoint} stays as it is: it loads models from the bucket when they are called"
+        if several
+        else f"the endpoint {endpoint} stays as it is: it serves this archive already",
         "target": f" --target-model {files[0]}" if several else "",
     }
     image = _OWN if own_image else _OTHER
