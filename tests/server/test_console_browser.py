@@ -73,6 +73,7 @@ def page(browser: Browser, server: Builtin) -> Iterator[Browser]:
     origin = str(server.server.management)
     assert [url for url in browser.requests() if not url.startswith((origin, "blob:" + origin))] == []
     assert browser.problems() == []
+    browser.goto("about:blank")  # first: a page without its session asks the server on, and logs the status 401
     browser.clear_cookies()
 
 
