@@ -63,7 +63,7 @@ class Document:
         """Return a problem for every key that a mapping has twice."""
         return [
             Problem(file=self.file, line=line, place=place, message="this key is given twice; YAML keeps only the last")
-            for place, line in _repeated_keys(self.root)
+            for place, line in repeated_keys(self.root)
         ]
 
 
@@ -115,9 +115,8 @@ def parse(text: str, file: str, otherwise: str) -> Document:
     return Document(file, data, root)
 
 
-def lines_of_keys(text: str) -> dict[str, int]:
+def lines_of_keys(root: yaml.Node | None) -> dict[str, int]:
     """Return the line of every key at the top of a mapping."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
     nodes = root.value if isinstance(root, yaml.MappingNode) else []
     return {str(key.value): key.start_mark.line + 1 for key, _ in nodes}
 
@@ -137,16 +136,8 @@ def unknown(key: str, model: type[BaseModel]) -> str:
     return f"no key is called {key!r}" + (f"; did you mean {close!r}?" if close else "")
 
 
-def repeated_keys(text: str) -> list[tuple[str, int]]:
-    """Return every key that a mapping has twice, at any depth, as ``outer.inner``, and the line where it is repeated.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
-    return _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-
-
-def _repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
+def repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
+    """Return every key that a mapping has twice, at any depth, as ``outer.inner``, and the line of the second."""
     found: list[tuple[str, int]] = []
     waiting: list[tuple[yaml.Node | None, str]] = [(root, "")]
     visited: set[int] = set()  # an alias is its anchor's node, which may hold the alias itself

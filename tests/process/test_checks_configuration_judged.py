@@ -47,18 +47,20 @@ def agrees(frontend: Frontend, folder: Path, text: str) -> None:
     verdict = frontend.read(file)
     frontend_error = verdict.get("error", "")
     ignored = "InvalidModelException" in frontend_error  # the frontend logs it, and goes on without
-    fails = not worker_reads(text) or bool(frontend_error and not ignored)
-    codes = {(finding.code.name, finding.severity) for finding in findings(text)}
+    works = worker_reads(text)
+    fails = not works or bool(frontend_error and not ignored)
+    found = findings(text)
+    codes = {(finding.code.name, finding.severity) for finding in found}
     assert ("error" in {severity for _, severity in codes}) is fails, (text[:200], codes, verdict)
-    assert (("MAR511", "warning") in codes) is (ignored and worker_reads(text)), (text[:200], codes, verdict)
+    assert (("MAR511", "warning") in codes) is (ignored and works), (text[:200], codes, verdict)
     if not frontend_error and not fails:
-        values_agree(text, verdict)
+        values_agree(text, verdict, found)
 
 
-def values_agree(text: str, verdict: dict[str, Any]) -> None:
+def values_agree(text: str, verdict: dict[str, Any], found: list[Finding]) -> None:
     """Assert that a value of a key is found wrong exactly where the frontend does not take it."""
     config = yaml.safe_load(text)
-    wrong = {finding.cause.partition(" ")[0] for finding in findings(text) if finding.code.name == "MAR503"}
+    wrong = {finding.cause.partition(" ")[0] for finding in found if finding.code.name == "MAR503"}
     for key in KEYS:
         value = config.get(key)
         if value is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.constructor import SafeConstructor
 
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.recipe import ServerConfig, are_stages
@@ -41,9 +42,10 @@ def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Find
         yield Finding(Code.MAR511, name, cause, "keep data in a file of its own")
         return
     try:
-        config = yaml.safe_load(text)
-        lines = lines_of_keys(text)
-        repeated = repeated_keys(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        # In this order: the constructor puts the keys of a merge into the mapping that has it.
+        lines, repeated = lines_of_keys(root), repeated_keys(root)
+        config = SafeConstructor().construct_document(root) if root else None
         unread = _unread(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
