@@ -350,6 +350,7 @@ class Predictor:
             lambda rate: self.target.seconds - correction.tail_at(rate / limit),
             requests=requests,
             precision=precision,
+            near=self.highest(setting, fine=False).rate if fine else 0.0,
         )
         outcome = simulate(system, rate or limit / 64, requests=requests)
         bound = Bound.LATENCY

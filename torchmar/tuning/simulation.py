@@ -28,6 +28,7 @@ from torchmar.tuning.service_model import ServiceModel
 
 _NEARLY, _USABLE = 0.99, 0.93
 _MANY = 1_000_000
+_NEAR = 0.04  # relative distance of the first rate that is tried beside one that is probably right
 _AHEAD = 2  # as in torchmar.server.workers.staged_pool: batches that wait for each worker with the model
 
 
@@ -423,6 +424,7 @@ def highest_rate(
     requests: int = 5_000,
     seed: int = 0,
     precision: float = 0.02,
+    near: float = 0.0,
 ) -> float:
     """Return the highest rate at which the latency stays below a bound, in requests per second; 0 if none does.
 
@@ -433,6 +435,7 @@ def highest_rate(
         requests: simulated at each rate.
         seed: of the simulations.
         precision: of the result, relative.
+        near: a rate that is probably near the result, where the search begins; 0: it is not known.
     """
 
     def kept(rate: float) -> bool:
@@ -440,12 +443,32 @@ def highest_rate(
         return bound > 0 and keeps(system, rate, percent, bound, requests=requests, seed=seed)
 
     high = usable_capacity(system)
-    low = high / 64
+    lowest = low = high / 64
     if kept(high):
         return high
-    if not kept(low):
+    if low < near < high:
+        low, high = _around(kept, near, low, high)
+    if low == lowest and not kept(low):
         return 0.0
     while high / low > 1 + precision:
         middle = math.sqrt(low * high) if high / low > 4 else (low + high) / 2
         low, high = (middle, high) if kept(middle) else (low, middle)
     return low
+
+
+def _around(kept: Callable[[float], bool], near: float, low: float, high: float) -> tuple[float, float]:
+    """Return bounds of the highest rate that is kept, which are the closer the nearer it is to a rate."""
+    width = _NEAR
+    if kept(near):
+        low = near
+        while (higher := near * (1 + width)) < high:
+            if not kept(higher):
+                return low, higher
+            low, width = higher, 2 * width
+        return low, high
+    high = near
+    while (lower := near / (1 + width)) > low:
+        if kept(lower):
+            return lower, high
+        high, width = lower, 2 * width
+    return low, high
