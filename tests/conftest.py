@@ -66,9 +66,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fork_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have workers, servers and commands forked by processes that have loaded what they import."""
+    """Have workers, servers, commands and conversions forked by processes that have loaded what they import."""
     starts_workers = any(_starts_workers(item) for item in request.session.items)
-    with fork_processes("commands", *(("workers",) if starts_workers else ())):
+    with fork_processes(*(("workers",) if starts_workers else ())):
         yield
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 def make(folder: Path) -> Path:
     """Write the models to a folder, in a process of their own; return the folder."""
+    # As conversions have it, so that it is forked by a process that has loaded Keras.
     environment = {**os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONHASHSEED"] = "0"
     subprocess.run([sys.executable, __file__, folder], check=True, env=environment, capture_output=True)
     return folder
 
@@ -45,7 +47,7 @@ def _main(folder: Path) -> None:
     other = layers.Activation("relu")(layers.BatchNormalization()(layers.Conv2D(8, 1)(hidden)))
     hidden = layers.GlobalAveragePooling2D()(layers.MaxPooling2D()(layers.Dropout(0.5)(layers.Add()([hidden, other]))))
     pictures = keras.Model(picture, layers.Dense(5, activation="softmax")(layers.BatchNormalization()(hidden)))
-    images = generator.random((2, 16, 16, 3), dtype="float32")
+    images = generator.integers(0, 256, (2, 16, 16, 3)).astype("float32") / 255  # as in the file of an image
     save("pictures.keras", pictures, images)
     save("pictures.h5", pictures, images)
 

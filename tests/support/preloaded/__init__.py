@@ -1,10 +1,11 @@
-"""Processes that have loaded what others import, and fork these in the tests: workers, servers and commands.
+"""Processes that have loaded what others import, and fork these in the tests: workers, servers, commands, conversions.
 
 The import of torch and of TorchServe takes a worker one to four seconds of CPU time, that of its packages a command
 half a second, and the tests start more than a thousand of both. For each process of pytest, `fork_processes` starts
-one process that has loaded torch, and one that has loaded the packages of the command line; tests of conversions have
-one with Keras. Python runs `startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours, in our fork
-server, in the built-in server and in `torchmar` that has the process forked which would run, and only passes signals
+one process that loads torch, one that loads the packages of the command line, one with Keras for its conversions and
+one with ONNX and OpenVINO for exports; each loads them when the first process of its kind is started. Python runs
+`startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours, in our fork server, in the built-in server,
+in the processes of conversions and in `torchmar` that has the process forked which would run, and only passes signals
 and the exit status on. The code that runs is the same. Its arguments, environment, working folder, open files, limits,
 process group and folders of modules are those of the process that was started; where they cannot be, this process runs
 the code itself (`server.objection` has the reasons).
@@ -29,15 +30,18 @@ import pytest
 from tests.support.paths import ROOT
 from torchmar.worker.environment import worker_environment
 
-Kind = Literal["workers", "commands", "conversions"]
+Kind = Literal["workers", "commands", "conversions", "exports"]
 VARIABLES = {kind: f"TORCHMAR_TESTS_{kind.upper()}" for kind in get_args(Kind)}  # have the paths of the sockets
 
 
 @contextlib.contextmanager
-def fork_processes(*kinds: Kind) -> Iterator[None]:
-    """Have processes of these kinds that are started meanwhile forked by one that has loaded what they import.
+def fork_processes(*soon: Kind) -> Iterator[None]:
+    """Have processes that are started meanwhile forked by one of their kind that has loaded what they import.
 
     Only on Linux, and not with the variable ``TORCHMAR_TESTS_UNFORKED``.
+
+    Args:
+        soon: kinds that are needed: what they import is loaded at once.
     """
     if sys.platform != "linux" or "TORCHMAR_TESTS_UNFORKED" in os.environ:
         yield
@@ -45,8 +49,12 @@ def fork_processes(*kinds: Kind) -> Iterator[None]:
     startup = str(Path(__file__).with_name("startup"))
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        for kind in kinds:
-            patch.setenv(VARIABLES[kind], stack.enter_context(_preloaded(kind)))
+        for kind in get_args(Kind):
+            path = stack.enter_context(_preloaded(kind))
+            patch.setenv(VARIABLES[kind], path)
+            if kind in soon:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                    connection.connect(path)
         patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys([startup, *filter(None, folders)])))
         yield
 
@@ -83,5 +91,7 @@ def _environment(kind: Kind, home: str) -> dict[str, str]:
     elif kind == "conversions":
         environment |= {"KERAS_BACKEND": "torch", "KERAS_HOME": home, "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
         environment["PYTHONPATH"] = str(ROOT)
+    elif kind == "exports":
+        environment |= {"PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     # numpy would start a thread for every core, as in our fork server.
     return {**environment, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}

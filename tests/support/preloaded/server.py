@@ -13,6 +13,7 @@ import fcntl
 import gc
 import importlib
 import json
+import marshal
 import os
 import resource
 import runpy
@@ -21,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+from importlib._bootstrap_external import SourceLoader, _compile_bytecode  # type: ignore[attr-defined]
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -47,6 +49,13 @@ _IMPORTS = {
         *("torchmar.engines.builtin", "torchmar.engines.torchserve", "torchmar.grpc", "torchmar.load.session"),
     ),
     "conversions": ("keras", "h5py", "torch.export._trace", "torch._export.serde.serialize"),
+    # What writes weights in other formats, and what compares them.
+    "exports": (
+        *("torch.export._trace", "torch._export.serde.serialize", "torch.onnx._internal.exporter._core"),
+        *("torch.onnx._internal.exporter._onnx_program", "onnx", "onnxruntime", "onnxscript", "safetensors.torch"),
+        *("openvino", "openvino.tools.ovc", "openvino.frontend.pytorch.fx_decoder", "torchmar_handlers.weights"),
+        *("torchmar.conversion.exporters", "torchmar.conversion.process"),
+    ),
 }
 # Variables that libraries and Python read when they are loaded.
 _READ_WHEN_LOADED = (
@@ -54,15 +63,17 @@ _READ_WHEN_LOADED = (
     *("GRPC_", "PYDANTIC_", "TYPER_", "_TYPER_", "TERMINAL_WIDTH", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"),
     *("KERAS_BACKEND", "CUDA_", "ORT_"),
 )
-# Handlers set the second when they load ONNX Runtime, also in the process of a test; here it is always set.
-_LEFT_OUT = ("PYTHONPATH", "ORT_DISABLE_TELEMETRY")
+# Handlers set the second when they load ONNX Runtime, also in the process of a test; here it is always set. A forked
+# process is given the third.
+_LEFT_OUT = ("PYTHONPATH", "ORT_DISABLE_TELEMETRY", "PYTHONDONTWRITEBYTECODE")
 _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
+_HANDLERS = Path(__file__).parents[3] / "handlers" / "torchmar_handlers"
 _MAX_MESSAGE = 1 << 20
 _MAX_FILES = 253  # of one message, on Linux
 
 
-def serve(listener: socket.socket) -> dict[str, Any] | None:
-    """Fork processes until standard input is closed.
+def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
+    """Fork processes until standard input is closed; what they import is loaded for the first of them.
 
     Returns:
         In a forked process, the request; None in this process, at its end.
@@ -76,6 +87,7 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
     for descriptor in (0, read, listener.fileno()):
         events.register(descriptor, select.POLLIN)
     connections: dict[int, tuple[socket.socket, int]] = {}  # by descriptor, with the pid of the forked process
+    loaded = False
     while True:
         for descriptor, _ in events.poll():
             if descriptor == 0:
@@ -88,6 +100,9 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
             elif descriptor == listener.fileno():
                 connection, _ = listener.accept()
                 request, files = _receive(connection)
+                if not loaded:
+                    load(kind)
+                    loaded = True
                 if not request or (reason := objection(request)):
                     _send(connection, {"objection": reason if request else "no request"})
                     connection.close()
@@ -149,7 +164,9 @@ def _loading_variables(environment: Any) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_WHEN_LOADED) and name not in _LEFT_OUT
+        if name.startswith(_READ_WHEN_LOADED)
+        and name not in _LEFT_OUT
+        and (not name.startswith("KERAS_") or "keras" in sys.modules)
     }
 
 
@@ -203,6 +220,7 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.umask(request["umask"])
     os.sched_setaffinity(0, request["cores"])
+    sys.dont_write_bytecode = bool(request["environment"].get("PYTHONDONTWRITEBYTECODE"))
     sys.orig_argv = [sys.executable, *request["arguments"]]
     sys.argv = list(request["arguments"])
     sys.path[:] = [_first_of_path(request), *request["path"]]
@@ -251,6 +269,8 @@ def load(kind: str) -> None:
     if kind == "workers":
         # TorchServe's base_handler would import it for torch.compile, which takes two seconds with OpenVINO.
         sys.modules["openvino.torch"] = None  # type: ignore[assignment]
+    elif kind == "exports":
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     for name in _IMPORTS[kind]:
         with contextlib.suppress(ModuleNotFoundError):  # other versions of torch may have other modules
             importlib.import_module(name)
@@ -258,8 +278,27 @@ def load(kind: str) -> None:
             raise RuntimeError(f"{name} has started a thread, which forks would not have")
     if "PIL.Image" in sys.modules:
         sys.modules["PIL.Image"].init()  # loads the readers of all formats
+    if kind == "workers":
+        _compile_handlers()
     gc.collect()
     gc.freeze()
+
+
+def _compile_handlers() -> None:
+    """Compile the handlers that archives carry: Python would compile the copy of each archive anew."""
+    compiled = {
+        file.read_bytes(): marshal.dumps(compile(file.read_bytes(), str(file), "exec", dont_inherit=True))
+        for file in _HANDLERS.rglob("*.py")
+    }
+    original = SourceLoader.source_to_code
+
+    def source_to_code(loader: SourceLoader, data: Any, path: Any, *, _optimize: int = -1) -> Any:
+        code = compiled.get(data) if isinstance(data, bytes) else None
+        if code is None:
+            return original(loader, data, path, _optimize=_optimize)
+        return _compile_bytecode(code, None, None, path)  # as from a file below __pycache__
+
+    SourceLoader.source_to_code = source_to_code  # type: ignore[method-assign, assignment]
 
 
 def run(arguments: list[str]) -> NoReturn:
@@ -298,8 +337,7 @@ def run(arguments: list[str]) -> NoReturn:
 if __name__ == "__main__":
     sys.path.pop(0)  # no module is imported from the folder of this file
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that has started it
-    load(sys.argv[1])
-    request = serve(socket.socket(fileno=int(sys.argv[2])))
+    request = serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
     if request:
         become(request)
         run(request["arguments"])

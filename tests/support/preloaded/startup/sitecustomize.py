@@ -16,7 +16,14 @@ def _kind() -> str:
         return "COMMANDS" if "TORCHMAR_TESTS_WORKERS" in os.environ else ""
     if (first == "-m" and second == "torchmar") or first.endswith("/bin/torchmar"):
         return "" if "serve" in sys.orig_argv[2:4] else "COMMANDS"  # tests look for the processes that it starts
-    return "CONVERSIONS" if second == "torchmar.conversion.keras_program" else ""
+    if first == "-m" and second == "torchmar.optimizing.process":
+        return "WORKERS"
+    if first.endswith("/tests/support/keras_models.py"):
+        return "CONVERSIONS"
+    package, _, module = second.rpartition(".")
+    if first != "-m" or package != "torchmar.conversion":
+        return ""
+    return "CONVERSIONS" if module == "keras_program" else "EXPORTS"
 
 
 if (_kind_of_this := _kind()) and (_path := os.environ.get(f"TORCHMAR_TESTS_{_kind_of_this}")):
