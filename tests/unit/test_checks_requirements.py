@@ -195,6 +195,7 @@ LINE = st.one_of(
 )
 
 
+@pytest.mark.process  # pip reads each of them
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(LINE, max_size=4).map("\n".join))
 def test_generated_files_are_found_unreadable_exactly_where_pip_rejects_them(
@@ -231,6 +232,7 @@ def wheel(folder: Path, name: str, version: str) -> None:
         archive.writestr(f"{info}/RECORD", "")
 
 
+@pytest.mark.process  # each starts pip
 @pytest.mark.parametrize(
     ("text", "installs"),
     [

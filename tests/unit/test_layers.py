@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,44 +78,40 @@ def modules(package: str = "torchmar") -> Iterator[tuple[str, Path]]:
             yield parts[0], file
 
 
-def imported(file: Path) -> Iterator[str]:
+@functools.cache
+def imported(file: Path) -> tuple[str, ...]:
+    names: list[str] = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def test_every_module_has_its_layer() -> None:
     assert {name for name, _ in modules()} == set(LEVEL)
 
 
-@pytest.mark.parametrize(
-    ("name", "file"), list(modules()), ids=lambda value: value if isinstance(value, str) else value.name
-)
-def test_imports_point_downward(name: str, file: Path) -> None:
-    for module in imported(file):
-        parts = module.split(".")
-        if parts[0] == "torchmar" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != name:
-            assert LEVEL[parts[1]] < LEVEL[name], f"{file} imports {module}"
+def test_imports_point_downward() -> None:
+    for name, file in modules():
+        for module in imported(file):
+            parts = module.split(".")
+            if parts[0] == "torchmar" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != name:
+                assert LEVEL[parts[1]] < LEVEL[name], f"{file} imports {module}"
 
 
 def test_every_module_of_the_server_has_its_layer() -> None:
     assert {name for name, _ in modules("torchmar.server")} == set(SERVER_LEVEL)
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    list(modules("torchmar.server")),
-    ids=lambda value: value if isinstance(value, str) else value.name,
-)
-def test_imports_within_the_server_point_downward(name: str, file: Path) -> None:
-    for module in imported(file):
-        parts = module.split(".")
-        if parts[:2] == ["torchmar", "server"] and len(parts) > 2 and parts[2] != name:
-            assert parts[2] in SERVER_LEVEL, f"{file} imports {module}"
-            assert SERVER_LEVEL[parts[2]] < SERVER_LEVEL[name], f"{file} imports {module}"
+def test_imports_within_the_server_point_downward() -> None:
+    for name, file in modules("torchmar.server"):
+        for module in imported(file):
+            parts = module.split(".")
+            if parts[:2] == ["torchmar", "server"] and len(parts) > 2 and parts[2] != name:
+                assert parts[2] in SERVER_LEVEL, f"{file} imports {module}"
+                assert SERVER_LEVEL[parts[2]] < SERVER_LEVEL[name], f"{file} imports {module}"
 
 
 def test_handlers_import_nothing_of_torchmar_and_torchmar_nothing_of_handlers() -> None:
@@ -127,8 +125,12 @@ def test_handlers_import_nothing_of_torchmar_and_torchmar_nothing_of_handlers() 
 
 def test_tests_import_helpers_from_support_and_never_another_test_module() -> None:
     for file in TESTS.rglob("*.py"):
-        for module in imported(file):
-            assert not any(part.startswith("test_") for part in module.split(".")), f"{file} imports {module}"
+        found = re.findall(
+            r"^ *(?:from|import) .*(?:\btest_\w|\btests\.(?:unit|process|server|torchserve)\b).*",
+            file.read_text(),
+            re.M,
+        )
+        assert not found, f"{file}: {found}"
 
 
 def test_each_handler_file_defines_exactly_one_class_for_torchserve_to_load() -> None:

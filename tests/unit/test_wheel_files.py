@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.process  # most of them start pip
+
 CONTENT = b"weights"
 NAME = "some_weights/w.bin"
 FILES = {NAME: hashlib.sha256(CONTENT).hexdigest()}
