@@ -142,7 +142,7 @@ def test_boxes_are_around_the_lines_in_pixels_of_the_image(worker: Worker) -> No
     assert line["box"] == pytest.approx([*dark.min(axis=0)[::-1], *dark.max(axis=0)[::-1]], abs=10)
 
 
-@pytest.mark.parametrize("degrees", [-20, -5, 5, 20])
+@pytest.mark.parametrize("degrees", [-20, 5])
 def test_a_turned_page_is_read_in_its_own_order(worker: Worker, degrees: float) -> None:
     page = drawn(((60, 90), "Left of it"), ((320, 90), "On the right"), ((60, 180), "And below"), size=(560, 300))
     turned = page.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor="white")
@@ -161,13 +161,12 @@ def test_white_on_black_is_read(worker: Worker) -> None:
 
 
 def test_pages_in_a_batch_are_answered_as_each_alone(worker: Worker) -> None:
-    names = ("invoice", "turned", "scan", "empty", "scan")
-    requests = [read(SAMPLES / f"{name}.png") for name in names]
-    requests.insert(2, Request(b"no image", PNG))
-    alone = [worker.predict_batch([request])[0] for request in requests]
+    small = Request(png(drawn(((120, 90), "Seven boats"), ((60, 180), "And below"))), PNG)
+    requests = [small, Request(b"no image", PNG), *(read(SAMPLES / f"{name}.png") for name in ("scan", "empty")), small]
+    alone = [worker.predict_batch([request])[0] for request in requests[:-1]]
     together = worker.predict_batch(requests)
-    assert [answer.status for answer in together] == [200, 200, 400, 200, 200, 200]
-    assert [answer.body for answer in together] == [answer.body for answer in alone]
+    assert [answer.status for answer in together] == [200, 400, 200, 200, 200]
+    assert [answer.body for answer in together] == [answer.body for answer in (*alone, alone[0])]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (2600, 40)])
@@ -181,17 +180,17 @@ def test_noise_is_answered(worker: Worker) -> None:
 
 
 def test_a_picture_shows_the_page_and_what_was_read(worker: Worker) -> None:
-    for name in ("scan", "empty"):
-        answer = ask(worker, (SAMPLES / f"{name}.png").read_bytes(), PNG)
+    for page in (drawn(((120, 90), "Seven boats")), Image.open(SAMPLES / "empty.png")):
+        answer = ask(worker, png(page), PNG)
         assert answer.content_type == PNG
-        page, picture = Image.open(SAMPLES / f"{name}.png"), Image.open(io.BytesIO(answer.body))
+        picture = Image.open(io.BytesIO(answer.body))
         assert (picture.width - 1) / picture.height == pytest.approx(2 * page.width / page.height, rel=0.01)
 
 
 def test_outputs_have_names_over_the_open_inference_protocol(worker: Worker) -> None:
-    content = base64.b64encode((SAMPLES / "scan.png").read_bytes()).decode()
+    content = base64.b64encode(png(drawn(((60, 90), "Seven boats"), ((60, 180), "And below")))).decode()
     body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [content]}]}
     (answer,) = worker.predict_batch([Request(json.dumps(body).encode(), JSON)])
     columns = {output["name"]: output["data"][0] for output in decoded(answer)["outputs"]}
-    assert columns["text"].split("\n") == list(SCAN)
-    assert [line["text"] for line in json.loads(columns["lines"])] == list(SCAN)
+    assert columns["text"].split("\n") == ["Seven boats", "And below"]
+    assert [line["text"] for line in json.loads(columns["lines"])] == ["Seven boats", "And below"]

@@ -23,7 +23,7 @@ from torchmar.worker import Worker
 
 IMAGENET = ROOT / "archives" / "imagenet"
 CAT = IMAGENET / "samples" / "cat.jpg"
-JSON, NPY, PNG, JPEG, TEXT = "application/json", "application/x-npy", "image/png", "image/jpeg", "text/plain"
+JSON, NPY, JPEG, TEXT = "application/json", "application/x-npy", "image/jpeg", "text/plain"
 # The cosines of the model's page.
 HAPPY = "That is a happy person"
 SIMILARITY = {"That is a happy dog": 0.695, "That is a very happy person": 0.943, "Today is a sunny day": 0.257}
@@ -67,18 +67,14 @@ def test_pixels_of_a_wrong_shape_get_400_with_the_right_shape(imagenet: Worker) 
 
 
 def test_its_eyes_and_stripes_make_the_cat_a_tabby(imagenet: Worker) -> None:
-    def explained(accept: str) -> Request:
-        return Request(CAT.read_bytes(), JPEG, explain=True, accept=accept, headers={"Explain-Target": "tabby"})
-
-    as_json, as_picture = imagenet.predict_batch([explained(JSON), explained(PNG)])
-    answer = document(as_json)
+    request = Request(CAT.read_bytes(), JPEG, explain=True, accept=JSON, headers={"Explain-Target": "tabby"})
+    answer = document(imagenet.predict_batch([request])[0])
     assert (answer["label"], answer["method"], answer["baseline"]) == ("tabby", "occlusion", "blur")
     values = np.array(answer["attributions"]).sum(0)
     assert values.shape == (224, 224)
     eyes = values[64:128, 40:112].mean(), values[80:128, 176:224].mean()
     whiskers, cheek = values[160:208, 56:112].mean(), values[80:160, :32].mean()
     assert min(eyes) > 0.1 > max(whiskers, cheek)
-    assert Image.open(io.BytesIO(as_picture.body)).width > 500
 
 
 def test_similar_sentences_are_near(sentences: Worker) -> None:
@@ -124,5 +120,6 @@ def test_the_weights_of_inception_make_its_archive(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((IMAGENET / name).read_bytes())
     (tmp_path / "samples").mkdir()
     Image.open(CAT).save(tmp_path / "samples" / "cat.jpg")
-    built = archive.build(tmp_path / "inception.yaml", tmp_path / "store").path
-    assert sample_check.run_samples(built).problems == ()
+    with Worker(archive.build(tmp_path / "inception.yaml", tmp_path / "store").path) as worker:
+        (answer,) = worker.predict_batch([Request(CAT.read_bytes(), JPEG)])
+    assert next(iter(document(answer))) == "tabby"

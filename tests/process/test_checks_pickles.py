@@ -279,7 +279,7 @@ class Recorder(pickle.Unpickler):
         return None
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(OPCODES), min_size=3, max_size=25))
 def test_nothing_is_imported_that_a_clean_walk_has_not_seen(opcodes: list[bytes]) -> None:
     data = b"".join(opcodes) + b"."

@@ -513,7 +513,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.one_of(st.binary(max_size=400), mutated()),
     st.sampled_from(["model.pt", "model.onnx", "model.safetensors", "x.pkl", "x.npy", "net.py"]),
