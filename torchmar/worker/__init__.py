@@ -223,6 +223,7 @@ class Worker:
             return self._receiver.receive()
         except TimeoutError:
             seconds = self._socket.gettimeout()
+            self._socket.close()  # what it answers later must not become the answer to another batch
             raise WorkerError(f"the worker did not answer within {seconds:.0f} s", log=self.log()) from None
         except (OSError, frames.DisconnectedError):
             raise self._died() from None
