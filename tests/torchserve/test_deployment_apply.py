@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,27 +30,49 @@ ONE = Request(b"1", "application/json")
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """Run a real TorchServe without models."""
+    with _running(tmp_path_factory.mktemp("bare")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bare_with_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """Run a real TorchServe without models, which counts two GPUs."""
-    folder = tmp_path_factory.mktemp("bare")
+    # TorchServe counts these before it asks nvidia-smi; the models of these tests use none. Workers with this variable
+    # import torch themselves (tests.support.preloaded), which is why few tests have this server.
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+            running = stack.enter_context(_running(tmp_path_factory.mktemp("gpus")))
+        yield running
+
+
+@contextlib.contextmanager
+def _running(folder: Path) -> Iterator[TorchServe]:
     (folder / "model_store").mkdir()
-    # TorchServe counts these before it asks nvidia-smi; the models of these tests use none.
-    os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"
-    try:
-        with TorchServe(write_config(folder), folder / "model_store", folder / "run") as running:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-            yield running
-    finally:
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    with TorchServe(write_config(folder), folder / "model_store", folder / "run") as running:
+        yield running
 
 
 @pytest.fixture
 def server(bare: TorchServe) -> Iterator[TorchServe]:
     """Return the server as it was: without models, and without archives."""
     yield bare
-    for model in actual.read(bare.server).values():
+    _empty(bare)
+
+
+@pytest.fixture
+def server_with_gpus(bare_with_gpus: TorchServe) -> Iterator[TorchServe]:
+    """Return the server with two GPUs as it was."""
+    yield bare_with_gpus
+    _empty(bare_with_gpus)
+
+
+def _empty(server: TorchServe) -> None:
+    for model in actual.read(server.server).values():
         for version in sorted(model.versions, key=lambda one: one == model.default):
-            bare.management.unregister(model.name, version)
-    for file in bare.model_store.iterdir():
+            server.management.unregister(model.name, version)
+    for file in server.model_store.iterdir():
         file.unlink()
 
 
@@ -366,7 +388,8 @@ def test_an_archive_outside_the_store_is_copied_into_it(server: TorchServe, make
     assert (server.model_store / "m-1.0.mar").read_bytes() == path.read_bytes()
 
 
-def test_workers_are_on_the_gpus_of_the_plan(server: TorchServe, make: Make) -> None:
+def test_workers_are_on_the_gpus_of_the_plan(server_with_gpus: TorchServe, make: Make) -> None:
+    server = server_with_gpus
     code = """
 class Model:
     def initialize(self, context):
@@ -399,7 +422,10 @@ models:
     assert actual.read(server.server)["large"].versions["1.0+b1"].device_ids == (0, 1)
 
 
-def test_a_gpu_that_the_server_lacks_is_detected_and_everything_is_undone(server: TorchServe, make: Make) -> None:
+def test_a_gpu_that_the_server_lacks_is_detected_and_everything_is_undone(
+    server_with_gpus: TorchServe, make: Make
+) -> None:
+    server = server_with_gpus
     make(code(), name="m", store=server.model_store)
     report = apply(server, f"server: {{gpus: 4x80GiB}}\n{text(keys='devices: [3]')}")
     assert report.failure is not None
