@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +102,7 @@ def test_a_folder_is_a_package_too_and_an_archive_is_none(tmp_path: Path, make: 
         ({"model.txt": b""}, "there is no inference.py, and its top has neither model.pt nor"),
         ({"a.pth": b"1", "b.pth": b"2"}, "its top has a.pth, b.pth; SageMaker's toolkit loads one file of these"),
         ({"model.pth": b"\x80\x02."}, "which SageMaker's toolkit does not load"),
+        ({"inner.tar.gz": b""}, "inner.tar.gz in it may be the package"),
         ({"m/code/inference.py": SCRIPT}, "has its content in the folder m/"),
         (
             {"code/inference.py": SCRIPT + b"def transform_fn(): pass\ndef input_fn(): pass\n"},
@@ -112,8 +115,9 @@ def test_what_cannot_be_imported_is_refused_and_nothing_is_written(
     tmp_path: Path, members: dict[str, bytes | tarfile.TarInfo], message: str
 ) -> None:
     package = tar_of(tmp_path / "m.tar.gz", members)
-    with pytest.raises(TorchmarError, match=message):
+    with pytest.raises(TorchmarError) as raised:
         sagemaker.import_package(package, tmp_path / "archives")
+    assert re.search(message, f"{raised.value.message} {raised.value.hint}")
     assert not list((tmp_path / "archives").glob("*"))
 
 
@@ -140,4 +144,8 @@ def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
         package.write_bytes(gzip.compress(content))
         with pytest.raises(TorchmarError, match="its tar ends too early or is damaged"):
             sagemaker.import_package(package, tmp_path / "archives")
+    for content, message in ((bz2.compress(whole), "compressed with bzip2"), (whole, "a tar that is not compressed")):
+        package.write_bytes(content)
+        with pytest.raises(TorchmarError, match=message):
+            archive.Archive(package)
     assert not (tmp_path / "archives").exists()

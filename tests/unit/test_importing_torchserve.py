@@ -138,6 +138,7 @@ def test_a_whole_installation_is_left_as_it_was(tmp_path: Path, make: Make) -> N
         ({"model_store": ""}, "names no model_store"),
         ({"model_store": "elsewhere"}, "the model store elsewhere is neither in .*ts nor in the current folder"),
         ({"load_models": "a.mar,b.mar"}, r"a\.mar \(there is no such file\), b\.mar \(there is no such file\)"),
+        ({"load_models": "https://u:secret@h/a.mar?s=secret"}, r"https://\.\.\.@h/a\.mar\?\.\.\. \(there is no"),
         ({"load_models": "bad.mar"}, r"bad\.mar \(.*bad\.mar is no archive that can be read\)"),
         ({"model_snapshot": "{"}, "config.properties: not JSON"),
         ({"load_models": "echo-1.0.mar", "models": "[]"}, "models: not an object of models"),
@@ -181,6 +182,14 @@ def test_existing_files_and_missing_ones_are_named(tmp_path: Path, make: Make) -
         imported(tmp_path / "nothing", tmp_path / "new")
     with pytest.raises(TorchmarError, match=r"neither config.properties nor logs/config/\*.cfg"):
         imported(tmp_path / "ts" / "store", tmp_path / "new")
+
+
+def test_a_snapshot_of_another_version_than_its_archives_is_reported(tmp_path: Path, make: Make) -> None:
+    make(name="echo", store=tmp_path / "ts" / "store")
+    file = snapshot(tmp_path / "ts", "1-shutdown.cfg", {"echo": {"2.0": {"marName": "echo-1.0.mar", **STATE}}})
+    result, _, _ = imported(file, tmp_path / "new")
+    (blocking,) = (difference.what for difference in result.differences if difference.blocks)
+    assert blocking == "the snapshot has the version 2.0, and echo-1.0.mar is 1.0"
 
 
 def test_a_version_with_no_workers_has_none_in_both_files(tmp_path: Path, make: Make) -> None:

@@ -20,6 +20,11 @@ from torchmar.errors import ArchiveError
 _URL = re.compile(r"(https?|s3|gs|az):/")  # a path has lost one of the two slashes
 
 
+_OTHER_FORMS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z"}
+_TAR_MARK = slice(257, 262)
+_PACK_AGAIN = "extract it, and pack it with tar -czf"
+
+
 class Form(Protocol):
     """An opened archive of any form.
 
@@ -60,7 +65,11 @@ def open_form(path: Path) -> Form:
         if not stat.S_ISREG(mode):  # opening a pipe would block until another process writes to it
             raise ArchiveError(f"{path} is not an archive: it is neither a file nor a folder")
         with path.open("rb") as stream:
-            start = stream.read(4)
+            start = stream.read(_TAR_MARK.stop)
+        if other := next((name for mark, name in _OTHER_FORMS.items() if start.startswith(mark)), None):
+            raise ArchiveError(f"{path} is not an archive: it is compressed with {other}", hint=_PACK_AGAIN)
+        if start[_TAR_MARK] == b"ustar":
+            raise ArchiveError(f"{path} is not an archive: it is a tar that is not compressed", hint=_PACK_AGAIN)
         return TarForm(path) if start[:2] == b"\x1f\x8b" else ZipForm(path)
     except FileNotFoundError:
         if match := _URL.match(str(path)):

@@ -185,9 +185,10 @@ def _check_default_weights(folder: Path, source: Path, script: Path | None) -> N
         files = sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth") and path.is_file())
         if len(files) != 1:
             names = ", ".join(path.name for path in files) or "neither model.pt nor another .pt or .pth file"
+            inner = next(iter(sorted(folder.glob("*.tar.gz"))), None)
             raise TorchmarError(
                 f"{source}: {without}, and its top has {names}; SageMaker's toolkit loads one file of these",
-                hint=_NEEDED,
+                hint=f"{inner.name} in it may be the package: extract it" if inner else _NEEDED,
             )
         (file,) = files
     with file.open("rb") as stream:

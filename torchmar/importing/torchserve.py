@@ -21,7 +21,7 @@ from torchmar.server.config import reader, startup_models
 from torchmar.server.config import values as config_values
 from torchmar.server.config.keys import IGNORED_KEYS, PATH_KEYS, SUPPORTED_KEYS, suggest
 from torchmar.server.config.startup_models import StartupModel
-from torchmar.server.models import snapshots
+from torchmar.server.models import archive_urls, snapshots
 from torchmar.server.models.serving_config import UNSUPPORTED_KEYS
 
 _NUMBERS = {"minWorkers": "min_workers", "maxWorkers": "max_workers"} | {
@@ -179,7 +179,8 @@ def _archives(installation: Installation) -> dict[StartupModel, StoredArchive]:
         existing = list(filter(_exists, paths))
         found = next((archive for path in existing if (archive := read_archive(path))), None)
         if found is None:
-            missing.append(f"{model.url} ({_why_unreadable(next(iter(existing), None))})")
+            shown = archive_urls.without_secrets(model.url)
+            missing.append(f"{shown} ({_why_unreadable(next(iter(existing), None))})")
         else:
             stored[model] = found
     if missing:
@@ -333,6 +334,9 @@ def _workflows(installation: Installation) -> set[str]:
 def _of_archives(installation: Installation, stored: Mapping[StartupModel, StoredArchive]) -> Iterator[Difference]:
     for model, archive in stored.items():
         place = f"{model.name or archive.name} {model.version or archive.version}"
+        if model.version not in ("", archive.version):
+            what = f"the snapshot has the version {model.version}, and {archive.path.name} is {archive.version}"
+            yield Difference(place, what, blocks=True)
         with Archive(archive.path) as opened:
             manifest = opened.manifest
         if keys := [key for key in UNSUPPORTED_KEYS if archive.config.get(key)]:
