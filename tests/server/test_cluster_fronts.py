@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,21 @@ def test_a_second_front_serves_the_same_passes_changes_on_and_takes_over(
             # It has the content of what the first one has registered: more replicas can be deployed.
             second.management.scale("m", min_worker=3, max_worker=3, timeout=120)
             pid(second, "other")
+
+
+def test_a_front_that_is_killed_and_started_again_finds_its_replicas(
+    cluster: RayCluster, store: Path, tmp_path: Path
+) -> None:
+    with start_front(cluster, tmp_path / "front", store, **OPEN) as front:
+        front.management.register("m-1.0.mar", timeout=120)
+        worker = pid(front)
+        time.sleep(2)  # a change of the last moment would be lost
+        front._process.send_signal(signal.SIGKILL)
+        front._process.wait()
+    with start_front(cluster, tmp_path / "front", store, **OPEN) as again:
+        assert pid(again) == worker
+        assert list(again.management.names()) == ["m"]
+        again.management.unregister("m")
 
 
 def test_the_last_front_ends_all_replicas(cluster: RayCluster, store: Path, tmp_path: Path) -> None:
