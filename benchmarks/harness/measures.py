@@ -248,13 +248,13 @@ class Measurement:
         self.results.times.setdefault((side.key, what), []).append(time.perf_counter() - started)
 
 
-def ready(running: Running, model: Model) -> None:
-    """Wait for the first right answer.
+def ready(running: Running, model: Model, seconds: float = _START_SECONDS) -> None:
+    """Wait for the first right answer, at most ``seconds``.
 
     Raises:
         Failed: the server ended, or does not answer in time.
     """
-    deadline = time.perf_counter() + _START_SECONDS
+    deadline = time.perf_counter() + seconds
     while True:
         try:
             check(running, model, 1)
@@ -262,7 +262,7 @@ def ready(running: Running, model: Model) -> None:
             if problem := running.ended():
                 raise Failed(problem) from None
             if time.perf_counter() > deadline:
-                raise Failed(f"no answer after {_START_SECONDS:.0f} s: {error}") from None
+                raise Failed(f"no answer after {seconds:.0f} s: {error}") from None
             time.sleep(0.01)
         else:
             return

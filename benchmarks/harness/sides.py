@@ -160,6 +160,7 @@ class Ours(Side):
 
     engine: ClassVar[Callable[..., Engine]]
     store: ClassVar[str] = "ours"
+    settings: ClassVar[Mapping[str, str]] = {}
 
     @contextlib.contextmanager
     def start(self, model: Model, *, workers: int = 1, empty: bool = False) -> Iterator[Running]:
@@ -167,7 +168,7 @@ class Ours(Side):
         with tempfile.TemporaryDirectory(prefix=f"{self.key}-") as home:
             folder = Path(home)
             values = {**properties.read(ROOT / "config.properties").values, **free_addresses()}
-            values["disable_token_authorization"] = "true"
+            values |= {"disable_token_authorization": "true", **self.settings}
             if not empty:
                 values["load_models"] = model.file
             (folder / "config.properties").write_text(properties.show(values))

@@ -1,15 +1,19 @@
 """The models behind Ray Serve, as its guide to dynamic batching writes a deployment."""
 
+import os
 import time
 from typing import Any
 
+import ray
 import torch
 import work
 from ray import serve
 from starlette.requests import Request
 
+CPUS = int(os.environ.get("SERVE_CPUS", "0"))  # Ray lets torch use as many threads
 
-@serve.deployment(num_replicas=work.WORKERS, max_ongoing_requests=128, ray_actor_options={"num_cpus": 0})
+
+@serve.deployment(num_replicas=work.WORKERS, max_ongoing_requests=128, ray_actor_options={"num_cpus": CPUS})
 class Model:
     """Read a request, then wait for the batch that it becomes part of."""
 
@@ -25,6 +29,7 @@ class Model:
 
 
 if __name__ == "__main__":
+    ray.init(include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": work.PORT})
     serve.run(
         Model.bind(),  # type: ignore[attr-defined]  # serve.deployment adds it
