@@ -112,6 +112,9 @@ def test_the_state_of_another_store_or_configuration_is_not_used(tmp_path: Path)
     assert json.loads(state.overrides["torchmar_routes"]) == {"/predict": {"model": "a"}}
     assert state_file.read(file, tmp_path / "elsewhere", NONE) is None
     assert state_file.read(file, store, Properties(None, {"load_models": "all"})) is None
+    file.write_text(json.dumps({**saved, "routes": {"x": 1}}))
+    with pytest.raises(TorchmarError, match=r"state\.json: .* it is damaged \('x' is not a path"):
+        state_file.read(file, store, NONE)
     changed = state_file.read(file, store, Properties(None, {"torchmar_routes": '{"/x": "a"}'}))
     assert changed and "torchmar_routes" not in changed.overrides
 

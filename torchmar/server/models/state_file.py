@@ -112,6 +112,7 @@ def read(path: Path, store: Path, config: Properties) -> State | None:
         overrides = {"model_snapshot": snapshot}
         if document["torchmar_routes"] == config.get("torchmar_routes"):
             overrides["torchmar_routes"] = json.dumps(document["routes"])
+            routes.parse(overrides["torchmar_routes"])
         return State(
             path=path,
             models=len(parse_snapshot(snapshot)),
