@@ -75,7 +75,7 @@ class Pool:
         self._scheduled = False
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(_CHECK_SECONDS, self._check_deadlines)
+        self._timer: asyncio.TimerHandle | None = None  # only while requests wait or are run
 
     @property
     def ready(self) -> int:
@@ -182,6 +182,7 @@ class Pool:
     def enqueue(self, job: Job) -> None:
         """Run a request that was admitted."""
         self._queue.append(job)
+        self._watch_deadlines()
         self.schedule()
 
     def schedule(self) -> None:
@@ -193,6 +194,7 @@ class Pool:
     def repeat(self, jobs: Sequence[Job]) -> None:
         """Of `WorkerOwner`."""
         self._queue.put_back(jobs)
+        self._watch_deadlines()
         self.schedule()
 
     def on_idle(self, worker: Worker) -> None:
@@ -226,15 +228,21 @@ class Pool:
         if worker.fast and len(batch) == 1 and not self._queue:
             self._poller.poll(lambda: worker.jobs)
 
+    def _watch_deadlines(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(_CHECK_SECONDS, self._check_deadlines)
+
     def _check_deadlines(self) -> None:
         """Reply to expired jobs, kill workers whose response timeout has passed."""
+        self._timer = None
         self._queue.remove_expired()
         now = time.monotonic()
         for worker in self._workers:
             if worker.jobs and now - worker.batch_started > self.options.response_timeout:
                 worker.time_out()
         self.schedule()
-        self._timer = self._loop.call_later(_CHECK_SECONDS, self._check_deadlines)
+        if self.busy:
+            self._watch_deadlines()
 
     # Workers.
 
@@ -275,7 +283,8 @@ class Pool:
         """Kill every worker; requests that wait or are run get a 503."""
         self._closed = True
         self.min_workers = 0
-        self._timer.cancel()
+        if self._timer:
+            self._timer.cancel()
         self._queue.fail_all(unavailable.no_worker(self.options))
         for worker in list(self._workers):
             worker.kill(unavailable.no_worker(self.options))
