@@ -26,7 +26,7 @@ class Context:
     """The part of a server's context that the toolkit uses."""
 
     def __init__(self, headers):
-        self.status, self.content_type = 200, None
+        self.status, self.content_type, self.model_name = 200, None, "model"
         self.system_properties = {"model_dir": sys.argv[1], "gpu_id": None}
         self.request_processor = [types.SimpleNamespace(get_request_properties=lambda: headers)]
 
