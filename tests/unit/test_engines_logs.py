@@ -45,6 +45,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_worker_of_a_line_is_a_number_or_a_replica_of_ray() -> None:
+    (line,) = logs.parse(["2026-11-30T01:11:09,512 W-b1ia8j3m-my-model_1.0-stdout - loaded"])
+    assert (line.worker, line.model, line.version, line.text) == ("b1ia8j3m", "my-model", "1.0", "loaded")
+
+
 def test_a_traceback_is_one_entry_despite_lines_of_others() -> None:
     entries = list(logs.parse(LOG.splitlines()))
     assert [(entry.model, entry.version, entry.worker, entry.text.count("\n")) for entry in entries] == [

@@ -18,7 +18,8 @@ WORKERS = "workers.log"
 SERVER = "server.log"
 
 _STAMP = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,\d{3}) (?:\[(\w+) *\] )?(.*)$")
-_WORKER = re.compile(r"^W-(\d+)-([^ ]+)_([^_ ]+?)(?:-std(?:out|err) -)? (.*)$")
+# The worker is a number, or the id of a replica of Ray.
+_WORKER = re.compile(r"^W-(\w+)-([^ ]+)_([^_ ]+?)(?:-std(?:out|err) -)? (.*)$")
 _IDLE = 0.3  # seconds without a line after which a traceback is complete
 _TAIL_BYTES = 8 << 20
 
@@ -32,7 +33,7 @@ class Entry:
         level: the level of an entry of the server; empty for the output of a worker.
         model: the model of the worker; empty for an entry of the server.
         version: the version of the worker; empty for an entry of the server.
-        worker: the worker's number; empty for an entry of the server.
+        worker: the worker's number, or the id of a replica; empty for an entry of the server.
         text: the message; several lines for a traceback.
     """
 
