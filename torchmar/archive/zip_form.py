@@ -51,7 +51,9 @@ class ZipForm:
                 count = _declared_members(stream, path.stat().st_size)
                 self._zip = zipfile.ZipFile(path)
             except READ_ERRORS as error:
-                raise ArchiveError(f"{path} is not an archive: {error}", hint="an archive is a zip, a .tar.gz or a folder") from None
+                raise ArchiveError(
+                    f"{path} is not an archive: {error}", hint="an archive is a zip, a .tar.gz or a folder"
+                ) from None
             stream.seek(0)
             if stream.read(4) not in (_LOCAL_HEADER, _END):
                 what = "the file does not begin with a member, where TorchServe's frontend begins to read"
