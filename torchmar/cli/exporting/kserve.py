@@ -20,6 +20,7 @@ from torchmar.cli.exporting.replicas import (
     Namespace,
     Queue,
     ServiceAccount,
+    check_names,
     check_replicas,
     resources,
 )
@@ -143,9 +144,7 @@ def kserve(
         raise typer.BadParameter("a canary needs the service: --storage", param_hint="--canary")
     check_replicas(replicas, max_replicas)
     names = {"--runtime": name, "--service": service, "--namespace": namespace, "--service-account": service_account}
-    for option, given in names.items():
-        if given:
-            manifests.check_name(given, option, longest=40 if option == "--service" else 63)
+    check_names(names.items(), service=40)
     models = Models(deployment) if deployment else None
     needed = resources(models, cpu, memory, gpus)
     objects = []

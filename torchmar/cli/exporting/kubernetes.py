@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +18,13 @@ from torchmar.cli.exporting.replicas import (
     Namespace,
     Queue,
     ServiceAccount,
+    check_names,
     check_replicas,
+    configured,
+    print_needs,
     resources,
 )
 from torchmar.cli.options import Config
-from torchmar.cli.terminal import err
 
 
 def kubernetes(
@@ -74,25 +75,15 @@ def kubernetes(
     HorizontalPodAutoscaler. The head of the file has the command that makes
     the tokens, which the file does not contain.
     """
-    from torchmar import properties
     from torchmar.exporting import manifests
-    from torchmar.exporting.kubernetes import Cluster, comment, has_tokens, objects
-    from torchmar.server.config.keys import PATH_KEYS
+    from torchmar.exporting.kubernetes import Cluster, comment, objects
     from torchmar.tuning.target import parse_duration
 
     check_replicas(replicas, max_replicas)
     names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
-    for option, given in [
-        *names.items(),
-        ("--metrics-from", prometheus),
-        *(("--allow", each) for each in allow or ()),
-    ]:
-        if given:
-            manifests.check_name(given, option, longest=50 if option == "--name" else 63)
-    configured = properties.read_or_default(config)
+    check_names([*names.items(), ("--metrics-from", prometheus), *(("--allow", each) for each in allow or ())], name=50)
     models = Models(deployment) if deployment else None
-    if models:
-        configured = replace(configured, values=models.configuration(configured.values))
+    configuration = configured(config, models)
     cluster = Cluster(
         image=manifests.check_image(image),
         name=name,
@@ -108,9 +99,5 @@ def kubernetes(
         prometheus=prometheus,
         service_monitor=service_monitor,
     )
-    write({output: manifests.show(objects(cluster, configured), comment(cluster, configured))})
-    for key in PATH_KEYS:
-        if configured.values.get(key) and not (key.endswith("_token_file") and has_tokens(configured)):
-            err.print(f"{key}={configured.values[key]}: the image must have this file", markup=False)
-    if not has_tokens(configured):
-        err.print("tokens are off: every pod that reaches the port can use the models", markup=False)
+    write({output: manifests.show(objects(cluster, configuration), comment(cluster, configuration))})
+    print_needs(configuration)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +17,12 @@ from torchmar.cli.exporting.replicas import (
     Models,
     Namespace,
     ServiceAccount,
+    check_names,
+    configured,
+    print_needs,
     resources,
 )
 from torchmar.cli.options import Config, ModelStore
-from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
 
 _KUBERAY, _MACHINES = "Kubernetes", "Machines"
@@ -127,13 +128,10 @@ def ray_cluster(
     --head a cluster file, with which ray up starts Ray and the server on
     machines over SSH.
     """
-    from torchmar import properties
     from torchmar.exporting import kubernetes, manifests, ray_cluster
-    from torchmar.server.config.keys import PATH_KEYS
 
     if bool(image) == bool(head):
         raise typer.BadParameter("give --image for KubeRay, or --head for machines", param_hint="--image")
-    configured = properties.read_or_default(config)
     if head:
         given: dict[str, object] = {
             "--redis": redis,
@@ -145,14 +143,15 @@ def ray_cluster(
         given |= {"--gpus": gpus, "--deployment": deployment, "--service-account": service_account, "--allow": allow}
         if extra := [option for option, value in given.items() if value]:
             raise typer.BadParameter("only a RayService has it: --image", param_hint=extra[0])
+        local = configured(config, None)
         machines = ray_cluster.Machines(
             head=head,
             workers=tuple(workers or ()),
             name=manifests.check_name(name, "--name"),
             user=user,
             key=str(key) if key else "",
-            config=_existing(configured.file),
-            model_store=_existing(model_store or Path(configured.get("model_store") or "model_store")),
+            config=_existing(local.file),
+            model_store=_existing(model_store or Path(local.get("model_store") or "model_store")),
             package=_existing(package),
             version=torchmar.__version__,
         )
@@ -161,20 +160,15 @@ def ray_cluster(
     if workers or package:
         raise typer.BadParameter("only machines have it: --head", param_hint="--worker" if workers else "--package")
     names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
-    for option, value in [
-        *names.items(),
-        ("--redis-secret", redis_secret),
-        *(("--allow", each) for each in allow or ()),
-    ]:
-        if value:
-            manifests.check_name(value, option, longest=40 if option == "--name" else 63)
+    check_names(
+        [*names.items(), ("--redis-secret", redis_secret), *(("--allow", each) for each in allow or ())], name=40
+    )
     if redis and not redis.startswith(("redis://", "rediss://")):
         raise TorchmarError(f"--redis {redis}: no address of a Redis", hint="write it like redis://redis:6379")
     if redis_secret and not redis:
         raise typer.BadParameter("name the Redis: --redis", param_hint="--redis-secret")
     models = Models(deployment) if deployment else None
-    if models:
-        configured = replace(configured, values=models.configuration(configured.values))
+    configuration = configured(config, models)
     cluster = ray_cluster.RayPods(
         pods=kubernetes.Cluster(
             image=manifests.check_image(str(image)),
@@ -190,14 +184,9 @@ def ray_cluster(
         redis=redis or "",
         redis_secret=redis_secret or "",
     )
-    write({output: manifests.show(ray_cluster.objects(cluster, configured), ray_cluster.comment(cluster, configured))})
-    for path_key in PATH_KEYS:
-        if configured.values.get(path_key) and not (
-            path_key.endswith("_token_file") and kubernetes.has_tokens(configured)
-        ):
-            err.print(f"{path_key}={configured.values[path_key]}: the image must have this file", markup=False)
-    if not kubernetes.has_tokens(configured):
-        err.print("tokens are off: every pod that reaches the port can use the models", markup=False)
+    objects = ray_cluster.objects(cluster, configuration)
+    write({output: manifests.show(objects, ray_cluster.comment(cluster, configuration))})
+    print_needs(configuration)
 
 
 def _existing(path: Path | None) -> str:

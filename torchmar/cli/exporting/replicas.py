@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.deployment.desired import Deployment
     from torchmar.deployment.store_index import StoredArchive, StoreIndex
     from torchmar.exporting.pods import Resources
+    from torchmar.properties import Properties
 
 Namespace = Annotated[
     str | None, typer.Option(help="The namespace of the objects; default: kubectl's.", show_default=False)
@@ -119,6 +122,44 @@ def resources(models: Models | None, cpu: str | None, memory: str | None, gpus: 
         memory=check_quantity(memory, "--memory") if memory else needed.memory,
         gpus=needed.gpus if gpus is None else gpus,
     )
+
+
+def configured(config: Path | None, models: Models | None) -> Properties:
+    """Return a configuration, with the models of a deployment.yaml if there is one."""
+    from torchmar import properties
+
+    read = properties.read_or_default(config)
+    return replace(read, values=models.configuration(read.values)) if models else read
+
+
+def check_names(names: Iterable[tuple[str, str | None]], **longest: int) -> None:
+    """Check the names of objects that options give.
+
+    Args:
+        names: options with their values; None: it is not given.
+        longest: characters of an option's value, where something is appended to it; others may have 63.
+
+    Raises:
+        TorchmarError: Kubernetes would reject one.
+    """
+    from torchmar.exporting.manifests import check_name
+
+    for option, name in names:
+        if name:
+            check_name(name, option, longest=longest.get(option.removeprefix("--"), 63))
+
+
+def print_needs(configuration: Properties) -> None:
+    """Print which files of a configuration the image must have, and that tokens are off if they are."""
+    from torchmar.exporting.kubernetes import has_tokens
+    from torchmar.server.config.keys import PATH_KEYS
+
+    for key in PATH_KEYS:
+        file = configuration.values.get(key)
+        if file and not (key.endswith("_token_file") and has_tokens(configuration)):
+            err.print(f"{key}={file}: the image must have this file", markup=False)
+    if not has_tokens(configuration):
+        err.print("tokens are off: every pod that reaches the port can use the models", markup=False)
 
 
 def check_replicas(least: int, most: int) -> None:
