@@ -59,13 +59,12 @@ class SimulatedServer:
         self.correct(setting)
         requests = max(300, min(10_000, int(rate * 8)))
         outcome = simulate(self.truth.system(setting), rate, requests=requests, seed=len(self.measured) + 1)
-        percent = self.target.percent
         trial = Trial(
             setting=setting,
             rate=rate,
             seconds=outcome.seconds,
             requests=requests,
-            latency=outcome.mean if percent is None else outcome.percentile(percent),
+            latency=outcome.statistic(self.target.percent),
             median=outcome.percentile(50),
             throughput=(requests - outcome.rejected) / outcome.seconds,
             failed=outcome.rejected / requests,

@@ -240,9 +240,7 @@ class Predictor:
                 self._fit_efficiency(trial, trial.latency - tail, requests)
             correction = self._fitted(trial, trial.latency - tail, self.target.percent, tail, requests)
         else:
-            outcome = simulate(self.system(trial.setting), trial.rate, requests=requests)
-            percent = self.target.percent
-            simulated = outcome.mean if percent is None else outcome.percentile(percent)
+            simulated = self._simulated(trial, self.target.percent, requests)
             correction = replace(correction, tail=trial.latency - simulated)
         utilisation = trial.rate / capacity(self.system(trial.setting))
         self.corrections[trial.setting.layout] = replace(correction, utilisation=utilisation)
@@ -262,8 +260,7 @@ class Predictor:
 
         def simulated(scale: float) -> float:
             self.corrections[layout] = Correction(scale=scale, tail=tail)
-            outcome = simulate(self.system(trial.setting), trial.rate, requests=requests)
-            return outcome.mean if percent is None else outcome.percentile(percent)
+            return self._simulated(trial, percent, requests)
 
         low, high = 1 / _MOST_SCALE, _MOST_SCALE
         for _ in range(10):
@@ -294,13 +291,15 @@ class Predictor:
 
     def _fit_efficiency(self, trial: Trial, wanted: float, requests: int) -> None:
         """Set the efficiency with which a trial's simulated statistic is the wanted one, with the scale as it is."""
-        percent = self.target.percent
         low, high = _LEAST_EFFICIENCY, 1.0
         for _ in range(10):
             self.efficiency = math.sqrt(low * high)
-            outcome = simulate(self.system(trial.setting), trial.rate, requests=requests)
-            simulated = outcome.mean if percent is None else outcome.percentile(percent)
-            low, high = (self.efficiency, high) if simulated > wanted else (low, self.efficiency)
+            slower = self._simulated(trial, self.target.percent, requests) > wanted
+            low, high = (self.efficiency, high) if slower else (low, self.efficiency)
+
+    def _simulated(self, trial: Trial, percent: float | None, requests: int) -> float:
+        """Return a statistic of a trial's setting and rate as they are simulated now, without the tail."""
+        return simulate(self.system(trial.setting), trial.rate, requests=requests).statistic(percent)
 
     def _correction(self, setting: Setting) -> Correction:
         if own := self.corrections.get(setting.layout):
@@ -317,12 +316,10 @@ class Predictor:
 
     def _tail(self, setting: Setting, rate: float) -> float:
         """Return the seconds to add to a setting's simulated statistic at a rate."""
-        correction = self._correction(setting)
-        return correction.tail_at(rate / capacity(self.system(setting))) if correction.tail > 0 else correction.tail
+        return self._correction(setting).tail_at(rate / capacity(self.system(setting)))
 
     def _statistic(self, setting: Setting, rate: float, outcome: Outcome) -> float:
-        percent = self.target.percent
-        value = outcome.mean if percent is None else outcome.percentile(percent)
+        value = outcome.statistic(self.target.percent)
         return max(outcome.percentile(50), value + self._tail(setting, rate))
 
     def _at_rate(self, setting: Setting, rate: float, fine: bool) -> Prediction:

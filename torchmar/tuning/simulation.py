@@ -112,6 +112,10 @@ class Outcome:
             return math.inf
         return self.latencies[max(0, math.ceil(percent / 100 * len(self.latencies)) - 1)]
 
+    def statistic(self, percent: float | None) -> float:
+        """Return a percentile of the latencies in seconds; None: their mean."""
+        return self.mean if percent is None else self.percentile(percent)
+
 
 def capacity(system: System) -> float:
     """Return the rate in requests per second beyond which the queue grows without end: that of full batches."""
