@@ -6,8 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from torchmar.address import Address
@@ -15,6 +18,14 @@ from torchmar.engines import addresses
 from torchmar.engines.addresses import free_ports
 from torchmar.errors import BindError, EngineError
 from torchmar.properties import Properties
+
+#: Listens in a thread until the standard input ends; the first thread ends before.
+ENDING = """
+import ctypes, os, socket, sys, threading
+listener = socket.create_server(("127.0.0.1", {port}))
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(0))).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
 
 GIVEN = Properties(
     None,
@@ -105,6 +116,27 @@ def test_the_process_that_listens_on_a_port_is_named(tmp_path: Path) -> None:
         process.communicate("")
     addresses.check_free(Address("127.0.0.1", port, key="inference_address"))
     assert addresses.listener_of(port) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems end all threads of a process together")
+def test_a_port_of_a_process_that_is_ending_is_waited_for() -> None:
+    """A killed process is a zombie already, and holds its sockets until its last thread has ended, as here."""
+    (port,) = free_ports(1)
+    process = subprocess.Popen([sys.executable, "-c", ENDING.format(port=port)], stdin=subprocess.PIPE)
+    try:
+        assert process.stdin
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        address = Address("127.0.0.1", port, key="inference_address")
+        with pytest.raises(BindError, match="a process that the system does not name"):
+            addresses.check_free(address, wait=0)
+        end = threading.Timer(0.2, process.stdin.close)
+        end.start()
+        addresses.check_free(address, wait=60)
+        end.join()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_an_address_of_another_machine_is_reported() -> None:

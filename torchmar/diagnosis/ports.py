@@ -30,7 +30,7 @@ def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]
             own.append(name)
             continue
         try:
-            addresses.check_free(address)
+            addresses.check_free(address, wait=0)
         except BindError as problem:
             taken.setdefault(problem.message.partition(_TAKEN)[2], []).append((name, problem))
         except EngineError as problem:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import random
 import socket
+import time
 from dataclasses import replace
 from urllib.parse import urlsplit, urlunsplit
 
@@ -94,8 +95,13 @@ def free_addresses() -> dict[str, str]:
     }
 
 
-def check_free(address: Address) -> None:
+def check_free(address: Address, wait: float = 3.0) -> None:
     """Check that a server could listen at an address.
+
+    Args:
+        address: the address.
+        wait: seconds to wait for a port whose process the system does not name. A process that has been killed keeps
+            its ports, without a name, until its last thread has ended: a restart at once would find them taken.
 
     Raises:
         BindError: the address is in use; the message names the process, if the system reports it.
@@ -114,16 +120,22 @@ def check_free(address: Address) -> None:
         raise EngineError(
             f"{address.key}: {address.host} is not an address of this machine ({error.strerror})"
         ) from None
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(sockaddr)
-        except PermissionError:
-            raise EngineError(f"{address.key}: port {address.port} needs root") from None
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise EngineError(f"{address.key}: {address.host} is not an address of this machine") from None
-            raise _in_use(address) from None
+    deadline = time.monotonic() + wait
+    while True:
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(sockaddr)
+                return
+            except PermissionError:
+                raise EngineError(f"{address.key}: port {address.port} needs root") from None
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise EngineError(f"{address.key}: {address.host} is not an address of this machine") from None
+        holder = listener_of(address.port)
+        if holder or time.monotonic() > deadline:
+            raise _in_use(address, holder)
+        time.sleep(0.05)
 
 
 def listener_of(port: int) -> psutil.Process | None:
@@ -142,9 +154,8 @@ def listener_of(port: int) -> psutil.Process | None:
     return None
 
 
-def _in_use(address: Address) -> BindError:
+def _in_use(address: Address, process: psutil.Process | None) -> BindError:
     message = f"{address.key}: {address.host}:{address.port} is taken by"
-    process = listener_of(address.port)
     if process is None:
         return BindError(f"{message} a process that the system does not name", hint=_OTHER_PORTS)
     if (folder := folder_of(process)) and ServerRecord.find(folder):
