@@ -319,7 +319,7 @@ def show_nodes(
 ) -> None:
     """Print the CPU time of each kind of process."""
     kinds = sorted({kind for values in rest.values() for kind in values})
-    head = ("process", *(f"{count} nodes" for count in counts))
+    head = ("process", *("1 node" if count == 1 else f"{count} nodes" for count in counts))
     print("\nCPU milliseconds of a request at 16 connections, without those at rest")
     lines = [(kind, *(f"{per_request[count].get(kind, 0.0):.3f}" for count in counts)) for kind in LOADED]
     totals = [sum(per_request[count].values()) for count in counts]
