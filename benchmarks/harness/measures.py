@@ -200,8 +200,8 @@ class Measurement:
                         raise Failed(f"{version.ready} workers are ready after scaling to 4")
                     check(running, model)
 
-    def floor(self, model: Model) -> None:
-        """Measure the handler of images without a server."""
+    def floor(self, model: Model, batch: int = BATCH) -> None:
+        """Measure the handler of images without a server, in batches of so many requests."""
         with tempfile.TemporaryDirectory(prefix="floor-") as home:
             folder = Path(home, "archive")
             with Archive(model.stores["ours"] / model.file) as opened:
@@ -210,7 +210,7 @@ class Measurement:
             for index, body in enumerate(model.bodies):
                 files.append(Path(home, f"{index}.jpg"))
                 files[-1].write_bytes(body)
-            command = [sys.executable, str(_FLOOR), str(folder), str(BATCH), str(self.seconds), *map(str, files)]
+            command = [sys.executable, str(_FLOOR), str(folder), str(batch), str(self.seconds), *map(str, files)]
             environment = worker_environment(os.environ)
             for number in range(self.rounds):
                 _tell(f"floor of {model.name}, round {number + 1} of {self.rounds}")
