@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive
 from torchmar.errors import TorchmarError
 from torchmar.optimizing.results import Row, Verdict
 from torchmar.optimizing.session import Optimization, Optimizer, Settings
+from torchmar.worker.venvs import folder as venvs
 
 pytest.importorskip("torch")
 
@@ -135,6 +138,23 @@ def test_calibration_inputs_judge_nothing(optimization: tuple[Optimization, Sile
 def test_a_request_without_an_answer_is_left_out_with_a_warning(optimization: tuple[Optimization, Silent]) -> None:
     (warning,) = optimization[1].warnings
     assert warning.startswith("bad.json is left out: the original answers it with status 400")
+
+
+def test_an_archive_with_a_runtime_is_optimised_in_its_environment(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, torchmar finds none of the packages that it requires elsewhere."""
+    pytest.importorskip("uv")
+    monkeypatch.setenv(venvs.VARIABLE, str(tmp_path / "venvs"))
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    runtime = {"python": version, "requirements": "lock.txt", "wheels": "wheels", "server_packages": True}
+    made = recipe(tmp_path / "recipe", runtime=runtime)
+    (made / "model.py").write_text(f"import tiny\n{NET}")
+    absent = 'raise ImportError("not in this environment")\n'
+    wheels = [write_wheel(made / "wheels", name, "9.0", code) for name, code in (("tiny", ""), ("pydantic", absent))]
+    (made / "lock.txt").write_text(lock_of(*wheels))
+    optimized = optimize(archive.build(made, tmp_path).path, tmp_path / "work", data, "openvino")
+    assert row_of(optimized, "openvino").verdict in (Verdict.CHOSEN, Verdict.SLOWER), row_of(optimized, "openvino")
 
 
 def test_a_handler_whose_model_cannot_be_replaced_is_named(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ def test_a_variant_says_why_it_cannot_be_made_here() -> None:
     assert "deviceType: cpu" in known["openvino"].unavailable(gpu=True, calibration=9)
     assert known["bfloat16"].unavailable(gpu=False, calibration=0) == ""
     missing = variants.Variant(name="x", title="x", family="x", packages=("no_such_package",))
-    assert missing.unavailable(gpu=False, calibration=9) == (
+    assert missing.unavailable(gpu=False, calibration=9) == ""
+    assert missing.unavailable(gpu=False, calibration=9, missing=["no_such_package"]) == (
         "no_such_package is not installed: pip install no_such_package"
+    )
+    assert missing.unavailable(gpu=False, calibration=9, missing=["no_such_package"], own=False) == (
+        "no_such_package is not in the environment of the archive: add it to the runtime's requires, and run "
+        "torchmar lock"
     )

@@ -7,19 +7,20 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, Literal
 
 from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.load.kinds import Arrivals, Kind, Protocol
 
+if TYPE_CHECKING:  # environments of archives, in which optimisations run, do not have it
+    from pydantic import ConfigDict, TypeAdapter
+
 SCHEMA: Literal["torchmar-bench/1"] = "torchmar-bench/1"
 #: The ends of an interval with 95 % confidence.
 Bounds = tuple[float, float]
 
-_CONFIG = ConfigDict(use_attribute_docstrings=True)
+_CONFIG: ConfigDict = {"use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +327,8 @@ class Report:
 
 @functools.cache
 def _adapter() -> TypeAdapter[Report]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(Report)
 
 
@@ -353,6 +356,8 @@ def parse(values: Any) -> Report:
     Raises:
         ValueError: the values are not those of a report; the message has the place and the reason.
     """
+    from pydantic import ValidationError
+
     try:
         return _adapter().validate_python(values)
     except ValidationError as error:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, Literal
 
 from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.load.results import Machine
+
+if TYPE_CHECKING:  # environments of archives, in which the steps run, do not have it
+    from pydantic import TypeAdapter
 
 SCHEMA: Literal["torchmar-optimization/1"] = "torchmar-optimization/1"
 
@@ -184,7 +186,11 @@ class Report:
         write_text(self.to_json(), path)
 
 
-_reports = TypeAdapter(Report)
+@functools.cache
+def _adapter() -> TypeAdapter[Report]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Report)
 
 
 def read(path: Path) -> Report:
@@ -209,8 +215,10 @@ def parse(text: bytes, name: str) -> Report:
     Raises:
         TorchmarError: it is none.
     """
+    from pydantic import ValidationError
+
     try:
-        return _reports.validate_json(text)
+        return _adapter().validate_json(text)
     except ValidationError as error:
         raise TorchmarError(
             f"{name} is not a report of torchmar optimize: {error.errors()[0]['msg']}",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,11 +21,15 @@ from torchmar.load import machine_use
 from torchmar.load.measuring import MAX_OTHERS
 from torchmar.optimized_section import FOLDER
 from torchmar.optimizing import choice, gate, inputs, trial_archive, user_check
+from torchmar.optimizing.process.describe import describe
 from torchmar.optimizing.process.jobs import Made, Weights
 from torchmar.optimizing.results import Agreement, Report, Row, Timing, Verdict
 from torchmar.optimizing.split import Split, split
 from torchmar.optimizing.steps import StepError, Steps
-from torchmar.optimizing.variants import BASELINE, Variant, select
+from torchmar.optimizing.variants import BASELINE, PACKAGES, Variant, select
+from torchmar.worker.venvs import building, specification
+from torchmar.worker.venvs import folder as venvs
+from torchmar.worker.venvs.folder import Venv
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +43,8 @@ _DRIFT = 0.1  # of the baseline's time between its two measurements, above which
 _NO_TIME = "the time was used up"
 _EXPLAINED = 4  # requests whose explanations are compared, which are slow
 _EXPLAIN_SECONDS = 20.0
-_PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "onnxscript", "numpy")
+_DISTRIBUTIONS = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "onnx", "onnxscript", "numpy")
+_DESCRIBE_SECONDS = 60.0
 
 
 class Observer(Protocol):
@@ -111,11 +116,29 @@ class _Measured:
     outputs: list[gate.Outputs]
 
 
+@dataclass(frozen=True)
+class _Python:
+    """The Python that runs the steps.
+
+    Attributes:
+        version: its own.
+        missing: modules that variants need, and it does not have.
+        versions: of distributions that it has.
+        own: whether it is that of this process.
+    """
+
+    version: str
+    missing: tuple[str, ...]
+    versions: Mapping[str, str]
+    own: bool
+
+
 @dataclass
 class _Session:
     """What is known while it runs."""
 
     steps: Steps
+    python: _Python
     model: Mapping[str, Any]
     requests: Sequence[Mapping[str, Any]]
     explains: bool
@@ -174,16 +197,18 @@ class Optimizer:
             ArchiveError: the archive cannot be opened.
             TorchmarError: its handler has no model that can be replaced, or the original itself gives no answers.
         """
-        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            return self._run(stack)
+
+    def _run(self, stack: contextlib.ExitStack) -> Optimization:
         # Weights that were optimised before are not what others are compared with.
         self._archive = trial_archive.original(self._archive, self._folder)
         with Archive(self._archive) as archive:
-            if archive.runtime:
-                raise TorchmarError(
-                    f"{self._archive} runs in an environment of its own, whose packages an optimisation does not use",
-                    hint="optimise the archive without runtime, with its packages installed here",
-                )
-            session = self._prepare(archive, started + self._settings.seconds)
+            model_dir = self._folder / "archive"
+            archive.extract(model_dir)
+            venv = self._venv(archive, model_dir, stack)
+            started = time.monotonic()
+            session = self._prepare(archive, model_dir, venv, started + self._settings.seconds)
             name, version, digest = archive.manifest.name, archive.manifest.version, archive.digest
             original = original_digests(archive, archive.manifest.model)
         self._observer.on_step(f"measuring the original with {_threads(session.original.threads)}")
@@ -227,7 +252,7 @@ class Optimizer:
             version=version,
             archive=digest,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            machine=machine_use.describe(),
+            machine=replace(machine_use.describe(), python=session.python.version),
             threads=session.original.threads,
             batch_sizes=self._settings.batch_sizes,
             requirements=tuple(map(str, session.required)),
@@ -235,22 +260,44 @@ class Optimizer:
             calibration_inputs=len(session.calibration),
             original=original,
             rows=decided,
-            packages=_versions(_PACKAGES),
+            packages=session.python.versions,
             seconds=time.monotonic() - started,
             disturbances=(*_others(session.others, cpu=cpu), *session.disturbances),
         )
         return Optimization(report=report, files=session.files, interrupted=bool(interrupted))
 
-    def _prepare(self, archive: Archive, deadline: float) -> _Session:
-        """Extract the archive, and record the inputs of its model."""
+    def _venv(self, archive: Archive, model_dir: Path, stack: contextlib.ExitStack) -> Venv | None:
+        """Return the environment of an archive, built if this machine does not have it; None: it has none.
+
+        Raises:
+            WorkerError: it cannot be built.
+        """
+        if not archive.runtime:
+            return None
+
+        def show(line: str) -> None:
+            self._observer.on_step(f"building the environment: {line[:60]}")
+
+        venv = building.build(specification.read(archive.runtime, model_dir), venvs.root(), show)
+        stack.callback(venv.close)
+        return venv
+
+    def _described(self, steps: Steps, venv: Venv | None) -> _Python:
+        job = {"modules": PACKAGES, "distributions": _DISTRIBUTIONS}
+        try:
+            found = describe(job) if venv is None else steps.run("describe", job, seconds=_DESCRIBE_SECONDS)
+        except StepError as error:
+            raise TorchmarError(f"{self._archive.name}: its environment cannot run an optimisation: {error}") from None
+        return _Python(found["python"], tuple(found["missing"]), found["versions"], venv is None)
+
+    def _prepare(self, archive: Archive, model_dir: Path, venv: Venv | None, deadline: float) -> _Session:
+        """Record the inputs of the archive's model."""
         manifest, config = archive.manifest, archive.config
         requests = inputs.read(archive, self._settings.data)
         options = config.get("handler")
         options = dict(options) if isinstance(options, Mapping) else {}
         kind = gate.kind_of(manifest.model.handler, options)
         required = gate.requirements(self._settings.keep, kind, check=self._settings.check is not None)
-        model_dir = self._folder / "archive"
-        archive.extract(model_dir)
         gpu = 0 if gpus.count() and config.get("deviceType") != "cpu" else None
         model: dict[str, Any] = {
             "name": manifest.name,
@@ -262,7 +309,8 @@ class Optimizer:
         }
         work = self._folder / "work"
         work.mkdir()
-        steps = Steps(work, memory=int(psutil.virtual_memory().available * _MEMORY_PART))
+        steps = Steps(work, memory=int(psutil.virtual_memory().available * _MEMORY_PART), venv=venv)
+        python = self._described(steps, venv)
         self._observer.on_step(f"recording the model's inputs for {len(requests)} requests")
         captured, written = work / "inputs.pt", list(inputs.write(requests, work))
         try:
@@ -299,6 +347,7 @@ class Optimizer:
         )
         return _Session(
             steps=steps,
+            python=python,
             model=model,
             requests=[each for each in written if each["name"] not in dict(rejected)],
             explains=bool(result["explains"]),
@@ -313,8 +362,9 @@ class Optimizer:
         )
 
     def _variant_row(self, session: _Session, variant: Variant) -> Row:
-        gpu = session.original.gpu is not None
-        if reason := variant.unavailable(gpu=gpu, calibration=len(session.calibration)):
+        gpu, python = session.original.gpu is not None, session.python
+        calibration = len(session.calibration)
+        if reason := variant.unavailable(gpu=gpu, calibration=calibration, missing=python.missing, own=python.own):
             return _row(variant, Verdict.SKIPPED, reason)
         if time.monotonic() > session.deadline - _RESERVE:
             return _row(variant, Verdict.SKIPPED, f"{_NO_TIME}; --budget gives more")
@@ -347,7 +397,7 @@ class Optimizer:
             size=sum(file.stat().st_size for file in files) if files else session.size,
             options=_section(made),
             needs=tuple(made.needs),
-            packages=_versions(made.packages),
+            packages={name: version for name, version in session.python.versions.items() if name in made.packages},
         )
         self._observer.on_step(f"measuring {variant.name}")
         try:
@@ -600,16 +650,6 @@ def _size(folder: Path, serialized_file: str | None) -> int:
     beside = file.with_suffix(".bin")
     files = {file, beside} if file.suffix == ".xml" and beside.is_file() else {file}
     return sum(each.stat().st_size for each in files)
-
-
-def _versions(names: Sequence[str]) -> dict[str, str]:
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _threads(count: int) -> str:

@@ -20,7 +20,9 @@ import torchmar
 from torchmar.worker import START
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process.messages import RunCommand, to_wire
+from torchmar.worker.venvs.folder import Venv
 
+_START_IN_VENV = Path(__file__).with_name("process") / "start.py"
 _POLL_SECONDS = 0.25
 _LOG_TAIL = 4000
 
@@ -39,10 +41,11 @@ class Steps:
     Args:
         folder: of the files of jobs and results.
         memory: bytes that the processes of a step may have.
+        venv: the archive's environment, whose Python runs the steps; None: that of this process does.
     """
 
-    def __init__(self, folder: Path, *, memory: int) -> None:
-        self._folder, self._memory = folder, memory
+    def __init__(self, folder: Path, *, memory: int, venv: Venv | None = None) -> None:
+        self._folder, self._memory, self._venv = folder, memory, venv
 
     def run(self, step: str, job: Mapping[str, Any], *, seconds: float, name: str = "") -> Any:
         """Run a step and return its result; all processes that it starts end with it.
@@ -59,21 +62,10 @@ class Steps:
         work = Path(tempfile.mkdtemp(prefix=f"{name or step}-", dir=self._folder))
         job_file, result_file, log = work / "job.json", work / "result.json", work / "log.txt"
         job_file.write_text(json.dumps(job), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "torchmar.optimizing.process",
-            step,
-            str(job_file),
-            str(result_file),
-        ]
-        paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **worker_environment(os.environ),
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            # What inductor compiles for a variant goes with it.
-            "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
-        }
+        command, variables = self._python()
+        command += [step, str(job_file), str(result_file)]
+        # What inductor compiles for a variant goes with it.
+        environment = {**worker_environment(variables), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
         child_end, lifeline = os.pipe()
         process: subprocess.Popen[bytes] | None = None
         try:
@@ -100,6 +92,14 @@ class Steps:
         if limit:
             raise StepError(limit)
         return self._result(result_file, log, process.returncode)
+
+    def _python(self) -> tuple[list[str], dict[str, str]]:
+        """Return the command that runs steps, without its arguments, and its environment variables."""
+        if self._venv:
+            return [str(self._venv.python), str(_START_IN_VENV)], self._venv.variables(os.environ)
+        paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        return [sys.executable, "-m", "torchmar.optimizing.process"], variables
 
     def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> str:
         """Wait until a process ends; return the limit that it has reached, empty if none."""

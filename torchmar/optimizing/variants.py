@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,22 +33,26 @@ class Variant:
     device: Literal["cpu", "cuda", "any"] = "cpu"
     calibrated: bool = False
 
-    def unavailable(self, *, gpu: bool, calibration: int) -> str:
+    def unavailable(self, *, gpu: bool, calibration: int, missing: Collection[str] = (), own: bool = True) -> str:
         """Return why it cannot be made here; empty if it can be tried.
 
         Args:
             gpu: whether the archive is served on a GPU of this machine.
             calibration: inputs that may calibrate it.
+            missing: modules that are not installed.
+            own: whether they would be installed beside torchmar, not in an environment of the archive's.
         """
         if self.device == "cuda" and not gpu:
             return "this machine has no GPU of NVIDIA, or the archive has deviceType: cpu"
         if self.device == "cpu" and gpu:
             return "it runs on the CPU, and the archive is served on the GPU; deviceType: cpu changes that"
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
+        if lacking := [name for name in self.packages if name in missing]:
+            named, verb = ", ".join(lacking), "is" if len(lacking) == 1 else "are"
+            if own:
+                return f"{named} {verb} not installed: pip install {' '.join(lacking)}"
             return (
-                f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: pip install "
-                + " ".join(missing)
+                f"{named} {verb} not in the environment of the archive: add {'it' if verb == 'is' else 'them'} to the "
+                "runtime's requires, and run torchmar lock"
             )
         if self.calibrated and not calibration:
             return "there are no inputs to calibrate it with: give --data FOLDER"
@@ -125,6 +128,10 @@ CATALOGUE = (
         device="cuda",
     ),
 )
+
+
+#: The modules that variants need, without repetition.
+PACKAGES = tuple(dict.fromkeys(name for variant in CATALOGUE for name in variant.packages))
 
 
 def select(names: Sequence[str]) -> tuple[Variant, ...]:

@@ -13,7 +13,7 @@ from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.process.offline import forbid_statistics, leave_network
 from torchmar.worker.process import optional_imports, serving
 
-STEPS = ("capture", "make", "run", "explain")
+STEPS = ("describe", "capture", "make", "run", "explain")
 #: Steps that run the weights alone; a handler may need the network, such as for features of a database.
 _OFFLINE = ("make", "run")
 

@@ -1,0 +1,37 @@
+"""The packages of the Python that runs the steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+
+def describe(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe this Python.
+
+    Args:
+        job: ``modules``, which may be installed; ``distributions``, whose versions are wanted.
+
+    Returns:
+        ``python``: its version; ``missing``: the modules that it does not have; ``versions`` of the distributions that
+        it has.
+    """
+    return {
+        "python": platform.python_version(),
+        "missing": [name for name in job["modules"] if importlib.util.find_spec(name) is None],
+        "versions": versions(job["distributions"]),
+    }
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
