@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from torchmar.optimizing import gate
-from torchmar.optimizing.process import attempts, onnxruntime_int8, openvino_int8
+from torchmar.optimizing.process import attempts, onnxruntime_int8, openvino_int8, processor
 from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.results import Verdict
+from torchmar_handlers.weights import machine
 
 REQUIRED = gate.requirements(["labels>=0.95,cos>=0.98"], gate.CLASSIFIER)
 Inputs = list[dict[str, np.ndarray]]
@@ -115,6 +116,15 @@ def test_a_bad_calibration_set_is_rejected(quantise: Callable[..., Any], model: 
     judged = judgement(model, quantise(model, black, tmp_path))
     assert judged.verdict is Verdict.REJECTED
     assert "square-" in judged.reason
+
+
+def test_weights_for_processors_without_instructions_for_int8_agree_and_need_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(machine.MASK, ",".join(processor.FLAGS["int8"]))
+    judged = judgement(model, by_openvino(model, images(16, seed=1), tmp_path))
+    assert judged.accepted, judged.reason
+    assert processor.needs("int8") == ()
 
 
 def test_what_has_no_weights_to_quantise_is_said(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 #: Flags of processors that compute with a type, x86 and ARM; by none of them it is emulated, and slow.
 FLAGS = {
@@ -15,13 +13,10 @@ FLAGS = {
 
 
 def flags() -> frozenset[str]:
-    """Return the flags of this processor that ``/proc/cpuinfo`` lists; none where there is no such file."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return frozenset(value.split())
-    return frozenset()
+    """Return the flags of this processor, as a worker sees them; none where they are not known."""
+    from torchmar_handlers.weights import machine
+
+    return machine.cpu_flags()
 
 
 def needs(dtype: str) -> tuple[str, ...]:
