@@ -27,6 +27,7 @@ from torchmar_handlers.explanations import (
     document,
     explain,
     explain_tokens,
+    folding,
     precision,
     quadrature,
     read,
@@ -338,6 +339,50 @@ def test_code_that_depends_on_the_layout_gets_the_usual_one(flat: str) -> None:
     model, row = Net().eval().requires_grad_(False), torch.rand(1, 3, 8, 8)
     (explanation,) = explain(model, row, torch.tensor([1]), [ExplainOptions(n_steps=20)])
     assert close(explanation.attributions, captum_alone("integrated_gradients", model, row[0], row[0] * 0, 1)[0])
+
+
+class Normed(nn.Module):
+    """Convolutions with batch norms that are used alone, with their own inputs, twice, and once more in some passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, bias=index == 0) for index in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(4))
+        for norm in self.norms:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+        self.head = nn.Linear(3, 2)
+        self.whole = False  # whether the output of a convolution is used without its batch norm
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        first = nn.functional.relu6(self.norms[0](self.convolutions[0](images)))
+        second = self.norms[1](self.convolutions[1](first))
+        second += first
+        third = self.convolutions[2](second.relu())
+        fourth = self.convolutions[3](third + self.norms[2](third))
+        maps = self.norms[3](fourth)
+        return self.head((maps + fourth if self.whole else maps).mean((2, 3)))
+
+
+def test_batch_norms_are_multiplied_into_the_convolutions_that_nothing_else_uses() -> None:
+    torch.manual_seed(0)
+    model, row, target = Normed().eval().requires_grad_(False), torch.rand(1, 3, 8, 8), torch.tensor([1])
+    recorder = folding.Recorder()
+    with recorder:
+        scores = model(row)
+    plan = recorder.plan()
+    assert list(plan.convolutions) == [id(model.convolutions[place].weight) for place in (0, 1, 3)]
+    assert [each.overwritten for each in plan.convolutions.values()] == [True, False, False]
+    assert torch.allclose(plan.score(model, row), scores, atol=1e-6)
+    assert plan.usable
+    model.whole = True
+    assert torch.equal(plan.score(model, row), model(row))
+    assert not plan.usable
+    for whole in (False, True):
+        model.whole = whole
+        (explanation,) = explain(model, row, target, [ExplainOptions(n_steps=20)])
+        expected = captum_alone("integrated_gradients", model, row[0], row[0] * 0, 1)[0]
+        assert close(explanation.attributions, expected)
 
 
 def test_gradients_in_bfloat16_are_near_and_the_answer_says_so(cancer: nn.Module, table: torch.Tensor) -> None:
