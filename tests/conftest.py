@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.support import java_options
 from tests.support.paths import DIGITS, ROOT, TESTS
@@ -36,6 +37,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# scripts/test --fast generates fewer examples, scripts/test the usual hundred.
+settings.register_profile("fast", max_examples=25)
 
 # Each process of pytest-xdist has ports of its own, so that none takes a port that another has found free.
 _PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

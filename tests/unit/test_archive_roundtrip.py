@@ -34,7 +34,7 @@ def possible(tree: dict[str, bytes]) -> bool:
     return not list(flaws(Entry(name, len(content)) for name, content in tree.items()))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(trees)
 def test_a_random_tree_is_read_back_from_every_form_with_one_digest(tree: dict[str, bytes]) -> None:
     members = {**tree, "MAR-INF/MANIFEST.json": MANIFEST}
@@ -58,7 +58,7 @@ def test_a_random_tree_is_read_back_from_every_form_with_one_digest(tree: dict[s
             assert stock.testzip() is None
 
 
-@settings(max_examples=120, deadline=None)
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_archive_is_an_error_or_a_mismatch_or_has_the_same_content(
     data: st.DataObject,

@@ -58,7 +58,7 @@ def possible(sizes: list[int], some: list[Demand]) -> bool:
     return False
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(problems())
 def test_no_gpu_is_overfull_and_pinned_or_present_workers_stay(
     problem: tuple[list[int], list[Demand]],
@@ -79,7 +79,7 @@ def test_no_gpu_is_overfull_and_pinned_or_present_workers_stay(
     assert all(used[device] <= size for device, size in enumerate(sizes))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(deadline=None)
 @given(problems())
 def test_rejected_demands_fit_in_no_arrangement(problem: tuple[list[int], list[Demand]]) -> None:
     sizes, some = problem

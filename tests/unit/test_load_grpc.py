@@ -78,7 +78,7 @@ def _workload(*bodies: bytes) -> Workload:
 
 def _measure(target: Target, workload: Workload, **values: object) -> Step:
     expected = expectations.gather(target, workload)
-    spec = {"rate": 100.0, "arrivals": "constant", "duration_s": 1.0, "warmup_s": 0.2, **values}
+    spec = {"rate": 500.0, "arrivals": "constant", "duration_s": 0.2, "warmup_s": 0.05, **values}
     return measure(target, workload, expected, StepSpec(**spec))  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def test_a_closed_loop_has_one_call_on_each_connection() -> None:
 def test_messages_beyond_the_windows_of_http2_arrive_whole() -> None:
     body = bytes(range(256)) * 12_000  # 3 MB, many times a window and a frame
     with serving() as target:
-        step = _measure(target, _workload(body, b"small"), rate=20.0)
+        step = _measure(target, _workload(body, b"small"), rate=100.0)
     assert (step.sent, step.completed, step.errors, step.wrong_answers) == (20, 20, (), 0)
 
 
@@ -227,7 +227,15 @@ def test_a_connection_of_a_closed_loop_goes_on_after_a_timeout() -> None:
         return b"ok"
 
     with serving(predict) as target:
-        step = _measure(target, _workload(b"one"), kind="closed", connections=1, rate=None, warmup_s=0.0, timeout_s=0.3)
+        options = {
+            "kind": "closed",
+            "connections": 1,
+            "rate": None,
+            "warmup_s": 0.0,
+            "timeout_s": 0.3,
+            "duration_s": 1.0,
+        }
+        step = _measure(target, _workload(b"one"), **options)
     assert [(failure.kind, failure.count) for failure in step.errors] == [("timeout", 1)]
     assert step.windows[-1].completed > 0
 
