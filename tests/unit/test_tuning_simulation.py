@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,13 +158,30 @@ def test_a_stage_before_the_model_takes_its_work() -> None:
 def test_the_highest_rate_keeps_the_bound_and_a_higher_one_does_not() -> None:
     service = fit([BatchTimes(size=size, seconds=(0.002 + 0.004 * size,) * 2) for size in (1, 8)])
     system = System(service=service, workers=1, batch_size=8)
-    rate = highest_rate(system, 99, 0.05)
+    highest = highest_rate(system, 99, lambda rate: 0.05)
+    rate = highest.rate
     assert 100 < rate < capacity(system)
-    assert simulate(system, rate).percentile(99) < 0.05
+    assert highest.outcome == simulate(system, rate)
+    assert highest.outcome.percentile(99) < 0.05
     assert simulate(system, 1.1 * rate).percentile(99) > 0.05
 
 
 def test_no_rate_keeps_a_bound_below_the_time_of_one_request() -> None:
-    assert (
-        highest_rate(System(service=ServiceModel(fixed=0.1, per_request=0.0), workers=1, batch_size=1), 50, 0.05) == 0
-    )
+    system = System(service=ServiceModel(fixed=0.1, per_request=0.0), workers=1, batch_size=1)
+    assert highest_rate(system, 50, lambda rate: 0.05).rate == 0
+
+
+def test_a_short_queue_limits_the_rate_by_what_it_rejects() -> None:
+    system = System(service=ServiceModel(fixed=0.0, per_request=0.01), workers=1, batch_size=1, queue_size=4)
+    assert highest_rate(system, 99, lambda rate: 1.0).rejects
+    assert not highest_rate(replace(system, queue_size=ENDLESS), 99, lambda rate: 0.05).rejects
+
+
+@pytest.mark.parametrize("near", [0.0, 1.0, 40.0, 80.0, 1e6])
+def test_the_highest_rate_is_the_same_wherever_the_search_begins(near: float) -> None:
+    system = System(service=ServiceModel(fixed=0.002, per_request=0.008), workers=1, batch_size=8)
+    for bound in (0.03, 10.0):
+        expected = highest_rate(system, 99, lambda rate: bound, precision=0.01).rate  # noqa: B023
+        assert highest_rate(system, 99, lambda rate: bound, precision=0.01, near=near).rate == pytest.approx(  # noqa: B023
+            expected, rel=0.03
+        )

@@ -341,7 +341,7 @@ class Predictor:
         limit = capacity(system)
         requests, precision = (_FINE, 0.01) if fine else (_COARSE, 0.06)
         correction = self._correction(setting)
-        rate = highest_rate(
+        highest = highest_rate(
             system,
             self.target.percent,
             lambda rate: self.target.seconds - correction.tail_at(rate / limit),
@@ -349,11 +349,12 @@ class Predictor:
             precision=precision,
             near=self.highest(setting, fine=False).rate if fine else 0.0,
         )
-        outcome = simulate(system, rate or limit / 64, requests=requests)
+        rate = highest.rate
+        outcome = highest.outcome or simulate(system, limit / 64, requests=requests)
         bound = Bound.LATENCY
         if rate > 0.95 * usable_capacity(system):
             bound = self._saturated(system)
-        elif rate and simulate(system, rate * 1.02, requests=requests).rejected:
+        elif highest.rejects:
             bound = Bound.QUEUE
         latency = self._statistic(setting, rate or limit / 64, outcome)
         return self._prediction(setting, rate, latency, limit, outcome, bound)

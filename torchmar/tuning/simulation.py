@@ -167,6 +167,19 @@ def _unit_arrivals(requests: int, seed: int) -> tuple[float, ...]:
     return tuple(itertools.accumulate(source.expovariate(1.0) for _ in range(requests)))
 
 
+def _admissions(arrivals: list[float], loop: float) -> list[float]:
+    """Return when the event loop has handled each request, one after the other."""
+    if not loop:
+        return arrivals
+    admissions: list[float] = []
+    free = 0.0
+    admit = admissions.append
+    for moment in arrivals:
+        free = (moment if moment > free else free) + loop
+        admit(free)
+    return admissions
+
+
 class _Simulation:
     """One run; work is measured in virtual time, which advances more slowly while too few cores are shared."""
 
@@ -174,14 +187,8 @@ class _Simulation:
         self._system = system
         self._noise = random.Random(seed + 1).random
         self._times: dict[tuple[str, int], tuple[tuple[float, ...], float]] = {}  # and cores, by step and size
-        self._arrivals: list[float] = []
-        self._admissions: list[float] = []  # when the event loop has handled them, one after the other
-        free = 0.0
-        for unit in _unit_arrivals(requests, seed):
-            moment = unit / rate
-            free = (moment if moment > free else free) + system.loop
-            self._arrivals.append(moment)
-            self._admissions.append(free)
+        self._arrivals = [unit / rate for unit in _unit_arrivals(requests, seed)]
+        self._admissions = _admissions(self._arrivals, system.loop)
         self._late_after, self._late_left = late or (math.inf, 0)
         self._now = self._virtual = 0.0
         self._demand = rate * (system.client + system.loop)
@@ -226,6 +233,7 @@ class _Simulation:
         waiting, idle, arrived, total, started = self._waiting, self._idle, 0, len(arrivals), 0
         now, virtual, used, demand, speed = self._now, self._virtual, self._used, self._demand, self._speed
         late_after, late_left = self._late_after, self._late_left
+        answer, warm_up, further = self._latencies.append, self._warm_up, system.latency
         while (arrived < total or running) and late_left >= 0:
             next_arrival = admissions[arrived] if arrived < total else math.inf
             next_end = now + (running[0][0] - virtual) / speed if running else math.inf
@@ -237,9 +245,9 @@ class _Simulation:
                 speed = cores / demand if demand > cores else 1.0
                 idle += 1
                 for index in members:
-                    if index >= self._warm_up:
-                        latency = now - arrivals[index] + system.latency
-                        self._latencies.append(latency)
+                    if index >= warm_up:
+                        latency = now - arrivals[index] + further
+                        answer(latency)
                         if latency > late_after:
                             late_left -= 1
             else:
@@ -400,79 +408,100 @@ class _Simulation:
             self._collect(self._system.delay)
 
 
-def keeps(system: System, rate: float, percent: float | None, seconds: float, *, requests: int, seed: int = 0) -> bool:
-    """Return whether a statistic of the latency is below a bound at a rate, and no request is rejected.
+@dataclass(frozen=True, kw_only=True)
+class HighestRate:
+    """The highest rate at which a bound is kept.
 
-    Args:
-        system: the server.
-        rate: requests per second.
-        percent: the percentile that is bounded; None: the mean.
-        seconds: the bound.
-        requests: simulated requests.
-        seed: of the simulation.
+    Attributes:
+        rate: requests per second; 0 if the bound is kept at none.
+        outcome: of this rate; None if it is 0.
+        rejects: whether requests are rejected, and not late, at a slightly higher rate.
     """
-    if percent is None:
-        outcome = simulate(system, rate, requests=requests, seed=seed)
-        return outcome.mean < seconds and not outcome.rejected
-    counted = requests - min(200, requests // 10)
-    allowed = counted - math.ceil(percent / 100 * counted)
-    outcome = simulate(system, rate, requests=requests, seed=seed, late=(seconds, allowed))
-    return len(outcome.latencies) == counted and outcome.percentile(percent) < seconds
+
+    rate: float
+    outcome: Outcome | None = None
+    rejects: bool = False
+
+
+class _Trials:
+    """Simulations of one system at several rates, each of which keeps a bound or does not."""
+
+    def __init__(
+        self, system: System, percent: float | None, seconds: Callable[[float], float], requests: int, seed: int
+    ) -> None:
+        self._system, self._percent, self._seconds = system, percent, seconds
+        self._requests, self._seed = requests, seed
+        counted = requests - min(200, requests // 10)
+        self._counted = counted
+        self._allowed = None if percent is None else counted - math.ceil(percent / 100 * counted)
+        self.outcomes: dict[float, Outcome] = {}  # of the rates at which the bound is kept
+        self.rejects: dict[float, bool] = {}  # at the rates at which it is not
+
+    def keeps(self, rate: float) -> bool:
+        """Return whether the statistic is below the bound at a rate, and no request is rejected."""
+        bound = self._seconds(rate)
+        if bound <= 0:
+            return False
+        late = None if self._allowed is None else (bound, self._allowed)
+        outcome = simulate(self._system, rate, requests=self._requests, seed=self._seed, late=late)
+        kept = len(outcome.latencies) == self._counted and outcome.statistic(self._percent) < bound
+        if kept and not outcome.rejected:
+            self.outcomes[rate] = outcome
+            return True
+        self.rejects[rate] = outcome.rejected > 0
+        return False
 
 
 def highest_rate(
     system: System,
     percent: float | None,
-    seconds: float | Callable[[float], float],
+    seconds: Callable[[float], float],
     *,
     requests: int = 5_000,
     seed: int = 0,
     precision: float = 0.02,
     near: float = 0.0,
-) -> float:
-    """Return the highest rate at which the latency stays below a bound, in requests per second; 0 if none does.
+) -> HighestRate:
+    """Return the highest rate at which a statistic of the latency stays below a bound.
 
     Args:
         system: the server.
         percent: the percentile that is bounded; None: the mean.
-        seconds: the bound, or a function that returns it for a rate; where it is not positive, none is kept.
+        seconds: returns the bound for a rate; where it is not positive, none is kept.
         requests: simulated at each rate.
         seed: of the simulations.
         precision: of the result, relative.
         near: a rate that is probably near the result, where the search begins; 0: it is not known.
     """
-
-    def kept(rate: float) -> bool:
-        bound = seconds(rate) if callable(seconds) else seconds
-        return bound > 0 and keeps(system, rate, percent, bound, requests=requests, seed=seed)
-
+    trials = _Trials(system, percent, seconds, requests, seed)
     high = usable_capacity(system)
     lowest = low = high / 64
-    if kept(high):
-        return high
-    if low < near < high:
-        low, high = _around(kept, near, low, high)
-    if low == lowest and not kept(low):
-        return 0.0
+    if near > low:
+        low, high = _around(trials.keeps, min(near, high), low, high)
+    elif trials.keeps(high):
+        low = high
+    if low == lowest and not trials.keeps(low):
+        return HighestRate(rate=0.0)
     while high / low > 1 + precision:
         middle = math.sqrt(low * high) if high / low > 4 else (low + high) / 2
-        low, high = (middle, high) if kept(middle) else (low, middle)
-    return low
+        low, high = (middle, high) if trials.keeps(middle) else (low, middle)
+    return HighestRate(rate=low, outcome=trials.outcomes[low], rejects=trials.rejects.get(high, False))
 
 
-def _around(kept: Callable[[float], bool], near: float, low: float, high: float) -> tuple[float, float]:
+def _around(keeps: Callable[[float], bool], near: float, low: float, high: float) -> tuple[float, float]:
     """Return bounds of the highest rate that is kept, which are the closer the nearer it is to a rate."""
     width = _NEAR
-    if kept(near):
+    if keeps(near):
         low = near
-        while (higher := near * (1 + width)) < high:
-            if not kept(higher):
+        while low < high:
+            higher = min(high, near * (1 + width))
+            if not keeps(higher):
                 return low, higher
             low, width = higher, 2 * width
         return low, high
     high = near
     while (lower := near / (1 + width)) > low:
-        if kept(lower):
+        if keeps(lower):
             return lower, high
         high, width = lower, 2 * width
     return low, high
