@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -22,8 +23,11 @@ from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive, recipe
 from torchmar.archive import file_digest
+from torchmar.cluster.processes import ClusterGroup
 from torchmar.engines.ray import Ray
 from torchmar.errors import ServerError
+from torchmar.load import results
+from torchmar.load.results import Report
 
 pytestmark = [pytest.mark.oracle, pytest.mark.unforked]
 ECHO = """
@@ -137,6 +141,21 @@ def bearer(server: Ray, api: str = "inference") -> dict[str, str]:
     assert server.server.key_file
     key = json.loads(server.server.key_file.read_text())[api]["key"]
     return {"Authorization": f"Bearer {key}"}
+
+
+def run(python: Path | str, folder: Path, *arguments: object, **variables: str) -> str:
+    """Return what a command prints; measurements on a busy machine are invalid, and their exit code is 1."""
+    command = [python, "-m", "torchmar", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "80", **variables}
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
+    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return ran.stdout
+
+
+def bench(python: Path | str, folder: Path, *arguments: object, **variables: str) -> Report:
+    quick = ("--duration", "1.5", "--warmup", "0", "--json")
+    return results.parse(json.loads(run(python, folder, "bench", *arguments, *quick, **variables)))
 
 
 def described(server: Ray, name: str) -> dict[str, Any]:
@@ -277,6 +296,58 @@ def test_an_archive_at_a_url_is_compared_with_its_digest_before_it_runs(server: 
     server.management.unregister("echo")
 
 
+def test_a_measurement_counts_the_server_ray_and_its_replicas(
+    server: Ray, cluster: RayCluster, echo: None, tmp_path: Path
+) -> None:
+    (worker,) = described(server, "echo")["workers"]
+    of_group = {process.pid for process in ClusterGroup(cluster.address).processes()}
+    assert worker["pid"] in of_group
+    assert worker["pid"] not in {process.pid for process in ClusterGroup(cluster.address, "other").processes()}
+    body = tmp_path / "body.txt"
+    body.write_text("x")
+    # The server is found by its address alone, without its run folder.
+    where = ("--address", server.server.inference, "--key-file", server.server.key_file)
+    report = bench(sys.executable, tmp_path, "echo", *where, "--connections", "4", "--requests", body)
+    assert report.target.engine == "ray"
+    (step,) = report.steps
+    assert step.processes and step.server
+    assert step.processes.count > len(of_group)
+    assert step.client.other_load_cores is not None
+    # One replica has one worker, which takes 20 ms a request: three of four wait for it.
+    assert step.server.queue_ms and step.server.total_ms
+    assert 20 < step.server.queue_ms < step.server.total_ms
+
+
+def test_commands_start_servers_of_their_own_beside_others(
+    server: Ray, cluster: RayCluster, echo: None, store: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "slept"
+    folder.mkdir()
+    (folder / "handler.py").write_text(ECHO.replace('{"id": context.get_request_id(index), "pid": os.getpid()}', '"x"'))
+    sample = {"json": [1], "expect": "x"}
+    recipe_text = {"name": "slept", "version": "1.0", "handler": "handler.py", "samples": [sample]}
+    (folder / "archive.yaml").write_text(json.dumps(recipe_text))
+    archive.build(folder, tmp_path)
+    on_ray = ("--engine", "ray", "--address", cluster.address)
+    report = bench(
+        cluster.python, tmp_path, *on_ray, "--archive", "slept-1.0.mar", "--rate", "10", **cluster.environment
+    )
+    assert (report.target.engine, report.requests.compared) == ("ray", 1)
+    (step,) = report.steps
+    assert step.completed == step.sent > 0
+    assert not step.wrong_answers
+    assert step.processes
+
+    question = ("--slo", "p99<2s", "--rate", "10", "--cheapest", "--trial", "1s", "--json")
+    evidence = json.loads(run(cluster.python, tmp_path, "tune", "slept", *on_ray, *question, **cluster.environment))
+    assert evidence["chosen"]["setting"]["workers"] == 1
+    assert {each["setting"]["workers"] for each in evidence["predictions"]} >= {1, 2, 4}
+    assert "The cluster has room for these replicas: 6 with 1 CPU" in " ".join(evidence["reasons"])
+
+    assert list(server.management.names()) == ["echo"]
+    assert post(server, "echo").status_code == 200
+
+
 def test_commands_of_operation_work_as_with_the_built_in_server(server: Ray, store: Path, tmp_path: Path) -> None:
     where = ("--run-folder", server.folder)
     deployment = tmp_path / "deployment.yaml"
@@ -300,11 +371,8 @@ def test_commands_of_operation_work_as_with_the_built_in_server(server: Ray, sto
     assert all(model["workers"][0]["node"] for model in document["models"])
     assert "echo" in torchmar("status", *where, cwd=tmp_path).stdout
     assert "echo" in torchmar("top", *where, "--once", cwd=tmp_path).stdout
-    load = ("--connections", "2", "--duration", "2", "--warmup", "0", "--requests", body)
-    # A measurement on a busy machine is invalid, and the exit code 1.
-    command = [sys.executable, "-m", "torchmar", "bench", "echo", *where, *load]
-    measured = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert "the built-in server on Ray" in measured.stdout and "2 connections" in measured.stdout
+    measured = bench(sys.executable, tmp_path, "echo", *where, "--connections", "2", "--requests", body)
+    assert measured.target.model_version == "1.0"
     server.management.set_default("echo", "1.0")
     server.management.unregister("echo", "2.0")
     server.management.unregister("echo")

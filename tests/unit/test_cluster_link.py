@@ -94,6 +94,7 @@ def test_requests_and_replies_of_any_size_arrive_unchanged(node_id: str) -> None
     async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
         job = front.job(LARGE)
         job.deadline = asyncio.get_running_loop().time() + 60
+        job.since -= 50
         link.send([front.job(b""), job])
         assert link.room == 2
         await front.until(lambda: len(replica.jobs) == 2)
@@ -101,6 +102,7 @@ def test_requests_and_replies_of_any_size_arrive_unchanged(node_id: str) -> None
         assert [tuple(part) for part in received.inputs] == [("body", "text/plain", LARGE)]
         assert (received.request_id, received.headers, received.isolated) == ("a", {"x": "1"}, False)
         assert received.deadline is not None
+        assert 50 <= asyncio.get_running_loop().time() - received.since < 60  # its wait at the front counts
         replica.jobs[1].on_reply(Reply(418, LARGE, "a/b", {"y": "2"}, message="why"))
         replica.jobs[0].on_reply(Reply(200, b""))
         await front.until(lambda: len(front.replies) == 2)

@@ -13,6 +13,7 @@ from tests.support.simulated_server import CONVOLUTIONS, DECODING, MIB, tuned
 from torchmar import recipe
 from torchmar.errors import TorchmarError
 from torchmar.tuning import evidence, front_picture
+from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.explanation import explain, pareto_front
 from torchmar.tuning.recipe_writing import settings_of, write
 from torchmar.tuning.search import Question
@@ -119,6 +120,17 @@ def test_threads_stages_and_delay_are_written_where_they_are_part_of_the_result(
     assert fewer["maxBatchDelay",] == 5
     staged = settings_of(Setting(workers=1, threads=1, batch_size=4, preprocess=1), tuning)
     assert staged["stages",] == {"preprocess": 1, "inference": 1}
+
+
+def test_on_a_cluster_the_threads_are_the_cpus_of_a_replica(tuning: Tuning) -> None:
+    room = ClusterRoom(replicas=((1, 8), (4, 1)), cores=8.0, nodes=3)
+    on_ray = replace(tuning, engine="ray", record=replace(tuning.record, cluster=room))
+    written = settings_of(Setting(workers=2, threads=4, batch_size=4), on_ray)
+    assert written["torchmar", "replica", "cpus"] == 4
+    assert ("handler", "threads") not in written
+    reasons = " ".join(explain(on_ray))
+    assert "room for these replicas: 8 with 1 CPU, or 1 with 4 CPUs each" in reasons
+    assert "autoscaling, stages and GPUs are not searched" in reasons
 
 
 def test_nothing_is_written_without_a_setting(tuning: Tuning, tmp_path: Path) -> None:

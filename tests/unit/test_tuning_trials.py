@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchmar.errors import TorchmarError
+from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.service_model import BatchTimes
 from torchmar.tuning.space import Setting, Space
@@ -41,7 +42,11 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "new", QUESTION)
     assert file.load() == Record(question=QUESTION)
     record = Record(
-        question=QUESTION, profiles=[PROFILE], trials=[TRIAL, replace(TRIAL, latency=None)], choose_threads=False
+        question=QUESTION,
+        profiles=[PROFILE],
+        trials=[TRIAL, replace(TRIAL, latency=None)],
+        choose_threads=False,
+        cluster=ClusterRoom(replicas=((1, 8), (4, 1)), cores=8.0, nodes=3),
     )
     file.save(record)
     assert RecordFile(tmp_path / "new", QUESTION).load() == record

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from torchmar.atomic import write_text
-from torchmar.cli.options import Address, AsJson, CaFile, Config, KeyFile, PlainHttp, RunFolder, Version
+from torchmar.cli.options import AsJson, CaFile, Config, KeyFile, PlainHttp, RunFolder, Version
 from torchmar.cli.terminal import complain, err
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import ConnectError, TorchmarError
@@ -147,7 +147,16 @@ def measure(
     ] = None,
     config: Config = None,
     run_folder: RunFolder = None,
-    address: Address = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The API's address; default: that of the run folder's server. With --engine ray: the head of the "
+            "cluster, HOST:PORT; default: a cluster of this machine alone.",
+            show_default=False,
+            rich_help_panel="Which server",
+        ),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -202,6 +211,11 @@ def measure(
         raise typer.BadParameter("begins with /, and is for requests over HTTP", param_hint="--path")
     if engine and not archive:
         raise typer.BadParameter(f"a server that is started needs an archive: --engine {engine} --archive FILE.mar")
+    if archive and address and engine != "ray":
+        raise typer.BadParameter(
+            "the server is started at a free port; only with --engine ray it is the head of a cluster",
+            param_hint="--address",
+        )
     if not archive and not name:
         raise typer.BadParameter("give the name of a model, or --engine and --archive", param_hint="NAME")
     source = requests or archive
@@ -214,7 +228,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         if archive:
             with err.status(f"starting {TITLES[engine or DEFAULT]} with {archive.name}"):
-                target = stack.enter_context(servers.started(engine or DEFAULT, archive, config))
+                target = stack.enter_context(servers.started(engine or DEFAULT, archive, config, address))
             if name not in (None, target.model):
                 raise typer.BadParameter(f"{archive} is the model {target.model}, not {name}", param_hint="NAME")
             target = replace(target, protocol=protocol, path=path)

@@ -91,6 +91,9 @@ def show(report: Report) -> None:
         show_table(table(headings, [[row[place] for place in used] for row in rows], right=headings[1:]))
         if any(step.server for step in report.steps):
             out.print("mean ms of a request by the server's own metrics, warm-up included; requests in a batch")
+        if elsewhere := max((step.processes.replicas_elsewhere if step.processes else 0) for step in report.steps):
+            counted = f"{elsewhere} replica{'s' * (elsewhere != 1)}"
+            out.print(f"cores and MiB include {counted} on other machines, without Ray's own processes there")
     notes = [note for step in report.steps for note in _notes(step)]
     if notes:
         out.print()

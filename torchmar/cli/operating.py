@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -166,9 +167,17 @@ def _show(server: ServerState) -> None:
     ]
     headings = ("model", "version", "default", "workers", "state", "memory")
     show_table(table(headings, rows, right=("workers", "memory")))
+    for node, count in _nodes(server):
+        out.print(f"  on node {node}: {count} replica{'s' * (count != 1)}", markup=False)
     for version in server.versions:
         if version.error:
             complain(version.error)
+
+
+def _nodes(server: ServerState) -> list[tuple[str, int]]:
+    """Return the nodes of a cluster that have replicas, each with their number; none without a cluster."""
+    workers = (worker for version in server.versions for worker in version.model.workers)
+    return sorted(Counter(worker.node for worker in workers if worker.node).items())
 
 
 def _death(killed: ServerRecord) -> TorchmarError:

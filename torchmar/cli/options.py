@@ -101,6 +101,15 @@ Engine = Annotated[
         show_envvar=False,
     ),
 ]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="With --engine ray: the head of the cluster; default: a cluster of this machine alone.",
+        show_default=False,
+    ),
+]
 Platform = Annotated[
     PlatformName | None,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 from rich.markup import escape
 
-from torchmar.cli.options import AsJson
+from torchmar.cli.options import AsJson, Head
 from torchmar.cli.terminal import err, out, show_table, table
 from torchmar.engines import EngineName
 
@@ -27,21 +27,23 @@ def parity(
     engines: Annotated[
         str, typer.Option(metavar="A,B", help="The reference, and the server to compare with it.")
     ] = "torchserve,builtin",
+    head: Head = None,
     as_json: AsJson = False,
 ) -> None:
     """Send the same requests to two servers and show where responses differ.
 
     Both servers are started on free ports. The requests: the samples of every
     archive, invalid requests, special cases of the protocol, and all management
-    calls. Exit code 1: there is a difference that docs/differences.md does not
-    list.
+    calls. Exit code 1: there is a difference that is not documented.
     """
     from torchmar.parity import compare
 
     between = _between(engines)
+    if head and "ray" not in between:
+        raise typer.BadParameter("only the engine ray has a cluster: --engines builtin,ray", param_hint="--address")
     outcomes = []
     with err.status("starting") as status:
-        for outcome in compare(archives or [], between, on_step=lambda text: status.update(escape(text))):
+        for outcome in compare(archives or [], between, head=head, on_step=lambda text: status.update(escape(text))):
             outcomes.append(outcome)
             if not as_json:
                 _show(outcome, between)

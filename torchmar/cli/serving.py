@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from torchmar.cli import addresses, console
 from torchmar.cli.operating import show_path
-from torchmar.cli.options import Check, Config, Engine, Ignore, ModelStore, Platform, Port, ServerFolder
+from torchmar.cli.options import Check, Config, Engine, Head, Ignore, ModelStore, Platform, Port, ServerFolder
 from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.engines import DEFAULT, TITLES
@@ -57,15 +57,7 @@ def serve(
     ignore: Ignore = None,
     engine: Engine = DEFAULT,
     platform: Platform = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            metavar="HOST:PORT",
-            help="With --engine ray: the head of the cluster; default: a cluster of this machine alone.",
-            show_default=False,
-        ),
-    ] = None,
+    head: Head = None,
     watch: Annotated[
         bool,
         typer.Option(

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from torchmar.atomic import write_text
-from torchmar.cli.options import AsJson, Engine
+from torchmar.cli.options import AsJson, Engine, Head
 from torchmar.cli.progress import StepLine
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import DEFAULT, TITLES
@@ -57,6 +57,7 @@ def tune(
         bool, typer.Option("--cheapest", help="With --rate: find the least memory that keeps the target.")
     ] = False,
     engine: Engine = DEFAULT,
+    head: Head = None,
     requests: Annotated[
         Path | None,
         typer.Option(help="A folder or file of inputs; default: the archive's samples.", show_default=False),
@@ -98,6 +99,8 @@ def tune(
 
     question = _question(slo, rate, max_throughput, cheapest, memory)
     seconds = parse_duration(budget)
+    if head and engine != "ray":
+        raise typer.BadParameter("only --engine ray has a cluster", param_hint="--address")
     is_recipe = recipe.is_recipe(archive)
     if write and not is_recipe:
         raise typer.BadParameter(f"{archive} is no recipe, which the result could be written to", param_hint="--write")
@@ -112,6 +115,7 @@ def tune(
             observer=display,
             anew=anew,
             trial_seconds=parse_duration(trial) if trial else None,
+            head=head,
         )
         if tuner.continued and not as_json:
             number = len(tuner.record.trials)
@@ -197,6 +201,9 @@ def _show(tuning: Tuning) -> None:
         Objective.LATENCY: f"the lowest latency at {question.rate or 0:g} requests/s",
         Objective.COST: f"the least memory at {question.rate or 0:g} requests/s",
     }
+    if room := tuning.record.cluster:
+        nodes = f"{room.nodes} node{'s' * (room.nodes != 1)}"
+        out.print(f"cluster: {nodes}, room for {room.replicas[0][1]} replicas with 1 CPU", markup=False)
     out.print(f"target: {question.target}; {goals[question.objective]}\n", markup=False)
     rows = []
     for profile in tuning.record.profiles:

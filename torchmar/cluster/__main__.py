@@ -14,7 +14,7 @@ from torchmar.server.config.settings import Settings
 
 
 def _create(settings: Settings, folder: Path) -> ServerApp:
-    session = Session(settings.ray_address)
+    session = Session(settings.ray_address, settings.ray_group)
     standing = session.join()
     if standing.revision or standing.leader != session.front:
         # It serves what the other fronts do, and not what its configuration names.

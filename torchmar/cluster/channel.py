@@ -30,9 +30,9 @@ STATE = 36  # whether its worker is ready
 DRAIN = 37  # it ends when it has answered the requests that it has
 PONG = 38
 
-#: Number, id, headers, seconds until the deadline or None, whether it may have ended a worker; and name, content type
-#: and size of each part.
-Request = tuple[int, str, Mapping[str, str], float | None, bool, Sequence[tuple[str, str, int]]]
+#: Number, id, headers, seconds that it has waited, seconds until the deadline or None, whether it may have ended a
+#: worker; and name, content type and size of each part.
+Request = tuple[int, str, Mapping[str, str], float, float | None, bool, Sequence[tuple[str, str, int]]]
 #: ``replies``: number, status, content type, headers, size of the body, error, whether parts follow; ``batches`` and
 #: ``metrics``: arguments of `PoolObserver.on_batch` and `on_metrics` since the frame before.
 Replies = Mapping[str, Any]

@@ -38,6 +38,7 @@ class ReplicaState:
         memory: of its worker, in bytes.
         device: ``cpu``, or the GPUs of its node that it has: ``gpu 0``.
         requests: that its worker has answered.
+        cpu_seconds: CPU time of its own process and of its worker's.
         started: in seconds since 1970.
         load_seconds: that its model took to load; 0 before.
         failure: the traceback of its worker; empty since it has loaded.
@@ -52,6 +53,7 @@ class ReplicaState:
     memory: int = 0
     device: str = "cpu"
     requests: int = 0
+    cpu_seconds: float = 0.0
     started: float = 0.0
     load_seconds: float = 0.0
     failure: str = ""

@@ -85,7 +85,7 @@ class ReplicaLink:
             self.jobs[number] = job
             seconds = None if job.deadline is None else job.deadline - now
             parts = [(part[0], part[1], len(part[2])) for part in job.inputs]
-            document.append((number, job.request_id, job.headers, seconds, job.isolated, parts))
+            document.append((number, job.request_id, job.headers, now - job.since, seconds, job.isolated, parts))
             bodies += [part[2] for part in job.inputs]
             if job.spans is not None:
                 job.spans.begin_batch()

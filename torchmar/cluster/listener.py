@@ -148,10 +148,11 @@ class _Front:
 
     def _on_requests(self, requests: Sequence[channel.Request], bodies: Sequence[bytes]) -> None:
         contents = iter(bodies)
-        for number, request_id, headers, seconds, isolated, parts in requests:
+        for number, request_id, headers, waited, seconds, isolated, parts in requests:
             inputs = [Part(name, content_type, next(contents)) for name, content_type, _ in parts]
             deadline = None if seconds is None else time.monotonic() + seconds
             job = Job(request_id, headers, inputs, partial(self._on_reply, number), deadline)
+            job.since -= waited  # its wait at the front is part of the time in the queue
             job.isolated = isolated
             self._jobs[number] = job
             try:

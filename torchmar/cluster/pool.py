@@ -22,7 +22,7 @@ from torchmar.cluster.fronts import Fronts
 from torchmar.cluster.link import ReplicaLink
 from torchmar.cluster.node_archives import NodeContent, PackedContent, pack
 from torchmar.cluster.replica import NodeVenv, ReplicaSpec
-from torchmar.cluster.session import Scale, Session, application_name
+from torchmar.cluster.session import Scale, Session
 from torchmar.errors import TorchmarError
 from torchmar.recipe import Replica
 from torchmar.server.api_error import ApiError
@@ -90,7 +90,7 @@ class ClusterPool:
         self.description: ModelDescription = {}
         self.key = key or f"{options.name} {options.version} {secrets.token_hex(4)}"
         self.owned = not key
-        self._application = application_name(options.name, options.version)
+        self._application = session.application_name(options.name, options.version)
         self._session, self._observer, self._settings = session, observer, settings
         self._packages, self._folder = packages, folder
         self._needs = needs(options, settings)
@@ -554,7 +554,8 @@ class ClusterPools:
 
     async def delete_others(self) -> None:
         """Delete applications that belong to no pool."""
-        kept = {application_name(pool.options.name, pool.options.version) for pool in self._pools.values()}
+        name_of = self._session.application_name
+        kept = {name_of(pool.options.name, pool.options.version) for pool in self._pools.values()}
         await self._session.run(self._session.delete_others, kept)
 
     def attach_next(self, name: str, version: str, key: str, packed: PackedContent, content: NodeContent) -> None:

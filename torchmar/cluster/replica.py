@@ -9,8 +9,11 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from torchmar.archive import Archive
 from torchmar.cluster.autoscaling import DEMAND
@@ -184,9 +187,20 @@ class Replica:
             memory=worker.memory,
             load_seconds=self._observer.load_seconds,
             requests=self._observer.requests,
+            cpu_seconds=self._cpu_seconds(),
             failure=self._pool.failure,
             description=self._pool.description,
         )
+
+    def _cpu_seconds(self) -> float:
+        """Return the CPU time of this process and of the worker's; a worker that has ended is not counted any more."""
+        assert self._pool
+        spent = time.process_time()
+        for worker in (*self._pool.workers(), *chain.from_iterable(self._pool.stage_workers().values())):
+            with contextlib.suppress(psutil.Error, ValueError):
+                times = psutil.Process(worker.pid).cpu_times()
+                spent += times.user + times.system
+        return spent
 
     async def _announce_often(self) -> None:
         while True:

@@ -23,12 +23,12 @@ from torchmar.cluster.capacity import Resources
 from torchmar.cluster.contents import ContentReader, reader
 from torchmar.cluster.directory import Directory, ReplicaState, Standing
 from torchmar.cluster.node_archives import PackedContent
+from torchmar.cluster.processes import group_name
 from torchmar.cluster.replica import Replica, ReplicaSpec
 from torchmar.errors import EngineError
 from torchmar.server.telemetry import logs
 
-_NAMESPACE = _DIRECTORY = "torchmar"
-_PREFIX = "torchmar:"  # of the names of applications
+_NAMESPACE = "torchmar"
 _DEPLOYMENT = "model"
 _CONNECT_SECONDS = 5.0
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray's address is 127.0.0.1, as by default on a Mac
@@ -64,6 +64,7 @@ class Session:
 
     Args:
         address: of the cluster's head, ``HOST:PORT``; empty: a cluster of this machine alone is started.
+        group: of fronts that serve the same; others of the cluster serve what they like.
 
     Attributes:
         node_id: Ray's id of this node.
@@ -76,7 +77,8 @@ class Session:
         front: the name of this front.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, group: str = "") -> None:
+        self._group = group_name(group)
         # Before Ray is imported: it would send statistics about the cluster.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         if address:
@@ -127,13 +129,13 @@ class Session:
     def delete_others(self, kept: Set[str]) -> None:
         """Delete all applications of fronts but some. Blocking."""
         for name in self._serve.status().applications:
-            if name.startswith(_PREFIX) and name not in kept:
+            if name.startswith(f"{self._group}:") and name not in kept:
                 self.delete(name)
 
     def _open_directory(self) -> Any:
         """Return the directory, which is started if there is none. It outlives this front, and its node."""
         actor = self._ray.remote(Directory).options(
-            name=_DIRECTORY, num_cpus=0, get_if_exists=True, lifetime="detached", max_restarts=-1
+            name=self._group, num_cpus=0, get_if_exists=True, lifetime="detached", max_restarts=-1
         )
         return actor.remote()
 
@@ -154,6 +156,12 @@ class Session:
                     others={name: amount for name, amount in has.items() if name not in ("CPU", "GPU", "memory")},
                 )
         return found
+
+    def application_name(self, name: str, version: str) -> str:
+        """Return the name of the application of a version; different ones have different names."""
+        # While a method of an actor runs, Ray's title of the process has what follows the last dot of this name.
+        quoted = (quote(text, safe="").replace(".", "%2E") for text in (name, version))
+        return f"{self._group}:{'@'.join(quoted)}"
 
     async def run(self, function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
         """Run something that blocks, after what was given before."""
@@ -246,8 +254,3 @@ def _check_reachable(address: str) -> None:
             f"no cluster of Ray answers at {address!r}: {error}",
             hint="ray start --head prints the address of a cluster, such as 10.0.0.1:6379",
         ) from None
-
-
-def application_name(name: str, version: str) -> str:
-    """Return the name of the application of a version; different ones have different names."""
-    return f"{_PREFIX}{quote(name, safe='')}@{quote(version, safe='')}"

@@ -121,6 +121,17 @@ class Engine(ABC):
         """The exit code of the server; None while it runs."""
         return self._process.poll()
 
+    @classmethod
+    def own_keys(cls, command: str, head: str | None = None) -> dict[str, str]:
+        """Return keys of ``config.properties`` for a server that a command starts for itself.
+
+        Args:
+            command: its name.
+            head: the address of the head of a cluster; None: that of the configuration, or a cluster of this machine
+                alone.
+        """
+        return {}
+
     @property
     @abstractmethod
     def described(self) -> str:

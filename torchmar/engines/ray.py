@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +24,16 @@ class Ray(Builtin):
     needed = (*Builtin.needed, "ray")
     install = "pip install 'torchmar[ray]'"
     start_seconds = 180.0  # on a busy machine, the processes of Ray take a minute
+
+    @classmethod
+    def own_keys(cls, command: str, head: str | None = None) -> dict[str, str]:
+        """Return keys with which a server shares no models with others of its cluster.
+
+        Its group is the same whenever the command runs in this folder, so that it removes what one that was killed has
+        left.
+        """
+        folder = hashlib.sha256(f"{socket.gethostname()}:{Path.cwd()}".encode()).hexdigest()[:8]
+        return {"torchmar_ray_group": f"{command}-{folder}", **({"torchmar_ray_address": head} if head else {})}
 
     @property
     def described(self) -> str:

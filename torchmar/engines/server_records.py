@@ -236,6 +236,18 @@ def folder_of(process: psutil.Process) -> Path | None:
     return folder if _engine(words) and folder and (folder / RECORD).is_file() else None
 
 
+def configured(process: psutil.Process) -> tuple[EngineName, Path] | None:
+    """Return a server's engine and its file of configuration; None for any other process."""
+    words = _words(process)
+    engine, file = _engine(words), _config(words)
+    if engine is None or file is None:
+        return None
+    try:
+        return engine, process.cwd() / file
+    except psutil.Error:
+        return engine, file
+
+
 def option(folder: Path) -> str:
     """Return the option that names a run folder: ``" --run-folder b"``; empty for the default one."""
     path, here = folder.resolve(), Path.cwd()
@@ -251,8 +263,13 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
+def _config(words: Sequence[str]) -> Path | None:
+    return next((Path(value) for flag, value in pairwise(words) if flag == "-f"), None)
+
+
 def _folder(words: Sequence[str]) -> Path | None:
-    return next((Path(value).parent for flag, value in pairwise(words) if flag == "-f"), None)
+    file = _config(words)
+    return file and file.parent
 
 
 def _engine(words: Sequence[str]) -> EngineName | None:

@@ -104,8 +104,13 @@ def _self_checks(steps: Sequence[Step]) -> str:
     for step in steps:
         client, processes = step.client, step.processes
         other = number(client.other_load_cores) if client.other_load_cores is not None else NOTHING
+        others = (
+            f" + {processes.replicas_elsewhere} replicas elsewhere"
+            if processes and processes.replicas_elsewhere
+            else ""
+        )
         server = (
-            [str(processes.count), number(processes.cpu_cores), f"{processes.memory_bytes / 2**20:,.0f}"]
+            [f"{processes.count}{others}", number(processes.cpu_cores), f"{processes.memory_bytes / 2**20:,.0f}"]
             if processes
             else [NOTHING] * 3
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from torchmar.cluster.processes import ClusterGroup
 from torchmar.load.results import Machine, ServerProcesses
 
 _FLAGS = (
@@ -87,6 +88,11 @@ class Reading:
         self._client = time.process_time()
         self._at = time.perf_counter()
 
+    def add(self, server: Sequence[psutil.Process]) -> None:
+        """Read the times of processes of the server that were not known at the moment of this reading."""
+        if (known := self._times) is not None:
+            known |= _times([process for process in server if process not in known])
+
     def use_until(self, later: Reading) -> Use:
         """Return the use of the machine from this reading to a later one."""
         seconds = max(later._at - self._at, 1e-9)
@@ -136,10 +142,13 @@ def describe_processes(processes: Sequence[psutil.Process], cpu_cores: float) ->
     return ServerProcesses(count=count, cpu_cores=cpu_cores, memory_bytes=memory) if count else None
 
 
-def tree(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants; it takes milliseconds, because it reads all processes of the machine."""
-    try:
+def server_processes(pid: int, cluster: ClusterGroup | None = None) -> list[psutil.Process]:
+    """Return a server's processes on this machine: its tree, and those of a cluster, which Ray starts.
+
+    It takes milliseconds, because it reads all processes of the machine.
+    """
+    found: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return []
+        found = [root, *root.children(recursive=True)]
+    return list(dict.fromkeys([*found, *(cluster.processes() if cluster else ())]))

@@ -6,17 +6,19 @@ import contextlib
 import gc
 import math
 import resource
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from torchmar import metrics
 from torchmar.errors import TorchmarError
-from torchmar.load import machine_use, schedule, server_split, statistics
+from torchmar.load import machine_use, other_machines, schedule, server_split, statistics
 from torchmar.load.event_loop import EventLoop, clock, precise_timers
 from torchmar.load.expectations import Expectations
 from torchmar.load.generator import Generator
 from torchmar.load.kinds import Arrivals, Kind
 from torchmar.load.recorder import Recorder, counts
-from torchmar.load.results import SelfCheck, Step
+from torchmar.load.results import SelfCheck, ServerProcesses, Step
 from torchmar.load.target import Target, Wire
 from torchmar.load.workload import Workload
 
@@ -174,7 +176,8 @@ class _Run:
         self._pid, self._on_progress, self._stop = pid, on_progress, stop
         self._next_progress = 0.0
         self._metrics_before = server_split.read(target.metrics, target.endpoint)
-        self._processes = None if pid is None else machine_use.tree(pid)
+        self._processes = None if pid is None else machine_use.server_processes(pid, target.cluster)
+        self._began = clock()
         self._before: machine_use.Reading | None = None
         self._after: machine_use.Reading | None = None
         self.reason = ""  # why the step has ended early
@@ -184,9 +187,9 @@ class _Run:
         """Take the readings when they are due; return whether the step is to end."""
         recorder = self._recorder
         if self._before is None and now >= recorder.start:
-            self._before = machine_use.Reading(self._processes, self._target.local)
+            self._before = self._reading()
         if self._after is None and now >= recorder.end:
-            self._after = self._reading()
+            self._after = self._reading()  # of the known processes: others are looked for when no request is sent
         if self._on_progress is not None and now >= self._next_progress:
             self._next_progress = now + _PROGRESS_S
             self._on_progress(self._progress(now))
@@ -211,16 +214,44 @@ class _Run:
         )
 
     def _reading(self) -> machine_use.Reading:
-        """Return the final reading, with the processes that the server has now."""
-        if self._pid is not None:
-            self._processes = machine_use.tree(self._pid)
         return machine_use.Reading(self._processes, self._target.local)
+
+    def _server_processes(
+        self, cores: float | None, now: metrics.Reading | None, seconds: float
+    ) -> ServerProcesses | None:
+        """Return the use of a local server's processes, and that of replicas on other machines since the begin.
+
+        Args:
+            cores: that its processes on this machine used.
+            now: of its metrics.
+            seconds: since the begin of the load.
+        """
+        if self._processes is None or cores is None:
+            return None
+        here = machine_use.describe_processes(self._processes, cores)
+        if here is None or self._metrics_before is None or not other_machines.has_any(now):
+            return here
+        time.sleep(other_machines.SETTLED_SECONDS)  # without load, so that only the load's time is added
+        settled = server_split.read(self._target.metrics, self._target.endpoint)
+        if settled is None:
+            return here
+        others = other_machines.between(self._metrics_before, settled)
+        return replace(
+            here,
+            cpu_cores=here.cpu_cores + others.cpu_seconds / seconds,
+            memory_bytes=here.memory_bytes + others.memory_bytes,
+            replicas_elsewhere=others.replicas,
+        )
 
     def step(self, interrupted: bool) -> Step:
         """Return the step as measured until now."""
         recorder, spec, target = self._recorder, self._spec, self._target
         now = clock()
+        metrics_now = server_split.read(target.metrics, target.endpoint)
         after = self._after or self._reading()
+        if self._pid is not None:
+            self._processes = machine_use.server_processes(self._pid, target.cluster)
+            after.add(self._processes)
         use = (self._before or after).use_until(after)
         complete = not interrupted and not self.reason
         windows = recorder.windows(math.inf if complete else min(now, self._ended_at))
@@ -259,17 +290,8 @@ class _Run:
             errors=recorder.failures(),
             wrong_answers=recorder.wrong,
             wrong_answer=self._generator.check.example if recorder.wrong else "",
-            server=server_split.between(
-                self._metrics_before,
-                server_split.read(target.metrics, target.endpoint),
-                target.model,
-                target.version or "",
-            ),
-            processes=(
-                machine_use.describe_processes(self._processes, use.server_cores)
-                if self._processes is not None and use.server_cores is not None
-                else None
-            ),
+            server=server_split.between(self._metrics_before, metrics_now, target.model, target.version or ""),
+            processes=self._server_processes(use.server_cores, metrics_now, now - self._began),
             client=client,
             stable=stability.stable,
             unstable_reason=stability.reason,

@@ -52,7 +52,7 @@ class TargetInfo:
     protocol: Protocol
     """torchserve: TorchServe's inference API over HTTP; grpc: the same over gRPC; the others are KServe's."""
     engine: str
-    """The server: builtin, torchserve; empty if it is not known."""
+    """The server: builtin, torchserve, ray; empty if it is not known."""
     model: str
     """The name of the model."""
     model_version: str
@@ -191,16 +191,19 @@ class ServerSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerProcesses:
-    """The processes of a local server."""
+    """The processes of a local server; on a cluster also Ray's on this machine, and replicas on all machines."""
 
     __pydantic_config__ = _CONFIG
 
     count: int
-    """Their number at the end."""
+    """Their number on this machine at the end."""
     cpu_cores: float
     """The cores that they used on average."""
     memory_bytes: int
     """Their memory at the end; pages that several of them share count once."""
+    replicas_elsewhere: int = 0
+    """Replicas of a cluster on other machines, which the server's metrics count in cores and memory: without Ray's own
+    processes there."""
 
 
 @dataclass(frozen=True, kw_only=True)

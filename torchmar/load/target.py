@@ -28,6 +28,7 @@ from torchmar.load.stream import Peer
 from torchmar.load.workload import Case
 
 if TYPE_CHECKING:
+    from torchmar.cluster.processes import ClusterGroup
     from torchmar.load import grpc_calls
 
 _JSON = "application/json"
@@ -47,7 +48,8 @@ class Target:
             own.
         pid: the server's process, if it is local; None: it is looked for by the port.
         metrics: the address of the metrics API; None: the server's own split is not measured.
-        engine: ``builtin``, ``torchserve``, or empty if it is not known.
+        engine: ``builtin``, ``torchserve``, ``ray``, or empty if it is not known.
+        cluster: that has its replicas; None: it has no cluster, or one of its own processes alone.
         archive_digest: the SHA-256 of the archive, or empty.
     """
 
@@ -59,6 +61,7 @@ class Target:
     pid: int | None = None
     metrics: str | None = None
     engine: str = ""
+    cluster: ClusterGroup | None = None
     archive_digest: str = ""
 
     @property

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from torchmar import archive, engines, properties, recipe
@@ -40,6 +41,9 @@ _CONFIG = {
     "cors_allowed_methods": "GET, POST, PUT, OPTIONS",
     "cors_allowed_headers": "X-Custom-Header",
 }
+
+# Keys for one engine: on a machine with two cores, Ray has room for more than two replicas of less than a core each.
+_CLUSTER: Mapping[str, Mapping[str, str]] = {"ray": {"torchmar_ray_cpus": "0.1"}}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def compare(
     corners: bool = True,
     more: Mapping[str, Sequence[Case]] | None = None,
     config: Mapping[str, str] | None = None,
+    head: str | None = None,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Outcome]:
     """Yield the outcome of the protocol, and then of every archive.
@@ -89,12 +94,13 @@ def compare(
         corners: send every archive more than its samples.
         more: further requests, by the name of an archive's file without its suffix.
         config: keys of ``config.properties`` for both engines.
+        head: of the cluster, for the engine ray; None: a cluster of this machine alone.
         on_step: called with a description of each step.
 
     Raises:
         EngineError: an engine does not start.
     """
-    with engine_pair(between, config=config, on_step=on_step) as pair:
+    with engine_pair(between, config=config, head=head, on_step=on_step) as pair:
         if protocol:
             yield pair.protocol()
         for path in archives:
@@ -106,6 +112,7 @@ def engine_pair(
     between: tuple[EngineName, EngineName] = ("torchserve", "builtin"),
     *,
     config: Mapping[str, str] | None = None,
+    head: str | None = None,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> Iterator[EnginePair]:
     """Run two engines over one model store while the context is open; the arguments are those of `compare`."""
@@ -118,18 +125,26 @@ def engine_pair(
         for number, name in enumerate(between):
             on_step(f"starting {engines.TITLES[name]}")
             file = folder / f"{number}.properties"
-            file.write_text(properties.show({**_CONFIG, **free_addresses(), **(config or {})}), encoding="utf-8")
-            engine = stack.enter_context(engines.named(name)(file, store, folder / f"run-{number}"))
-            clients.append(EngineClient(engine))
-        yield EnginePair(clients, store, stack.enter_context(ThreadPoolExecutor(len(clients))), on_step)
+            kind = engines.named(name)
+            keys = {**_CONFIG, **free_addresses(), **_CLUSTER.get(name, {}), **kind.own_keys("parity", head)}
+            file.write_text(properties.show({**keys, **(config or {})}), encoding="utf-8")
+            clients.append(EngineClient(stack.enter_context(kind(file, store, folder / f"run-{number}"))))
+        threads = stack.enter_context(ThreadPoolExecutor(len(clients)))
+        yield EnginePair(clients, between, store, threads, on_step)
 
 
 class EnginePair:
     """Two running engines that get the same requests."""
 
     def __init__(
-        self, clients: Sequence[EngineClient], store: Path, threads: ThreadPoolExecutor, on_step: Callable[[str], None]
+        self,
+        clients: Sequence[EngineClient],
+        between: tuple[EngineName, EngineName],
+        store: Path,
+        threads: ThreadPoolExecutor,
+        on_step: Callable[[str], None],
     ) -> None:
+        self._documented = partial(documented, between=between)
         self._clients, self._store, self._threads, self._on_step = clients, store, threads, on_step
         self._sent = 0
         self._mismatches: list[Mismatch] = []  # since the last outcome
@@ -182,7 +197,7 @@ class EnginePair:
             first, second = self._threads.map(lambda client: client.send(case, filling), self._clients)
             found = mismatches(f"{of}/{case.name}", first, second, tolerance)
             # Workers report their metrics some time after the response.
-            if case.api != "metrics" or all(map(documented, found)) or time.monotonic() > deadline:
+            if case.api != "metrics" or all(map(self._documented, found)) or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
         self._mismatches += found
@@ -196,7 +211,7 @@ class EnginePair:
         self._mismatches, self._sent = [], 0
         outcome = Outcome(name, sent, sent - len({mismatch.case for mismatch in found}))
         for mismatch in found:
-            if difference := documented(mismatch):
+            if difference := self._documented(mismatch):
                 outcome.known.setdefault(difference.id, []).append(mismatch)
             else:
                 outcome.different.append(mismatch)

@@ -19,7 +19,8 @@ _NEAR = 0.05  # relative distance from the best one, within which a setting is a
 
 def explain(tuning: Tuning) -> list[str]:
     """Return the reasons for the result, each a sentence."""
-    return [*_rejected(tuning), *_sensitivity(tuning), *_accuracy(tuning), *_noise(tuning), _end(tuning)]
+    about_choice = [*_rejected(tuning), *_sensitivity(tuning), *_cluster(tuning)]
+    return [*about_choice, *_accuracy(tuning), *_noise(tuning), _end(tuning)]
 
 
 def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list[Prediction]:
@@ -138,6 +139,15 @@ def _region(settings: Sequence[Setting]) -> str:
     if any(setting.delay_ms for setting in settings):
         text += f", delay {span('delay_ms')} ms"
     return text + (", on the GPU" if all(setting.gpu for setting in settings) else "")
+
+
+def _cluster(tuning: Tuning) -> Iterator[str]:
+    if room := tuning.record.cluster:
+        fitting = [f"{number} with {threads} CPU{'s' * (threads != 1)}" for threads, number in room.replicas]
+        yield (
+            f"The cluster has room for these replicas: {', or '.join(fitting)} each. Their number is fixed: "
+            "autoscaling, stages and GPUs are not searched, and batches were timed on this machine, not on each node."
+        )
 
 
 def _accuracy(tuning: Tuning) -> Iterator[str]:

@@ -20,8 +20,11 @@ from torchmar.load import expectations
 from torchmar.load.expectations import Expectations
 from torchmar.load.measuring import StepSpec, measure
 from torchmar.load.results import Step
+from torchmar.load.servers import cluster_of
 from torchmar.load.target import Target as LoadTarget
 from torchmar.load.workload import Workload
+from torchmar.tuning import cluster_room
+from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
@@ -49,6 +52,7 @@ class LiveServer:
         choose_threads: whether the archive's handler has the option ``threads``.
         choose_device: whether settings differ by their device.
         seconds: of each measurement; None: as many as the rate needs.
+        head: of the cluster, for the engine ray; None: that of the configuration, or a cluster of this machine alone.
     """
 
     def __init__(
@@ -61,7 +65,9 @@ class LiveServer:
         choose_threads: bool,
         choose_device: bool = False,
         seconds: float | None = None,
+        head: str | None = None,
     ) -> None:
+        self._head = head
         self._engine, self._archive, self._workload, self._target = engine, archive, workload, target
         self._choose_threads, self._choose_device, self._seconds = choose_threads, choose_device, seconds
         with Archive(archive) as opened:
@@ -77,15 +83,16 @@ class LiveServer:
             folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-tune-")))
             self._store = folder / "store"
             self._store.mkdir()
+            kind = engines.named(self._engine)
             overrides = {
                 **free_addresses(),
+                **kind.own_keys("tune", self._head),
                 "enable_model_api": "true",
                 "load_models": "",
                 "disable_system_metrics": "true",
             }
             if self._engine != "torchserve":
                 overrides["model_snapshot"] = ""  # TorchServe is started without snapshots, and cannot read this
-            kind = engines.named(self._engine)
             self._server = self._cleanup.enter_context(kind(None, self._store, folder / "run", overrides=overrides))
         except BaseException:
             self._cleanup.close()
@@ -102,6 +109,19 @@ class LiveServer:
     ) -> None:
         self._cleanup.close()
 
+    def room(self, cores: int) -> ClusterRoom:
+        """Return what the cluster has room for, before the first measurement.
+
+        Args:
+            cores: of this machine.
+
+        Raises:
+            TorchmarError: there is no room for a replica, or it would run on GPUs.
+        """
+        with Archive(self._archive) as archive:
+            address = self._server.properties.url("metrics_address")
+            return cluster_room.measure(address, self._server.server, archive, cores)
+
     def measure(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
         """Change the server to a setting, and measure it at a rate.
 
@@ -117,6 +137,7 @@ class LiveServer:
             pid=self._pid,
             metrics=self._server.properties.url("metrics_address"),
             engine=self._engine,
+            cluster=cluster_of(self._server.properties) if self._engine == "ray" else None,
             archive_digest=self._digest,
         )
         if self._expected is None:
@@ -200,7 +221,11 @@ class LiveServer:
 
     def _derive(self, setting: Setting, number: int) -> Path:
         config = trial_config(
-            self._archive, setting, choose_threads=self._choose_threads, choose_device=self._choose_device
+            self._archive,
+            setting,
+            choose_threads=self._choose_threads,
+            choose_device=self._choose_device,
+            replicas=self._engine == "ray",
         )
         with Archive(self._archive) as opened:
             version = f"{opened.manifest.version}-tune{number}"
@@ -214,7 +239,7 @@ def variant_key(setting: Setting) -> tuple[int, int, int, int, bool]:
 
 
 def trial_config(
-    archive: Path, setting: Setting, *, choose_threads: bool, choose_device: bool = False
+    archive: Path, setting: Setting, *, choose_threads: bool, choose_device: bool = False, replicas: bool = False
 ) -> dict[str, Any]:
     """Return the changes of an archive's configuration for trials; batching and workers are not in it.
 
@@ -223,6 +248,7 @@ def trial_config(
         setting: whose threads, stages and device are set.
         choose_threads: whether the handler has the option ``threads``.
         choose_device: whether the device is set.
+        replicas: whether workers are replicas, which have as many threads as CPUs.
     """
     with Archive(archive) as opened:
         config = opened.config
@@ -233,6 +259,10 @@ def trial_config(
     if setting.preprocess or setting.postprocess:
         workers = {"preprocess": setting.preprocess, "inference": setting.workers, "postprocess": setting.postprocess}
         changes["stages"] = {name: number for name, number in workers.items() if number}
+    if replicas:
+        own = config.get("torchmar")
+        own = own if isinstance(own, dict) else {}
+        changes["torchmar"] = {**own, "replica": {**(own.get("replica") or {}), "cpus": setting.threads}}
     if choose_device:
         changes["deviceType"] = "gpu" if setting.gpu else "cpu"
     return changes

@@ -19,7 +19,7 @@ _MOST_SCALE = 4.0
 _NEAR_CAPACITY = 0.75  # of the capacity
 _LOOP = {
     "builtin": 60e-6,
-    "ray": 1e-3,
+    "ray": 200e-6,
     "torchserve": 300e-6,
 }  # CPU seconds of a request in the server, until one is measured
 _CLIENT = 40e-6  # the same in the client
@@ -103,8 +103,8 @@ class Predictor:
     Args:
         profiles: with different numbers of threads; at least one.
         target: the target.
-        engine: ``builtin`` or ``torchserve``.
-        cores: of the machine.
+        engine: ``builtin``, ``ray`` or ``torchserve``.
+        cores: of the machine, or of all machines of a cluster.
         memory: bytes that the server may use; None: no limit.
         queue_size: requests that may wait on the server.
     """
@@ -115,7 +115,7 @@ class Predictor:
         target: Target,
         *,
         engine: str = "builtin",
-        cores: int = 1,
+        cores: float = 1,
         memory: int | None = None,
         queue_size: int = 100,
     ) -> None:

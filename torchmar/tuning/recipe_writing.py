@@ -66,7 +66,11 @@ def settings_of(setting: Setting, tuning: Tuning) -> dict[Sequence[str], Any]:
         changes["stages",] = {name: workers for name, workers in stages.items() if workers}
     elif tuning.had_stages:
         changes["stages",] = REMOVED
-    if tuning.space.choose_threads:
+    if tuning.engine == "ray":
+        changes["torchmar", "replica", "cpus"] = setting.threads
+        if tuning.had_threads:
+            changes["handler", "threads"] = setting.threads
+    elif tuning.space.choose_threads:
         share = max(1, tuning.space.cores // setting.workers)
         # The default of the handler needs no option, and follows the cores of another machine.
         own = setting.threads != share or bool(setting.preprocess or setting.postprocess)

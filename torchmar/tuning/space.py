@@ -78,6 +78,8 @@ class Space:
             of the cores.
         stages: whether the handler can be split into stages, and the server has these.
         gpus: GPUs of the machine.
+        replicas: on a cluster, pairs of a number of threads and of the replicas with so many that fit; empty: the
+            workers are on this machine.
     """
 
     cores: int
@@ -86,6 +88,7 @@ class Space:
     choose_threads: bool = True
     stages: bool = False
     gpus: int = 0
+    replicas: Sequence[tuple[int, int]] = ()
 
     def settings(self) -> Iterator[Setting]:
         """Yield all settings of the grid, without those that a batch size of 1 makes equal."""
@@ -116,13 +119,18 @@ class Space:
                     yield workers, max(1, (self.cores - preprocess) // workers), preprocess, 0, gpu
 
     def worker_counts(self) -> list[int]:
-        """Return the numbers of workers: each up to 4, then powers of two, up to twice the cores."""
-        most = min(2 * self.cores, _MOST_WORKERS)
+        """Return the numbers of workers: each up to 4, then powers of two, up to twice the cores; or what fits."""
         powers = [2**power for power in range(3, 7)]
+        if self.replicas:
+            most = max(number for _, number in self.replicas)
+            return sorted({number for number in (1, 2, 3, 4, *powers, most) if number <= most})
+        most = min(2 * self.cores, _MOST_WORKERS)
         return sorted({number for number in (1, 2, 3, 4, self.cores, *powers) if number <= max(2, most)})
 
     def thread_counts(self, workers: int) -> list[int]:
         """Return the numbers of threads that a worker may have: its share of the cores, and fewer if it can choose."""
+        if self.replicas:
+            return [threads for threads, number in self.replicas if number >= workers]
         share = max(1, self.cores // workers)
         if not self.choose_threads:
             return [share]

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
+from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
@@ -95,6 +96,7 @@ class Record:
         reason: why it has ended.
         seconds: that it took, without interruptions.
         choose_threads: whether the handler takes the option ``threads``.
+        cluster: what the cluster has room for; None: the server has none.
     """
 
     question: dict[str, Any]
@@ -104,10 +106,12 @@ class Record:
     reason: str = ""
     seconds: float = 0.0
     choose_threads: bool = True
+    cluster: ClusterRoom | None = None
 
 
 _profiles = TypeAdapter(list[Profile])
 _trials = TypeAdapter(list[Trial])
+_cluster = TypeAdapter(ClusterRoom | None)
 
 
 class RecordFile:
@@ -136,6 +140,7 @@ class RecordFile:
                     reason=str(values["reason"]),
                     seconds=float(values["seconds"]),
                     choose_threads=bool(values["choose_threads"]),
+                    cluster=_cluster.validate_python(values.get("cluster")),
                 )
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             pass
@@ -154,6 +159,7 @@ class RecordFile:
             "reason": record.reason,
             "seconds": round(record.seconds, 1),
             "choose_threads": record.choose_threads,
+            "cluster": asdict(record.cluster) if record.cluster else None,
             "profiles": [asdict(profile) for profile in record.profiles],
             "trials": [asdict(trial) for trial in record.trials],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torchmar
-from torchmar import gpus
+from torchmar import gpus, properties
 from torchmar.archive import Archive, derive
 from torchmar.engines import EngineName
 from torchmar.errors import LoadError, TorchmarError
@@ -32,6 +33,7 @@ SHORTEST_TRIAL = 1.0  # seconds
 _TRIAL_SECONDS = 10.0  # that one trial takes, about
 _HANDLERS = "torchmar_handlers"
 _QUEUE_SIZE = 100  # TorchServe's default
+_HEAD_KEY = "torchmar_ray_address"
 
 
 class Observer(Protocol):
@@ -99,6 +101,7 @@ class Tuner:
         most_trials: measured at the most.
         space: the settings; None: all that make sense on this machine.
         trial_seconds: of each measurement; None: as many as the rate needs.
+        head: of the cluster, for the engine ray; None: that of the configuration, or a cluster of this machine alone.
 
     Attributes:
         workload: the requests that are sent.
@@ -122,6 +125,7 @@ class Tuner:
         most_trials: int = MOST_TRIALS,
         space: Space | None = None,
         trial_seconds: float | None = None,
+        head: str | None = None,
     ) -> None:
         if seconds < SHORTEST_BUDGET:
             raise TorchmarError(
@@ -140,6 +144,7 @@ class Tuner:
         self.workload = Workload(workload.source, cases)
         self._archive, self._question, self._engine = archive, question, engine
         self._observer, self._most, self._trial_seconds = observer, most_trials, trial_seconds
+        self._on_cluster, self._head = engine == "ray", head
         self._started = time.monotonic()
         self._deadline = self._started + seconds
         self._machine = machine_use.describe()
@@ -151,7 +156,8 @@ class Tuner:
             self._had_threads = isinstance(options, dict) and "threads" in options
             # Handlers that build on torchmar's have their options, and can be split into stages.
             own = any(member.name == f"{_HANDLERS}/base.py" for member in opened.members)
-            self._choose_threads = own
+            # The threads of a replica are its CPUs, whatever its handler is; an option of its handler says the same.
+            self._choose_threads = own and (self._had_threads or not self._on_cluster)
             identity = {
                 "name": self._name,
                 "version": self._version,
@@ -165,14 +171,16 @@ class Tuner:
                 "machine": asdict(self._machine),
                 "torch": _torch(),
                 "torchmar": torchmar.__version__,
+                **({"cluster": head or properties.read_or_default(None).get(_HEAD_KEY)} if self._on_cluster else {}),
             }
         self._space = space or Space(
             cores=self._machine.cores,
             delays_ms=_delays(question) if engine == "torchserve" else (0,),
             choose_threads=own,
             stages=own and engine == "builtin" and self._machine.cores > 1,
-            gpus=gpus.count(),
+            gpus=0 if self._on_cluster else gpus.count(),
         )
+        self._given_space = space is not None
         self._file = RecordFile(folder, identity)
         self.record = Record(question=identity) if anew else self._file.load()
         self._seconds_before = self.record.seconds
@@ -197,12 +205,37 @@ class Tuner:
             ModelFailedError: a worker does not start on the server.
             TorchmarError: the time is used up before the first trial, or the target is missed by every request.
         """
+        with contextlib.ExitStack() as stack:
+            server = None
+            if self._on_cluster and not self.record.complete:
+                server = self._start(stack)  # before all else: the settings depend on the cluster
+                self.record.cluster = server.room(self._machine.cores)
+            if self.record.cluster and not self._given_space:
+                self._space = replace(self._space, replicas=self.record.cluster.replicas)
+            return self._run(stack, server)
+
+    def _start(self, stack: contextlib.ExitStack) -> LiveServer:
+        """Start the server, which ends with the stack."""
+        self._observer.on_step("starting the server")
+        server = LiveServer(
+            self._engine,
+            self._archive,
+            self.workload,
+            self._question.target,
+            choose_threads=self._choose_threads,
+            choose_device=self._space.gpus > 0,
+            seconds=self._trial_seconds,
+            head=self._head,
+        )
+        return stack.enter_context(server)
+
+    def _run(self, stack: contextlib.ExitStack, server: LiveServer | None) -> Tuning:
         self._profile()
         predictor = Predictor(
             self.record.profiles,
             self._question.target,
             engine=self._engine,
-            cores=self._machine.cores,
+            cores=self.record.cluster.cores if self.record.cluster else self._machine.cores,
             memory=self._question.memory,
             queue_size=self._queue_size,
         )
@@ -216,17 +249,7 @@ class Tuner:
                     "the budget was used up by the profiles, before the first trial",
                     hint="start it again: it continues with the profiles; or give it a longer --budget",
                 )
-            self._observer.on_step("starting the server")
-            with LiveServer(
-                self._engine,
-                self._archive,
-                self.workload,
-                self._question.target,
-                choose_threads=self._choose_threads,
-                choose_device=self._space.gpus > 0,
-                seconds=self._trial_seconds,
-            ) as server:
-                result = self._search(predictor, server)
+            result = self._search(predictor, server or self._start(stack))
             self.record.complete, self.record.reason = not result.out_of_time, result.reason
             self._save()
         return Tuning(
@@ -276,7 +299,7 @@ class Tuner:
     def _profile(self) -> None:
         done = {(measured.threads, measured.gpu) for measured in self.record.profiles}
         for gpu in (False, True) if self._space.gpus else (False,):
-            for threads in profiled_threads(self._space):
+            for threads in profiled_threads(self._space, self._machine.cores):
                 if (threads, gpu) in done:
                     continue
                 self._observer.on_step(f"measuring batches in a worker with {threads} threads")
@@ -292,7 +315,11 @@ class Tuner:
         with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
             while True:
                 config = trial_config(
-                    self._archive, setting, choose_threads=self._choose_threads, choose_device=self._space.gpus > 0
+                    self._archive,
+                    setting,
+                    choose_threads=self._choose_threads,
+                    choose_device=self._space.gpus > 0,
+                    replicas=self._on_cluster,
                 )
                 archive = derive(self._archive, Path(folder), version=f"{self._version}-tune", config=config).path
                 try:
@@ -318,9 +345,10 @@ class Tuner:
             )
 
 
-def profiled_threads(space: Space) -> list[int]:
-    """Return the numbers of threads to profile: one, all cores, and up to two between them."""
-    counts = sorted({threads for workers in space.worker_counts() for threads in space.thread_counts(workers)})
+def profiled_threads(space: Space, cores: int) -> list[int]:
+    """Return the numbers of threads to profile: one, all cores, and up to two between them; none beyond the cores."""
+    wanted = {threads for workers in space.worker_counts() for threads in space.thread_counts(workers)}
+    counts = sorted({min(threads, cores) for threads in wanted})
     if len(counts) <= 3:
         return counts
     return sorted({counts[0], counts[len(counts) // 2], counts[-1]})

@@ -1,11 +1,13 @@
 """The documented differences between TorchServe and the built-in server, one module for each subject.
 
-The table of docs/differences.md is made from them.
+The table of docs/differences.md is made from them. `cluster` has those between the built-in server and the same with
+replicas on a cluster.
 """
 
 from __future__ import annotations
 
-from torchmar.parity.differences import archives, configuration, grpc, http, inference, management, metrics
+from torchmar.engines import EngineName
+from torchmar.parity.differences import archives, cluster, configuration, grpc, http, inference, management, metrics
 from torchmar.parity.known_difference import KnownDifference
 from torchmar.parity.responses import Mismatch
 
@@ -20,9 +22,15 @@ DIFFERENCES: tuple[KnownDifference, ...] = (
 )
 
 
-def documented(mismatch: Mismatch) -> KnownDifference | None:
-    """Return the documented difference that explains a mismatch, if any."""
-    return next((difference for difference in DIFFERENCES if difference.explains(mismatch)), None)
+def documented(
+    mismatch: Mismatch, between: tuple[EngineName, EngineName] = ("torchserve", "builtin")
+) -> KnownDifference | None:
+    """Return the documented difference that explains a mismatch between two engines, if any."""
+    known = (
+        *(DIFFERENCES if "torchserve" in between else ()),
+        *(cluster.DIFFERENCES if "ray" in between else ()),
+    )
+    return next((difference for difference in known if difference.explains(mismatch)), None)
 
 
 def markdown() -> str:

@@ -225,6 +225,12 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "torchmar_ray_gpus": KeyDescription(
         CLUSTER, "GPUs of a replica whose model runs on GPUs; `0.5` puts two replicas on each."
     ),
+    "torchmar_ray_group": KeyDescription(
+        CLUSTER,
+        "Servers of a cluster with the same group serve the same models; those of different groups share nothing but "
+        "the nodes.",
+        "none: the group of all servers without this key",
+    ),
     "torchmar_read_token_file": KeyDescription(
         ACCESS,
         "A file with the token, or the tokens, of those who may read the management API and change nothing.",

@@ -132,6 +132,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_ray_address": ConfigKey("ray_address", str, "10.0.0.1:6379"),
     "torchmar_ray_cpus": ConfigKey("ray_cpus", values.amount, "0.5", "number"),
     "torchmar_ray_gpus": ConfigKey("ray_gpus", values.amount, "0.5", "number"),
+    "torchmar_ray_group": ConfigKey("ray_group", values.group, "blue"),
     "torchmar_read_token_file": _path("", "/run/secrets/read_token"),
     "torchmar_routes": ConfigKey("routes", routes.parse, '{"/inference": "clinic"}'),
     "torchmar_shutdown_delay": _number("shutdown_delay", "10", 0),

@@ -81,6 +81,7 @@ class Settings:
         otlp_endpoint: ``torchmar_otlp_endpoint``; the collector of traces; empty: that of OpenTelemetry's variables.
         trace_ratio: ``torchmar_trace_ratio``; the share of requests that are traced; None: that of these variables.
         ray_address: ``torchmar_ray_address``; of the head of the cluster; empty: a cluster of this machine alone.
+        ray_group: ``torchmar_ray_group``; servers of a cluster with the same one serve the same models.
         ray_cpus: ``torchmar_ray_cpus``; cores of a replica.
         ray_gpus: ``torchmar_ray_gpus``; GPUs of a replica that uses them, which may be a part of one.
         watch: ``torchmar_watch``; the versions of each model to serve of a model store whose archives may change; None:
@@ -143,6 +144,7 @@ class Settings:
     shutdown_delay: int = 0
     venv_folder: Path | None = None
     ray_address: str = ""
+    ray_group: str = ""
     ray_cpus: float = 1.0
     ray_gpus: float = 1.0
     worker_memory: int = 0

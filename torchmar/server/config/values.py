@@ -71,6 +71,13 @@ def watch_policy(text: str) -> VersionPolicy | None:
     return VersionPolicy(latest=1 if text == "latest" else 0)
 
 
+def group(text: str) -> str:
+    """Return the name of a group of servers."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}", text):
+        raise ValueError("not a name of letters, digits and hyphens")
+    return text
+
+
 def platform(text: str) -> str:
     """Return the platform whose paths the inference API has besides its own."""
     if text not in PLATFORMS:

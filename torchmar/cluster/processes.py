@@ -1,0 +1,88 @@
+"""The processes of a cluster on this machine: Ray's own, and those of the replicas of a group of servers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from torchmar.connection.local import is_local
+
+_NAME = "torchmar"
+_HEAD, _SESSION = "--gcs-address=", "--session-name="  # in command lines of Ray's processes
+# Ray's titles of the processes that it runs actors and its own agents in; all of them begin with _TITLE.
+_TITLE = "ray::"
+_RAYS = ("ServeController", "DashboardAgent", "RuntimeEnvAgent", "IDLE")
+_GROUPS = ("Directory", "ContentReader")  # actors of `torchmar.cluster`
+
+
+def group_name(group: str) -> str:
+    """Return the name of a group of servers in a cluster, which that of no other group begins with and a colon."""
+    return f"{_NAME}-{group}" if group else _NAME
+
+
+@dataclass(frozen=True)
+class ClusterGroup:
+    """A group of servers on a cluster.
+
+    Attributes:
+        address: of the cluster's head, ``HOST:PORT``.
+        group: ``torchmar_ray_group`` of the servers; empty: they have none.
+    """
+
+    address: str
+    group: str = ""
+
+    def processes(self) -> list[psutil.Process]:
+        """Return Ray's processes on this machine and those of the group's replicas, and not those of the servers.
+
+        Actors and tasks of others are left out. It takes milliseconds, because it reads all processes of the machine.
+        """
+        children: dict[int, list[psutil.Process]] = defaultdict(list)
+        words: dict[psutil.Process, Sequence[str]] = {}
+        for process in psutil.process_iter(["ppid", "cmdline"]):
+            children[process.info["ppid"]].append(process)
+            words[process] = process.info["cmdline"] or ()
+        of_head = [process for process, own in words.items() if any(map(self._is_head, _values(own, _HEAD)))]
+        sessions = {name for process in of_head for name in _values(words[process], _SESSION)}
+        # The head itself does not name its address.
+        of_session = [process for process, own in words.items() if sessions.intersection(_values(own, _SESSION))]
+        found: dict[psutil.Process, None] = {}
+        left = [*of_head, *of_session]
+        while left:
+            process = left.pop()
+            title = words[process][0] if words[process] else ""
+            if process not in found and self._belongs(title):
+                found[process] = None
+                left += children[process.pid]
+        return list(found)
+
+    def _is_head(self, address: str) -> bool:
+        return _equal(address, self.address)
+
+    def _belongs(self, title: str) -> bool:
+        """Return whether a process is Ray's or the group's, and no actor or task of others."""
+        own = f"ServeReplica:{group_name(self.group)}:"
+        return not title.startswith(_TITLE) or title.removeprefix(_TITLE).startswith((own, *_RAYS, *_GROUPS))
+
+
+def _values(words: Sequence[str], option: str) -> Iterator[str]:
+    return (word.removeprefix(option) for word in words if word.startswith(option))
+
+
+def _equal(first: str, second: str) -> bool:
+    """Return whether two addresses are those of one head."""
+    (host, _, port), (other_host, _, other_port) = first.rpartition(":"), second.rpartition(":")
+    if port != other_port:
+        return False
+    return host == other_host or _resolved(host) == _resolved(other_host) or (is_local(host) and is_local(other_host))
+
+
+def _resolved(host: str) -> str:
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(host.strip("[]"))
+    return host
