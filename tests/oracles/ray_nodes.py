@@ -14,8 +14,10 @@ import time
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
+import psutil
 from ray.cluster_utils import Cluster
 
+_TRIES = 4
 HERE = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 128 << 20}
 
 
@@ -24,15 +26,30 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def started(start):
+    """Try again what does not start within the 30 seconds that Ray waits: on a busy machine, nodes take longer."""
+    for _ in range(_TRIES - 1):
+        before = set(psutil.Process().children())
+        try:
+            return start()
+        except Exception as error:
+            print(f"again, because of {error}", file=sys.stderr)
+            for left in set(psutil.Process().children()) - before:  # it would join the cluster later
+                left.kill()
+    return start()
+
+
 def main() -> None:
     head, *others = map(json.loads, sys.argv[1:])
     # Its nodes end with this process in any case, also when it is killed.
-    cluster = Cluster(
-        initialize_head=True,
-        shutdown_at_exit=True,
-        head_node_args={"dashboard_port": free_port(), **head, **HERE},
+    cluster = started(
+        lambda: Cluster(
+            initialize_head=True,
+            shutdown_at_exit=True,
+            head_node_args={"dashboard_port": free_port(), **head, **HERE},
+        )
     )
-    nodes = [cluster.head_node, *(cluster.add_node(**other, **HERE) for other in others)]
+    nodes = [cluster.head_node, *(started(lambda other=other: cluster.add_node(**other, **HERE)) for other in others)]
     try:
         cluster.wait_for_nodes()
         print(cluster.address, flush=True)

@@ -19,15 +19,20 @@ import requests
 
 from tests.support.command import torchmar
 from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster, start_front
+from tests.support.servers import write_config
 from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive, recipe
 from torchmar.archive import file_digest
 from torchmar.cluster.processes import ClusterGroup
+from torchmar.engines.builtin import Builtin
 from torchmar.engines.ray import Ray
 from torchmar.errors import ServerError
 from torchmar.load import results
 from torchmar.load.results import Report
+from torchmar.parity import EnginePair
+from torchmar.parity.cases import Case
+from torchmar.parity.engine_client import EngineClient
 
 pytestmark = [pytest.mark.oracle, pytest.mark.unforked]
 ECHO = """
@@ -41,6 +46,7 @@ def handle(rows, context):
     time.sleep(0.02)
     return [{"id": context.get_request_id(index), "pid": os.getpid()} for index in range(len(rows))]
 """
+ANSWER = '{"id": context.get_request_id(index), "pid": os.getpid()}'
 OWN = """
 import sys, tiny
 
@@ -318,12 +324,25 @@ def test_a_measurement_counts_the_server_ray_and_its_replicas(
     assert 20 < step.server.queue_ms < step.server.total_ms
 
 
+def test_a_cluster_answers_as_one_machine_and_says_where_replicas_run(server: Ray, store: Path, tmp_path: Path) -> None:
+    pack(store, "same", ECHO.replace(ANSWER, '"x"'), samples=[{"json": [1], "expect": "x"}])
+    path = (store / "same-1.0.mar").rename(tmp_path / "same-1.0.mar")
+    described = Case("describe", "GET", "/models/{name}", api="management")
+    config = write_config(tmp_path, install_py_dep_per_model="true")
+    with Builtin(config, store, tmp_path / "run") as builtin, ThreadPoolExecutor(2) as threads:
+        clients = [EngineClient(builtin), EngineClient(server)]
+        pair = EnginePair(clients, ("builtin", "ray"), store, threads, print)
+        outcome = pair.archive(path, corners=False, more=[described])
+    assert outcome.different == []
+    assert list(outcome.known) == ["replicas"]
+
+
 def test_commands_start_servers_of_their_own_beside_others(
     server: Ray, cluster: RayCluster, echo: None, store: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "slept"
     folder.mkdir()
-    (folder / "handler.py").write_text(ECHO.replace('{"id": context.get_request_id(index), "pid": os.getpid()}', '"x"'))
+    (folder / "handler.py").write_text(ECHO.replace(ANSWER, '"x"'))
     sample = {"json": [1], "expect": "x"}
     recipe_text = {"name": "slept", "version": "1.0", "handler": "handler.py", "samples": [sample]}
     (folder / "archive.yaml").write_text(json.dumps(recipe_text))

@@ -25,7 +25,10 @@ def parity(
         list[Path] | None, typer.Argument(metavar="ARCHIVE", help="Archives whose samples are sent, too.")
     ] = None,
     engines: Annotated[
-        str, typer.Option(metavar="A,B", help="The reference, and the server to compare with it.")
+        str,
+        typer.Option(
+            metavar="A,B", help="The reference, and the server to compare with it: torchserve, builtin or ray."
+        ),
     ] = "torchserve,builtin",
     head: Head = None,
     as_json: AsJson = False,
@@ -91,7 +94,7 @@ def _sum_up(outcomes: list[Outcome]) -> None:
     show_table(table(headings, rows, right=headings[1:]))
     known = sorted({id for outcome in outcomes for id in outcome.known})
     if known:
-        out.print("\ndocumented in docs/differences.md:")
+        out.print("\ndocumented in docs/differences.md, and for ray in docs/how-to/ray.md:")
         out.print("\n".join(f"  {id}" for id in known), markup=False)
 
 

@@ -256,7 +256,8 @@ TOKENS = tuple(
 
 
 def _manage(name: str, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Case:
-    return Case(name, method, path, body, headers or {}, "management", settles=method != "GET")
+    # Replicas of a cluster take longer to start than workers.
+    return Case(name, method, path, body, headers or {}, "management", settles=method != "GET", seconds=180.0)
 
 
 # Management calls, in this order: each depends on the ones before. The archives {name}-{version}.mar and {name}-2.0.mar

@@ -18,7 +18,7 @@ from torchmar.errors import NotFoundError
 from torchmar.parity.cases import Case
 
 _SECONDS = 60.0
-_SETTLE_SECONDS = 30.0
+_SETTLE_SECONDS = 120.0
 _CUT_OFF = b"<cut off>"
 
 
@@ -85,7 +85,7 @@ class EngineClient:
         return RawResponse(response.status, response.reason, neutral, self._plain(body))
 
     def settle(self) -> None:
-        """Wait until all models have their minimum of workers, or for half a minute."""
+        """Wait until all models have their minimum of workers, or for two minutes."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < deadline and not self._settled():
             time.sleep(0.05)

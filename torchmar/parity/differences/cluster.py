@@ -4,4 +4,27 @@ from __future__ import annotations
 
 from torchmar.parity.known_difference import KnownDifference
 
-DIFFERENCES: tuple[KnownDifference, ...] = ()
+DIFFERENCES = (
+    KnownDifference(
+        id="replicas",
+        what="a worker in the description of a model",
+        torchserve="neither `node` nor `device`, also on the built-in server",
+        builtin="with Ray's engine also `node` and `device`",
+        reason="users should know where a replica runs",
+        cases=".*",
+        aspects="body",
+        first=r"^\[({'workers': \[({}(, )?)*\]}(, )?)*\]$",
+        second=r"^\[({'workers': \[({'node': '[^']*', 'device': '[^']*'}(, )?)*\]}(, )?)*\]$",
+    ),
+    KnownDifference(
+        id="node-metrics",
+        what="metrics of nodes and replicas",
+        torchserve="none, also on the built-in server",
+        builtin="with Ray's engine `torchmar_node_*` and `torchmar_replica_*`",
+        reason="the load of each node should be known",
+        cases=".*/metrics.*",
+        aspects="body",
+        first=r"^\[\]$",
+        second=r"^\[('torchmar_(node|replica)_[^']*'(, )?)*\]$",
+    ),
+)
