@@ -388,7 +388,8 @@ def test_commands_of_operation_work_as_with_the_built_in_server(server: Ray, sto
     (document,) = json.loads(torchmar("status", *where, "--json", cwd=tmp_path).stdout)
     assert document["engine"] == "ray"
     assert all(model["workers"][0]["node"] for model in document["models"])
-    assert "echo" in torchmar("status", *where, cwd=tmp_path).stdout
+    shown = torchmar("status", *where, cwd=tmp_path).stdout
+    assert "echo" in shown and "on node 127.0.0.1" in shown
     assert "echo" in torchmar("top", *where, "--once", cwd=tmp_path).stdout
     measured = bench(sys.executable, tmp_path, "echo", *where, "--connections", "2", "--requests", body)
     assert measured.target.model_version == "1.0"
