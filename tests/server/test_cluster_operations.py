@@ -155,7 +155,7 @@ def run(python: Path | str, folder: Path, *arguments: object, **variables: str) 
     environment = {**os.environ, "COLUMNS": "80", **variables}
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
     assert ran.returncode in (0, 1), ran.stdout + ran.stderr
-    assert "Traceback" not in ran.stderr, ran.stderr
+    assert ran.stdout and "Traceback" not in ran.stderr, ran.stderr
     return ran.stdout
 
 
@@ -344,8 +344,8 @@ def test_commands_start_servers_of_their_own_beside_others(
     folder.mkdir()
     (folder / "handler.py").write_text(ECHO.replace(ANSWER, '"x"'))
     sample = {"json": [1], "expect": "x"}
-    recipe_text = {"name": "slept", "version": "1.0", "handler": "handler.py", "samples": [sample]}
-    (folder / "archive.yaml").write_text(json.dumps(recipe_text))
+    written = {"name": "slept", "version": "1.0", "handler": "handler.py", "samples": [sample]}
+    (folder / "archive.yaml").write_text(json.dumps({**written, "config": {"deviceType": "cpu"}}))
     archive.build(folder, tmp_path)
     on_ray = ("--engine", "ray", "--address", cluster.address)
     report = bench(
