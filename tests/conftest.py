@@ -48,6 +48,14 @@ addresses.PORTS = range(20_000 + _PROCESS % 5 * 2_000, 22_000 + _PROCESS % 5 * 2
 ORDER = ("torchserve", "server", "process", "unit")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the processes that fork others once for all processes of pytest-xdist, in the one that starts these."""
+    if getattr(config.option, "numprocesses", None):  # those that it starts have none
+        stack = contextlib.ExitStack()
+        stack.enter_context(fork_processes())
+        config.add_cleanup(stack.close)
+
+
 def folder_of(item: pytest.Item) -> str:
     return item.path.relative_to(TESTS).parts[0]
 

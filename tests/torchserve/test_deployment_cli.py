@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support import command
 from tests.support.deployments import SAMPLES, code
 from tests.support.servers import write_config
 from tests.support.waiting import until
@@ -43,15 +43,7 @@ def server(running: TorchServe) -> Iterator[TorchServe]:
 
 
 def torchmar(server: TorchServe, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    ran = subprocess.run(
-        [sys.executable, "-m", "torchmar", *map(str, arguments)],
-        cwd=server.folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    assert ran.returncode == code, ran.stdout + ran.stderr
+    ran = command.torchmar(*arguments, cwd=server.folder.parent, code=code)
     assert "Traceback" not in ran.stderr or "model is broken" in ran.stderr
     return ran
 

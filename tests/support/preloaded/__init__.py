@@ -1,14 +1,15 @@
 """Processes that have loaded what others import, and fork these in the tests: workers, servers, commands, conversions.
 
 The import of torch and of TorchServe takes a worker one to four seconds of CPU time, that of its packages a command
-half a second, and the tests start more than a thousand of both. For each process of pytest, `fork_processes` starts
-one process that loads torch, one that loads the packages of the command line, one with Keras for its conversions and
-one with ONNX and OpenVINO for exports; each loads them when the first process of its kind is started. Python runs
-`startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours, in our fork server, in the built-in server,
-in the processes of conversions and in `torchmar` that has the process forked which would run, and only passes signals
-and the exit status on. The code that runs is the same. Its arguments, environment, working folder, open files, limits,
-process group and folders of modules are those of the process that was started; where they cannot be, this process runs
-the code itself (`server.objection` has the reasons).
+half a second, and the tests start more than a thousand of both. `fork_processes` starts one process that loads torch,
+one that loads the packages of the command line, one with Keras for its conversions and one with ONNX and OpenVINO for
+exports; each loads them when the first process of its kind is started. All processes of pytest-xdist share them.
+Python runs `startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours, in our fork server, in the
+built-in server, in the processes of conversions and in `torchmar` that has the process forked which would run, and only
+passes signals and the exit status on. Commands whose results tests read are forked without a Python that is started
+(`direct`). The code that runs is the same. Its arguments, environment, working folder, open files, limits, process
+group and folders of modules are those of the process that was started; where they cannot be, this process runs the code
+itself (`server.objection` has the reasons).
 
 Modules of tests with the mark ``unforked`` are about workers and servers as processes; there they are started.
 """
@@ -38,7 +39,8 @@ VARIABLES = {kind: f"TORCHMAR_TESTS_{kind.upper()}" for kind in get_args(Kind)} 
 def fork_processes(*soon: Kind) -> Iterator[None]:
     """Have processes that are started meanwhile forked by one of their kind that has loaded what they import.
 
-    Only on Linux, and not with the variable ``TORCHMAR_TESTS_UNFORKED``.
+    Only on Linux, and not with the variable ``TORCHMAR_TESTS_UNFORKED``. Where the process that started this one has
+    done so already, its processes fork those of this one, too.
 
     Args:
         soon: kinds that are needed: what they import is loaded at once.
@@ -46,15 +48,23 @@ def fork_processes(*soon: Kind) -> Iterator[None]:
     if sys.platform != "linux" or "TORCHMAR_TESTS_UNFORKED" in os.environ:
         yield
         return
+    with contextlib.ExitStack() as stack:
+        if not os.environ.keys() >= set(VARIABLES.values()):
+            stack.enter_context(_started())
+        for kind in soon:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.connect(os.environ[VARIABLES[kind]])
+        yield
+
+
+@contextlib.contextmanager
+def _started() -> Iterator[None]:
+    """Run a process of each kind, of which this process and those that it starts know by their environment."""
     startup = str(Path(__file__).with_name("startup"))
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         for kind in get_args(Kind):
-            path = stack.enter_context(_preloaded(kind))
-            patch.setenv(VARIABLES[kind], path)
-            if kind in soon:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-                    connection.connect(path)
+            patch.setenv(VARIABLES[kind], stack.enter_context(_preloaded(kind)))
         patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys([startup, *filter(None, folders)])))
         yield
 

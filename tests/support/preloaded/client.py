@@ -10,7 +10,11 @@ import resource
 import signal
 import socket
 import sys
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes time
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _FORKED = ("RunWorker", "RunForkServer")  # messages of ours; others start a process that is to have loaded nothing
 _PASSED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -28,7 +32,8 @@ def run(path: str) -> None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.connect(path)
-        message = json.dumps(_process(files)).encode()
+        folder = os.getcwd()  # noqa: PTH109 - importing pathlib takes time
+        message = json.dumps(process(files, sys.orig_argv[1:], os.environ, folder, sys.path)).encode()
         connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
         reply = json.loads(connection.recv(4096) or b"{}")
     except OSError:
@@ -54,12 +59,23 @@ def _is_inherited(number: int) -> bool:
         return False
 
 
-def _process(files: list[int]) -> dict[str, Any]:
+def process(
+    files: list[int], arguments: list[str], environment: Mapping[str, str], folder: str, path: list[str]
+) -> dict[str, Any]:
+    """Return what is sent of a process that is to be forked.
+
+    Args:
+        files: the numbers of its open files, in the order in which they are sent.
+        arguments: those of Python.
+        environment: its variables.
+        folder: its working folder.
+        path: from where it imports modules.
+    """
     return {
-        "arguments": sys.orig_argv[1:],
-        "environment": dict(os.environ),
-        "folder": os.getcwd(),  # noqa: PTH109 - importing pathlib takes time
-        "path": sys.path,
+        "arguments": arguments,
+        "environment": dict(environment),
+        "folder": folder,
+        "path": path,
         "files": files,
         "python": [sys.prefix, sys.version],
         "limits": [resource.getrlimit(number) for number in _limits()],

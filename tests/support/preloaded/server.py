@@ -61,7 +61,8 @@ _IMPORTS = {
 _READ_WHEN_LOADED = (
     *("GOMP_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "PYTORCH", "TORCH_"),
     *("GRPC_", "PYDANTIC_", "TYPER_", "_TYPER_", "TERMINAL_WIDTH", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"),
-    *("KERAS_BACKEND", "CUDA_", "ORT_"),
+    *("KERAS_BACKEND", "ORT_"),
+    *(("CUDA_",) if Path("/dev/nvidiactl").exists() else ()),
 )
 # Handlers set the second when they load ONNX Runtime, also in the process of a test; here it is always set. A forked
 # process is given the third.
@@ -173,7 +174,7 @@ def _loading_variables(environment: Any) -> dict[str, str]:
 def _first_of_path(request: dict[str, Any]) -> str:
     """Return the folder from which Python imports before all others: the script's without links, or the working one."""
     script = request["arguments"][0]
-    return str(request["folder"] if script == "-m" else Path(script).resolve().parent)
+    return str(request["folder"] if script in ("-m", "-c") else Path(script).resolve().parent)
 
 
 def _limits() -> list[int]:
@@ -311,6 +312,9 @@ def run(arguments: list[str]) -> NoReturn:
         if arguments[0] == "-m":
             del sys.argv[1]
             runpy._run_module_as_main(arguments[1])  # type: ignore[attr-defined] # what Python itself calls for -m
+        elif arguments[0] == "-c":
+            del sys.argv[1]
+            exec(arguments[1], module.__dict__)
         else:
             module.__dict__.update(__file__=arguments[0], __builtins__=builtins)
             exec(compile(Path(arguments[0]).read_bytes(), arguments[0], "exec"), module.__dict__)

@@ -15,8 +15,12 @@ def _kind() -> str:
     if first == "-m" and second == "torchmar.server":  # it is a process of its own where its workers are
         return "COMMANDS" if "TORCHMAR_TESTS_WORKERS" in os.environ else ""
     if (first == "-m" and second == "torchmar") or first.endswith("/bin/torchmar"):
-        return "" if "serve" in sys.orig_argv[2:4] else "COMMANDS"  # tests look for the processes that it starts
+        # Tests look for the processes that it starts, unless it ends at once.
+        serves = "serve" in sys.orig_argv[2:4] and "--detach" not in sys.orig_argv
+        return "" if serves else "COMMANDS"
     if first == "-m" and second == "torchmar.optimizing.process":
+        return "WORKERS"
+    if first == "-c" and second.startswith("import torch, ts."):  # the doctor's, which imports what a worker does
         return "WORKERS"
     if first.endswith("/tests/support/keras_models.py"):
         return "CONVERSIONS"

@@ -1,0 +1,72 @@
+"""Have a command forked without a Python of its own, which would only pass signals and the exit status on."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.support.preloaded import VARIABLES
+from tests.support.preloaded.client import process
+
+
+def run_command(
+    arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str] | None:
+    """Return the result of ``python -m torchmar``; None: it must be started.
+
+    Args:
+        arguments: those of the command, after ``torchmar``.
+        cwd: its working folder.
+        environment: its variables.
+        timeout: seconds after which it is killed.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    server = environment.get(VARIABLES["commands"])
+    if not server:
+        return None
+    words = ["-m", "torchmar", *arguments]
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        connection.settimeout(timeout)
+        connection.connect(server)
+        (output, theirs), (errors, theirs_too) = os.pipe(), os.pipe()
+        streams = [stack.enter_context(open(file, encoding="utf-8")) for file in (output, errors)]
+        try:
+            described = process([0, 1, 2], words, environment, str(cwd), _path(environment.get("PYTHONPATH", "")))
+            files = array.array("i", [0, theirs, theirs_too])
+            connection.sendmsg([json.dumps(described).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        finally:
+            os.close(theirs)
+            os.close(theirs_too)
+        if "pid" not in json.loads(connection.recv(4096) or b"{}"):
+            return None
+        threads = stack.enter_context(ThreadPoolExecutor(len(streams)))
+        reading = [threads.submit(stream.read) for stream in streams]
+        try:
+            status = json.loads(connection.recv(4096))["status"]
+        except TimeoutError:
+            connection.close()  # which kills it
+            raise subprocess.TimeoutExpired(words, timeout) from None
+        return subprocess.CompletedProcess(
+            words, os.waitstatus_to_exitcode(status), *(read.result() for read in reading)
+        )
+
+
+@functools.cache
+def _path(folders: str) -> list[str]:
+    """Return the path of modules with which Python starts, before it adds the script's folder or the working one."""
+    code = "import json, sys; print(json.dumps(sys.path[1:]))"
+    environment = {**os.environ, "PYTHONPATH": folders}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return list(json.loads(ran.stdout))
