@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ def find() -> Java:
     """
     rejected = []
     for source, executable in _candidates():
-        version = _version(executable) if executable else None
+        version = _version(executable, _changed(executable)) if executable else None
         if executable and version and version >= MINIMUM:
             return Java(executable, version)
         rejected.append(f"{source} ({'Java ' + str(version) if version else 'none'})")
@@ -55,7 +56,15 @@ def _candidates() -> list[tuple[str, Path | None]]:
     ]
 
 
-def _version(executable: Path) -> int | None:
+def _changed(executable: Path) -> int:
+    try:
+        return executable.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.cache  # it takes a fifth of a second, and a process may start several servers
+def _version(executable: Path, changed: int) -> int | None:
     # It must be run: the /usr/bin/java of macOS exists even if there is no Java.
     try:
         process = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)
