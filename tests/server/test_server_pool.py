@@ -29,8 +29,6 @@ from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
 from torchmar.worker.process.messages import ModelSpec
 
-pytestmark = pytest.mark.unforked
-
 
 @pytest.fixture
 def start_pool(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
@@ -430,6 +428,7 @@ def test_a_model_process_that_ends_after_loading_is_a_worker_that_has_ended(
     pool_harness.run(scenario())
 
 
+@pytest.mark.unforked
 def test_a_fork_server_that_ends_before_it_has_loaded_torch_is_started_again(pool_harness: PoolHarness) -> None:
     async def scenario() -> None:
         fork_server = ForkServer()

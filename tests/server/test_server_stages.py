@@ -34,7 +34,7 @@ from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.staged_pool import StagedPool
 from torchmar.worker.process import forking
 
-pytestmark = [pytest.mark.unforked, pytest.mark.skipif(not staged_pool.available(), reason="stages are Linux's")]
+pytestmark = pytest.mark.skipif(not staged_pool.available(), reason="stages are Linux's")
 
 # Like TorchServe's examples: three steps and a tensor between them. Answers have the processes of the steps.
 STEPS = """
@@ -118,6 +118,18 @@ class Pools:
         for pool in self._made:
             await pool.close()
 
+    def memories(self) -> list[str]:
+        """Return the shared memory that this process or a worker has open or mapped."""
+        fork_server = psutil.Process(self.harness.fork_server.pid)
+        targets = []
+        for process in (psutil.Process(), fork_server, *fork_server.children(recursive=True)):
+            with contextlib.suppress(OSError):  # it has ended
+                targets += Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+                for file in Path(f"/proc/{process.pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):  # it was closed
+                        targets.append(str(file.readlink()))
+        return [target for target in targets if "memfd:torchmar" in target]
+
 
 @pytest.fixture
 def pools(pool_harness: PoolHarness, tmp_path: Path) -> Iterator[Pools]:
@@ -126,19 +138,7 @@ def pools(pool_harness: PoolHarness, tmp_path: Path) -> Iterator[Pools]:
     pools = Pools(pool_harness, tmp_path)
     yield pools
     pool_harness.run(pools.close())
-    pool_harness.run(until(lambda: not memories()))
-
-
-def memories() -> list[str]:
-    """Return the shared memory that this process or a worker has open or mapped."""
-    targets = []
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        with contextlib.suppress(OSError):  # it has ended
-            targets += Path(f"/proc/{process.pid}/maps").read_text().splitlines()
-            for file in Path(f"/proc/{process.pid}/fd").iterdir():
-                with contextlib.suppress(OSError):  # it was closed
-                    targets.append(str(file.readlink()))
-    return [target for target in targets if "memfd:torchmar" in target]
+    pool_harness.run(until(lambda: not pools.memories()))
 
 
 async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None = None, **fields: str) -> list[Reply]:
@@ -317,13 +317,13 @@ def test_killed_processes_leave_no_memory_and_later_requests_are_answered(
         waiting = asyncio.ensure_future(ask(staged, ["wait first"] * 2, flag=str(flag)))
         await until(lambda: len(list(tmp_path.glob("flag.*"))) == 2)
         behind = asyncio.ensure_future(ask(staged, [1.0, 2.0]))
-        assert memories()
+        assert pools.memories()
         for worker in (*staged.stage_workers()["preprocess"], *staged.workers()):
             kill_worker(worker.pid)
         return [values(await waiting), values(await behind)]
 
     assert pools.harness.run(kill()) == [[500, 500], [2.0, 4.0]]
-    pools.harness.run(until(lambda: not memories()))
+    pools.harness.run(until(lambda: not pools.memories()))
 
 
 def test_a_request_whose_client_has_gone_leaves_no_memory(pools: Pools, make: Make, tmp_path: Path) -> None:
@@ -338,13 +338,13 @@ def test_a_request_whose_client_has_gone_leaves_no_memory(pools: Pools, make: Ma
         staged.submit(gone)
         gone.cancelled = True
         await until(lambda: not staged.pending)
-        assert len(memories()) == 2
+        assert len(pools.memories()) == 2
         flag.touch()
         await busy
         assert replies == []
 
     pools.harness.run(leave())
-    pools.harness.run(until(lambda: not memories()))
+    pools.harness.run(until(lambda: not pools.memories()))
 
 
 def test_the_number_of_preprocessed_requests_is_bounded(pools: Pools, make: Make, tmp_path: Path) -> None:
@@ -448,13 +448,13 @@ def test_processes_of_all_stages_that_are_killed_leave_no_memory(
         await until(lambda: sum(len(worker.jobs) for worker in last._workers) == 2)
         behind = asyncio.ensure_future(ask(staged, [1.0, 2.0]))
         await until(lambda: last.pending == 2)
-        assert memories()
+        assert pools.memories()
         for worker in (*staged.workers(), *(worker for infos in staged.stage_workers().values() for worker in infos)):
             kill_worker(worker.pid)
         return [values(await waiting), values(await behind)]
 
     assert pools.harness.run(kill()) == [[500, 500], [2.0, 4.0]]
-    pools.harness.run(until(lambda: not memories()))
+    pools.harness.run(until(lambda: not pools.memories()))
 
 
 OUTPUTS = """

@@ -38,8 +38,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 @pytest.fixture(scope="module")
 def bare_with_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """Run a real TorchServe without models, which counts two GPUs."""
-    # TorchServe counts these before it asks nvidia-smi; the models of these tests use none. Workers with this variable
-    # import torch themselves (tests.support.preloaded), which is why few tests have this server.
+    # TorchServe counts these before it asks nvidia-smi; the models of these tests use none.
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")

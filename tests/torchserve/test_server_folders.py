@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,7 @@ def toolkit(engine: EngineName, folder: Path, tmp_path_factory: pytest.TempPathF
         **OPEN,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder / "lib"))
+        patch.setenv("PYTHONPATH", str(folder / "lib"), prepend=os.pathsep)
         with ENGINES[engine](config, folder / "store", place / "run") as server:
             yield server
 
