@@ -30,7 +30,6 @@ def exits(context): sys.exit(3)
 def exits_well(context): sys.exit(0)
 def dies(context): os._exit(1)
 def aborts(context): os.abort()
-def hangs(context): time.sleep(60)
 def is_late(context):
     time.sleep(0.5)
     return ["late"]
@@ -141,7 +140,7 @@ def prints(context):
     print("a line")
     return ["printed"]
 def prints_much(context):
-    for number in range(20_000):
+    for number in range(3_000):  # more than a pipe holds
         print(number, "a long line without content, repeated many times")
     return ["printed"]
 def prints_a_long_line(context):
@@ -187,6 +186,18 @@ MOOD_NAMES = tuple(
     for line in MOODS.splitlines()
     if line.startswith("def ") and "(context)" in line
 )
+
+# A model that answers all requests but one.
+HANGING = """
+import time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    if "hangs" in str(rows[0]):
+        time.sleep(600)
+    return ["answered"]
+"""
 
 STREAM = """
 import time
@@ -317,9 +328,15 @@ def function(folder: Path) -> Path:
 
 
 def moods(folder: Path) -> Path:
-    """A model whose requests name the behaviour of its handler, good or bad; a response takes at most five seconds."""
-    files = {"moods.py": MOODS, "model-config.yaml": config(responseTimeout=5)}
+    """A model whose requests name the behaviour of its handler, good or bad."""
+    files = {"moods.py": MOODS, "model-config.yaml": config(responseTimeout=60)}
     return write(folder, "moods", files, handler="moods.py", configFile="model-config.yaml")
+
+
+def hanging(folder: Path) -> Path:
+    """A model that does not answer a request in the three seconds that it has."""
+    files = {"hanging.py": HANGING, "model-config.yaml": config(responseTimeout=3)}
+    return write(folder, "hanging", files, handler="hanging.py", configFile="model-config.yaml")
 
 
 def stream(folder: Path) -> Path:
