@@ -22,6 +22,10 @@ _BESIDE = frozenset({"method", "target", "n_steps", "baseline", "parameters", "m
 _URL_SAFE = str.maketrans("-_", "+/")
 _FIELD = re.compile(r"[A-Za-z_][\w.\-\[\]]*")  # what a field of a form is called, and JSON or a text is not
 _B64 = "b64"
+#: Types for `isinstance`: a union of them would be made anew for every call, and a dict that is compared with Mapping
+#: alone takes the way of abstract classes.
+TEXTS = (bytes, bytearray, str)
+MAPPINGS = (dict, Mapping)
 #: Keys that an object may have a file under.
 FILE_KEYS = ("data", "image", "image_bytes")
 
@@ -54,7 +58,7 @@ class Request:
     def of(cls, index: int, row: Any, context: Any) -> Request:
         """Return request ``index`` of the batch that ``context`` describes."""
         headers = {str(key).lower(): value for key, value in context.get_all_request_header(index).items()}
-        return cls(index, row if isinstance(row, Mapping) else {"body": row}, headers)
+        return cls(index, row if isinstance(row, MAPPINGS) else {"body": row}, headers)
 
     def part(self, instance: Any) -> Request:
         """Return one instance of a request that holds several, as a request of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from torchmar_handlers import weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.common import npy, signatures
 from torchmar_handlers.common.options import OptionError
+from torchmar_handlers.common.reply import Reply
+from torchmar_handlers.protocols import plain_json
 from torchmar_handlers.protocols.tensors import datatype
-from torchmar_handlers.request import BadRequest, NotFinite, Request
+from torchmar_handlers.request import MAPPINGS, TEXTS, BadRequest, NotFinite, Request
 from torchmar_handlers.weights import Input, first_layer
 from torchmar_handlers.weights.exported_model import has_shape
 
@@ -35,10 +38,11 @@ _DTYPES = {
     )
 }
 _TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # the kinds of numbers that can stand for another's
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 _SIZES = (1, 8, 32)  # of dimensions that may have any, to try a model with
 _BESIDE = "parameters"  # what a JSON object may hold that is no input
+_STEPS_OF_PLAIN = ("rows", "decode", "group", "predict_handle")  # what `answer_plain` does in fewer steps
 
 
 class TensorHandler(BaseHandler):
@@ -75,6 +79,9 @@ class TensorHandler(BaseHandler):
         self.inputs = _inputs(self.options.get("inputs"), known)
         self.by_name = {tensor.name for tensor in self.inputs} <= set(weights.input_names(self.model))
         self.output_names = _outputs(self.options.get("outputs"))
+        self._plain = len(self.inputs) == 1 and all(
+            getattr(type(self), name) is getattr(TensorHandler, name) for name in _STEPS_OF_PLAIN
+        )
         self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
         self._taken, self._given = signatures.Observed(), signatures.Observed()
         self._observes = True
@@ -85,9 +92,9 @@ class TensorHandler(BaseHandler):
         """Return the instances of a body with one dimension more than an instance has."""
         payload = _payload(request)
         if isinstance(payload, list):
-            if payload and isinstance(payload[0], Mapping) and all(isinstance(item, Mapping) for item in payload):
+            if payload and isinstance(payload[0], MAPPINGS) and all(isinstance(item, MAPPINGS) for item in payload):
                 return payload
-        elif isinstance(payload, Mapping):
+        elif isinstance(payload, MAPPINGS):
             named = {name: value for name, value in payload.items() if name != _BESIDE}
             if not named or not all(_many(value, self._input(name)) for name, value in named.items()):
                 return None
@@ -119,7 +126,7 @@ class TensorHandler(BaseHandler):
         payload = _payload(request)
         if payload is None:
             raise BadRequest(f"the body is empty; {self._expected()}")
-        if isinstance(payload, list) or not isinstance(payload, Mapping):
+        if isinstance(payload, list) or not isinstance(payload, MAPPINGS):
             if len(self.inputs) > 1:
                 raise BadRequest(f"the model has {len(self.inputs)} inputs; {self._expected()}")
             return {self.inputs[0].name: _array(payload, self.inputs[0])}
@@ -137,6 +144,38 @@ class TensorHandler(BaseHandler):
                 raise BadRequest(f"the input {name!r} is missing; {self._expected()}")
         return {tensor.name: _array(named[tensor.name], tensor) for tensor in self.inputs}
 
+    def answer_plain(self, data: Sequence[Any], context: Any) -> tuple[float, list[Reply]] | None:
+        """Answer a batch of arrays in JSON, all of one shape and each one instance of the only input.
+
+        For a small model, the steps of other requests take longer than the model.
+        """
+        if not self._plain or len(data) > self.max_forward_batch:
+            return None
+        (spec,) = self.inputs
+        arrays: list[np.ndarray] = []
+        try:
+            for index, row in enumerate(data):
+                body = row["body"]
+                if type(body) is not list or len(row) > 1 or not plain_json(context, index):
+                    return None
+                array = _array(body, spec)
+                if not array.size or array.ndim > self.max_json_depth:
+                    return None
+                if arrays and (array.shape != arrays[0].shape or array.dtype != arrays[0].dtype):
+                    return None
+                arrays.append(array)
+            decoded = time.perf_counter()
+            batch = self.preprocess([{spec.name: array} for array in arrays])
+            outputs = self._outputs(batch, len(arrays))
+            (output,) = outputs.values()
+            if not _finite(output):
+                return None
+            replies = [Reply.json(output[index, ...]) for index in range(len(arrays))]
+        except Exception:  # `handle` repeats it, and finds whose fault it is
+            return None
+        self.known_inputs.keep({spec.name: arrays[0]})
+        return decoded, replies
+
     def group(self, decoded: dict[str, np.ndarray]) -> Hashable:
         """Return the shapes and types that instances must share to be one batch."""
         return tuple([(array.shape, array.dtype.char) for array in decoded.values()])
@@ -149,10 +188,7 @@ class TensorHandler(BaseHandler):
 
     def predict_handle(self, batch: dict[str, torch.Tensor], requests: Sequence[Request]) -> Sequence[Any]:
         """Return the outputs of each instance: an array, or several by name."""
-        given = batch if self.by_name else tuple(batch.values())
-        outputs = {
-            name: _numpy(value, name, len(requests)) for name, value in self._named(self.inference(given)).items()
-        }
+        outputs = self._outputs(batch, len(requests))
         if self._observes:
             self._taken.see({name: tensor.cpu().numpy() for name, tensor in batch.items()})
             self._given.see(outputs)
@@ -192,15 +228,22 @@ class TensorHandler(BaseHandler):
         ]
         return {"inputs": inputs, "outputs": list(self.output_names or weights.output_names(self.model)) or None}
 
+    def _outputs(self, batch: dict[str, torch.Tensor], rows: int) -> dict[str, np.ndarray]:
+        """Return the model's outputs for a batch by name, each with ``rows`` items."""
+        output = self.inference(batch if self.by_name else tuple(batch.values()))
+        return {name: _numpy(value, name, rows) for name, value in self._named(output).items()}
+
     def _named(self, output: Any) -> dict[str, Any]:
         """Return the model's outputs by name."""
-        if not isinstance(output, torch.Tensor) and isinstance(output, Mapping):
+        names = self.output_names or weights.output_names(self.model)
+        if isinstance(output, torch.Tensor) and len(names) < 2:
+            return {names[0] if names else "output": output}
+        if isinstance(output, MAPPINGS):
             missing = [name for name in self.output_names if name not in output]
             if missing:
                 raise ValueError(f"the model returns no {missing[0]!r}; it returns {', '.join(output)}")
             return {name: output[name] for name in self.output_names or output}
         values = list(output) if isinstance(output, tuple | list) else [output]
-        names = self.output_names or weights.output_names(self.model)
         if not names:
             names = ("output",) if len(values) == 1 else tuple(f"output_{place}" for place in range(len(values)))
         if len(names) != len(values):
@@ -248,7 +291,7 @@ class TensorHandler(BaseHandler):
 def _payload(request: Request) -> Any:
     """Return what was sent, JSON of no declared type included."""
     payload = request.payload
-    if isinstance(payload, bytes | bytearray | str):
+    if isinstance(payload, TEXTS):
         if not payload:
             raise BadRequest("the body is empty")
         if request.whole is None:
@@ -328,20 +371,23 @@ def _array(value: Any, spec: Input) -> np.ndarray:
     Raises:
         BadRequest: it is none, or one of another type or shape.
     """
-    what = f"the input {spec.name!r}" if spec.name else "the input"
     try:
         array = np.asarray(value)
     except ValueError:
-        raise BadRequest(f"{what} is nested unevenly, or too deep; {_described(spec)} is expected") from None
+        raise BadRequest(f"{_called(spec)} is nested unevenly, or too deep; {_described(spec)} is expected") from None
     if array.dtype.kind not in "biuf":
         for place, leaf in _leaves(value.tolist() if isinstance(value, np.ndarray) else value):
             if isinstance(leaf, bool) or not isinstance(leaf, int | float) or abs(leaf) >= 2**63:
                 where = f" at {list(place)}" if place else ""
-                raise BadRequest(f"{what} is {leaf!r:.40}{where}; {_described(spec)} is expected")
-        raise BadRequest(f"{what} is of {array.dtype}; {_described(spec)} is expected")
+                raise BadRequest(f"{_called(spec)} is {leaf!r:.40}{where}; {_described(spec)} is expected")
+        raise BadRequest(f"{_called(spec)} is of {array.dtype}; {_described(spec)} is expected")
     if spec.shape is not None and not has_shape(array, spec.shape):
-        raise BadRequest(f"{what} has the shape {list(array.shape)}; {_described(spec)} is expected")
-    return _cast(array, _wanted(array, value, spec), what)
+        raise BadRequest(f"{_called(spec)} has the shape {list(array.shape)}; {_described(spec)} is expected")
+    return _cast(array, _wanted(array, value, spec), spec)
+
+
+def _called(spec: Input) -> str:
+    return f"the input {spec.name!r}" if spec.name else "the input"
 
 
 def _wanted(array: np.ndarray, value: Any, spec: Input) -> np.dtype:
@@ -353,20 +399,24 @@ def _wanted(array: np.ndarray, value: Any, spec: Input) -> np.dtype:
     return dtype
 
 
-def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+def _cast(array: np.ndarray, dtype: np.dtype, spec: Input) -> np.ndarray:
+    if array.dtype == _FLOAT64 and dtype == _FLOAT32 and _fits_float32(array):
+        return array.astype(dtype, order="C")
     if array.dtype.kind not in _TAKEN[dtype.kind] and array.size:
-        raise BadRequest(f"{what} is of {_kind(array.dtype)}; {dtype} is expected")
+        raise BadRequest(f"{_called(spec)} is of {_kind(array.dtype)}; {dtype} is expected")
     if dtype.kind in "iu" and array.dtype != dtype and array.size:
         limits = np.iinfo(dtype)
         low, high = int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
             beyond = low if low < limits.min else high
-            raise BadRequest(f"{what} has {beyond}, which {dtype} does not hold ({limits.min} to {limits.max})")
-    if dtype.kind == "f" and array.dtype != dtype and not _fits_float32(array, dtype):
+            message = f"{_called(spec)} has {beyond}, which {dtype} does not hold ({limits.min} to {limits.max})"
+            raise BadRequest(message)
+    if dtype.kind == "f" and array.dtype != dtype:
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(array, dtype)
         if np.isinf(cast).any() and not np.isinf(array).any():
-            raise BadRequest(f"{what} has {float(array[np.isinf(cast)].ravel()[0]):g}, which {dtype} does not hold")
+            beyond = float(array[np.isinf(cast)].ravel()[0])
+            raise BadRequest(f"{_called(spec)} has {beyond:g}, which {dtype} does not hold")
     else:
         cast = np.ascontiguousarray(array, dtype)
     # A view of a request's bytes is read-only, which torch does not know.
@@ -381,10 +431,8 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return numpy_dtype
 
 
-def _fits_float32(array: np.ndarray, dtype: np.dtype) -> bool:
+def _fits_float32(array: np.ndarray) -> bool:
     """Return whether all numbers are known to be finite as float32; a square of one that is not would tell."""
-    if array.dtype != np.float64 or dtype != np.float32:
-        return False
     flat = array.ravel()
     return bool(flat.dot(flat) <= _LARGEST_SQUARE)
 
@@ -423,7 +471,9 @@ def _numpy(value: Any, name: str, rows: int) -> np.ndarray:
     """Return an output as an array with ``rows`` items."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"the output {name!r} is {type(value).__name__}, not a tensor")
-    if not value.shape or value.shape[0] != rows:
-        raise ValueError(f"the output {name!r} has the shape {list(value.shape)}, whose first size is not {rows}")
-    # NumPy knows no bfloat16.
-    return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+    shape = value.shape
+    if not shape or shape[0] != rows:
+        raise ValueError(f"the output {name!r} has the shape {list(shape)}, whose first size is not {rows}")
+    if value.dtype == torch.bfloat16:  # NumPy knows none
+        value = value.float()
+    return (value if value.is_cpu else value.cpu()).numpy()

@@ -313,6 +313,29 @@ def test_numbers_of_every_type_are_returned_unchanged(serving: Callable[..., Pat
         assert alone(worker, {"instances": [values]})["predictions"][0] == alone_answer.tolist()
 
 
+NUMBERS = b"""[0.5, 1.5]; [1, 2]; [true, false]; [1, 0.5]; [0, -0.0]; [1e-7, 123456789.125]; [3.4e38, 1]; [1e39, 1]
+; [1e300, 0]; [1099511627776, 1]; [1180591620717411303424, 1]; [1]; [1, 2, 3]; []; [[1, 2]]; [[1, 2], [3.5, 4]]
+; [[1, 2], [3]]; [[[1, 2]]]; 5; null; "x"; [1, "2"]; [null, 1]; [{}, 1]; {"x": [1.5, 2]}; {"y": [1, 2]}
+; [{"x": [1.5, 2]}]; {"instances": [[1.5, 2]]}; [NaN, 1]; [1, 2; [-Infinity, 0.5]; [1e400, 0.5]"""
+PLAIN = [*NUMBERS.split(b"; "), b"[" * 40 + b"1" + b"]" * 40]
+HEADERS = [{"Accept": NPY}, {"Accept": "APPLICATION/X-NPY"}, {"Inference-Header-Content-Length": "2"}]
+
+
+@pytest.mark.parametrize("declared", [None, [{"name": "x", "dtype": "float32", "shape": [2]}]])
+def test_arrays_of_json_alone_are_answered_as_beside_others(
+    serving: Callable[..., Path], declared: list[dict[str, Any]] | None
+) -> None:
+    options = {"inputs": declared} if declared else {}
+    other = request_of(npy([[[1.5, 2]]], "float64"))  # in a forward pass of its own
+    requests = [request_of(body) for body in PLAIN] + [request_of([1.5, 2], headers=more) for more in HEADERS]
+    with Worker(serving(Double(), **options)) as worker:
+        for request in requests:
+            alone, beside = worker.predict_batch([request])[0], worker.predict_batch([request, other])[0]
+            assert alone == beside, request
+        same = worker.predict_batch([request_of([0.5, 1.5]), request_of([2.5, 3.5])])
+        assert [decoded(answer) for answer in same] == [[0.5, 1.5, 0.5, 1.5], [2.5, 3.5, 2.5, 3.5]]
+
+
 class Length(torch.nn.Module):
     def forward(self, words: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return (words * weights[:, :, None]).sum((1, 2)), words.amax(1), (weights > 0).any(1)

@@ -19,17 +19,20 @@ from torchmar_handlers.request import JSON, Request
 
 _PACKAGE = "ts.torch_handler.request_envelope."
 _INSTANCES = ("json", "kserve")
+_BASE = f"{_PACKAGE}base"
 _MAX_DEPTH = 4  # calls between the envelope and `has_instances`: overridden methods call those of the base
 
 
 def has_instances() -> bool:
     """Return whether the handler is called by an envelope that gives it instances; TorchServe does not say so."""
+    if _BASE not in sys.modules:  # only TorchServe's loader imports it, where an envelope is configured
+        return False
     frame = sys._getframe(1)
     for _ in range(_MAX_DEPTH):
         if frame.f_back is None:
             return False
         frame = frame.f_back
-        if frame.f_globals.get("__name__") == f"{_PACKAGE}base":
+        if frame.f_globals.get("__name__") == _BASE:
             return type(frame.f_locals.get("self")).__module__.removeprefix(_PACKAGE) in _INSTANCES
     return False
 

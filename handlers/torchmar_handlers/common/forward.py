@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torchmar_handlers import weights
+from torchmar_handlers.request import MAPPINGS
 
 
 def forward(model: torch.nn.Module, batch: Any, *, device: torch.device, dtype: torch.dtype | None = None) -> Any:
@@ -24,7 +25,8 @@ def forward(model: torch.nn.Module, batch: Any, *, device: torch.device, dtype: 
     A model that was exported with a fixed batch size gets batches of that size, the last one
     filled up with copies of its last row, whose outputs are dropped.
     """
-    batch = _each(batch, lambda tensor: _moved(tensor, device, dtype))
+    if dtype is not None or not _all_on(batch, device):
+        batch = _each(batch, lambda tensor: _moved(tensor, device, dtype))
     fixed = weights.fixed_rows(model)
     output = _call(model, batch) if fixed is None else _call_in_parts(model, batch, fixed)
     return _each(output, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor) if dtype else output
@@ -43,11 +45,20 @@ def _call_in_parts(model: Callable[..., Any], batch: Any, size: int) -> Any:
 
 
 def _call(model: Callable[..., Any], batch: Any) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return model(batch)
     if isinstance(batch, tuple):
         return model(*batch)
-    if isinstance(batch, Mapping):
+    if isinstance(batch, MAPPINGS):
         return model(**batch)
     return model(batch)
+
+
+def _all_on(batch: Any, device: torch.device) -> bool:
+    """Return whether a batch is a tensor, or tensors by name or position, of which none has to be moved."""
+    tensors = batch.values() if isinstance(batch, MAPPINGS) else batch if isinstance(batch, tuple) else (batch,)
+    elsewhere = [tensor for tensor in tensors if not isinstance(tensor, torch.Tensor) or tensor.device != device]
+    return not elsewhere
 
 
 def _moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
@@ -69,7 +80,7 @@ def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, tuple | list):
         changed = [_each(item, change) for item in value]
         return tuple(changed) if isinstance(value, tuple) else changed
-    if isinstance(value, Mapping):
+    if isinstance(value, MAPPINGS):
         return {key: _each(element, change) for key, element in value.items()}
     return value
 

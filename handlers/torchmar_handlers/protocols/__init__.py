@@ -17,15 +17,16 @@ handlers decode one input at a time and know nothing of this.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torchmar_handlers.common import npy
 from torchmar_handlers.protocols import open_inference, plain, tensorflow
 from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest
-from torchmar_handlers.request import JSON, JSON_LINES, BadRequest, Request, loads
+from torchmar_handlers.request import JSON, JSON_LINES, MAPPINGS, TEXTS, BadRequest, Request, loads
 
-__all__ = ["HandlerInfo", "ParsedRequest", "read"]
+__all__ = ["HandlerInfo", "ParsedRequest", "plain_json", "read"]
 
 _NESTED = frozenset({list, dict})
 _BINARY = open_inference.HEADER_LENGTH.lower()
@@ -39,18 +40,19 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     """
     if _BINARY in request.headers:
         return open_inference.read_binary(request, request.headers[_BINARY], served)
-    request.check_form()
-    if "body" not in request.row and (payload := request.payload) is not None:
-        # A form's input: from here on it is the body, whatever the field is called.
-        kept = {name: value for name, value in request.row.items() if value is not payload}
-        request = replace(request, row={**kept, "body": payload})
+    if "body" not in request.row:
+        request.check_form()
+        if (payload := request.payload) is not None:
+            # A form's input: from here on it is the body, whatever the field is called.
+            kept = {name: value for name, value in request.row.items() if value is not payload}
+            request = replace(request, row={**kept, "body": payload})
     if request.media_type in JSON_LINES:
         return _lines(request, served)
     body = _document(request)
     if isinstance(body, list):
         _check_json_depth(body, served.max_json_depth)
         return plain.read(request, served)
-    if not isinstance(body, Mapping):
+    if not isinstance(body, MAPPINGS):
         return plain.read(request, served)
     _check_json_depth(body, served.max_json_depth)
     if body is not request.row.get("body"):
@@ -64,10 +66,26 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     return plain.read(request, served)
 
 
+def plain_json(context: Any, index: int) -> bool:
+    """Return whether request ``index`` is a prediction for JSON, to be answered in JSON, by its headers.
+
+    If its body is an array, it is of no protocol but the plain one.
+    """
+    given = context.get_all_request_header(index)
+    headers = dict(zip(map(str.lower, given), given.values(), strict=True))
+    return (
+        headers.get("content-type") == JSON
+        and headers.get("explain") != "True"
+        and headers.get("describe") != "True"
+        and _BINARY not in headers
+        and npy.CONTENT_TYPE not in str(headers.get("accept", "")).lower()
+    )
+
+
 def _document(request: Request) -> Any:
     """Return the body as parsed JSON; None for other bodies, which the handler decodes."""
     payload = request.row.get("body")
-    if not isinstance(payload, bytes | bytearray | str):
+    if not isinstance(payload, TEXTS):
         return payload
     # TorchServe parses only what is called application/json to the letter.
     start = payload[:200].lstrip()[:1]

@@ -14,11 +14,13 @@ from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, instances
 from torchmar_handlers.request import JSON_LINES, Request
 
+_BYTES = (bytes, bytearray)
+
 
 def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     """Return a request's one instance, or the rows that the handler finds in its body."""
     payload = request.payload
-    sent = isinstance(payload, bytes | bytearray) and payload[: len(npy.MAGIC)] == npy.MAGIC
+    sent = isinstance(payload, _BYTES) and payload[: len(npy.MAGIC)] == npy.MAGIC
     if sent:
         request = replace(request, row={"body": npy.read(payload)})
     as_npy = sent or request.accepts(npy.CONTENT_TYPE)
