@@ -79,10 +79,10 @@ class TensorHandler(BaseHandler):
         self.inputs = _inputs(self.options.get("inputs"), known)
         self.by_name = {tensor.name for tensor in self.inputs} <= set(weights.input_names(self.model))
         self.output_names = _outputs(self.options.get("outputs"))
-        self._plain = len(self.inputs) == 1 and all(
-            getattr(type(self), name) is getattr(TensorHandler, name) for name in _STEPS_OF_PLAIN
-        )
         self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
+        # Numbers that are not finite are an error here, for which the model may run once more.
+        own = all(getattr(type(self), name) is getattr(TensorHandler, name) for name in _STEPS_OF_PLAIN)
+        self._plain = own and len(self.inputs) == 1 and self.non_finite == "refuse"
         self._taken, self._given = signatures.Observed(), signatures.Observed()
         self._observes = True
         self.warm_up(context)
