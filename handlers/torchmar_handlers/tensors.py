@@ -42,7 +42,7 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 _SIZES = (1, 8, 32)  # of dimensions that may have any, to try a model with
 _BESIDE = "parameters"  # what a JSON object may hold that is no input
-_STEPS_OF_PLAIN = ("rows", "decode", "group", "predict_handle")  # what `answer_plain` does in fewer steps
+_STEPS_OF_PLAIN = ("rows", "decode", "group", "preprocess", "predict_handle")  # what `answer_plain` does in fewer steps
 
 
 class TensorHandler(BaseHandler):
@@ -165,12 +165,10 @@ class TensorHandler(BaseHandler):
                     return None
                 arrays.append(array)
             decoded = time.perf_counter()
-            batch = self.preprocess([{spec.name: array} for array in arrays])
-            outputs = self._outputs(batch, len(arrays))
-            (output,) = outputs.values()
+            (output,) = self._outputs({spec.name: super().preprocess(arrays)}, len(arrays)).values()
             if not _finite(output):
                 return None
-            replies = [Reply.json(output[index, ...]) for index in range(len(arrays))]
+            replies = [Reply.json(answer) for answer in output.tolist()]
         except Exception:  # `handle` repeats it, and finds whose fault it is
             return None
         self.known_inputs.keep({spec.name: arrays[0]})

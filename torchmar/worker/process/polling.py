@@ -36,7 +36,9 @@ class PollGate:
 
     def leave(self, now: float) -> None:
         """End the polling that `enter` has started, in the same thread."""
-        self.record(now, now - self._entered - (time.thread_time() - self._cpu))
+        elapsed = now - self._entered
+        if elapsed >= TAKEN:  # if not, the thread was not without its core for so long, and need not ask the system
+            self.record(now, elapsed - (time.thread_time() - self._cpu))
 
     def record(self, now: float, seconds_away: float) -> None:
         """Close the gate for a while if the core was taken; for longer if the gate was opened shortly before."""

@@ -62,7 +62,7 @@ def serve(
                 results, seconds = runner.run(document, bodies, timer)
         else:
             results, seconds = runner.run(document, bodies)
-        adaptive.after(len(document), seconds, time.process_time() - cpu_started)
+        cpu_seconds = time.process_time() - cpu_started
         del bodies  # large ones are not kept beside those of the next batch
         responses: Responses = {
             "seconds": seconds,
@@ -75,6 +75,7 @@ def serve(
             frames.send(connection, frames.encode(frames.RESPONSES, responses, [result[3] for result in results]))
         except ConnectionError:
             return
+        adaptive.after(len(document), seconds, cpu_seconds)  # while the server has work to do
         del results
 
 
