@@ -413,8 +413,8 @@ def _cast(array: np.ndarray, dtype: np.dtype, spec: Input) -> np.ndarray:
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(array, dtype)
         if np.isinf(cast).any() and not np.isinf(array).any():
-            beyond = float(array[np.isinf(cast)].ravel()[0])
-            raise BadRequest(f"{_called(spec)} has {beyond:g}, which {dtype} does not hold")
+            number = float(array[np.isinf(cast)].ravel()[0])
+            raise BadRequest(f"{_called(spec)} has {number:g}, which {dtype} does not hold")
     else:
         cast = np.ascontiguousarray(array, dtype)
     # A view of a request's bytes is read-only, which torch does not know.
@@ -474,4 +474,5 @@ def _numpy(value: Any, name: str, rows: int) -> np.ndarray:
         raise ValueError(f"the output {name!r} has the shape {list(shape)}, whose first size is not {rows}")
     if value.dtype == torch.bfloat16:  # NumPy knows none
         value = value.float()
-    return (value if value.is_cpu else value.cpu()).numpy()
+    array: np.ndarray = (value if value.is_cpu else value.cpu()).numpy()
+    return array
