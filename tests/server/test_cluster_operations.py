@@ -24,7 +24,7 @@ from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive, recipe
 from torchmar.archive import file_digest
-from torchmar.cluster.processes import ClusterGroup
+from torchmar.cluster.processes import ClusterGroup, node_addresses
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.ray import Ray
 from torchmar.errors import ServerError
@@ -306,7 +306,9 @@ def test_a_measurement_counts_the_server_ray_and_its_replicas(
     server: Ray, cluster: RayCluster, echo: None, tmp_path: Path
 ) -> None:
     (worker,) = described(server, "echo")["workers"]
-    of_group = {process.pid for process in ClusterGroup(cluster.address).processes()}
+    processes = ClusterGroup(cluster.address).processes()
+    of_group = {process.pid for process in processes}
+    assert node_addresses(processes) == {"127.0.0.1"}
     assert worker["pid"] in of_group
     assert worker["pid"] not in {process.pid for process in ClusterGroup(cluster.address, "other").processes()}
     body = tmp_path / "body.txt"

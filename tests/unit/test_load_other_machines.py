@@ -22,7 +22,9 @@ def reading(*replicas: tuple[str, str, float]) -> Reading:
 def test_only_replicas_on_other_machines_count_and_new_ones_from_their_begin() -> None:
     before = reading((HERE, "1", 5.0), (THERE, "2", 5.0), (THERE, "ended", 9.0))
     now = reading((HERE, "1", 50.0), (THERE, "2", 6.5), (THERE, "new", 2.0))
-    assert other_machines.between(before, now) == OtherMachines(replicas=2, cpu_seconds=3.5, memory_bytes=2000)
-    assert other_machines.has_any(now)
-    assert not other_machines.has_any(reading((HERE, "1", 5.0)))
-    assert not other_machines.has_any(None)
+    here = {"127.0.0.1"}
+    others = other_machines.between(before, now, here)
+    assert others == OtherMachines(replicas=2, cpu_seconds=3.5, memory_bytes=2000)
+    assert other_machines.has_any(now, here)
+    assert not other_machines.has_any(reading((HERE, "1", 5.0)), here)
+    assert not other_machines.has_any(None, here)

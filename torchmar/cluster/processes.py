@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -13,7 +13,8 @@ import psutil
 from torchmar.connection.local import is_local
 
 _NAME = "torchmar"
-_HEAD, _SESSION = "--gcs-address=", "--session-name="  # in command lines of Ray's processes
+# In command lines of Ray's processes; the last one is that of a node.
+_HEAD, _SESSION, _NODE = "--gcs-address=", "--session-name=", "--node_ip_address="
 # Ray's titles of the processes that it runs actors and its own agents in; all of them begin with _TITLE.
 _TITLE = "ray::"
 _RAYS = ("ServeController", "DashboardAgent", "RuntimeEnvAgent", "IDLE")
@@ -68,6 +69,15 @@ class ClusterGroup:
         """Return whether a process is Ray's or the group's, and no actor or task of others."""
         own = f"ServeReplica:{group_name(self.group)}:"
         return not title.startswith(_TITLE) or title.removeprefix(_TITLE).startswith((own, *_RAYS, *_GROUPS))
+
+
+def node_addresses(processes: Iterable[psutil.Process]) -> set[str]:
+    """Return the addresses of nodes among processes."""
+    found: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found.update(_values(process.cmdline(), _NODE))
+    return found
 
 
 def _values(words: Sequence[str], option: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from torchmar import metrics
+from torchmar.cluster.processes import node_addresses
 from torchmar.errors import TorchmarError
 from torchmar.load import machine_use, other_machines, schedule, server_split, statistics
 from torchmar.load.event_loop import EventLoop, clock, precise_timers
@@ -229,13 +230,16 @@ class _Run:
         if self._processes is None or cores is None:
             return None
         here = machine_use.describe_processes(self._processes, cores)
-        if here is None or self._metrics_before is None or not other_machines.has_any(now):
+        if here is None or self._metrics_before is None or self._target.cluster is None:
+            return here
+        nodes = node_addresses(self._processes)
+        if not other_machines.has_any(now, nodes):
             return here
         time.sleep(other_machines.SETTLED_SECONDS)  # without load, so that only the load's time is added
         settled = server_split.read(self._target.metrics, self._target.endpoint)
         if settled is None:
             return here
-        others = other_machines.between(self._metrics_before, settled)
+        others = other_machines.between(self._metrics_before, settled, nodes)
         return replace(
             here,
             cpu_cores=here.cpu_cores + others.cpu_seconds / seconds,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
-from torchmar.connection.local import is_local
 from torchmar.metrics import Reading, Sample
 
 #: Seconds after which the server's metrics contain what a replica has done: it announces that each second.
@@ -28,22 +27,28 @@ class OtherMachines:
     memory_bytes: int
 
 
-def has_any(now: Reading | None) -> bool:
-    """Return whether a server has replicas on other machines."""
-    return now is not None and any(_elsewhere(now, _CPU))
+def has_any(now: Reading | None, here: Set[str]) -> bool:
+    """Return whether a server has replicas on other machines than the nodes with the addresses ``here``."""
+    return now is not None and any(_elsewhere(now, _CPU, here))
 
 
-def between(before: Reading, now: Reading) -> OtherMachines:
-    """Return what the replicas on other machines have used between two readings."""
-    earlier = {sample.labels["replica"]: sample.value for sample in _elsewhere(before, _CPU)}
-    spent = [max(0.0, each.value - earlier.get(each.labels["replica"], 0.0)) for each in _elsewhere(now, _CPU)]
-    memory = sum(sample.value for sample in _elsewhere(now, _MEMORY))
+def between(before: Reading, now: Reading, here: Set[str]) -> OtherMachines:
+    """Return what the replicas on other machines have used between two readings.
+
+    Args:
+        before: the first reading.
+        now: the second.
+        here: the addresses of nodes whose processes are on this machine, also in containers.
+    """
+    earlier = {sample.labels["replica"]: sample.value for sample in _elsewhere(before, _CPU, here)}
+    spent = [max(0.0, each.value - earlier.get(each.labels["replica"], 0.0)) for each in _elsewhere(now, _CPU, here)]
+    memory = sum(sample.value for sample in _elsewhere(now, _MEMORY, here))
     return OtherMachines(replicas=len(spent), cpu_seconds=sum(spent), memory_bytes=int(memory))
 
 
-def _elsewhere(reading: Reading, name: str) -> Iterator[Sample]:
+def _elsewhere(reading: Reading, name: str, here: Set[str]) -> Iterator[Sample]:
     for sample in reading.samples:
-        if sample.name == name and not is_local(host_of(sample.labels["node"])):
+        if sample.name == name and host_of(sample.labels["node"]) not in here:
             yield sample
 
 
