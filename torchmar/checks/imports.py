@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.checks.modules import Module, Modules, dotted, executed, read_member
+from torchmar.recipe import CARRIED_PACKAGE
 
 SERVER = frozenset({"torch", "ts", "numpy", "packaging", "yaml", "psutil", "PIL", "typing_extensions"})
 """What a server has besides Python: what TorchServe's worker and base handler import, and what their wheels require."""
@@ -71,6 +72,9 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def reach(modules: Modules, name: str, provided: set[str]) -> tuple[list[Module], list[Finding]]:
     """Return the modules that importing ``name`` executes, the handler's first, and what is wrong with them.
+
+    Those of torchmar's handlers are left out if the archive carries them as they are installed: reading them takes
+    longer than all other checks, and finds nothing.
 
     Args:
         modules: those of the archive.
@@ -193,6 +197,8 @@ class _Walk:
 
     def enter(self, name: str) -> None:
         """Reach a module of the archive and the packages around it."""
+        if name.partition(".")[0] == CARRIED_PACKAGE and self._modules.handlers_are_installed:
+            return
         for outer in reversed(_outer(name)):
             module = self._modules.read(outer)
             if module and outer not in self._seen:

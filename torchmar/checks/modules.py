@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torchmar.archive.member_streams import READ_ERRORS
+from torchmar.checks import carried
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import TorchmarError
 
@@ -125,6 +126,12 @@ class Modules:
     def is_package(self, name: str) -> bool:
         """Return whether a module may have modules below it; a folder without ``__init__.py`` may, too."""
         return self._ranked[name][0] < 3 if name in self._ranked else name in self.folders
+
+    @cached_property
+    def handlers_are_installed(self) -> bool:
+        """Whether the archive carries torchmar's handlers as they are installed, which import nothing else of it."""
+        roots = {name.partition(".")[0] for name in (*self._ranked, *self.folders)}
+        return carried.is_installed(self._content, roots)
 
     def read(self, name: str) -> Module | Finding | None:
         """Return a module, or why it is none that Python reads; None when there is no source to read."""
