@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -85,12 +86,21 @@ def _text(node: ast.expr) -> str | None:
     return None
 
 
-def _messages() -> Iterator[Place]:
-    """Yield every text of the library, docstrings of modules and functions but those of commands left out."""
-    for file in sorted((ROOT / "torchmar").rglob("*.py")):
-        if file.name.endswith("_pb2.py"):
-            continue
-        tree = ast.parse(file.read_text())
+@functools.cache
+def _trees() -> dict[Path, ast.Module]:
+    """Return the parsed modules of the library."""
+    files = sorted((ROOT / "torchmar").rglob("*.py"))
+    return {file: ast.parse(file.read_text()) for file in files if not file.name.endswith("_pb2.py")}
+
+
+@functools.cache
+def _messages() -> tuple[Place, ...]:
+    """Return every text of the library, docstrings of modules and functions but those of commands left out."""
+    return tuple(_read_messages())
+
+
+def _read_messages() -> Iterator[Place]:
+    for file, tree in _trees().items():
         docstrings = {
             id(node.body[0].value)
             for node in ast.walk(tree)
@@ -206,8 +216,8 @@ def test_documents_name_commands_and_flags_that_exist() -> None:
 def test_hints_begin_with_commands_that_exist() -> None:
     """A hint that begins with torchmar is a command to run."""
     problems = []
-    for file in sorted((ROOT / "torchmar").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+    for file, tree in _trees().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.keyword) and node.arg in ("hint", "remedy") and (text := _text(node.value)):
                 where = Place(f"{file.relative_to(ROOT)}:{node.value.lineno}", text)
                 problems += _problems(where, is_command=text.startswith("torchmar"))

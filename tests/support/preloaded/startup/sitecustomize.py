@@ -18,6 +18,8 @@ def _kind() -> str:
         # Tests look for the processes that it starts, unless it ends at once.
         serves = "serve" in sys.orig_argv[2:4] and "--detach" not in sys.orig_argv
         return "" if serves else "COMMANDS"
+    if first == "-m" and second in ("torchmar.cli.archiver", "model_archiver.model_packaging"):
+        return "COMMANDS"
     if first == "-m" and second == "torchmar.optimizing.process":
         return "WORKERS"
     if first == "-c" and second.startswith("import torch, ts."):  # the doctor's, which imports what a worker does
