@@ -34,7 +34,7 @@ def reader(directory: Any, digest: str) -> Callable[[int], bytes]:
             try:
                 chunk: bytes = ray.get(actor.read.remote(path, offset))
             except Exception as error:  # its front has ended, or its disk fails; others may have the content
-                failure = error
+                failure = getattr(error, "cause", None) or error  # without the traceback of its actor
             else:
                 return chunk
         raise ArchiveError(f"no server of the cluster has the content {digest} any more: {failure or 'it was removed'}")

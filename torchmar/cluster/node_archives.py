@@ -1,7 +1,8 @@
 """Contents of archives on the nodes of a cluster: packed by the front, copied once to each node, compared, extracted.
 
 The front packs the folder of an archive that it has admitted and extracted, with the packages that were installed for
-it. A node keeps a content while any of its replicas uses it.
+it. A node keeps a content while any of its replicas uses it; what killed ones have left is removed by the next, or used
+again. A content whose files have changed on the node is copied again.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
+import json
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,11 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchmar import atomic
+from torchmar.archive.built_archive import show_size
 from torchmar.errors import ArchiveError
 
 CHUNK = 32 << 20  # bytes that a node asks for at once; Ray keeps each in its object store until it is read
 _CONTENT, _PACKAGES = "content", "packages"
-_COMPLETE = "complete"
+_COMPLETE = "complete"  # a file with the stamps of all others, written last
+_Stamps = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,16 @@ def fetch(packed: PackedContent, read: Callable[[int], bytes], root: Path | None
         ArchiveError: the bytes are not those that were packed, or there is no room for them.
     """
     root = root or Path(tempfile.gettempdir()) / f"torchmar-archives-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    place = root / packed.digest
     try:
-        return NodeContent(place, packed, _share(packed, read, place))
+        _make_root(root)
+        _remove_unused(root, packed)
+        for number in itertools.count():
+            place = root / (f"{packed.digest}-{number}" if number else packed.digest)
+            if (descriptor := _share(packed, read, place)) is not None:
+                return NodeContent(place, packed, descriptor)
     except OSError as error:
-        raise ArchiveError(f"{place} cannot be written: {error.strerror}") from None
+        raise ArchiveError(f"{root} cannot be written: {error.strerror}") from None
+    raise AssertionError
 
 
 def copy(packed: PackedContent, read: Callable[[int], bytes], folder: Path) -> PackedContent:
@@ -137,18 +147,47 @@ def read_at(path: Path, offset: int) -> bytes:
         return stream.read(CHUNK)
 
 
-def _share(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> int:
-    """Return the descriptor of a content's lock, which is held shared, after the content has been completed."""
+def _make_root(root: Path) -> None:
+    """Make the folder of all contents. Others could have made it before, where all may write."""
+    root.mkdir(mode=0o700, exist_ok=True)
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ArchiveError(f"{root} is not a folder of this user alone", hint="remove it, or start Ray with a TMPDIR")
+
+
+def _remove_unused(root: Path, packed: PackedContent) -> None:
+    """Remove contents that replicas have left that were killed; but not the own one."""
+    for lock in root.glob("*.lock"):
+        place = lock.with_suffix("")
+        if place.name == packed.digest:
+            continue
+        with contextlib.suppress(OSError):  # it is used
+            descriptor = _acquire(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(place, ignore_errors=True)
+            _part_of(place).unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _share(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> int | None:
+    """Return the descriptor of a content's lock, which is held shared, after the content has been completed.
+
+    None: files of it have changed, and replicas that run use it.
+    """
     lock = _lock_of(place)
     while True:
         descriptor = _acquire(lock, fcntl.LOCK_SH)
-        if (place / _COMPLETE).exists():
+        if _is_whole(place):
             return descriptor
+        complete = (place / _COMPLETE).exists()
         os.close(descriptor)
-        descriptor = _acquire(lock, fcntl.LOCK_EX)
         try:
-            if not (place / _COMPLETE).exists():
-                shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
+            descriptor = _acquire(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if complete else 0))
+        except BlockingIOError:
+            return None
+        try:
+            if not _is_whole(place):
+                shutil.rmtree(place, ignore_errors=True)  # changed, or of a process that was killed
                 _extract(packed, read, place)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
@@ -163,13 +202,40 @@ def _extract(packed: PackedContent, read: Callable[[int], bytes], place: Path) -
     file = Path(packed.path)
     with contextlib.ExitStack() as stack:
         if not _is_here(packed):
-            file = place.with_name(f".{place.name}.part")
+            file = _part_of(place)
             stack.callback(file.unlink, missing_ok=True)
             _write(packed, read, file)
+        _check_room(packed, place.parent)
         place.mkdir()
         with tarfile.open(file) as archive:
             archive.extractall(place, filter="data")
-    (place / _COMPLETE).touch()
+    (place / _COMPLETE).write_text(json.dumps(_stamps(place)), encoding="utf-8")
+
+
+def _stamps(place: Path) -> _Stamps:
+    """Return size and time of each file of a content, by its path."""
+    paths = (path for path in place.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {str(path.relative_to(place)): _stamp(path) for path in paths}
+
+
+def _is_whole(place: Path) -> bool:
+    """Return whether a content is complete and unchanged; handlers may have added files."""
+    try:
+        recorded: _Stamps = json.loads((place / _COMPLETE).read_bytes())
+        return all(_stamp(place / path) == stamp for path, stamp in recorded.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.lstat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _check_room(packed: PackedContent, folder: Path) -> None:
+    """Raise ArchiveError if a content does not fit a folder; a full disk would stop others, too."""
+    if (free := shutil.disk_usage(folder).free) < packed.size:
+        raise ArchiveError(f"{folder} has {show_size(free)} free, and a content needs {show_size(packed.size)}")
 
 
 def _is_here(packed: PackedContent) -> bool:
@@ -180,6 +246,7 @@ def _is_here(packed: PackedContent) -> bool:
 
 def _write(packed: PackedContent, read: Callable[[int], bytes], file: Path) -> None:
     """Write a packed content to a file, from this node's disk or another's, and compare it."""
+    _check_room(packed, file.parent)
     if _is_here(packed):
         shutil.copyfile(packed.path, file)
     else:
@@ -212,14 +279,25 @@ def _lock_of(place: Path) -> Path:
     return place.with_name(f"{place.name}.lock")
 
 
+def _part_of(place: Path) -> Path:
+    return place.with_name(f".{place.name}.part")
+
+
 def _acquire(lock: Path, kind: int) -> int:
-    """Return the descriptor of a locked file; a lock file that was removed meanwhile is made again."""
+    """Return the descriptor of a locked file; a lock file that was removed meanwhile is made again.
+
+    Raises:
+        BlockingIOError: others have it, and ``kind`` has LOCK_NB.
+    """
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, kind)
         try:
+            fcntl.flock(descriptor, kind)
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor
         except FileNotFoundError:
             pass
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
