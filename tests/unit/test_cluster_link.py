@@ -18,6 +18,7 @@ from torchmar.cluster.channel import Channel, Endpoint
 from torchmar.cluster.link import ReplicaLink
 from torchmar.cluster.listener import Listener
 from torchmar.server.api_error import ApiError
+from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job, Part, Reply
 
 NODE, OTHER_NODE = "node", "another node"
@@ -31,6 +32,7 @@ class Front:
         self.lost: list[tuple[Job, bool]] = []
         self.batches: list[Any] = []
         self.replies: list[Reply] = []
+        self.batch_times: BatchTimes | None = None
         self.changed = asyncio.Event()
 
     def on_state(self, link: ReplicaLink) -> None:
@@ -118,6 +120,27 @@ def test_a_request_that_is_not_accepted_gets_the_error() -> None:
         link.send([front.job(name="refused")])
         await front.until(lambda: front.replies)
         assert (front.replies[0].status, front.replies[0].message) == (503, "no room")
+
+    run(scenario)
+
+
+def test_the_time_of_a_batch_is_measured_and_that_of_a_refusal_is_not() -> None:
+    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+        front.batch_times = BatchTimes()
+        link.send([front.job(name="refused")])
+        await front.until(lambda: front.replies)
+        assert front.batch_times.mean("", 1) == 0.0
+        started = asyncio.get_running_loop().time()
+        link.send([front.job(), front.job(), front.job()])
+        assert started <= link.batch_started
+        await front.until(lambda: len(replica.jobs) == 3)
+        await asyncio.sleep(0.1)
+        for job in replica.jobs[:2]:
+            job.on_reply(Reply(200, b""))
+        await front.until(lambda: len(link.jobs) == 1)
+        # The replica begins with the next batch when it has answered the one before.
+        assert link.batch_started >= started + 0.1
+        assert front.batch_times.mean("", 2) == pytest.approx(link.batch_started - started, abs=0.05)
 
     run(scenario)
 

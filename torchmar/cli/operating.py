@@ -231,6 +231,7 @@ def _document(server: ServerState) -> dict[str, object]:
                 "state": version.state,
                 "memory": version.memory,
                 "failure": asdict(version.failure) if version.failure else None,
+                "reason": version.reason or None,
                 "load": loads.get((version.model.name, version.model.version)),
             }
             for version in server.versions

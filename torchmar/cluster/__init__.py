@@ -27,5 +27,8 @@ The front is the built-in server: its APIs, its registry, its archives. Only its
   pools that they do not own (`fronts`). Replicas outlive every front but the last one that is stopped.
 * The content of an archive is packed once, and copied to a node once, by its digest, from the front's disk or through
   Ray's object store; it is compared with the digest before anything of it runs (`node_archives`).
+* A request whose deadline cannot be met is refused by the front, with the estimate of the built-in server
+  (`torchmar.server.workers.batch_times`) over the times that links measure.
 * What fits no node is an error at once, with numbers (`capacity`); Ray Serve waits without an end.
+* Without the head, Ray ends after a minute: a front says so, and ends a little earlier, with an error (`head`).
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,22 +13,38 @@ from torchmar.cluster.session import Session
 from torchmar.server.__main__ import main as run_server
 from torchmar.server.app import ServerApp
 from torchmar.server.config.settings import Settings
-
-
-def _create(settings: Settings, folder: Path) -> ServerApp:
-    session = Session(settings.ray_address, settings.ray_group)
-    standing = session.join()
-    if standing.revision or standing.leader != session.front:
-        # It serves what the other fronts do, and not what its configuration names.
-        settings = replace(settings, model_snapshot=(SHARED,), watch=None, model_base_paths=(), routes={})
-    gpus = max((int(node.gpus) for node in session.nodes().values()), default=0)
-    settings = replace(settings, number_of_gpu=gpus)  # the nodes', not the front's own
-    return ServerApp(settings, folder, ClusterPools(session, settings, folder / "contents", standing))
+from torchmar.server.config.startup_models import StartupModel
 
 
 def main() -> None:
     """Run the front that the command line describes."""
-    run_server(_create, "torchmar.cluster")
+    sessions: list[Session] = []
+
+    def create(settings: Settings, folder: Path) -> ServerApp:
+        sessions.append(session := Session(settings.ray_address, settings.ray_group))
+        return _create(session, settings, folder)
+
+    try:
+        run_server(create, "torchmar.cluster")
+    except SystemExit as ended:
+        if not any(session.head.lost.is_set() for session in sessions):
+            raise
+        # Not by the interpreter's way: Ray's functions at its end wait for the head.
+        sys.stderr.write(f"{ended.code}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _create(session: Session, settings: Settings, folder: Path) -> ServerApp:
+    standing = session.join()
+    former: tuple[StartupModel, ...] = ()  # of its last run
+    if standing.revision or standing.leader != session.front:
+        # It serves what the other fronts do, and not what its configuration names.
+        former = settings.model_snapshot or ()
+        settings = replace(settings, model_snapshot=(SHARED,), watch=None, model_base_paths=(), routes={})
+    gpus = max((int(node.gpus) for node in session.nodes().values()), default=0)
+    settings = replace(settings, number_of_gpu=gpus)  # the nodes', not the front's own
+    return ServerApp(settings, folder, ClusterPools(session, settings, folder / "contents", standing, former))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The directory of a cluster: an actor that replicas announce themselves to, and that all fronts share.
 
 It lives as long as a front does, and is started again, on another node, when its node fails. It keeps nothing that its
-users cannot give it again: replicas announce themselves each second, fronts what they have.
+users cannot give it again: replicas announce themselves each second, fronts what they have. The front that led before
+leads again, or, if it has failed, too, another one that has served the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -133,14 +135,16 @@ class Standing(NamedTuple):
     """What a front learns when it announces itself.
 
     Attributes:
-        leader: the front that changes what is served; the others follow it.
+        leader: the front that changes what is served; the others follow it. Empty: it is not known yet.
         revision: of the shared state; 0: there is none yet.
         fronts: how many there are.
+        directory: another one for a directory that was started again, which knows nothing of before.
     """
 
     leader: str
     revision: int
     fronts: int
+    directory: str
 
 
 class Directory:
@@ -153,6 +157,7 @@ class Directory:
         self._sources: dict[str, dict[str, tuple[Any, str]]] = {}  # by digest and front
         self._fronts: dict[str, float] = {}
         self._leader = ""
+        self._id, self._started = secrets.token_hex(4), time.monotonic()
         self._state, self._revision = SharedState(), 0
         self._ids = itertools.count(1)
         self._calls: asyncio.Queue[Call] = asyncio.Queue()
@@ -202,13 +207,25 @@ class Directory:
 
     # Fronts.
 
-    async def join(self, front: str) -> Standing:
-        """Record that a front is there; it leads if no other does."""
-        self._fronts[front] = time.monotonic()
+    async def join(self, front: str, revision: int = -1, *, leads: bool = False) -> Standing:
+        """Record that a front is there; it leads if no other does.
+
+        Args:
+            front: its name.
+            revision: that it serves, perhaps of an earlier directory; -1: it has just been started.
+            leads: whether it leads by what it knows.
+        """
+        now = time.monotonic()
+        self._fronts[front] = now
         self._forget_fronts()
-        if self._leader not in self._fronts:
+        known = self._leader in self._fronts
+        if leads and (not known or revision > self._revision):  # the directory before this one has chosen it
             self._leader = front
-        return Standing(self._leader, self._revision, len(self._fronts))
+        elif not known:
+            # After a restart, the front that led gets the time to announce itself.
+            waits = revision >= 0 and now - self._started < _LOST_SECONDS
+            self._leader = "" if waits else front
+        return Standing(self._leader, self._revision, len(self._fronts), self._id)
 
     async def leave(self, front: str) -> int:
         """Remove a front; return how many are left."""
@@ -224,11 +241,17 @@ class Directory:
         now = time.monotonic()
         self._fronts = {each: seen for each, seen in self._fronts.items() if now - seen < _LOST_SECONDS}
 
-    async def publish(self, front: str, state: SharedState) -> int:
-        """Replace the shared state; return its revision, or 0 if the front does not lead."""
+    async def publish(self, front: str, state: SharedState, revision: int = 0) -> int:
+        """Replace the shared state; return its revision, or 0 if the front does not lead.
+
+        Args:
+            front: that leads.
+            state: the new one.
+            revision: that the front has served, perhaps of an earlier directory.
+        """
         if front != self._leader:
             return 0
-        self._state, self._revision = state, self._revision + 1
+        self._state, self._revision = state, max(self._revision, revision) + 1
         return self._revision
 
     async def state(self) -> tuple[int, SharedState]:

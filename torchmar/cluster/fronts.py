@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from torchmar.server.http.limits import Limits
 from torchmar.server.http.responses import ResponseHeads
 from torchmar.server.models import snapshots
 from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.models.startup import StartupFailure
 from torchmar.server.telemetry import logs
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ SHARED = StartupModel("", key="the cluster")
 _PUBLISH_PAUSE_SECONDS = 0.01
 _CONTENT_TYPE = re.compile(rb"\r\ncontent-type: ([^\r\n]*)")
 _CONTEXT = Context(app=lambda request: None, limits=Limits(), heads=ResponseHeads())  # of requests that were passed on
+_RETRY_SECONDS = 30.0  # between attempts to serve a version
 _CALL_SECONDS = 3600.0  # a registration may download an archive
-_SAFE = ("GET", "HEAD", "OPTIONS")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Fronts:
@@ -53,23 +56,32 @@ class Fronts:
         pools: of this front.
         folder: for packed contents.
         standing: what the session has learned when it joined.
+        former: models of its last run, in whose place it serves those of other fronts.
 
     Attributes:
         leads: whether this front changes what is served.
     """
 
-    def __init__(self, session: Session, pools: ClusterPools, folder: Path, standing: Standing) -> None:
+    def __init__(
+        self,
+        session: Session,
+        pools: ClusterPools,
+        folder: Path,
+        standing: Standing,
+        former: Sequence[StartupModel] = (),
+    ) -> None:
+        self._former = former
         self._session, self._pools, self._folder = session, pools, folder
         self.leads = standing.leader == session.front and standing.revision == 0
         self._revision = 0  # that this front serves
         self._registry: Registry | None = None
         self._manage: Callable[[Request, list[str]], None] | None = None
-        self._tasks = BackgroundTasks(_log_error)
+        self._tasks = BackgroundTasks(log_error)
         self._changed = asyncio.Event()
         self._applied = asyncio.Event()
-        self._leader = standing.leader
+        self._leader, self._directory = standing.leader, standing.directory
         self._publishing = False
-        self._failed: set[str] = set()  # keys of pools
+        self._failed: dict[str, float] = {}  # by key of the pool, when it was tried, by `time.monotonic`
         self._following: asyncio.Task[None] | None = None
 
     async def start(self, registry: Registry, manage: Callable[[Request, list[str]], None]) -> None:
@@ -86,6 +98,12 @@ class Fronts:
             await self._following
             for model in registry.startup.pending:
                 registry.startup.registered(model)
+            for model in self._former:
+                if model.name not in registry.models or model.version not in registry.models[model.name].versions:
+                    registry.startup.warn(
+                        f"{model.name} {model.version} of the last run is not served: this server follows "
+                        f"{self._leader}, which does not serve it; register it again"
+                    )
         self._tasks.start(self._publish())
         self._tasks.start(self._answer_calls())
 
@@ -108,7 +126,7 @@ class Fronts:
 
     def forward(self, request: Request) -> bool:
         """Pass a request that changes something on to the leading front; return whether that is so."""
-        if self.leads or request.method in _SAFE:
+        if self.leads or request.method in SAFE_METHODS:
             return False
         self._tasks.start(self._forward(request))
         return True
@@ -130,6 +148,11 @@ class Fronts:
             await asyncio.wait_for(self._wait_for(answer.revision), 5 * ANNOUNCE_SECONDS)
         request.respond(answer.status, answer.body, answer.content_type, answer.headers)
 
+    @property
+    def _may_try_again(self) -> bool:
+        """Whether a version could not be served, and some time has passed since."""
+        return any(time.monotonic() - at >= _RETRY_SECONDS for at in self._failed.values())
+
     async def _wait_for(self, revision: int) -> None:
         while self._revision < revision:
             self._applied.clear()
@@ -141,18 +164,25 @@ class Fronts:
         while True:
             await asyncio.sleep(ANNOUNCE_SECONDS)
             try:
-                standing: Standing = await directory.join.remote(self._session.front)
+                standing: Standing = await directory.join.remote(self._session.front, self._revision, leads=self.leads)
                 leader = standing.leader == self._session.front
                 if not leader and self.leads:
                     logs.SERVER.warning("another front leads now: %s", standing.leader)
                     self._pools.own_all(False)
-                self.leads, self._leader = leader and self.leads, standing.leader
-                if self.leads:
-                    if standing.revision < self._revision:  # the directory was started again
+                self.leads, self._leader = leader and self.leads, standing.leader or self._leader
+                if standing.directory != self._directory:
+                    self._directory = standing.directory
+                    await self._session.add_contents()
+                forgotten = standing.revision < self._revision  # by a directory that was started again
+                if leader and forgotten:
+                    if self.leads:
                         self._changed.set()
-                        await self._session.add_contents()
-                elif (leader or standing.revision != self._revision) and (
-                    not self._following or self._following.done()
+                    else:
+                        self._lead()
+                elif (
+                    not self.leads
+                    and (leader or standing.revision > self._revision or self._may_try_again)
+                    and (not self._following or self._following.done())
                 ):
                     # Beside this task: archives may take long to copy.
                     self._following = self._tasks.start(self._catch_up(lead=leader))
@@ -186,7 +216,9 @@ class Fronts:
                 self._publishing = True
                 try:
                     state = await self._state()
-                    if revision := await self._session.directory.publish.remote(self._session.front, state):
+                    if revision := await self._session.directory.publish.remote(
+                        self._session.front, state, self._revision
+                    ):
                         self._revision = revision
                 except Exception as error:
                     logs.SERVER.error("the other fronts are not told what has changed: %s", error)
@@ -211,7 +243,7 @@ class Fronts:
         registry, pools = self._registry, self._pools
         assert registry
         revision, state = await self._session.directory.state.remote()
-        if revision == self._revision:
+        if revision < self._revision or (revision == self._revision and not self._may_try_again):
             return
         for (name, version), shared in state.versions.items():
             if (entry := state.models.get(name, {}).get(version)) is None:
@@ -223,8 +255,13 @@ class Fronts:
                 registered = None
             if registered:
                 await pools.resize(registered.pool, entry["minWorkers"], entry["maxWorkers"])
-            elif shared.key not in self._failed:
+            elif time.monotonic() - self._failed.get(shared.key, -_RETRY_SECONDS) >= _RETRY_SECONDS:
                 await self._attach(name, version, entry, shared)
+        keys = {shared.key for shared in state.versions.values()}
+        self._failed = {key: at for key, at in self._failed.items() if key in keys}
+        for name, failure in list(registry.startup.failures.items()):
+            if failure.model.key == SHARED.key and name not in state.models:
+                registry.startup.forget(name)
         for name, model in list(registry.models.items()):
             entries = state.models.get(name, {})
             default = next((version for version, entry in entries.items() if entry["defaultVersion"]), "")
@@ -265,11 +302,17 @@ class Fronts:
             )
             registered = await registry.register(registration)
         except (ApiError, TorchmarError) as error:
-            self._failed.add(shared.key)
-            logs.SERVER.error("%s %s is not served by this front: %s", name, version, error.message)
+            self._failed[shared.key] = time.monotonic()
+            message = f"{name} {version} is not served by this front: {error.message}"
+            logs.SERVER.error("%s", message)
+            # Load balancers send it no requests, which it would answer with 404.
+            model = replace(SHARED, url=entry["marName"], name=name)
+            registry.startup.failures[name] = StartupFailure(model, message)
+            registry.on_change()
             if content and pools.attach_no_more(name, version):
                 content.close()
             return
+        self._failed.pop(shared.key, None)
         registered.url = entry["marName"]
         digest = file_digest.parse(entry.get("digest", ""))
         registered.archive = replace(
@@ -360,5 +403,6 @@ class _Collected:
         """Keep what there is."""
 
 
-def _log_error(error: BaseException) -> None:
+def log_error(error: BaseException) -> None:
+    """Log the error of a task in the background."""
     logs.SERVER.error("a task of this front has failed", exc_info=error)

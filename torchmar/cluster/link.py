@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torchmar.cluster import channel
 from torchmar.cluster.channel import Channel, Endpoint
+from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job, Reply
 
 _CONNECT_SECONDS = 5.0
@@ -20,7 +21,13 @@ _LARGE = 1 << 30  # bytes of requests that are not sent in one frame
 
 
 class LinkOwner(Protocol):
-    """The pool of a link."""
+    """The pool of a link.
+
+    Attributes:
+        batch_times: of the batches of its replicas, where they are measured.
+    """
+
+    batch_times: BatchTimes | None
 
     def on_state(self, link: ReplicaLink) -> None:
         """Note that the replica accepts requests, or does not any more, or cannot be reached (``problem``)."""
@@ -48,6 +55,7 @@ class ReplicaLink:
         connected: whether the connection is open.
         ready: whether it accepts requests.
         draining: whether it ends when it has answered its requests.
+        batch_started: when the replica could begin with the first of its requests, by `time.monotonic`.
         problem: why it could never be reached; empty: it could, or was not tried yet.
     """
 
@@ -56,6 +64,7 @@ class ReplicaLink:
         self.jobs: dict[int, Job] = {}
         self.connected = self.ready = self.draining = False
         self.problem = ""
+        self.batch_started = 0.0
         self._endpoint, self._node_id, self._limit, self._owner = endpoint, node_id, limit, owner
         self._channel: Channel | None = None
         self._numbers = itertools.count()
@@ -78,6 +87,8 @@ class ReplicaLink:
             return
         assert self._channel
         now = time.monotonic()
+        if not self.jobs:
+            self.batch_started = now
         document: list[channel.Request] = []
         bodies: list[Any] = []
         for job in jobs:
@@ -174,6 +185,7 @@ class ReplicaLink:
                     self._streaming.add(number)
                 else:
                     self._remove(number)
+        self._measure(answered)
         # Further requests first: the replica need not wait for these replies.
         self._owner.on_replies(self, document["batches"], document["metrics"])
         for job, reply in answered:
@@ -183,6 +195,17 @@ class ReplicaLink:
             if not job.cancelled:
                 job.on_reply(reply)
         self._close_if_drained()
+
+    def _measure(self, answered: Sequence[tuple[Job, Reply]]) -> None:
+        """Record the time of a batch: since the replica got it, or had answered the one before."""
+        # What has a message was refused, or has ended its worker.
+        run = [job for job, reply in answered if not reply.more and not reply.message]
+        if not run:
+            return
+        now = time.monotonic()
+        if (times := self._owner.batch_times) is not None:
+            times.record(run[0].batch_kind, len(run), now - self.batch_started)
+        self.batch_started = now
 
     def _remove(self, number: int) -> None:
         del self.jobs[number]

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torchmar
 from torchmar.archive import runtime
 from torchmar.cluster import capacity, log_lines, node_metrics
 from torchmar.cluster.balancer import Balancer
 from torchmar.cluster.capacity import Resources
 from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState, SharedVersion, Standing
-from torchmar.cluster.fronts import Fronts
+from torchmar.cluster.fronts import SAFE_METHODS, Fronts, log_error
 from torchmar.cluster.link import ReplicaLink
 from torchmar.cluster.node_archives import NodeContent, PackedContent, pack
 from torchmar.cluster.replica import NodeVenv, ReplicaSpec
@@ -26,12 +27,15 @@ from torchmar.cluster.session import Scale, Session
 from torchmar.errors import TorchmarError
 from torchmar.recipe import Replica
 from torchmar.server.api_error import ApiError
+from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
+from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Request
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.workers import unavailable
+from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.job_queue import JobQueue
 from torchmar.server.workers.jobs import Job
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, State, WorkerInfo
@@ -43,6 +47,7 @@ from torchmar.worker.venvs.folder import Venv
 _CHANGING_SECONDS = 0.1  # between looks at the directory while replicas start or end
 _ROOM_SECONDS = 10.0  # that resources of replicas that have just ended may take to be free
 _ROOM_PAUSE_SECONDS = 0.5
+_MISSING_SECONDS = 30.0  # that a replica may take to announce itself; it has its resources already
 _NODES_SECONDS = 5.0  # between two looks at the resources of nodes
 _TRIES = 5  # to run a request whose replica ends
 _BATCHES = 2  # that a replica has of a front at once: one runs, the next one fills
@@ -68,9 +73,8 @@ class ClusterPool:
         owned: whether this front deploys, scales and deletes the replicas.
         min_workers: how many replicas there should be.
         max_workers: how many there may be.
-        failure: the traceback of the replica that did not load or ended last, or why there is no room for one; empty
-            since one has loaded.
         description: of the handler's tensors.
+        batch_times: of its replicas, measured since a request had a deadline; None: none had.
     """
 
     def __init__(
@@ -86,8 +90,12 @@ class ClusterPool:
     ) -> None:
         self.options = options
         self.min_workers = self.max_workers = 0
-        self.failure = ""
+        self._failure = ""  # of a replica; empty since one has loaded
+        self._shortage = ""  # why nodes have no room for a replica
+        self._missing_since = 0.0  # by `time.monotonic`; 0: there are as many replicas as there should be
+        self._deploying_again: asyncio.Task[bool] | None = None
         self.description: ModelDescription = {}
+        self.batch_times: BatchTimes | None = None
         self.key = key or f"{options.name} {options.version} {secrets.token_hex(4)}"
         self.owned = not key
         self._application = session.application_name(options.name, options.version)
@@ -109,12 +117,18 @@ class ClusterPool:
         self._changed = asyncio.Event()
         self._deploying = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(_CHECK_SECONDS, self._check)
+        self._timer = self._loop.call_later(_CHECK_SECONDS, self._look_after)
 
     @property
     def ready(self) -> int:
         """The number of replicas that accept requests of this front."""
         return self._balancer.ready
+
+    @property
+    def failure(self) -> str:
+        """Why there are too few replicas: the traceback of the last that failed, what nodes lack, or a silent head."""
+        missing = self.ready < self.min_workers
+        return self._failure or self._shortage or (self._session.head.problem if missing else "")
 
     @property
     def _running(self) -> int:
@@ -176,7 +190,7 @@ class ClusterPool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: 503; there are no replicas, or too many requests wait.
+            ApiError: 503; there are no replicas, too many requests wait, or the job's deadline cannot be met.
         """
         if not self.min_workers or self._closed:
             raise unavailable.no_worker(self.options)
@@ -186,8 +200,33 @@ class ClusterPool:
             raise unavailable.queue_full(self.options, pending, loading=not self.ready)
         if self.options.job_tickets and self._running >= self.ready * self.options.batch_size:
             raise unavailable.no_ticket(self.options)
+        if job.deadline is not None:
+            unavailable.check_deadline(self.options, job, self._seconds_until_reply(job.batch_kind), pending)
         self._queue.append(job)
         self._schedule()
+
+    def _seconds_until_reply(self, kind: str) -> float:
+        """Return in how many seconds a request that arrives now will nearly always have its reply.
+
+        0 if it need not wait, and while there are no measurements, as in `torchmar.server.workers.pool.Pool`. Requests
+        of other fronts are part of the measured times; each replica checks deadlines again, with all that it has.
+        """
+        times = self.batch_times
+        if times is None:
+            times = self.batch_times = BatchTimes()
+        link = self._balancer.choose()
+        if link and not link.jobs and not self._queue:
+            return 0.0
+        now, size = time.monotonic(), self.options.batch_size
+        busy: dict[object, float] = {}
+        waiting = list(self._queue)
+        for link in self._links.values():
+            if link.ready:
+                jobs = list(link.jobs.values())
+                waiting += jobs[size:]
+                expected = times.mean(jobs[0].batch_kind, len(jobs[:size])) if jobs else 0.0
+                busy[link] = max(0.0, expected - (now - link.batch_started))
+        return times.seconds_until_reply(kind, waiting, busy, size) if busy else 0.0
 
     def _schedule(self) -> None:
         """Dispatch at the end of this turn of the loop: requests that arrive together share a frame."""
@@ -198,25 +237,27 @@ class ClusterPool:
     def _dispatch(self) -> None:
         self._scheduled = False
         while self._queue and (link := self._balancer.choose()):
-            if batch := self._queue.take_batch(min(link.room, self.options.batch_size)):
+            if batch := self._queue.take_batch(min(link.room, self.options.batch_size), self.batch_times):
                 link.send(batch)
                 self._balancer.place(link)
         if not self.busy:
             self._changed.set()
 
-    def _check(self) -> None:
+    def _look_after(self) -> None:
         """Reply to expired requests, and look after the connections."""
         self._queue.remove_expired()
+        if self._queue and self.failure:
+            self._fail_queue()
         now, demand = time.monotonic(), self._running
         for link in list(self._links.values()):
             link.check(now, demand)
-        self._timer = self._loop.call_later(_CHECK_SECONDS, self._check)
+        self._timer = self._loop.call_later(_CHECK_SECONDS, self._look_after)
 
     def on_state(self, link: ReplicaLink) -> None:
         """Of `LinkOwner`."""
         self._balancer.place(link)
         if link.ready:
-            self.failure = ""
+            self._failure = ""
         elif link.problem and not self.ready:
             self._fail(f"a replica cannot be reached at {link.problem}")
         self._schedule()
@@ -266,25 +307,31 @@ class ClusterPool:
             self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
             self._deployed = min_workers > 0
             return True
-        if problem := capacity.problem(self._needs, min_workers, session.nodes()) if min_workers else "":
-            if not self.ready:
-                self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
-                self._fail(problem)
-            raise ApiError(507, "InternalServerException", f"{self.options.name} {self.options.version}: {problem}")
+        before = self.min_workers, self.max_workers
         self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
+        nodes = await asyncio.to_thread(session.nodes) if min_workers else {}
+        if problem := capacity.problem(self._needs, min_workers, nodes) if min_workers else "":
+            if self.ready:
+                self.min_workers, self.max_workers = before
+            else:
+                self._set_shortage(problem)
+            raise ApiError(507, "InternalServerException", f"{self.options.name} {self.options.version}: {problem}")
+        self._shortage = ""
         if not min_workers:
             self._queue.fail_all(unavailable.no_worker(self.options))
             await self._delete()
             return True
-        self.failure = ""
+        self._failure = ""
         async with self._deploying:
             try:
                 full = await self._wait_for_room(min_workers - len(self._replicas))
                 await self._deploy()
+                self._missing_since = 0.0
             except Exception as error:  # Ray has many, also of its own processes that end
                 return self._fail(error.message if isinstance(error, TorchmarError) else repr(error))
         if full:
-            return self._fail(full)  # Ray Serve starts them when there is room
+            self._set_shortage(full)  # Ray Serve starts them when there is room
+            return False
         await self._wait_for(
             lambda: (
                 self._closed
@@ -306,7 +353,7 @@ class ClusterPool:
                 self._log_failure(replica)
                 self._observer.on_load_failed(self.options.name, self.options.version, replica.id, replica.failure)
             elif replica.state == "READY" and (before is None or before.state != "READY"):
-                self.failure, self.description = "", replica.description
+                self._failure, self.description = "", replica.description
                 self._observer.on_load(self.options.name, self.options.version, replica.id, replica.load_seconds)
             if replica.endpoint and replica.id not in self._links and not self._closed:
                 limit = _BATCHES * self.options.batch_size
@@ -317,6 +364,38 @@ class ClusterPool:
             link.close()
             self._balancer.remove(link)
         self._changed.set()
+
+    @property
+    def missing(self) -> int:
+        """The number of replicas that have not announced themselves."""
+        return max(0, self.min_workers - len(self._replicas))
+
+    def check(self, nodes: Mapping[str, Resources], failures: Mapping[str, str]) -> None:
+        """Record why replicas are missing; deploy again what could not be deployed.
+
+        Args:
+            nodes: what they have free, by their names.
+            failures: what Ray Serve says about replicas that cannot be started, by application.
+        """
+        missing = self.missing
+        if not missing:
+            self._missing_since = 0.0
+            self._set_shortage("")
+            return
+        self._missing_since = self._missing_since or time.monotonic()
+        if (message := failures.get(self._application)) and not self._failure and self._deployed:
+            self._fail(message.strip())
+        if time.monotonic() - self._missing_since < _MISSING_SECONDS:
+            return
+        self._set_shortage(capacity.problem(self._needs, missing, nodes, free=True))
+        if self.owned and not (self._deployed or self._shortage or self._deploying.locked() or self._closed):
+            self._deploying_again = self._loop.create_task(self._deploy_again())
+
+    async def _deploy_again(self) -> bool:
+        try:
+            return await self.scale(self.min_workers, self.max_workers)
+        except ApiError:  # it is recorded
+            return False
 
     async def described(self) -> None:
         """Wait until a handler has loaded and described its tensors, or no replica will load."""
@@ -375,6 +454,7 @@ class ClusterPool:
         content = await self.pack()
         spec = ReplicaSpec(
             pool=self.key,
+            release=torchmar.__version__,
             options=replace(
                 options,
                 queue_size=_UNLIMITED,
@@ -411,12 +491,20 @@ class ClusterPool:
 
     def _fail(self, reason: str) -> bool:
         """Record why there are too few replicas; return False."""
-        if reason and reason != self.failure:
+        if reason and reason != self._failure:
             self._log(logging.ERROR, reason)
         if reason:
-            self.failure = reason
+            self._failure = reason
             self._fail_queue()
         return False
+
+    def _set_shortage(self, reason: str) -> None:
+        """Record why nodes have no room for a replica; empty: they have."""
+        if bool(reason) != bool(self._shortage):  # not each time when the numbers change
+            self._log(logging.ERROR, reason) if reason else self._log(logging.INFO, "there is room for its replicas")
+        self._shortage = reason
+        if reason:
+            self._fail_queue()
 
     def _fail_queue(self) -> None:
         """Reply to requests that wait while no replica loads: the next one may fail, too."""
@@ -428,7 +516,7 @@ class ClusterPool:
         logs.SERVER.log(level, "%s %s: %s", name, version, text, extra={"model": name, "version": version})
 
     def _log_failure(self, replica: ReplicaState) -> None:
-        self.failure = replica.failure
+        self._failure = replica.failure
         WorkerLog(replica.id, self.options).server(logging.WARNING, f"on node {replica.node} does not run the model")
         self._fail_queue()
 
@@ -463,15 +551,24 @@ class ClusterPools:
         settings: the server's configuration.
         folder: for packed contents of archives.
         standing: of this front, when it joined.
+        former: models of its last run, in whose place it serves those of other fronts.
     """
 
-    def __init__(self, session: Session, settings: Settings, folder: Path, standing: Standing) -> None:
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        folder: Path,
+        standing: Standing,
+        former: Sequence[StartupModel] = (),
+    ) -> None:
         self._session, self._settings, self._folder = session, settings, folder
         self._pools: dict[str, ClusterPool] = {}
-        self._fronts = Fronts(session, self, folder, standing)
+        self._fronts = Fronts(session, self, folder, standing, former)
         self._standing = standing
         self._next: dict[tuple[str, str], tuple[str, PackedContent, NodeContent]] = {}  # see `attach_next`
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(log_error)
+        self._head_changed: Callable[[], None] = lambda: None
         self._nodes: tuple[Mapping[str, Resources], Mapping[str, Resources]] = ({}, {})
         self._nodes_read = 0.0
         self._others = False  # fronts that go on when this one ends
@@ -489,7 +586,8 @@ class ClusterPools:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._standing.revision:
             self.remove_unused()
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        self._tasks.start(self._watch())
+        self._tasks.start(self._session.head.watch(lambda: self._head_changed()))
 
     def create(
         self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
@@ -515,15 +613,32 @@ class ClusterPools:
 
     async def join(self, registry: Registry, manage: Callable[[Request, list[str]], None]) -> None:
         """Of `torchmar.server.workers.pools.Pools`: serve what the other fronts do."""
+        self._head_changed = lambda: registry.on_change()
         await self._fronts.start(registry, manage)
 
     def forward(self, request: Request) -> bool:
-        """Of `torchmar.server.workers.pools.Pools`: pass changes on to the leading front."""
+        """Of `torchmar.server.workers.pools.Pools`: pass changes on to the leading front.
+
+        Raises:
+            ApiError: 503, nothing can be changed now.
+        """
+        if request.method not in SAFE_METHODS and (problem := self.problem()):
+            raise ApiError(503, "ServiceUnavailableException", f"{problem[0].upper()}{problem[1:]}.")
         return self._fronts.forward(request)
 
     def refusal(self) -> str:
         """Of `torchmar.server.workers.pools.Pools`."""
         return self._fronts.refusal()
+
+    def problem(self) -> str:
+        """Of `torchmar.server.workers.pools.Pools`: the head does not answer."""
+        return self._session.head.problem
+
+    async def failed(self) -> TorchmarError:
+        """Of `torchmar.server.workers.pools.Pools`: the head has been silent for too long."""
+        head = self._session.head
+        await head.lost.wait()
+        return head.error
 
     def changed(self) -> None:
         """Of `torchmar.server.workers.pools.Pools`: publish what has changed."""
@@ -531,7 +646,8 @@ class ClusterPools:
 
     async def leave(self) -> None:
         """Of `torchmar.server.workers.pools.Pools`: replicas stay while there are other fronts."""
-        self._others = await self._fronts.close()
+        # Without the head, all of Ray ends.
+        self._others = self._session.head.lost.is_set() or await self._fronts.close()
         self.own_all(not self._others)
 
     def own_all(self, owned: bool) -> None:
@@ -585,8 +701,7 @@ class ClusterPools:
 
     async def close(self) -> None:
         """Of `torchmar.server.workers.pools.Pools`: leave the cluster."""
-        if self._watching:
-            self._watching.cancel()
+        self._tasks.cancel()
         if not self._others:
             await asyncio.to_thread(self._session.end)
         await asyncio.to_thread(self._session.close)
@@ -612,13 +727,18 @@ class ClusterPools:
             await asyncio.sleep(_CHANGING_SECONDS if changing else ANNOUNCE_SECONDS)
 
     async def _read_nodes(self) -> None:
-        """Read the resources of nodes, for metrics."""
-        if time.monotonic() - self._nodes_read < _NODES_SECONDS:
+        """Read the resources of nodes, for metrics and for replicas that are missing."""
+        if time.monotonic() - self._nodes_read < _NODES_SECONDS or self.problem():
             return
         self._nodes_read = time.monotonic()
         nodes = self._session.nodes
         try:
             self._nodes = await asyncio.to_thread(nodes), await asyncio.to_thread(nodes, free=True)
+            missing = any(pool.missing for pool in self._pools.values())
+            failures = await asyncio.to_thread(self._session.failures) if missing else {}
         except Exception as error:  # Ray has many
             logs.SERVER.error("the nodes of the cluster cannot be listed: %s", error)
             self._nodes = {}, {}
+            return
+        for pool in list(self._pools.values()):
+            pool.check(self._nodes[1], failures)

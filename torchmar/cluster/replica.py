@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+import torchmar
 from torchmar.archive import Archive
 from torchmar.cluster.autoscaling import DEMAND
 from torchmar.cluster.contents import reader
@@ -22,6 +23,7 @@ from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
 from torchmar.cluster.listener import Listener
 from torchmar.cluster.log_lines import LogLines
 from torchmar.cluster.node_archives import NodeContent, PackedContent, fetch
+from torchmar.errors import EngineError, TorchmarError
 from torchmar.server.models import venvs
 from torchmar.server.telemetry import logs
 from torchmar.server.workers.fork_server import ForkServer
@@ -52,6 +54,7 @@ class ReplicaSpec:
 
     Attributes:
         pool: the key of the front's pool in the directory.
+        release: of the front's torchmar, which the node must have, too.
         options: of its own pool; the folders are those of the front.
         content: of the archive.
         gpu: whether it has a GPU.
@@ -61,6 +64,7 @@ class ReplicaSpec:
     """
 
     pool: str
+    release: str
     options: PoolOptions
     content: PackedContent
     gpu: bool
@@ -105,7 +109,8 @@ class Replica:
         try:
             await self._load()
         except BaseException as error:
-            failure = self._pool.failure if self._pool and self._pool.failure else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, TorchmarError) else f"{type(error).__name__}: {error}"
+            failure = (self._pool and self._pool.failure) or f"on node {self._state.node}: {reason}"
             self._state = replace(self._state, state="UNLOADING", failure=failure)
             if not (self._pool and self._pool.failure):  # no worker has logged it
                 for line in failure.splitlines():
@@ -136,6 +141,8 @@ class Replica:
 
     async def _load(self) -> None:
         spec = self._spec
+        if spec.release != torchmar.__version__:
+            raise EngineError(f"it has torchmar {torchmar.__version__}, and the server {spec.release}")
         read = reader(self._directory, spec.content.digest)
         self._content = await asyncio.to_thread(fetch, spec.content, read)
         hidden = re.compile(spec.hidden) if spec.hidden else None

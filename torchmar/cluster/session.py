@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from torchmar.cluster.autoscaling import POLICY
 from torchmar.cluster.capacity import Resources
 from torchmar.cluster.contents import ContentReader, reader
 from torchmar.cluster.directory import Directory, ReplicaState, Standing
+from torchmar.cluster.head import Head
 from torchmar.cluster.node_archives import PackedContent
 from torchmar.cluster.processes import group_name
 from torchmar.cluster.replica import Replica, ReplicaSpec
@@ -36,6 +38,7 @@ _HEALTH_SECONDS = 2.0  # between Ray Serve's checks of a replica
 _WAIT_LOOP_SECONDS = 0.1  # until a replica that ends answers its last requests: Ray Serve itself knows of none
 # That requests must wait before there are more replicas, and be few before there are fewer; Ray's are 30 and 600.
 _UPSCALE_SECONDS, _DOWNSCALE_SECONDS = 5.0, 60.0
+_END_SECONDS = 5.0  # for the end of this process without the head
 _TRIES, _PAUSE_SECONDS = 5, 1.0  # to join
 T = TypeVar("T")
 
@@ -73,6 +76,7 @@ class Session:
         EngineError: there is no such cluster, or Ray cannot be started.
 
     Attributes:
+        head: of the cluster.
         directory: the actor that all fronts share.
         front: the name of this front.
     """
@@ -101,6 +105,7 @@ class Session:
         serve.start(proxy_location="Disabled")
         context = ray.get_runtime_context()
         self.node_id: str = context.get_node_id()
+        self.head = Head(context.gcs_address, os.environ)
         here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
         self.front = f"{ray.util.get_node_ip_address()} ({self.node_id[:8]}, process {os.getpid()})"
         self.directory = self._open_directory()
@@ -162,6 +167,15 @@ class Session:
         # While a method of an actor runs, Ray's title of the process has what follows the last dot of this name.
         quoted = (quote(text, safe="").replace(".", "%2E") for text in (name, version))
         return f"{self._group}:{'@'.join(quoted)}"
+
+    def failures(self) -> dict[str, str]:
+        """Return why replicas do not start that cannot say it themselves, by application. Blocking."""
+        return {
+            name: deployment.message
+            for name, application in self._serve.status().applications.items()
+            for deployment in application.deployments.values()
+            if deployment.message and deployment.status_trigger == "REPLICA_STARTUP_FAILED"
+        }
 
     async def run(self, function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
         """Run something that blocks, after what was given before."""
@@ -230,7 +244,8 @@ class Session:
         """Remove a packed content of this front."""
         self._contents.pop(packed.digest, None)
         with contextlib.suppress(Exception):  # of Ray, which may have ended
-            await self.directory.remove_source.remote(packed.digest, self.front)
+            if not self.head.lost.is_set():
+                await self.directory.remove_source.remote(packed.digest, self.front)
         Path(packed.path).unlink(missing_ok=True)
 
     def end(self) -> None:
@@ -240,6 +255,12 @@ class Session:
 
     def close(self) -> None:
         """Leave the cluster; one of this machine alone ends. Blocking."""
+        if self.head.lost.is_set():  # calls of Ray do not return, and the loop's end waits for their threads
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            ending = threading.Timer(_END_SECONDS, os._exit, (1,))
+            ending.daemon = True
+            ending.start()
+            return
         self._thread.shutdown()
         self._ray.shutdown()
 

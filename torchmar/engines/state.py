@@ -35,12 +35,14 @@ class VersionState:
         default: whether it answers requests without a version.
         memory: bytes that its workers use.
         failure: the last failure of its workers, if fewer than ``min_workers`` are ready.
+        reason: why fewer are ready, as the server describes it where the log has no failure: a cluster lacks room.
     """
 
     model: ModelVersion
     default: bool
     memory: int
     failure: Failure | None
+    reason: str = ""
 
     @property
     def state(self) -> State:
@@ -49,6 +51,8 @@ class VersionState:
             return "no workers"
         if self.model.ready >= self.model.min_workers:
             return "ready"
+        if self.reason:
+            return "restarting"
         if self.failure is None:
             return "starting"
         return "crash_looping" if self.failure.traceback else "restarting"
@@ -60,7 +64,11 @@ class VersionState:
 
     @property
     def error(self) -> TorchmarError | None:
-        """The error: workers die, or the default version has none; None if the version is healthy."""
+        """The error: workers die or have no room, or the default version has none; None if the version is healthy."""
+        if self.reason:
+            model = self.model
+            counts = f"{model.ready} of {model.min_workers} workers answer"
+            return TorchmarError(f"{model.name} {model.version}: {counts}: {self.reason}")
         if self.failure:
             return failed(self)
         if self.healthy:
@@ -157,7 +165,9 @@ def versions_on(endpoint: Endpoint, folder: Path) -> list[VersionState]:
                 workers = (*model.workers, *itertools.chain.from_iterable(model.stages.values()))
                 used = sum(memory(worker.pid) for worker in workers if not worker.node and worker.pid in descendants)
                 used += sum(worker.memory_usage for worker in workers if worker.node)  # also on other machines
-                states.append(VersionState(model, model.version == default, used, failure))
+                lines = model.failure.splitlines() if model.ready < model.min_workers and not failure else []
+                reason = lines[-1] if lines else ""
+                states.append(VersionState(model, model.version == default, used, failure, reason))
     return states
 
 

@@ -113,6 +113,7 @@ class ModelVersion:
         sequence_max_idle: milliseconds.
         sequence_timeout: milliseconds.
         loaded_at_startup: whether the server's configuration loads a model of this name.
+        failure: why fewer than ``min_workers`` are ready; empty: they are, or the server does not say.
         stages: workers that preprocess or postprocess only, by stage; empty if ``workers`` do all of a request.
         customized: the handler's own description; None if it was not requested.
     """
@@ -144,6 +145,7 @@ class ModelVersion:
     max_sequence_job_queue_size: int = 0
     loaded_at_startup: bool = False
     job_queue: JobQueue = field(default_factory=JobQueue)
+    failure: str = ""
     stages: Mapping[str, tuple[WorkerState, ...]] = field(default_factory=dict)
     customized: Mapping[str, Any] | None = None
 
@@ -184,6 +186,7 @@ class ModelVersion:
             max_sequence_job_queue_size=document.get("maxSequenceJobQueueSize", 0),
             loaded_at_startup=document.get("loadedAtStartup", False),
             job_queue=JobQueue(queue.get("pendingRequests", 0), queue.get("remainingCapacity", 0)),
+            failure=str(document.get("failure", "")),
             stages={name: tuple(map(WorkerState.of, workers)) for name, workers in document.get("stages", {}).items()},
             customized=document.get("customizedMetadata"),
         )

@@ -69,12 +69,21 @@ async def _serve(server: app.ServerApp) -> None:
     if not (sys.stdin and sys.stdin.isatty()):  # of a terminal, it means that the terminal has gone
         loop.add_signal_handler(signal.SIGHUP, server.reload)
     opening = asyncio.ensure_future(server.open())
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping, failing = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(server.failed())
+    await asyncio.wait((opening, stopping, failing), return_when=asyncio.FIRST_COMPLETED)
     if opening.done():
         opening.result()
         logs.SERVER.info("ready")
-        await stopping
+        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+    if failing.done():
+        error = failing.result()
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        logs.SERVER.error("the server ends: %s", error)
+        await server.close(0)
+        raise error
+    failing.cancel()
+    if opening.done():
         await server.withdraw(at_once)
     else:
         opening.cancel()

@@ -165,6 +165,10 @@ class ServerApp:
         else:
             logs.SERVER.info("tokens and certificates are reloaded")
 
+    async def failed(self) -> TorchmarError:
+        """Return why the server cannot go on, when that is so."""
+        return await self._pools.failed()
+
     async def withdraw(self, at_once: asyncio.Event) -> None:
         """Report that the server is not ready, and answer requests for ``torchmar_shutdown_delay`` seconds more.
 

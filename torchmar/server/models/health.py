@@ -17,7 +17,8 @@ def health(registry: Registry) -> Health:
     It is ``Unhealthy`` until every model that the configuration names is registered and its workers are ready, while
     one of them could not be registered, while all workers of some model's default version fail to load, and when the
     server is about to end; ``Partial Healthy`` while some of them fail, or those of another version. Workers that are
-    starting, for the first time or again, do not count as failing: requests wait for them.
+    starting, for the first time or again, do not count as failing: requests wait for them. A server that can neither
+    start nor replace workers is at most ``Partial Healthy``.
     """
     if (
         registry.withdrawn
@@ -27,7 +28,7 @@ def health(registry: Registry) -> Health:
     ):
         return "Unhealthy"
     pools = (version.pool for model in registry.models.values() for version in model.versions.values())
-    return "Partial Healthy" if any(map(_failing, pools)) else "Healthy"
+    return "Partial Healthy" if registry.problem or any(map(_failing, pools)) else "Healthy"
 
 
 def ready(registry: Registry) -> bool:

@@ -140,8 +140,15 @@ class Registry:
             raise self.startup.not_found(name, ApiError(404, "ModelVersionNotFoundException", message))
         return registered
 
+    @property
+    def problem(self) -> str:
+        """Why workers are neither started nor replaced now; empty: they are."""
+        return self._pools.problem()
+
     def check_changes(self) -> None:
-        """Raise ApiError (409) if only another server changes models, which this one follows."""
+        """Raise ApiError if nothing can be changed now (503), or only by a server that this one follows (409)."""
+        if problem := self.problem:
+            raise ApiError(503, "ServiceUnavailableException", f"{problem[0].upper()}{problem[1:]}.")
         if refusal := self._pools.refusal():
             raise ApiError(409, "ConflictStatusException", f"{refusal[0].upper()}{refusal[1:]}.")
 

@@ -18,10 +18,10 @@ FILE_NAME = "startup.json"
 
 @dataclass(frozen=True)
 class NotLoaded:
-    """A model of the configuration that could not be registered or whose workers are not ready.
+    """A model of the configuration that could not be registered or whose workers are not ready, or all of them.
 
     Attributes:
-        url: of its registration, in the configuration.
+        url: of its registration, in the configuration; empty: all models.
         message: the model and the reason.
         registered: whether it is registered, and its workers are not ready.
     """
@@ -51,6 +51,8 @@ def of(registry: Registry) -> StartupReport:
         NotLoaded(model.url, f"{model.key}: {without_secrets(model.url)} is not loaded: {message}", registered=False)
         for model, message in startup.failures.values()
     ]
+    if problem := registry.problem:
+        failures.append(NotLoaded("", problem, registered=False))
     for model in registry.models.values():
         for version in model.versions.values():
             pool = version.pool

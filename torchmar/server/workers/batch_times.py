@@ -7,9 +7,14 @@ it, so that a model that has become slower or faster is followed within some ten
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from torchmar.server.api_error import ApiError
+
+if TYPE_CHECKING:
+    from torchmar.server.workers.jobs import Job
 
 _MEAN_WEIGHT, _DEVIATION_WEIGHT = 1 / 8, 1 / 4  # of the latest batch; RFC 6298, section 2.3
 _MARGIN = 2  # deviations above the mean in which nearly all batches end
@@ -53,6 +58,24 @@ class BatchTimes:
     def typical_size(self, kind: str) -> int:
         """Return the smoothed size of batches, rounded up; 1 while none of this kind was measured."""
         return math.ceil(self._typical_size.get(kind, 1))
+
+    def seconds_until_reply(
+        self, kind: str, waiting: Iterable[Job], busy: Mapping[object, float], batch_size: int
+    ) -> float:
+        """Return in how many seconds a request that arrives now will nearly always have its reply.
+
+        Args:
+            kind: of the request.
+            waiting: the requests that wait before it.
+            busy: by worker, the seconds until its batch ends; not empty.
+            batch_size: requests of a batch at most.
+        """
+        kinds = Counter(job.batch_kind for job in waiting)
+        same_kind = kinds.pop(kind, 0)
+        batches, position = divmod(same_kind, batch_size)
+        batches += -(-kinds.total() // batch_size)
+        size = min(batch_size, max(position + 1, self.typical_size(kind)))
+        return seconds_until_free(busy, batches, self.mean(kind, batch_size)) + self.upper(kind, size)
 
     def _estimate(self, kind: str, size: int) -> tuple[float, float]:
         """Return mean and deviation; of the next smaller size that was measured, else of the next larger one.

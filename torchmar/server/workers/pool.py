@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from torchmar.server.telemetry.system_metrics import cores
 from torchmar.server.workers import unavailable
-from torchmar.server.workers.batch_times import BatchTimes, DeadlineError, seconds_until_free
+from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.busy_poll import BusyPoller
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.job_queue import JobQueue
@@ -26,10 +26,6 @@ from torchmar.worker.process.messages import ModelDescription
 from torchmar.worker.process.stages import POSTPROCESS, PREPROCESS
 
 _CHECK_SECONDS = 0.1  # between checks of deadlines
-_TOO_LATE = (
-    "cannot answer before the deadline of the request: in {:.3g} ms, while a response is expected in {:.0f} ms, with "
-    "{} waiting before it. Try again later, send fewer requests, or add workers."
-)
 
 
 class Pool:
@@ -125,7 +121,7 @@ class Pool:
         """
         self.admit(len(self._queue))
         if job.deadline is not None:
-            self.check_deadline(job, self.seconds_until_reply(job.batch_kind))
+            unavailable.check_deadline(self.options, job, self.seconds_until_reply(job.batch_kind), len(self._queue))
         self.enqueue(job)
 
     def admit(self, pending: int) -> None:
@@ -162,22 +158,7 @@ class Pool:
                 )
         if not busy or (self._idle and not self._queue):
             return 0.0
-        limit = self.options.batch_size
-        same_kind = sum(job.batch_kind == kind for job in self._queue)
-        batches, position = divmod(same_kind, limit)
-        batches += -(-(len(self._queue) - same_kind) // limit)
-        size = min(limit, max(position + 1, times.typical_size(kind)))
-        return seconds_until_free(busy, batches, times.mean(kind, limit)) + times.upper(kind, size)
-
-    def check_deadline(self, job: Job, seconds: float) -> None:
-        """Check whether a job's deadline can be met by a reply in ``seconds``.
-
-        Raises:
-            DeadlineError: 503; it cannot.
-        """
-        if job.deadline is not None and (remaining := job.deadline - time.monotonic()) < seconds:
-            text = _TOO_LATE.format(max(0.0, remaining) * 1e3, seconds * 1e3, len(self._queue))
-            raise DeadlineError(f'Model "{self.options.name}" {text}', seconds - remaining)
+        return times.seconds_until_reply(kind, self._queue, busy, self.options.batch_size)
 
     def enqueue(self, job: Job) -> None:
         """Run a request that was admitted."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from torchmar.errors import TorchmarError
 from torchmar.server.http import Request
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.workers.fork_server import ForkServer
@@ -96,6 +98,12 @@ class Pools(Protocol):
     def refusal(self) -> str:
         """Return why this server changes no models by itself; empty: it does."""
 
+    def problem(self) -> str:
+        """Return why workers are neither started nor replaced now, and nothing can be changed; empty: they are."""
+
+    async def failed(self) -> TorchmarError:
+        """Return why the server has to end, when that is so."""
+
     def changed(self) -> None:
         """Take note that the registered models have changed."""
 
@@ -153,6 +161,15 @@ class LocalPools:
     def refusal(self) -> str:
         """Of `Pools`: this server changes models."""
         return ""
+
+    def problem(self) -> str:
+        """Of `Pools`: there is none."""
+        return ""
+
+    async def failed(self) -> TorchmarError:
+        """Of `Pools`: this does not return."""
+        await asyncio.Event().wait()
+        raise AssertionError
 
     def changed(self) -> None:
         """Of `Pools`: there are no other servers."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torchmar.server.telemetry.spans import JobSpans
+from torchmar.server.workers import unavailable
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool
@@ -147,7 +148,8 @@ class StagedPool:
         for pool in (self._inference, *self._others.values()):
             pool.admit(pending)
         if job.deadline is not None:
-            self._inference.check_deadline(job, sum(pool.seconds_until_reply("") for pool in self._passage))
+            seconds = sum(pool.seconds_until_reply("") for pool in self._passage)
+            unavailable.check_deadline(self.options, job, seconds, self._inference.pending)
         self._run(job, self._passage, job.headers, job.inputs)
 
     def _run(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from torchmar.server.api_error import ApiError
+from torchmar.server.workers.batch_times import DeadlineError
+from torchmar.server.workers.jobs import Job
 from torchmar.server.workers.pool_options import PoolOptions
 
 # After the model's name; TorchServe has the first text for all of these cases.
@@ -16,6 +20,10 @@ _QUEUE_FULL = (
 )
 _NO_TICKET = "has no idle worker, and useJobTicket admits no waiting requests. Try again later, or add workers."
 _DO_NOT_LOAD = "has no worker that loads. The management API describes the model with the reason (failure)."
+_TOO_LATE = (
+    "cannot answer before the deadline of the request: in {:.3g} ms, while a response is expected in {:.0f} ms, with "
+    "{} waiting before it. Try again later, send fewer requests, or add workers."
+)
 _RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Retry-After
 
 
@@ -38,6 +46,23 @@ def queue_full(options: PoolOptions, pending: int, *, loading: bool) -> ApiError
 def no_ticket(options: PoolOptions) -> ApiError:
     """Return the error where no worker is idle, and requests must not wait."""
     return _error(options, _NO_TICKET, _RETRY_SECONDS)
+
+
+def check_deadline(options: PoolOptions, job: Job, seconds: float, waiting: int) -> None:
+    """Check whether the deadline of a request can be met.
+
+    Args:
+        options: of the version.
+        job: the request.
+        seconds: until its reply.
+        waiting: requests before it.
+
+    Raises:
+        DeadlineError: 503; it cannot.
+    """
+    if job.deadline is not None and (remaining := job.deadline - time.monotonic()) < seconds:
+        text = _TOO_LATE.format(max(0.0, remaining) * 1e3, seconds * 1e3, waiting)
+        raise DeadlineError(f'Model "{options.name}" {text}', seconds - remaining)
 
 
 def _error(options: PoolOptions, reason: str, retry_seconds: int) -> ApiError:

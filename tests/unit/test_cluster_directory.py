@@ -1,0 +1,74 @@
+"""torchmar.cluster.directory: which front leads, also after the directory was started again without its memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from torchmar.cluster import directory
+from torchmar.cluster.directory import Directory, SharedState
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def test_the_first_front_leads_until_it_leaves() -> None:
+    async def scenario() -> None:
+        shared = Directory()
+        first = await shared.join("a")
+        assert (first.leader, first.revision, first.fronts) == ("a", 0, 1)
+        assert (await shared.join("b")).leader == "a"
+        assert await shared.publish("b", SharedState()) == 0
+        assert await shared.publish("a", SharedState(routes="{1}")) == 1
+        await shared.leave("a")
+        # One that has just been started takes over what the others serve.
+        standing = await shared.join("c")
+        assert (standing.leader, standing.revision) == ("c", 1)
+
+    run(scenario())
+
+
+def test_after_a_restart_the_front_that_led_leads_whoever_announces_itself_first() -> None:
+    async def scenario() -> None:
+        before, shared = Directory(), Directory()
+        standing = await shared.join("follower", 7)
+        assert standing.leader == ""
+        assert standing.directory != (await before.join("follower", 7)).directory
+        assert (await shared.join("leader", 7, leads=True)).leader == "leader"
+        assert (await shared.join("follower", 7)).leader == "leader"
+        # Followers, which have revision 7, see that there is another one.
+        assert await shared.publish("leader", SharedState(), 7) == 8
+
+    run(scenario())
+
+
+def test_after_a_restart_a_front_that_was_started_meanwhile_does_not_replace_what_is_served() -> None:
+    async def scenario() -> None:
+        shared = Directory()
+        assert (await shared.join("new")).leader == "new"
+        assert await shared.publish("new", SharedState()) == 1
+        assert (await shared.join("leader", 7, leads=True)).leader == "leader"
+        assert (await shared.join("new", 1, leads=True)).leader == "leader"
+
+    run(scenario())
+
+
+def test_another_front_leads_if_the_one_that_led_has_failed_with_the_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(directory, "_LOST_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        shared = Directory()
+        assert (await shared.join("a", 7)).leader == ""
+        await asyncio.sleep(0.1)
+        assert (await shared.join("a", 7)).leader == "a"
+        assert await shared.publish("a", SharedState(), 7) == 8
+
+    run(scenario())
