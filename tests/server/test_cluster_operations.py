@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -82,6 +83,24 @@ def handle(rows, context):
     os._exit(3)
 """
 
+SLEEPY = """
+import time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    time.sleep(0.5)
+    return ["done" for row in rows]
+"""
+FRAGILE = """
+import os
+
+def handle(rows, context):
+    if os.path.exists({flag!r}):
+        raise RuntimeError("the weights have gone")
+    return None if rows is None else [str(os.getpid()) for row in rows]
+"""
+
 
 def pack(store: Path, name: str, code: str, version: str = "1.0", **keys: Any) -> str:
     folder = store.parent / f"{name}-{version}"
@@ -106,6 +125,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pack(store, "half", ECHO, **placed(cpus=0.5, gpus=0.5))
     pack(store, "large", ECHO, **placed(cpus=64, memory="2TiB"))
     pack(store, "crash", CRASH, config={"maxRetryTimeoutInSec": 3})
+    pack(store, "sleepy", SLEEPY)
+    flag = str(store.parent / "flag")
+    pack(store, "fragile", FRAGILE.format(flag=flag), config={"maxRetryTimeoutInSec": 1})
     pack(store, "queue", ECHO, config={"minWorkers": 1, "maxWorkers": 3, "torchmar": {"replica": {"cpus": 0.5}}})
     pack(store, "staged", STAGED, config={"stages": {"preprocess": 1, "inference": 1}})
     place = store.parent / "own-1.0"
@@ -263,6 +285,61 @@ def test_a_model_that_crashes_takes_no_other_along(server: Ray, echo: None) -> N
         thread.join()
     assert set(statuses) == {200}
     server.management.unregister("crash")
+
+
+def test_a_model_that_does_not_load_any_more_says_why_and_where_and_takes_no_other_along(
+    server: Ray, store: Path, echo: None
+) -> None:
+    server.management.register("fragile-1.0.mar", timeout=120)
+    flag = store.parent / "flag"
+    flag.touch()
+    for worker in described(server, "fragile")["workers"]:
+        os.kill(worker["pid"], signal.SIGKILL)
+    failing: list[dict[str, Any]] = []
+
+    def fails() -> bool:
+        failing[:] = [each for each in described(server, "fragile")["workers"] if "failure" in each]
+        return bool(failing)
+
+    until(fails, 120)
+    assert failing[0]["failure"].startswith("Traceback") and "the weights have gone" in failing[0]["failure"]
+    assert failing[0]["node"].startswith("127.0.0.1 (") and failing[0]["device"] == "cpu"
+    assert failing[0]["memoryUsage"] >= 0
+    until(lambda: "the weights have gone" in described(server, "fragile").get("failure", ""))
+    ping = requests.get(f"{server.server.inference}/ping", timeout=60)
+    assert (ping.status_code, ping.json()["status"]) == (500, "Unhealthy")
+    answer = post(server, "fragile")
+    assert (answer.status_code, "has no worker that loads" in answer.text) == (503, True)
+    shown = torchmar("status", "--run-folder", server.folder, cwd=server.folder, code=1)
+    assert "crash looping" in shown.stdout and "the weights have gone" in shown.stderr
+    assert post(server, "echo").status_code == 200
+    flag.unlink()
+    until(lambda: post(server, "fragile").ok, 180)
+    assert "failure" not in described(server, "fragile")
+    server.management.unregister("fragile")
+
+
+def test_a_request_whose_deadline_cannot_be_met_is_rejected_at_once(server: Ray) -> None:
+    server.management.register("sleepy-1.0.mar", timeout=120)
+    url = f"{server.server.inference}/predictions/sleepy"
+
+    def send(milliseconds: int = 0) -> requests.Response:
+        headers = bearer(server) | ({"x-request-timeout-ms": str(milliseconds)} if milliseconds else {})
+        return requests.post(url, b"x", headers=headers, timeout=60)
+
+    assert send(60_000).status_code == 200  # from here on, times are measured
+    assert send(60_000).status_code == 200
+    with ThreadPoolExecutor(8) as threads:
+        others = [threads.submit(send) for _ in range(8)]
+        until(lambda: server.management.describe("sleepy")[0].job_queue.pending_requests >= 5)
+        late = send(700)
+        assert not all(other.done() for other in others)
+        assert send(60_000).status_code == 200
+        assert {other.result().status_code for other in others} == {200}
+    assert (late.status_code, late.json()["type"]) == (503, "ServiceUnavailableException")
+    assert "cannot answer before the deadline of the request" in late.json()["message"]
+    assert int(late.headers["retry-after"]) >= 1
+    server.management.unregister("sleepy")
 
 
 def test_ray_adds_and_removes_replicas_by_the_requests_that_wait(server: Ray) -> None:

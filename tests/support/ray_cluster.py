@@ -34,6 +34,10 @@ class RayCluster:
         """Kill a node with all its processes."""
         self._command(str(number))
 
+    def lose_head(self) -> None:
+        """Kill the process with the state of the cluster."""
+        self._command("lost")
+
     def restart_head(self) -> None:
         """Kill the process with the state of the cluster, and start it again; its state is in a Redis."""
         self._command("head")
@@ -86,8 +90,15 @@ def ray_cluster(*nodes: int | Mapping[str, Any], redis: str = "") -> Iterator[Ra
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_front(cluster: RayCluster, folder: Path, store: Path, **keys: str) -> Ray:
+def can_hide_folders() -> bool:
+    """Return whether nodes can have ``"hidden": FOLDER`` among their resources, which is empty for them then."""
+    return os.geteuid() == 0 and not subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode
+
+
+def start_front(
+    cluster: RayCluster, folder: Path, store: Path, overrides: Mapping[str, str] | None = None, **keys: str
+) -> Ray:
     """Return a front of a cluster, to be entered, with its run folder and configuration in ``folder``."""
     folder.mkdir(exist_ok=True)
     config = write_config(folder, torchmar_ray_address=cluster.address, **keys)
-    return Ray(config, store, folder / "run", python=str(cluster.python))
+    return Ray(config, store, folder / "run", python=str(cluster.python), overrides=overrides)
