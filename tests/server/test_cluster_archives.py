@@ -9,6 +9,7 @@ import shutil
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from torchmar.errors import ServerError
 
 pytestmark = [pytest.mark.oracle, pytest.mark.unforked]
 WHERE = """
-import os
+import os, time
 
 def handle(rows, context):
+    time.sleep(0.05)
     folder = context.system_properties["model_dir"]
     with open(os.path.join(folder, "weights.bin"), "rb") as weights:
         size = len(weights.read())
@@ -143,6 +145,16 @@ def answer(server: Ray, name: str) -> dict[str, Any]:
     return dict(response.json())
 
 
+def answers_of(server: Ray, name: str, replicas: int) -> dict[int, dict[str, Any]]:
+    """Return an answer of each replica, by its process."""
+    answers: dict[int, dict[str, Any]] = {}
+    with ThreadPoolExecutor(4 * replicas) as threads:
+        while len(answers) < replicas:
+            sending = [threads.submit(answer, server, name) for _ in range(4 * replicas)]
+            answers |= {each["pid"]: each for each in (request.result() for request in sending)}
+    return answers
+
+
 def test_an_object_that_the_configuration_names_is_served(server: Ray) -> None:
     served = answer(server, "loaded")
     assert served["size"] == SIZE
@@ -172,28 +184,21 @@ def test_a_content_gets_to_each_node_once_and_is_removed_with_its_last_replica(
 ) -> None:
     server.management.register("near-1.0.mar", timeout=120)
     server.management.scale("near", min_worker=4, max_worker=4, timeout=120)
-    answers: dict[int, str] = {}
-    while len(answers) < 4:
-        served = answer(server, "near")
-        answers[served["pid"]] = served["folder"]
+    before = answers_of(server, "near", 4)
+    folders = {served["folder"] for served in before.values()}
     # The first node reads the front's file; the second does not see it, and gets its bytes through Ray.
-    assert sorted({Path(each).parents[2] for each in answers.values()}) == sorted(temporary)
-    assert len(set(answers.values())) == 2
+    assert sorted(Path(each).parents[2] for each in folders) == sorted(temporary)
     # A file that has changed on a node is not served by further replicas.
-    first = min(answers.values())
-    (Path(first) / "weights.bin").write_bytes(b"damaged")
+    (Path(min(folders)) / "weights.bin").write_bytes(b"damaged")
     server.management.scale("near", min_worker=2, max_worker=2, timeout=120)
     server.management.scale("near", min_worker=4, max_worker=4, timeout=120)
-    pids: set[int] = set()
-    while len(pids) < 4:
-        served = answer(server, "near")
-        assert served["size"] == SIZE or served["pid"] in answers
-        pids.add(served["pid"])
+    for pid, served in answers_of(server, "near", 4).items():
+        assert served["size"] == SIZE or pid in before
     server.management.unregister("near")
     # The same version with another content, at once.
     pack(store, "near", SIZE + 1)
     server.management.register("near-1.0.mar", initial_workers=2, timeout=120)
-    assert {answer(server, "near")["size"] for _ in range(20)} == {SIZE + 1}
+    assert {served["size"] for served in answers_of(server, "near", 2).values()} == {SIZE + 1}
     server.management.unregister("near")
     for each in temporary:
         (root,) = each.glob("torchmar-archives-*")
