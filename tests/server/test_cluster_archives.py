@@ -20,6 +20,7 @@ import requests
 from tests.support.certificates import certify
 from tests.support.object_stores import BUCKET, S3_ENVIRONMENT, azure_storage, google_storage, s3
 from tests.support.ray_cluster import LOOPBACK, RayCluster, can_hide_folders, ray_cluster, start_front
+from tests.support.waiting import until
 from torchmar import archive, recipe
 from torchmar.archive import file_digest
 from torchmar.engines.ray import Ray
@@ -191,7 +192,13 @@ def test_a_content_gets_to_each_node_once_and_is_removed_with_its_last_replica(
     # A file that has changed on a node is not served by further replicas.
     (Path(min(folders)) / "weights.bin").write_bytes(b"damaged")
     server.management.scale("near", min_worker=2, max_worker=2, timeout=120)
-    server.management.scale("near", min_worker=4, max_worker=4, timeout=120)
+
+    def scaled() -> bool:  # when those that have ended have left their room
+        with contextlib.suppress(ServerError):
+            server.management.scale("near", min_worker=4, max_worker=4, timeout=120)
+        return server.management.describe("near")[0].ready == 4
+
+    until(scaled, 120)
     for pid, served in answers_of(server, "near", 4).items():
         assert served["size"] == SIZE or pid in before
     server.management.unregister("near")
