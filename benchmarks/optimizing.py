@@ -325,18 +325,21 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
                 ready(server, one)
                 check(server, one)
                 for connections in CONNECTIONS:  # OpenVINO and TorchScript compile what is called first
-                    fire(server, one, connections, 2.0)
+                    fire(server, one, connections, options.seconds)
+                    check(server, one)  # behind what wrk has left in the queue
                 for connections in CONNECTIONS:
                     figures = fire(server, one, connections, options.seconds)
+                    check(server, one)
                     rates.setdefault((side.key, connections), []).append(figures.rate)
                     print(f"{side.title}, {connections} connections: {figures.rate:.1f} requests a second", flush=True)
         for connections in CONNECTIONS:
             measurement = Measurement([], options.seconds, 1)
             measurement.floor(model, batch=connections)
-            for failure in measurement.results.failures:
-                print(failure)
-            floors.setdefault(connections, []).extend(measurement.results.floor)
-            print(f"floor, batches of {connections}: {floors[connections][-1:]} requests a second", flush=True)
+            if measurement.results.failures:
+                sys.exit(measurement.results.failures[0])
+            (floor,) = measurement.results.floor
+            floors.setdefault(connections, []).append(floor)
+            print(f"floor, batches of {connections}: {floor:.1f} requests a second", flush=True)
     lines = []
     for side in sides:
         cells = [side.title]
