@@ -43,7 +43,7 @@ def handle(rows, context):
         if what == "die":
             os._exit(3)
         if what == "hang":
-            time.sleep(60)
+            time.sleep(600)
         if what == "raise":
             raise ValueError("on request")
         if isinstance(what, float):
@@ -57,7 +57,7 @@ def handle(rows, context):
 def server(tmp_path: Path, make: Make) -> Iterator[Builtin]:
     """Run a server with a model that does what requests name."""
     store = tmp_path / "model_store"
-    config = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "responseTimeout": 2}
+    config = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "responseTimeout": 5}
     archive = make(OBEDIENT, name="m", config=config, store=store)
     with Builtin(write_config(tmp_path, max_request_size="100000"), store, tmp_path / "run") as running:
         running.load(archive)
