@@ -5,7 +5,8 @@ archive and Poisson arrivals at multiples of this rate (`torchmar bench`'s own c
 as good if it is right and comes before the deadline, three times the time of a full batch. With deadlines, each request
 has the header x-request-timeout-ms, and the built-in server rejects those that it could not answer in time; the other
 sides serve what their queues admit. Answers are compared under load, and a step that the client or the machine spoiled
-is marked.
+is marked. Intervals have 95 % confidence. The client uses the same cores: what a rejected request costs is the CPU time
+of the client and of the server's main process, which both grow with the rate; here it is divided by all requests.
 
     scripts/bench overload [--archive archives/imagenet] [--times 0.7 1 1.5 3] [--seconds 20]
 """
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 from harness.machine import processor
 
 from torchmar import properties
@@ -32,10 +34,11 @@ from torchmar.engines.builtin import Builtin
 from torchmar.engines.engine import Engine
 from torchmar.engines.server_records import ServerRecord
 from torchmar.engines.torchserve import TorchServe
-from torchmar.load import expectations, workload
+from torchmar.load import expectations, statistics, workload
 from torchmar.load.histogram import bucket_range
 from torchmar.load.measuring import StepSpec, measure
 from torchmar.load.results import Step
+from torchmar.load.statistics import Interval
 from torchmar.load.target import Target
 from torchmar.load.workload import Workload
 
@@ -51,6 +54,27 @@ class Side:
     title: str
     engine: type[Engine]
     deadlines: bool
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A step, and the CPU seconds of each request in the server's main process; None: there is no such process."""
+
+    step: Step
+    server_cpu: float | None
+
+    def goodput(self, deadline_s: float) -> Interval:
+        """Return the answers in time, per second."""
+        step = self.step
+        within = sum(count for index, count in step.histogram.buckets if bucket_range(index)[1] <= deadline_s * 1e6)
+        share = within / max(1, step.histogram.count)
+        low, high = step.throughput_interval or (step.throughput, step.throughput)
+        return Interval(share * step.throughput, share * low, share * high)
+
+    @property
+    def client_cpu(self) -> float:
+        """CPU seconds of each request in the client."""
+        return self.step.client.busy_fraction * self.step.duration_s / max(1, self.step.sent)
 
 
 SIDES = (
@@ -78,11 +102,11 @@ def main() -> int:
         with _serving(SIDES[0], Path(home)) as target:
             rate, deadline_s = _limits(target, requests, options.batch, options.seconds)
         print(f"holds {rate:.1f} requests/s; deadline {deadline_s * 1e3:.0f} ms\n")
-        steps = {}
+        figures = {}
         for side in SIDES:
             with _serving(side, Path(home)) as target:
-                steps[side.title] = _measure(side, target, requests, rate, deadline_s, options.times, options.seconds)
-    return _report(steps, options.times, deadline_s)
+                figures[side.title] = _measure(side, target, requests, rate, deadline_s, options.times, options.seconds)
+    return _report(figures, options.times, deadline_s)
 
 
 def _is_good(case: workload.Case) -> bool:
@@ -124,7 +148,7 @@ def _measure(
     deadline_s: float,
     times: Sequence[float],
     seconds: float,
-) -> list[Step]:
+) -> list[Figure]:
     expected = expectations.gather(target, requests)
     if side.deadlines:
         header = {_HEADER: f"{deadline_s * 1e3:.0f}"}
@@ -133,41 +157,63 @@ def _measure(
             for case in requests.cases
         )
         requests = replace(requests, cases=tuple(cases))
-    return [
-        measure(target, requests, expected, StepSpec(rate=rate * factor, warmup_s=5, duration_s=seconds))
-        for factor in times
-    ]
+    return [_figure(target, requests, expected, rate * factor, seconds) for factor in times]
 
 
-def _goodput(step: Step, deadline_s: float) -> float:
-    """Return the answers in time, per second."""
-    buckets = step.histogram.buckets
-    within = sum(count for index, count in buckets if bucket_range(index)[1] <= deadline_s * 1e6)
-    return step.throughput * within / max(1, step.histogram.count)
+def _figure(
+    target: Target, requests: Workload, expected: expectations.Expectations, rate: float, seconds: float
+) -> Figure:
+    process = psutil.Process(target.pid) if target.pid else None
+    spec = StepSpec(rate=rate, warmup_s=5, duration_s=seconds)
+    before = _cpu_seconds(process)
+    step = measure(target, requests, expected, spec)
+    used = _cpu_seconds(process) - before
+    return Figure(step, used / (rate * (spec.warmup_s + spec.duration_s)) if process else None)
 
 
-def _report(steps: dict[str, list[Step]], times: Sequence[float], deadline_s: float) -> int:
+def _cpu_seconds(process: psutil.Process | None) -> float:
+    if process is None:
+        return 0.0
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _report(figures: dict[str, list[Figure]], times: Sequence[float], deadline_s: float) -> int:
     rows, missed = [], []
-    for title, measured in steps.items():
-        goodputs = [_goodput(step, deadline_s) for step in measured]
-        best = max(goodputs)
-        for factor, step, goodput in zip(times, measured, goodputs, strict=True):
+    for title, measured in figures.items():
+        goodputs = [figure.goodput(deadline_s) for figure in measured]
+        best = max(goodputs, key=lambda goodput: goodput.value)
+        for factor, figure, goodput in zip(times, measured, goodputs, strict=True):
+            step = figure.step
+            share = statistics.ratio_interval(goodput, best) if best.value and goodput is not best else None
             p99 = step.latency_ms.p99 if step.latency_ms else float("nan")
             notes = [*step.invalid_reasons, *([f"{step.wrong_answers} wrong answers"] if step.wrong_answers else [])]
             rows.append(
                 (
                     title,
                     f"{factor:g}",
-                    f"{goodput:.1f}",
-                    f"{goodput / best:.0%}" if best else "-",
+                    f"{goodput.value:.1f}",
+                    f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
+                    if share
+                    else "100%"
+                    if best.value
+                    else "-",
                     f"{step.failed / max(1, step.sent):.0%}",
                     f"{p99:.0f} ms",
+                    "" if figure.server_cpu is None else f"{figure.server_cpu * 1e3:.2f}",
+                    f"{figure.client_cpu * 1e3:.2f}",
                     "; ".join(notes),
                 )
             )
-            if title == SIDES[0].title and factor > 1 and (goodput < 0.95 * best or p99 > deadline_s * 1e3):
-                missed.append(f"{factor:g} times the rate: {goodput / best:.0%} of the best, p99 {p99:.0f} ms")
-    heads = ("side", "times the rate", "good answers/s", "of its best", "rejected", "p99 of answers", "spoiled by")
+            late = p99 > deadline_s * 1e3
+            if title == SIDES[0].title and factor > 1 and (goodput.value < 0.95 * best.value or late):
+                missed.append(
+                    f"{factor:g} times the rate: {goodput.value / best.value:.0%} of the best, p99 {p99:.0f} ms"
+                )
+    heads = (
+        *("side", "times the rate", "good answers/s", "of its best (95 %)", "rejected", "p99 of answers"),
+        *("server CPU ms", "client CPU ms", "spoiled by"),
+    )
     show_table(table(heads, rows))
     for line in missed:
         print(f"goal missed: {line}")

@@ -220,18 +220,21 @@ def chosen(tuning: Tuning) -> Setting | None:
 
 def report(tuning: Tuning, case: Case, known: dict[Setting, float], took: float) -> None:
     """Print how far the result is from the best of the grid, and how wrong predictions were."""
-    best = tuning.result.best
-    if not known or best is None or best.latency is None:
+    best, choice = tuning.result.best, tuning.result.chosen
+    if not known or best is None or choice is None:
         print("\nno setting keeps the target")
         return
     optimum = min(known, key=known.__getitem__) if case.rate else max(known, key=known.__getitem__)
     mine = known.get(best.setting)
     print(f"\noptimum of the grid    {optimum}: {shown(known[optimum], case)}")
     print(
-        f"tune's choice          {best.setting}: {shown(best.latency if case.rate else best.rate, case)} as tuned, ",
+        f"tune's choice          {best.setting}: {shown(choice.mean if case.rate else best.rate, case)} as tuned, ",
         end="",
     )
     print(f"{shown(mine, case)} in the grid" if mine else "not in the grid, or not within the target there")
+    for each in tuning.result.equal:
+        print(f"may be as good         {each.setting}: {shown(each.mean, case)} as tuned, ", end="")
+        print(f"{shown(known.get(each.setting), case)} in the grid")
     checks: list[tuple[str, str, bool]] = []
     if mine:
         distance = mine / known[optimum] - 1 if case.rate else 1 - mine / known[optimum]

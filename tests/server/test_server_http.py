@@ -432,6 +432,135 @@ def test_other_expectations_are_not_met(serve: Serve) -> None:
     serve().refuses(POST + b"Content-Length: 5\r\nExpect: wonders\r\n\r\nhello", 417)
 
 
+# Responses before the body.
+
+REJECT = b"POST /no HTTP/1.1\r\n"
+
+
+def reject(request: Request) -> None:
+    """Respond to requests for ``/no`` before their bodies."""
+    if request.target == b"/no":
+        request.respond_error(ApiError(503, "ServiceUnavailableException", "no", {"Retry-After": "1"}))
+
+
+def framed(size: int, chunked: bool) -> bytes:
+    """Return the rest of a request with a body of so many bytes, the head's last lines included."""
+    if not chunked:
+        return b"Content-Length: %d\r\n\r\n" % size + b"x" * size
+    half = size // 2
+    chunks = (b"%x\r\n" % part + b"x" * part + b"\r\n" for part in (half, size - half))
+    return b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(chunks) + b"0\r\ntrailer: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [5_000, 900_000])
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("piece", [1 << 24, 4_999])
+def test_a_body_after_its_response_is_discarded_and_the_next_request_is_answered(
+    serve: Serve, size: int, chunked: bool, piece: int
+) -> None:
+    kept = Kept()
+    served = serve(kept, on_head=reject)
+    client = served.connect()
+    stream = REJECT + framed(size, chunked) + GET + b"\r\n"
+    for _ in range(2):
+        sending = threading.Thread(
+            target=lambda: [client.send(stream[start : start + piece]) for start in range(0, len(stream), piece)]
+        )
+        sending.start()
+        answer = client.answer()
+        assert (answer.status, answer.json["message"], answer.headers["connection"]) == (503, "no", "keep-alive")
+        request = kept.next()
+        assert (request.method, request.body) == ("GET", b"")
+        served.call(request.respond, 200, b"next")
+        assert client.answer().body == b"next"
+        sending.join()
+    assert kept.requests.empty()
+
+
+def test_the_response_does_not_wait_for_the_body(serve: Serve) -> None:
+    client = serve(on_head=reject).connect()
+    client.send(REJECT + b"Content-Length: 10000\r\n\r\n")
+    assert client.answer().status == 503
+    assert client.send(b"x" * 10_000 + GET + b"\r\n").answer().status == 200
+
+
+@pytest.mark.parametrize("line", [b"Expect: 100-continue\r\n", b"Connection: close\r\n"])
+@pytest.mark.parametrize("size", [5, 600_000])
+def test_a_connection_that_cannot_go_on_ends_after_the_response(serve: Serve, line: bytes, size: int) -> None:
+    served = serve(on_head=reject, limits=Limits(idle_seconds=60))
+    client = served.connect().send(REJECT + line + b"Content-Length: %d\r\n\r\n" % size)
+    if line.startswith(b"Connection") and size < 4096:
+        client.send(b"x" * size)  # a short body is waited for
+    answer = client.answer()
+    assert answer.headers["connection"] == "close"
+    assert answer.status == (200 if line.startswith(b"Connection") and size < 4096 else 503)
+    if answer.status == 503:
+        client.send(b"x" * size)  # is discarded: the connection is not reset
+    assert client.closed()
+    served.works()
+
+
+def test_a_body_that_is_accepted_is_received(serve: Serve) -> None:
+    client = serve(on_head=reject).connect()
+    client.send(POST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    assert client.answer().status == 100
+    assert client.send(b"hello").answer().json["body"] == "hello"
+    assert client.send(POST + framed(9_000, True)).answer().json["body"] == "x" * 9_000
+
+
+def test_a_request_behind_others_is_answered_in_its_turn(serve: Serve) -> None:
+    kept = Kept()
+    served = serve(kept, on_head=reject)
+    client = served.connect().send(GET + b"\r\n" + REJECT + framed(5_000, False))
+    served.call(kept.next().respond, 200, b"first")
+    assert client.answer().body == b"first"
+    request = kept.next()
+    assert len(request.body) == 5_000
+    served.call(request.respond, 200, b"second")
+    assert client.answer().body == b"second"
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"7d0\r\n" + b"x" * 2_000 + b"\r\n7d0\r\n" + b"x" * 2_000])
+def test_a_request_with_a_broken_or_endless_body_gets_no_second_response(serve: Serve, rest: bytes) -> None:
+    served = serve(on_head=reject, limits=Limits(body=3_000))
+    client = served.connect().send(REJECT + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert client.answer().status == 503
+    assert client.send(rest).rest() == b""
+    served.works()
+
+
+def test_a_body_that_stops_after_its_response_ends_the_connection(serve: Serve) -> None:
+    client = serve(on_head=reject, limits=Limits(body_seconds=0.2)).connect()
+    client.send(REJECT + b"Content-Length: 10000\r\n\r\n" + b"x" * 100)
+    assert client.answer().status == 503
+    assert client.rest() == b""
+
+
+def test_an_application_that_fails_before_the_body_is_answered_for(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(request: Request) -> None:
+        raise ValueError(request.target)
+
+    client = serve(on_head=fail).connect().send(REJECT + framed(5_000, False) + GET + b"\r\n")
+    assert client.answer().status == 500
+    assert client.answer().status == 200
+    assert "POST /no failed" in caplog.text
+
+
+def test_closing_waits_for_no_body_whose_response_was_sent(serve: Serve) -> None:
+    served = serve(on_head=reject)
+    client = served.connect().send(REJECT + b"Content-Length: 10000\r\n\r\n")
+    assert client.answer().status == 503
+    closing = served.run(served.listener.close(10 * PATIENCE))
+    assert client.closed()
+    client.close()
+    closing.result(PATIENCE)
+
+
+# Other protocols.
+
+
 @pytest.mark.parametrize(
     ("framing", "body"), [(b"Content-Length: 5", b"hello"), (b"Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n")]
 )

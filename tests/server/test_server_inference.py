@@ -578,19 +578,53 @@ def test_a_request_waits_at_most_its_models_response_timeout(make: Callable[...,
 
 def test_a_request_waits_at_most_as_long_as_its_header_allows(make: Callable[..., Path], tmp_path: Path) -> None:
     path = make(TELLING, name="patient", config={"minWorkers": 1, "maxWorkers": 1})
-    gate = tmp_path / "gate"
+    gate, later = tmp_path / "gate", tmp_path / "later"
     with Builtin(write_config(tmp_path), path.parent, tmp_path / "run") as running:
         running.load(path)
         side = Side(running)
+        targets = ("/predictions/patient", "/v1/models/patient:predict", "/v2/models/patient/infer")
         assert side("POST", "/predictions/patient", b"x", {"x-request-timeout-ms": "60000"}).status == 200
         with side.connect(f"POST /predictions/patient HTTP/1.1\r\ndo: wait {gate}") as first:
             until((tmp_path / "gate.begun").exists)
-            for target in ("/predictions/patient", "/v1/models/patient:predict", "/v2/models/patient/infer"):
+            for target in targets:
                 answer = side("POST", target, b"{}", {**JSON, "x-request-timeout-ms": "50"})
                 assert answer.status == 503, target
                 assert answer.headers["retry-after"] == "1"
+                assert ("error" in answer.document) == target.startswith("/v")
             gate.touch()
             assert received(first, b"}").startswith(b"HTTP/1.1 200")
+        # The batch took longer than the requests will wait for.
+        with side.connect(f"POST /predictions/patient HTTP/1.1\r\ndo: wait {later}") as first:
+            until((tmp_path / "later.begun").exists)
+            for target in targets:
+                reject_before_the_body(side, target)
+            later.touch()
+            assert received(first, b"}").startswith(b"HTTP/1.1 200")
+
+
+def reject_before_the_body(side: Side, target: str) -> None:
+    """Send the head of a long request; its response, and that to the next request, come in spite of the body."""
+    lines = [f"POST {target} HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 100000"]
+    lines += ["x-request-timeout-ms: 20", f"Authorization: {side.token()}", "", ""]
+    with socket.create_connection(side.address, timeout=60) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        document = json.loads(answer.read())
+        assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "keep-alive")
+        assert "cannot answer before the deadline" in document["message"]
+        assert document.get("error", document["message"]) == document["message"]
+        connection.sendall(b" " * 100_000 + b"GET /ping HTTP/1.1\r\n\r\n")
+        assert received(connection, b"}").startswith(b"HTTP/1.1 200")
+    # Who has no token does not learn how busy the server is.
+    with socket.create_connection(side.address, timeout=60) as connection:
+        connection.sendall("\r\n".join([*lines[:-3], "", ""]).encode())
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(60)
+        connection.sendall(b" " * 100_000)
+        assert received(connection, b"}").startswith(b"HTTP/1.1 400")
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "soon", "nan", "inf", "1e300"])

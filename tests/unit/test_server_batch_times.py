@@ -27,7 +27,21 @@ def test_without_a_measurement_nothing_is_predicted() -> None:
 def test_the_mean_follows_and_the_margin_shrinks_where_batches_take_the_same_time() -> None:
     times = recorded((1, 1.0), *[(1, 0.1)] * 60)
     assert times.mean("", 1) == pytest.approx(0.1, rel=0.01)
+    times = recorded((1, 1.0), *[(1, 0.1)] * 150)
     assert times.upper("", 1) == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_margin_is_that_of_all_sizes_and_grows_with_the_batches_in_a_row() -> None:
+    times = recorded(*[(1, 0.1)] * 100, (8, 0.8))
+    assert times.upper("", 8) == pytest.approx(0.8, rel=0.05)
+    varied = recorded(*[(1, 0.09), (1, 0.11)] * 100)
+    margin = varied.upper("", 1) - varied.mean("", 1)
+    assert varied.upper("", 1, 4) - varied.mean("", 1) == pytest.approx(2 * margin)
+
+
+def test_a_single_stall_widens_the_margin_little() -> None:
+    times = recorded(*[(1, 0.001)] * 100, (1, 1.0), *[(1, 0.001)] * 40)
+    assert times.upper("", 1) < 0.005
 
 
 def test_the_margin_contains_nearly_all_of_varying_times() -> None:

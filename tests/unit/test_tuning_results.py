@@ -15,6 +15,7 @@ from torchmar.errors import TorchmarError
 from torchmar.tuning import evidence, front_picture
 from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.explanation import explain, pareto_front
+from torchmar.tuning.finalists import Measured
 from torchmar.tuning.recipe_writing import settings_of, write
 from torchmar.tuning.search import Question
 from torchmar.tuning.space import Setting, Space
@@ -44,8 +45,18 @@ def test_reasons_name_regions_memory_choice_errors_and_noise(tuning: Tuning) -> 
     assert "4 workers with 1 thread, batch size 1 to 16: more memory than allowed" in text
     assert "the target is kept, but p99 is" in text
     assert "Predictions of p99 missed the measurements by" in text
-    assert "measured twice, differed by" in text
+    assert "The chosen setting, measured " in text
     assert reasons[-1].startswith("The search ended because")
+
+
+def test_a_setting_that_may_be_as_good_is_named(tuning: Tuning) -> None:
+    chosen = tuning.result.chosen
+    assert chosen
+    other = Measured(setting=Setting(workers=7, threads=1, batch_size=16), latencies=(0.0201, 0.0199))
+    again = replace(tuning, result=replace(tuning.result, equal=(other,)))
+    (reason,) = [reason for reason in explain(again) if "no more than noise" in reason]
+    assert "7 workers, 1 thread each, batch size 16: 20.0 ms in the mean of 2" in reason
+    assert json.loads(evidence.text(again))["equal"][0]["latencies"] == [0.0201, 0.0199]
 
 
 def test_the_front_has_what_no_other_exceeds(tuning: Tuning) -> None:

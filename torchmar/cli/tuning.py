@@ -276,12 +276,12 @@ def _show_result(tuning: Tuning) -> None:
 
     best, nearest, target = tuning.result.best, tuning.result.nearest, tuning.question.target
     if best:
-        assert best.latency
+        assert tuning.result.chosen
+        latency = milliseconds(tuning.result.chosen.mean)
         memory = f", {best.memory / 2**20:,.0f} MiB" if best.memory else ""
         out.print(f"[bold]{escape(str(best.setting))}[/]")
         out.print(
-            f"{best.rate:,.4g} requests/s with {target.name} {milliseconds(best.latency)}{memory}, found in "
-            f"{tuning.seconds:.0f} s\n",
+            f"{best.rate:,.4g} requests/s with {target.name} {latency}{memory}, found in {tuning.seconds:.0f} s\n",
             markup=False,
         )
         return

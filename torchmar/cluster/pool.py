@@ -190,7 +190,16 @@ class ClusterPool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: 503; there are no replicas, too many requests wait, or the job's deadline cannot be met.
+            ApiError: as `admit`.
+        """
+        self.admit(job.batch_kind, job.deadline)
+        self.enqueue(job)
+
+    def admit(self, kind: str, deadline: float | None) -> None:
+        """Check whether a request that arrives now can be run; see `torchmar.server.workers.pool.Pool.admit`.
+
+        Raises:
+            ApiError: 503; there are no replicas, too many requests wait, or the deadline cannot be met.
         """
         if not self.min_workers or self._closed:
             raise unavailable.no_worker(self.options)
@@ -200,8 +209,11 @@ class ClusterPool:
             raise unavailable.queue_full(self.options, pending, loading=not self.ready)
         if self.options.job_tickets and self._running >= self.ready * self.options.batch_size:
             raise unavailable.no_ticket(self.options)
-        if job.deadline is not None:
-            unavailable.check_deadline(self.options, job, self._seconds_until_reply(job.batch_kind), pending)
+        if deadline is not None:
+            unavailable.check_deadline(self.options, deadline, self._seconds_until_reply(kind), pending)
+
+    def enqueue(self, job: Job) -> None:
+        """Run a request that was admitted."""
         self._queue.append(job)
         self._schedule()
 

@@ -108,7 +108,8 @@ class ServerApp:
         self._events.add("server_started", f"torchmar {torchmar.__version__} was started")
         self._console.start()
         starting = asyncio.ensure_future(self._pools.start())  # beside the rest
-        inference: http.App = Inference(registry, tokens, settings, metrics, self._tracer)
+        api = Inference(registry, tokens, settings, metrics, self._tracer)
+        inference: http.App = api
         if settings.platform.startswith("sagemaker"):
             inference = SageMaker(inference, registry, settings, metrics)
         management = Management(registry, tokens, settings, metrics, self._console, self._pools.forward)
@@ -123,7 +124,8 @@ class ServerApp:
         self._tls = tls_context(settings)
         try:
             for address, app in _by_address(apps):
-                self._listeners.append(await self._listen(app, address, limits))
+                on_head = api.on_head if address == settings.inference else None
+                self._listeners.append(await self._listen(app, address, limits, on_head))
             if (listener := await grpc.listen(registry, tokens, settings, metrics, self._tracer)) is not None:
                 self._listeners.append(listener)
                 self._grpc = listener
@@ -230,7 +232,9 @@ class ServerApp:
         if self._state:
             self._state.save()
 
-    async def _listen(self, app: http.App, address: Address, limits: http.Limits) -> http.Listener:
+    async def _listen(
+        self, app: http.App, address: Address, limits: http.Limits, on_head: http.OnHead | None
+    ) -> http.Listener:
         settings = self._settings
         try:
             return await http.listen(
@@ -242,6 +246,7 @@ class ServerApp:
                 unix=address.unix or None,
                 cors=settings.cors,
                 access=self._access.put if self._access else None,
+                on_head=on_head,
             )
         except OSError as error:
             where = str(address) if address.unix else str(address).partition("//")[2]

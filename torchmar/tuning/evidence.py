@@ -34,9 +34,11 @@ def document(tuning: Tuning) -> dict[str, Any]:
         "rate": question.rate,
         "memory": question.memory,
         "chosen": asdict(result.best) if result.best else None,
-        "repeated": asdict(result.repeat) if result.repeat else None,
+        "measured": asdict(result.chosen) if result.chosen else None,
+        "equal": [asdict(each) for each in result.equal],
         "nearest": asdict(result.nearest) if result.nearest and not result.best else None,
         "noise": result.noise,
+        "spread": result.spread,
         "reasons": explain(tuning),
         "curves": [
             {

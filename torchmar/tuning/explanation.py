@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from torchmar.tuning.finalists import Measured
 from torchmar.tuning.prediction import Bound, Prediction
 from torchmar.tuning.search import REPEATABLE
 from torchmar.tuning.space import Setting
@@ -19,8 +20,8 @@ _NEAR = 0.05  # relative distance from the best one, within which a setting is a
 
 def explain(tuning: Tuning) -> list[str]:
     """Return the reasons for the result, each a sentence."""
-    about_choice = [*_rejected(tuning), *_sensitivity(tuning), *_cluster(tuning)]
-    return [*about_choice, *_accuracy(tuning), *_noise(tuning), _end(tuning)]
+    reasons = (_rejected, _equal, _sensitivity, _cluster, _accuracy, _noise)
+    return [*(text for reason in reasons for text in reason(tuning)), _end(tuning)]
 
 
 def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list[Prediction]:
@@ -108,20 +109,44 @@ def _as_good(each: Prediction, tuning: Tuning) -> bool:
         return each.rate >= (1 - _NEAR) * best.rate
     if tuning.question.objective is Objective.COST:
         return False
-    assert best.latency
-    return each.latency <= (1 + _NEAR) * best.latency
+    assert tuning.result.chosen
+    return each.latency <= (1 + _near(tuning)) * tuning.result.chosen.mean
+
+
+def _near(tuning: Tuning) -> float:
+    """Return the relative distance within which a setting is as good: that of two measurements, if it is more."""
+    return max(_NEAR, tuning.result.spread) if tuning.question.objective is Objective.LATENCY else _NEAR
+
+
+def _equal(tuning: Tuning) -> Iterator[str]:
+    """Yield the measured settings whose difference from the chosen one may be noise."""
+    name, result = tuning.question.target.name, tuning.result
+    if not result.equal or result.chosen is None:
+        return
+    others = "; ".join(f"{each.setting}: {_mean(each)}" for each in result.equal)
+    yield (
+        f"Measured in turn, it has {name} {_mean(result.chosen)}. What differs from it by no more than noise, so that "
+        f"it may be as good or better: {others}. The choice is the simplest of those near the lowest."
+    )
+
+
+def _mean(measured: Measured) -> str:
+    times = len(measured.latencies)
+    return milliseconds(measured.mean) + (f" in the mean of {times}" if times > 1 else " in one measurement")
 
 
 def _sensitivity(tuning: Tuning) -> Iterator[str]:
     best = tuning.result.best
     if best is None or tuning.question.objective is Objective.COST:
         return
+    near = _near(tuning)
+    shown = {best.setting, *(each.setting for each in tuning.result.equal)}
     good = [each.setting for each in tuning.result.predictions if _as_good(each, tuning)]
-    others = [setting for setting in good if setting != best.setting]
+    others = [setting for setting in good if setting not in shown]
     if others:
-        yield f"Within {_NEAR:.0%} of it, as predicted: {_region(others)}; the choice among them matters little."
+        yield f"Within {near:.0%} of it, as predicted: {_region(others)}; the choice among them matters little."
     else:
-        yield f"No other setting of the grid is predicted within {_NEAR:.0%} of it: the choice matters."
+        yield f"No other setting of the grid is predicted within {near:.0%} of it: the choice matters."
 
 
 def _region(settings: Sequence[Setting]) -> str:
@@ -165,10 +190,11 @@ def _compared(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _noise(tuning: Tuning) -> Iterator[str]:
-    noise = tuning.result.noise
-    if noise is not None:
-        verdict = "repeatable" if noise <= REPEATABLE else "noisy: a difference of this size says nothing"
-        yield f"The chosen setting, measured twice, differed by {noise:.0%}: {verdict}."
+    result = tuning.result
+    if result.noise is not None and result.chosen is not None:
+        verdict = "repeatable" if result.noise <= REPEATABLE else "noisy: a difference of this size says nothing"
+        times = {2: "twice", 3: "three times"}.get(number := len(result.chosen.latencies), f"{number} times")
+        yield f"The chosen setting, measured {times}, differed by {result.noise:.0%}: {verdict}."
     elif tuning.result.best:
         yield "The chosen setting was measured once only."
     disturbed = [trial for trial in tuning.record.trials if trial.disturbances]

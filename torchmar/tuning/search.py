@@ -7,6 +7,9 @@ of the best one are measured as far as they could be better.
 
 One stall of the machine can spoil a trial whose other requests were fast; such a trial is measured again, and only the
 second counts.
+
+For the lowest latency at a rate, the best few settings are measured again in turn, until they differ by more than
+noise: if one was measured after the other, they would also differ by what changes on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torchmar.tuning.finalists import Measured, finalists, spread
 from torchmar.tuning.prediction import Bound, Prediction, Predictor
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, Target
@@ -33,6 +37,8 @@ _ROOM, _CLIMB = 0.85, 0.06  # of the target: with a lower latency, the rate is r
 _AFTER_FAILURE = 0.93  # of a rate at which the target was not kept
 _MOST_OF_SETTING = 4  # trials
 _STALLED = 2.0  # times the prediction: with fast requests otherwise, one stall explains a statistic above it
+_FINALISTS, _ROUNDS = 3, 3  # settings that are measured in turn, and the measurements of each
+_RESERVED = 3  # trials for them, before others are measured
 _FINE = 8  # settings at the most that are predicted finely before a trial
 _SAME = 0.01  # relative difference of rates or latencies, below which the cheaper setting is the better one
 
@@ -65,9 +71,12 @@ class Result:
     """The end of a search.
 
     Attributes:
-        best: the trial of the chosen setting; None: no measured setting keeps the target.
+        best: a trial of the chosen setting; None: no measured setting keeps the target.
         nearest: if none keeps it, the trial that was nearest to it; None: nothing was measured.
-        repeat: the same setting and rate again; None: there was no time for it.
+        chosen: all measurements of the chosen setting at the rate of ``best``; None: there is none.
+        equal: for the lowest latency at a rate, the other measured settings whose difference from the best may be
+            noise.
+        spread: the relative standard deviation of a measurement, as far as settings were measured again.
         predictions: of every setting, after all corrections.
         reason: why the search ended.
         out_of_time: whether it would go on with more time.
@@ -75,17 +84,19 @@ class Result:
 
     best: Trial | None
     nearest: Trial | None
-    repeat: Trial | None
+    chosen: Measured | None
+    equal: tuple[Measured, ...]
+    spread: float
     predictions: tuple[Prediction, ...]
     reason: str
     out_of_time: bool = False
 
     @property
     def noise(self) -> float | None:
-        """The relative difference of the two measurements of the chosen setting; None: it was measured once."""
-        if not self.best or not self.repeat or not self.best.latency or not self.repeat.latency:
+        """By how much the measurements of the chosen setting differ, relative; None: it was measured once."""
+        if self.chosen is None or len(self.chosen.latencies) < 2:
             return None
-        return abs(self.repeat.latency - self.best.latency) / self.best.latency
+        return max(self.chosen.latencies) / min(self.chosen.latencies) - 1
 
 
 class Search:
@@ -133,18 +144,19 @@ class Search:
             if len(self.trials) >= self._most:
                 reason = f"{self._most} trials were measured"
                 break
-            if not (chosen := self._again() or self._next() or self._floor() or self._climb() or self._repetition()):
+            if not (chosen := self._again() or self._explore() or self._repetition() or self._next()):
                 break
             setting, rate, predicted, purpose = chosen
             self._learn(self._measure(setting, rate, predicted, purpose))
-        best = self.best()
-        repeats = [trial for trial in self.trials if best and trial.purpose == "repeat" and _same(trial, best)]
+        best, ranked, measured = self.best(), self._finalists(), self._measured()
         settings = (setting for setting in self._settings if self.predictor.knows(setting))
         predictions = tuple(self.predict(setting, fine=False) for setting in settings)
         return Result(
             best=best,
             nearest=self._nearest(),
-            repeat=next(iter(repeats), None),
+            chosen=ranked[0] if ranked else measured[best.setting, best.rate] if best else None,
+            equal=tuple(ranked[1:]),
+            spread=spread(list(measured.values())),
             predictions=predictions,
             reason=reason,
             out_of_time=out_of_time,
@@ -158,14 +170,39 @@ class Search:
 
     def best(self) -> Trial | None:
         """Return the trial with the best setting that kept the target whenever it was measured; None: none did."""
-        kept = [
-            trial for trial in self.trials if self._counts(trial) and not self._failed_at(trial.setting, trial.rate)
-        ]
+        kept = [trial for trial in self._kept() if trial.purpose != "repeat"]
+        if self.question.objective is Objective.LATENCY:
+            setting = next((each.setting for each in self._finalists()), None)
+            kept = [trial for trial in kept if trial.setting == setting]
+            return max(kept, key=lambda trial: trial.purpose != "probe", default=None)
         return min(kept, key=self._cost, default=None)
 
-    def _counts(self, trial: Trial) -> bool:
+    def _kept(self) -> list[Trial]:
+        """Return the trials of settings that kept the target at the rate in question whenever they were measured."""
+        return [trial for trial in self.trials if self._keeps(trial) and not self._failed_at(trial.setting, trial.rate)]
+
+    def _measured(self) -> dict[tuple[Setting, float], Measured]:
+        """Return the latencies of trials by setting and rate; the probe's, of a cold server, only where it is alone."""
+        trials: dict[tuple[Setting, float], list[tuple[Trial, float]]] = {}
+        for trial in self._standing():
+            if trial.latency is not None:
+                trials.setdefault((trial.setting, trial.rate), []).append((trial, trial.latency))
+        measured = {}
+        for key, pairs in trials.items():
+            warm = [latency for trial, latency in pairs if trial.purpose != "probe"]
+            measured[key] = Measured(setting=key[0], latencies=tuple(warm or [latency for _, latency in pairs]))
+        return measured
+
+    def _finalists(self) -> list[Measured]:
+        """Return the choice, then the settings that may be as good; for the lowest latency only."""
+        if self.question.objective is not Objective.LATENCY:
+            return []
+        kept = {(trial.setting, trial.rate) for trial in self._kept()}
+        return finalists([each for key, each in self._measured().items() if key in kept])
+
+    def _keeps(self, trial: Trial) -> bool:
         """Return whether a trial shows that a setting keeps target and limits at the rate in question."""
-        if trial.purpose == "repeat" or not trial.keeps(self.question.target):
+        if not trial.keeps(self.question.target):
             return False
         if self.question.rate is not None and trial.rate < 0.99 * self.question.rate:
             return False
@@ -186,8 +223,6 @@ class Search:
         if self.question.objective is Objective.THROUGHPUT:
             return -_rounded(trial.rate), *size
         assert trial.latency is not None
-        if self.question.objective is Objective.LATENCY:
-            return _rounded(trial.latency), *size
         memory = trial.memory if trial.memory is not None else self.predictor.memory(setting)
         return memory, trial.latency, *size
 
@@ -224,6 +259,13 @@ class Search:
         if not self.trials or not self._doubtful(last := self.trials[-1]):
             return None
         return last.setting, last.rate, last.predicted, "again"
+
+    def _explore(self) -> tuple[Setting, float, float, str] | None:
+        """Return a trial of a setting that may be better, while there are trials left for the finalists."""
+        left = self._most - len(self.trials)
+        if self.question.objective is Objective.LATENCY and left <= min(_RESERVED, self._most // 3) and self.best():
+            return None
+        return self._next() or self._floor() or self._climb()
 
     def _next(self) -> tuple[Setting, float, float, str] | None:
         """Return setting, rate, predicted latency and purpose of the next trial; None: there is none worth it."""
@@ -270,11 +312,21 @@ class Search:
         return (best.setting, rate, predicted, "search") if hopeful else None
 
     def _repetition(self) -> tuple[Setting, float, float, str] | None:
-        """Return the best setting for a second measurement; None: it was measured twice."""
+        """Return the best setting, or the finalists in turn, for another measurement; None: there were enough."""
+        if self.question.objective is Objective.LATENCY:
+            return self._turn(self._finalists()[:_FINALISTS])
         best = self.best()
         if best is None or any(trial.purpose == "repeat" and _same(trial, best) for trial in self.trials):
             return None
         return best.setting, best.rate, self.predictor.latency(best.setting, best.rate), "repeat"
+
+    def _turn(self, ranked: Sequence[Measured]) -> tuple[Setting, float, float, str] | None:
+        enough = _ROUNDS if len(ranked) > 1 else 2
+        setting = next((each.setting for each in sorted(ranked, key=_count) if _count(each) < enough), None)
+        rate = self.question.rate
+        if setting is None or rate is None:
+            return None
+        return setting, rate, self.predictor.latency(setting, rate), "repeat"
 
     def _candidates(self) -> list[Prediction]:
         """Return fine predictions of the settings that may be worth a trial."""
@@ -313,7 +365,10 @@ class Search:
         """Return the rate at which a setting should be measured next; None: what is known about it is enough."""
         trials = [trial for trial in self._standing() if trial.setting == prediction.setting]
         if self.question.rate is not None:
-            measured = any(trial.rate >= 0.99 * self.question.rate for trial in trials)
+            # The first trial is of a cold server, which is good enough where latency need only be within the target.
+            cost = self.question.objective is Objective.COST
+            warm = [trial for trial in trials if cost or trial.purpose != "probe"]
+            measured = any(trial.rate >= 0.99 * self.question.rate for trial in warm)
             return None if measured else self.question.rate
         rate = prediction.rate * (_RATE_MARGIN if self._knows_layout(prediction.setting) else _FIRST_MARGIN)
         target = self.question.target
@@ -350,14 +405,17 @@ class Search:
         if self.question.objective is Objective.THROUGHPUT:
             return optimistic < -best.rate * (1 + _SAME)
         if self.question.objective is Objective.LATENCY:
-            assert best.latency is not None
-            return optimistic < best.latency * (1 - _SAME)
+            return optimistic < min(each.mean for each in self._finalists()) * (1 - _SAME)
         return optimistic < self._cost(best)[0] * (1 - _SAME)
 
     def _nearest(self) -> Trial | None:
         """Return the trial that came nearest to the target."""
         answered = [trial for trial in self.trials if trial.latency is not None]
         return min(answered, key=lambda trial: (trial.failed > 0.5, trial.latency or math.inf), default=None)
+
+
+def _count(measured: Measured) -> int:
+    return len(measured.latencies)
 
 
 def _same(first: Trial, second: Trial) -> bool:

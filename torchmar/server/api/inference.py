@@ -16,14 +16,15 @@ from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request, compression
 from torchmar.server.models.health import health, ready
-from torchmar.server.models.registry import Registry
+from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import HEADER, request_ids
 from torchmar.server.telemetry.metrics import Metrics
-from torchmar.server.telemetry.spans import JobSpans
+from torchmar.server.telemetry.spans import JobSpans, RequestSpan
 from torchmar.server.telemetry.tracing import Tracer
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.batch_times import DeadlineError
+from torchmar.server.workers.jobs import Job, Part
 
 _JSON = "application/json"
 _BINARY = "inference-header-content-length"  # bytes of JSON before tensors in binary, of the v2 protocol
@@ -82,6 +83,29 @@ class Inference:
         except ApiError as error:
             self._respond_error(request, request_id, error)
 
+    def on_head(self, request: Request) -> None:
+        """Reject a request whose body is still to come, if it would be rejected with its body, too.
+
+        To read a body and to drop it takes the most time of all that an overloaded server does for a request. Requests
+        wait in their order, so that a deadline that cannot be met now cannot be met when the body is there. The queue
+        may have room by then; only a client that waits for 100 (Continue) asks for the state of now.
+        """
+        target = self._targets.get(request.target)
+        if target is None or target.model is None or request.method not in _METHODS or request.method == "OPTIONS":
+            return
+        try:
+            version, kind, deadline = self._resolve(request, target, target.model)
+        except ApiError:
+            return  # which is the response when the body is there
+        waits = bool(request.header("expect"))
+        if deadline is None and not waits:
+            return
+        try:
+            version.pool.admit(kind, deadline)
+        except ApiError as error:
+            if (waits or isinstance(error, DeadlineError)) and self._has_token(request):
+                self._reject(request, next(self._ids), target, version, error)
+
     def _respond(self, request: Request, request_id: str, status: int, document: Any) -> None:
         self._metrics.answered(status)
         body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
@@ -96,6 +120,13 @@ class Inference:
     def _check_token(self, request: Request) -> None:
         if self._tokens.enabled:
             self._tokens.check(request.header("authorization"), "inference")
+
+    def _has_token(self, request: Request) -> bool:
+        try:
+            self._check_token(request)
+        except ApiError:
+            return False
+        return True
 
     def _check_health_token(self, request: Request) -> None:
         """Admit probes without a token unless the configuration requires one: kubelets and load balancers have none."""
@@ -180,15 +211,17 @@ class Inference:
         if name is None:
             inputs = self._inputs(request, target)
             name = self._model_name(inputs)
-        if target.tensorflow:
-            version = tensorflow_serving.find(self._registry, name, target.version, target.label)
-        else:
-            version = self._registry.find(name, target.version)
+        version, kind, deadline = self._resolve(request, target, name)
         if request.method == "OPTIONS":
             document = inference_openapi.describe_model(
                 name, tokens=self._tokens.enabled, routes=self._registry.routes.by_path
             )
             self._respond(request, request_id, 200, document)
+            return
+        try:
+            version.pool.admit(kind, deadline)  # before the rest, which would be for nothing
+        except ApiError as error:
+            self._reject(request, request_id, target, version, error)
             return
         if inputs is None:
             inputs = self._inputs(request, target)
@@ -204,22 +237,42 @@ class Inference:
         headers = self._headers(request, target)
         if target.tensors and version.pool.description.get("binary") is False:
             inputs, headers = _in_json(inputs, headers)
+        job = Job(request_id, headers, inputs, response.on_reply, deadline)
+        if span is not None:
+            _name_version(span, version)
+            job.spans = JobSpans(span)
+        request.on_disconnect = partial(setattr, job, "cancelled", True)
+        version.pool.enqueue(job)
+
+    def _resolve(self, request: Request, target: ModelTarget, name: str) -> tuple[Version, str, float | None]:
+        """Return the version that a request is for, the kind of the batch that it would be in, and its deadline.
+
+        Raises:
+            ApiError: 404, there is no such version; 400, the header with the time is wrong.
+        """
+        if target.tensorflow:
+            version = tensorflow_serving.find(self._registry, name, target.version, target.label)
+        else:
+            version = self._registry.find(name, target.version)
         deadline = version.deadline()
         if timeout := request.header(_TIMEOUT):
             deadline = _earlier(deadline, request.received, timeout)
-        job = Job(request_id, headers, inputs, response.on_reply, deadline)
-        if span is not None:
-            span.attributes |= {"torchmar.model.name": version.name, "torchmar.model.version": version.version}
-            job.spans = JobSpans(span)
-        request.on_disconnect = partial(setattr, job, "cancelled", True)
-        try:
-            version.pool.submit(job)
-        except ApiError as error:
-            if target.version is not None:
-                # The odd quotation mark is TorchServe's.
-                message = error.message.replace(f'"{name}"', f'"{name}" Version {target.version}"', 1)
-                error = ApiError(error.status, error.type, message, error.headers)
-            response.on_reply(Reply.of(error))
+        explain = request.header("explain") if target.query else target.headers["explain"]
+        return version, "explain" if explain == "True" else "", deadline
+
+    def _reject(
+        self, request: Request, request_id: str, target: ModelTarget, version: Version, error: ApiError
+    ) -> None:
+        """Respond that a version does not run a request now."""
+        if self._spans is not None and (span := self._spans.start(request, request_id, target.route)) is not None:
+            _name_version(span, version)
+        if target.version is not None:
+            # The odd quotation mark is TorchServe's.
+            name = version.name
+            message = error.message.replace(f'"{name}"', f'"{name}" Version {target.version}"', 1)
+            error = ApiError(error.status, error.type, message, error.headers)
+        self._metrics.request(version.name, version.version, error.status)
+        request.respond_error(error, ((HEADER, request_id),))
 
     def _inputs(self, request: Request, target: ModelTarget) -> list[Part]:
         if target.kserve and _is_mislabelled_json(request):
@@ -258,6 +311,10 @@ class Inference:
             headers["Content-Type"] = _JSON
         headers.update(target.headers)
         return headers
+
+
+def _name_version(span: RequestSpan, version: Version) -> None:
+    span.attributes |= {"torchmar.model.name": version.name, "torchmar.model.version": version.version}
 
 
 def _earlier(deadline: float | None, received: float, timeout: str) -> float:

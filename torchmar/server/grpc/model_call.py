@@ -49,6 +49,18 @@ class ModelCall:
         except ApiError as error:
             raise CallError(Code.INTERNAL, details(error)) from None
 
+    def admit(self, version: Version, context: Context) -> None:
+        """Check whether a prediction can be run now, before the tensors of its request are converted.
+
+        Raises:
+            ApiError: 503, it cannot.
+        """
+        try:
+            version.pool.admit("", _deadline(version, context))
+        except ApiError as error:
+            self._metrics.request(version.name, version.version, error.status)
+            raise
+
     async def whole(
         self, version: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
     ) -> bytes:

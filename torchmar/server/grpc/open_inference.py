@@ -143,6 +143,7 @@ class OpenInference:
         """Return the response to a request."""
         version = self._find(request.model_name, request.model_version, "model_name")
         await described(version, context)
+        self._call.admit(version, context)
         raw = bool(request.raw_input_contents)
         try:
             inputs = list(messages.inputs(request))

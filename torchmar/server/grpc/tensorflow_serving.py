@@ -59,6 +59,7 @@ class PredictionService:
         version = _find(self._registry, request.model_spec)
         documents.check_signature(request.model_spec.signature_name)
         await described(version, context)
+        self._calls.admit(version, context)
         try:
             given = [
                 tensorflow_tensors.tensor(name, message, self._max_bytes)
@@ -167,6 +168,7 @@ class PredictionService:
         """Return the model's prediction for each example."""
         documents.check_signature(spec.signature_name)
         await described(version, context)
+        self._calls.admit(version, context)
         examples, shared = _examples(given)
         inputs = version.pool.description.get("inputs", ())
         instances = documents.instances(examples, shared, inputs)

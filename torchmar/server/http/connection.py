@@ -15,7 +15,7 @@ from torchmar.server.buffer_receiver import LARGE, BufferReceiver
 from torchmar.server.http.access import Access, access
 from torchmar.server.http.context import Context
 from torchmar.server.http.request import Request
-from torchmar.server.http.request_parser import BODY, CLOSED, HEAD, IDLE, RequestParser
+from torchmar.server.http.request_parser import BODY, CLOSED, DISCARD, HEAD, IDLE, RequestParser
 from torchmar.server.http.responses import CLOSE, CONTINUE, KEEP_ALIVE
 
 _log = logging.getLogger("torchmar.server")
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what was received, and answer what is complete."""
         parser = self._parser
-        if parser.state == CLOSED:
+        if parser.state >= DISCARD and (parser.state == CLOSED or not (data := parser.discard(data))):
             return
         try:
             parser.feed(data)
@@ -153,6 +153,23 @@ class Connection(asyncio.Protocol):
 
     # What the parser calls.
 
+    def head_received(self, request: Request, keep_alive: bool) -> bool:
+        """Have the application respond before the body arrives, unless there are requests before this one."""
+        on_head = self._context.on_head
+        if on_head is None or self._current is not None or self._waiting or self._writing_paused:
+            return False
+        last, self._current = self._last_request, request
+        if not keep_alive:
+            self._last_request = request
+        try:
+            on_head(request)
+        except Exception as error:
+            request.fail(error)
+        if request.complete:
+            return True
+        self._current, self._last_request = None, last
+        return False
+
     def expect_continue(self) -> None:
         """Send 100 (Continue), though never into the middle of another response."""
         if self._current is None and not self._waiting:
@@ -169,6 +186,10 @@ class Connection(asyncio.Protocol):
 
     def _reject(self, error: ApiError) -> None:
         """Receive nothing more, and send an error after the responses to the requests before."""
+        if self._parser.state == DISCARD:  # whose request has its response
+            self._parser.stop()
+            self._linger()
+            return
         method, target = self._parser.incomplete()
         if self._context.on_access is not None:
             # The app never sees this request.
@@ -227,10 +248,14 @@ class Connection(asyncio.Protocol):
         self._current = None
         self._active = True
         if not keep_alive:
+            unread = self._parser.state == BODY  # the response was sent before the body has arrived
             self._parser.stop()
             self._waiting.clear()
             self._final_response = b""
-            self._transport.close()
+            if unread:
+                self._linger()
+            else:
+                self._transport.close()
         elif self._waiting or self._final_response or self._continue_pending or self._reading_paused:
             self._serve()
 
@@ -291,15 +316,21 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _send_final_response(self) -> None:
-        """Send the final error, half-close, and discard input until the client has read it."""
+        """Send the final error, and end the connection."""
         response, self._final_response = self._final_response, b""
+        if not self._transport.is_closing():
+            self.write(response)
+        if self._context.closing:
+            self._transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Half-close, and discard input until the client has read the last response."""
         self._lingering = self._active = True
         if self._transport.is_closing():
             return
-        self.write(response)
-        if self._context.closing:
-            self._transport.close()
-        elif self._transport.can_write_eof():
+        if self._transport.can_write_eof():
             self._transport.write_eof()
         self._resume_reading()
 
@@ -331,12 +362,17 @@ class Connection(asyncio.Protocol):
         elif parser.state == HEAD:
             if now - self._quiet_since > limits.header_seconds:
                 self._reject(ApiError(408, "RequestTimeoutException", "The headers did not arrive in time."))
-        elif parser.state == BODY and now - self._quiet_since > limits.body_seconds:
+        elif parser.state in (BODY, DISCARD) and now - self._quiet_since > limits.body_seconds:
             self._reject(ApiError(408, "RequestTimeoutException", "The body did not arrive in time."))
 
     def shutdown(self) -> None:
         """Close the connection, unless a request is being received or answered."""
-        if self._lingering or (self._parser.state == IDLE and self._current is None and not self._waiting):
+        if self._current is not None or self._waiting:
+            return
+        if self._parser.state == DISCARD:
+            self._parser.stop()
+            self._linger()
+        elif self._lingering or self._parser.state == IDLE:
             self._transport.close()
 
     def abort(self) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torchmar.server.http.request import Request
 
 App = Callable[["Request"], None]
+#: Called with requests whose body is still to come, to which it may respond.
+OnHead = Callable[["Request"], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +26,8 @@ class Context:
         app: called in the loop with every request.
         limits: sizes and times that a client may not exceed.
         heads: the heads of responses.
+        on_head: called with a request that has a long body, before this arrives; it may respond, and the app then does
+            not get the request. None: there is no such callback.
         on_access: called with an access event for every request that was answered; None: there is no access log.
         closing: whether every response is the last of its connection.
     """
@@ -31,5 +35,6 @@ class Context:
     app: App
     limits: Limits
     heads: ResponseHeads
+    on_head: OnHead | None = None
     on_access: OnAccess | None = None
     closing: bool = False

@@ -9,7 +9,7 @@ import ssl
 from torchmar.server.http import unix as unix_sockets
 from torchmar.server.http.access import OnAccess
 from torchmar.server.http.connection import Connection
-from torchmar.server.http.context import App, Context
+from torchmar.server.http.context import App, Context, OnHead
 from torchmar.server.http.limits import Limits
 from torchmar.server.http.request import Request
 from torchmar.server.http.responses import Cors, ResponseHeads
@@ -29,6 +29,7 @@ async def listen(
     unix: str | None = None,
     cors: Cors | None = None,
     access: OnAccess | None = None,
+    on_head: OnHead | None = None,
 ) -> Listener:
     """Listen, and hand requests to ``app`` until the listener is closed.
 
@@ -42,12 +43,19 @@ async def listen(
         unix: path of a socket to listen on in place of host and port.
         cors: what pages of other origins may do; their preflight requests are answered without the app.
         access: called with an event for every request that was answered.
+        on_head: called in the loop with a request that has a long body, or whose client waits for 100 (Continue),
+            before the body arrives. If it responds, the body is discarded, and ``app`` does not get the request. It is
+            not called while other requests of the connection are before that one.
 
     Raises:
         OSError: the address cannot be bound.
     """
     context = Context(
-        app=_with_preflights(app) if cors else app, limits=limits, heads=ResponseHeads(cors), on_access=access
+        app=_with_preflights(app) if cors else app,
+        limits=limits,
+        heads=ResponseHeads(cors),
+        on_head=on_head,
+        on_access=access,
     )
     listener = Listener(context)
     await listener.open(host, port, tls, unix)

@@ -18,8 +18,10 @@ from torchmar.server.http.request import Request
 _log = logging.getLogger("torchmar.server")
 
 # The next input: a request; more of its headers; the replayed headers of one that wanted another protocol; more of its
-# body; or none any more.
-IDLE, HEAD, REPLAY, BODY, CLOSED = range(5)
+# body; more of a body that is not needed, since its request has the response already; or none any more.
+IDLE, HEAD, REPLAY, BODY, DISCARD, CLOSED = range(6)
+# Bytes of a body from which on the receiver may respond before it arrives.
+_LONG = 4096
 # Pieces of a body that are joined into one as they arrive: a million pieces of two bytes would take fifty times theirs.
 _PIECES = 1024
 
@@ -28,8 +30,19 @@ _PIECES = 1024
 NewRequest = Callable[[str, bytes, list[tuple[bytes, bytes]], dict[bytes, bytes], bool], Request]
 
 
+class _StoppedError(Exception):
+    """Ends httptools' work on input that is ignored from here on."""
+
+
 class RequestReceiver(Protocol):
     """What a parser calls."""
+
+    def head_received(self, request: Request, keep_alive: bool) -> bool:
+        """Respond to a request whose body is still to come, or return False.
+
+        The body is discarded after a response; the receiver stops the parser instead if it ends the connection, which
+        it must unless ``keep_alive``.
+        """
 
     def expect_continue(self) -> None:
         """Send 100 (Continue), for which the client waits before it sends the body."""
@@ -47,7 +60,7 @@ class RequestParser:
         new_request: makes them.
 
     Attributes:
-        state: `IDLE`, `HEAD`, `REPLAY`, `BODY` or `CLOSED`.
+        state: `IDLE`, `HEAD`, `REPLAY`, `BODY`, `DISCARD` or `CLOSED`.
         active: set when a request begins and when its body grows; for timeouts, which reset it.
     """
 
@@ -95,8 +108,23 @@ class RequestParser:
                 self._new_request = False
             else:
                 self._count_header_bytes(len(data))
-        elif self.state == BODY and self._body_size == body_size:
+        elif self.state in (BODY, DISCARD) and self._body_size == body_size:
             self._count_header_bytes(len(data))
+
+    def discard(self, data: bytes) -> bytes:
+        """Drop what belongs to a body that is not needed, in the state `DISCARD`; return the rest, which is to be fed.
+
+        A body in chunks is fed, too: its end is known only to who parses it.
+        """
+        missing = self.missing
+        if missing <= 0:
+            return data
+        self.active = True
+        if len(data) < missing:
+            self._body_size += len(data)
+            return b""
+        self.body_received()
+        return data[missing:]
 
     def stop(self) -> None:
         """Ignore whatever else is received."""
@@ -178,10 +206,11 @@ class RequestParser:
         fields = {name.lower(): value for name, value in reversed(raw)}
         version = parser.get_http_version()
         method = parser.get_method()
-        self._length = int(fields.get(b"content-length", 0))
-        if self._length > limits.body:
+        length = self._length = int(fields.get(b"content-length", 0))
+        if length > limits.body:
             raise self._too_large()
-        if b"transfer-encoding" in fields:
+        chunked = b"transfer-encoding" in fields
+        if chunked:
             # httptools rejects what is ambiguous; what is left has `chunked` as its last coding.
             if version == "1.0":
                 raise ApiError(400, "BadRequestException", "HTTP/1.0 has no transfer-encoding.")
@@ -197,15 +226,30 @@ class RequestParser:
             self._decoder = content_coding.decoder(coding, limits.body)
             if self._decoder is not None:
                 self._length = 0
-        if b"expect" in fields and version == "1.1":
-            if fields[b"expect"].strip().lower() != b"100-continue":
-                raise ApiError(417, "BadRequestException", "The only expectation supported is 100-continue.")
-            self._receiver.expect_continue()
+        waits = b"expect" in fields and version == "1.1"
+        if waits and fields[b"expect"].strip().lower() != b"100-continue":
+            raise ApiError(417, "BadRequestException", "The only expectation supported is 100-continue.")
         self._keep_alive = parser.should_keep_alive()
         self._request = self._make_request(method.decode(), self._target, raw, fields, version == "1.0")
         self._pieces, self._pieces_joined, self._body_size = [], 0, 0
         self._header_bytes = 0
         self.state = BODY
+        if length >= _LONG or chunked or waits:
+            self._begin_long_body(self._request, length, fields, waits)
+
+    def _begin_long_body(self, request: Request, length: int, fields: dict[bytes, bytes], waits: bool) -> None:
+        """Let the receiver respond before the body; if it does not, send 100 (Continue) to a client that waits."""
+        # A client that waits may send the body all the same, or the next request in its place: after a response, what
+        # it sends cannot be understood. A body that httptools takes for another protocol's has no end.
+        keep_alive = self._keep_alive and not waits
+        if b"upgrade" in fields or not self._receiver.head_received(request, keep_alive):
+            if waits:
+                self._receiver.expect_continue()
+        elif self.state == CLOSED:
+            raise _StoppedError
+        else:
+            self._request, self._decoder, self._length = None, None, length
+            self.state = DISCARD
 
     def on_body(self, piece: bytes) -> None:
         """Keep a piece of the body. Raises ApiError."""
@@ -214,6 +258,8 @@ class RequestParser:
         self._body_size += len(piece)
         if self._body_size > self._limits.body:
             raise self._too_large()
+        if self.state == DISCARD:
+            return
         pieces = self._pieces
         if self._decoder is None:
             pieces.append(piece)
@@ -227,6 +273,8 @@ class RequestParser:
         """Hand the request over. Raises ApiError."""
         request = self._request
         if request is None:
+            if self.state == DISCARD:
+                self.state = IDLE
             return
         if self._parser.should_upgrade() and (request.header("content-length") or request.header("transfer-encoding")):
             return  # httptools takes the body for another protocol: `_ignore_upgrade` has it parsed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -64,6 +65,7 @@ class Pool:
         self._releases = loader is None
         self._observer, self._has_room, self._on_batch = observer, has_room, on_batch
         self._queue = JobQueue()
+        self._reply_times: dict[str, tuple[float, float]] = {}  # see `_reply_time`; by kind
         self._workers: list[Worker] = []
         self._idle: list[Worker] = []
         self._poller = BusyPoller(options.poll / 1e6)
@@ -117,14 +119,27 @@ class Pool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: 503; there is no worker, the queue is full, or the job's deadline cannot be met.
+            ApiError: as `admit`.
         """
-        self.admit(len(self._queue))
-        if job.deadline is not None:
-            unavailable.check_deadline(self.options, job, self.seconds_until_reply(job.batch_kind), len(self._queue))
+        self.admit(job.batch_kind, job.deadline)
         self.enqueue(job)
 
-    def admit(self, pending: int) -> None:
+    def admit(self, kind: str, deadline: float | None) -> None:
+        """Check whether a request that arrives now can be run.
+
+        Args:
+            kind: of the batch that it would be in.
+            deadline: of its reply, by `time.monotonic`; None: it has none.
+
+        Raises:
+            DeadlineError: 503; the deadline cannot be met.
+            ApiError: 503; there is no worker, or the queue is full.
+        """
+        self.check_room(len(self._queue))
+        if deadline is not None:
+            unavailable.check_deadline(self.options, deadline, self.seconds_until_reply(kind), len(self._queue))
+
+    def check_room(self, pending: int) -> None:
         """Check whether a request can be run, with ``pending`` requests that count for the limit of the queue.
 
         Raises:
@@ -145,24 +160,36 @@ class Pool:
         0 if it need not wait, whatever the measurements are: they are renewed by running requests, and a model that was
         slow at first would answer none any more. 0, too, while there are no measurements.
         """
+        now = time.monotonic()
+        reply, valid_until = self._reply_times.get(kind, (0.0, 0.0))
+        if now >= valid_until:
+            reply, valid_until = self._reply_times[kind] = self._reply_time(kind, now)
+        return max(0.0, reply - now)
+
+    def _reply_time(self, kind: str, now: float) -> tuple[float, float]:
+        """Return the time of the reply to a request that arrives now, and until when this is so.
+
+        It is so until the queue changes or a worker becomes idle, and as long as no batch takes longer than expected:
+        most requests that arrive at an overloaded server are rejected, which changes nothing.
+        """
         times = self.batch_times
         if times is None:
             times = self.batch_times = BatchTimes()
         busy: dict[object, float] = {}
-        now = time.monotonic()
+        ends = math.inf
         for worker in self._workers:
             if worker.state == "READY" and not worker.draining:
                 jobs = worker.jobs
-                busy[worker] = (
-                    max(0.0, times.mean(jobs[0].batch_kind, len(jobs)) - (now - worker.batch_started)) if jobs else 0.0
-                )
+                end = worker.batch_started + times.mean(jobs[0].batch_kind, len(jobs)) if jobs else now
+                busy[worker], ends = max(0.0, end - now), min(ends, end)
         if not busy or (self._idle and not self._queue):
-            return 0.0
-        return times.seconds_until_reply(kind, self._queue, busy, self.options.batch_size)
+            return 0.0, math.inf
+        return now + times.seconds_until_reply(kind, self._queue, busy, self.options.batch_size), ends
 
     def enqueue(self, job: Job) -> None:
         """Run a request that was admitted."""
         self._queue.append(job)
+        self._reply_times.clear()
         self._watch_deadlines()
         self.schedule()
 
@@ -175,11 +202,13 @@ class Pool:
     def repeat(self, jobs: Sequence[Job]) -> None:
         """Of `WorkerOwner`."""
         self._queue.put_back(jobs)
+        self._reply_times.clear()
         self._watch_deadlines()
         self.schedule()
 
     def on_idle(self, worker: Worker) -> None:
         """Of `WorkerOwner`."""
+        self._reply_times.clear()
         if worker.draining:
             worker.kill()
             return
@@ -200,6 +229,7 @@ class Pool:
         if self._has_room and not self._has_room():
             return []
         batch = self._queue.take_batch(self.options.batch_size, self.batch_times)
+        self._reply_times.clear()
         if self._on_batch:
             self._on_batch()
         return batch
@@ -217,6 +247,7 @@ class Pool:
         """Reply to expired jobs, kill workers whose response timeout has passed."""
         self._timer = None
         self._queue.remove_expired()
+        self._reply_times.clear()
         now = time.monotonic()
         for worker in self._workers:
             if worker.jobs and now - worker.batch_started > self.options.response_timeout:
@@ -291,6 +322,7 @@ class Pool:
             self._idle.remove(worker)
         if worker.draining and worker in self._workers:
             self._workers.remove(worker)
+        self._reply_times.clear()
         self._changed.set()
 
     def _staying(self) -> list[Worker]:
@@ -306,6 +338,7 @@ class Pool:
     def _drain(self, worker: Worker) -> None:
         if worker in self._idle:
             self._idle.remove(worker)
+        self._reply_times.clear()
         worker.drain()
 
     def _release_model(self) -> None:

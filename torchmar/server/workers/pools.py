@@ -62,6 +62,12 @@ class VersionPool(Protocol):
     def submit(self, job: Job) -> None:
         """Run a request. Raises ApiError (503) if it cannot be run."""
 
+    def admit(self, kind: str, deadline: float | None) -> None:
+        """Check whether a request of a kind that arrives now can be run. Raises ApiError (503) if it cannot."""
+
+    def enqueue(self, job: Job) -> None:
+        """Run a request that was admitted."""
+
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Set the number of workers; return whether all have loaded."""
 

@@ -137,20 +137,31 @@ class StagedPool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: 503; a stage has no worker, the queue is full, or the job's deadline cannot be met.
+            ApiError: as `admit`.
         """
-        # Only the server sets addresses.
-        job.inputs = [part for part in job.inputs if part.name not in (SOURCE, TARGET)]
-        if job.batch_kind:
-            self._inference.submit(job)
+        self.admit(job.batch_kind, job.deadline)
+        self.enqueue(job)
+
+    def admit(self, kind: str, deadline: float | None) -> None:
+        """Check whether a request that arrives now can be run, in all stages; see `Pool.admit`."""
+        if kind:
+            self._inference.admit(kind, deadline)
             return
         pending = self.pending
         for pool in (self._inference, *self._others.values()):
-            pool.admit(pending)
-        if job.deadline is not None:
+            pool.check_room(pending)
+        if deadline is not None:
             seconds = sum(pool.seconds_until_reply("") for pool in self._passage)
-            unavailable.check_deadline(self.options, job, seconds, self._inference.pending)
-        self._run(job, self._passage, job.headers, job.inputs)
+            unavailable.check_deadline(self.options, deadline, seconds, self._inference.pending)
+
+    def enqueue(self, job: Job) -> None:
+        """Run a request that was admitted."""
+        # Only the server sets addresses.
+        job.inputs = [part for part in job.inputs if part.name not in (SOURCE, TARGET)]
+        if job.batch_kind:
+            self._inference.enqueue(job)
+        else:
+            self._run(job, self._passage, job.headers, job.inputs)
 
     def _run(
         self,

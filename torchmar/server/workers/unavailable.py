@@ -6,7 +6,6 @@ import time
 
 from torchmar.server.api_error import ApiError
 from torchmar.server.workers.batch_times import DeadlineError
-from torchmar.server.workers.jobs import Job
 from torchmar.server.workers.pool_options import PoolOptions
 
 # After the model's name; TorchServe has the first text for all of these cases.
@@ -48,19 +47,19 @@ def no_ticket(options: PoolOptions) -> ApiError:
     return _error(options, _NO_TICKET, _RETRY_SECONDS)
 
 
-def check_deadline(options: PoolOptions, job: Job, seconds: float, waiting: int) -> None:
+def check_deadline(options: PoolOptions, deadline: float, seconds: float, waiting: int) -> None:
     """Check whether the deadline of a request can be met.
 
     Args:
         options: of the version.
-        job: the request.
+        deadline: of the request, by `time.monotonic`.
         seconds: until its reply.
         waiting: requests before it.
 
     Raises:
         DeadlineError: 503; it cannot.
     """
-    if job.deadline is not None and (remaining := job.deadline - time.monotonic()) < seconds:
+    if (remaining := deadline - time.monotonic()) < seconds:
         text = _TOO_LATE.format(max(0.0, remaining) * 1e3, seconds * 1e3, waiting)
         raise DeadlineError(f'Model "{options.name}" {text}', seconds - remaining)
 

@@ -1,0 +1,71 @@
+"""The best measured settings compared: their mean latencies, and which differences are more than noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from torchmar.tuning.space import Setting
+
+# The relative standard deviation of a measurement before any is repeated, with the weight of so many repetitions: what
+# a few repetitions show is far from the truth in either direction.
+_SPREAD, _WEIGHT = 0.1, 2
+_CERTAIN = 2.0  # standard errors of a difference that is not noise, with 95 % confidence
+_NEAR = 0.05  # relative difference from the lowest mean, up to which the simplest of equal settings is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A setting and the latencies of its measurements at one rate, in seconds."""
+
+    setting: Setting
+    latencies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean: a setting that takes twice as long is as far from it as one that takes half."""
+        return math.exp(fmean(map(math.log, self.latencies)))
+
+
+def spread(measured: Sequence[Measured]) -> float:
+    """Return the relative standard deviation of one measurement, of all settings together.
+
+    It is that of logarithms, pooled over the settings and over `_WEIGHT` imagined repetitions, as by an inverse
+    chi-squared prior (Gelman et al., Bayesian Data Analysis, 3rd edition, 2.6).
+    """
+    squares, freedom = _WEIGHT * _SPREAD**2, _WEIGHT
+    for each in measured:
+        mean = math.log(each.mean)
+        squares += sum((math.log(latency) - mean) ** 2 for latency in each.latencies)
+        freedom += len(each.latencies) - 1
+    return math.sqrt(squares / freedom)
+
+
+def finalists(measured: Sequence[Measured]) -> list[Measured]:
+    """Return the choice, then the settings whose difference from the one with the lowest mean may be noise.
+
+    The choice is the simplest of those that are also near the lowest mean: it has the fewest processes, then the
+    smallest batches, threads and delay. The others are in the order of their means.
+
+    Args:
+        measured: settings that keep the target; their measurements should be taken in turn, so that what changes on the
+            machine meanwhile changes all of them.
+    """
+    if not measured:
+        return []
+    deviation = spread(measured)
+    lowest = min(measured, key=lambda each: each.mean)
+
+    def noise(each: Measured) -> float:
+        return _CERTAIN * deviation * math.sqrt(1 / len(each.latencies) + 1 / len(lowest.latencies))
+
+    equal = [each for each in measured if math.log(each.mean / lowest.mean) <= noise(each)]
+    near = [each for each in equal if each.mean <= (1 + _NEAR) * lowest.mean]
+    choice = min(near, key=lambda each: (*_size(each.setting), each.mean))
+    return [choice, *sorted((each for each in equal if each is not choice), key=lambda each: each.mean)]
+
+
+def _size(setting: Setting) -> tuple[int, int, int, int]:
+    return setting.processes, setting.batch_size, setting.threads, setting.delay_ms
