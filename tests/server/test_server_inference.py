@@ -615,7 +615,7 @@ def reject_before_the_body(side: Side, target: str) -> None:
         assert "cannot answer before the deadline" in document["message"]
         assert document.get("error", document["message"]) == document["message"]
         connection.sendall(b" " * 100_000 + b"GET /ping HTTP/1.1\r\n\r\n")
-        assert received(connection, b"}").startswith(b"HTTP/1.1 200")
+        assert received(connection, b"}\n").startswith(b"HTTP/1.1 200")
     # Who has no token does not learn how busy the server is.
     with socket.create_connection(side.address, timeout=60) as connection:
         connection.sendall("\r\n".join([*lines[:-3], "", ""]).encode())
@@ -624,7 +624,7 @@ def reject_before_the_body(side: Side, target: str) -> None:
             connection.recv(1)
         connection.settimeout(60)
         connection.sendall(b" " * 100_000)
-        assert received(connection, b"}").startswith(b"HTTP/1.1 400")
+        assert received(connection, b"}\n").startswith(b"HTTP/1.1 400")
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "soon", "nan", "inf", "1e300"])
