@@ -19,6 +19,7 @@ Photographs are cut from the two that scikit-learn has, and answers to them are 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import itertools
 import os
@@ -39,7 +40,7 @@ from harness.measures import Measurement, ready
 from harness.models import random_resnet18
 from harness.models import resnet as served_resnet
 from harness.rounds import interval
-from harness.sides import Builtin, Shipped, Side
+from harness.sides import Builtin, Shipped, Side, Unanswered
 from torch import nn
 
 import torchmar
@@ -325,7 +326,8 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
                 ready(server, one)
                 check(server, one)
                 for connections in CONNECTIONS:  # OpenVINO and TorchScript compile what is called first
-                    fire(server, one, connections, options.seconds)
+                    with contextlib.suppress(Unanswered):
+                        fire(server, one, connections, options.seconds)
                     check(server, one)  # behind what wrk has left in the queue
                 for connections in CONNECTIONS:
                     figures = fire(server, one, connections, options.seconds)
