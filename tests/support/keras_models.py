@@ -51,12 +51,12 @@ def _main(folder: Path) -> None:
     save("pictures.keras", pictures, images)
     save("pictures.h5", pictures, images)
 
-    ids, numbers = keras.Input((12,), dtype="int32", name="ids"), keras.Input((4,), name="numbers")
+    ids, numbers = keras.Input((4,), dtype="int32", name="ids"), keras.Input((4,), name="numbers")
     text = layers.LSTM(6)(layers.Embedding(50, 8, mask_zero=True)(ids))
     joined = layers.Concatenate()([text, numbers])
     outputs = {"risk": layers.Dense(1, activation="sigmoid")(joined), "q": layers.Dense(3)(joined)}
     two = keras.Model([ids, numbers], outputs)
-    tokens = generator.integers(0, 50, (2, 12)).astype("int32")
+    tokens = generator.integers(0, 50, (2, 4)).astype("int32")
     save("two.keras", two, tokens, generator.random((2, 4), dtype="float32"))
 
     words = keras.Input((9, 8))
