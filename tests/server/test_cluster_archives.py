@@ -183,14 +183,13 @@ def test_an_archive_at_a_url_is_registered_if_it_has_the_digest(
 def test_a_content_gets_to_each_node_once_and_is_removed_with_its_last_replica(
     server: Ray, store: Path, temporary: list[Path]
 ) -> None:
-
     def scaled() -> bool:  # when those that have ended have left their room
         with contextlib.suppress(ServerError):
             server.management.scale("near", min_worker=4, max_worker=4, timeout=120)
         return server.management.describe("near")[0].ready == 4
 
     server.management.register("near-1.0.mar", timeout=120)
-    until(scaled, 120)
+    until(scaled, 300)
     before = answers_of(server, "near", 4)
     folders = {served["folder"] for served in before.values()}
     # The first node reads the front's file; the second does not see it, and gets its bytes through Ray.
@@ -198,7 +197,7 @@ def test_a_content_gets_to_each_node_once_and_is_removed_with_its_last_replica(
     # A file that has changed on a node is not served by further replicas.
     (Path(min(folders)) / "weights.bin").write_bytes(b"damaged")
     server.management.scale("near", min_worker=2, max_worker=2, timeout=120)
-    until(scaled, 120)
+    until(scaled, 300)
     for pid, served in answers_of(server, "near", 4).items():
         assert served["size"] == SIZE or pid in before
     server.management.unregister("near")
