@@ -74,6 +74,7 @@ class Fronts:
         self._session, self._pools, self._folder = session, pools, folder
         self.leads = standing.leader == session.front and standing.revision == 0
         self._revision = 0  # that this front serves
+        self._expected = max(1, standing.revision)  # to be served at first
         self._registry: Registry | None = None
         self._manage: Callable[[Request, list[str]], None] | None = None
         self._tasks = BackgroundTasks(log_error)
@@ -94,8 +95,7 @@ class Fronts:
         self._registry, self._manage = registry, manage
         self._tasks.start(self._take_part())
         if not self.leads:
-            self._following = self._tasks.start(self._catch_up())
-            await self._following
+            await self._catch_up_first()
             for model in registry.startup.pending:
                 registry.startup.registered(model)
             for model in self._former:
@@ -188,6 +188,15 @@ class Fronts:
                     self._following = self._tasks.start(self._catch_up(lead=leader))
             except Exception as error:  # Ray has many; the next attempt may do
                 logs.SERVER.error("the directory of the cluster does not answer: %s", error)
+
+    async def _catch_up_first(self) -> None:
+        """Wait until this front serves what the others do, or leads: the directory may be started again meanwhile."""
+        while not self.leads and self._revision < self._expected:
+            if self._following is None or self._following.done():
+                self._following = self._tasks.start(self._catch_up())
+            await asyncio.wait({self._following})
+            if self._revision < self._expected:
+                await asyncio.sleep(ANNOUNCE_SECONDS)
 
     async def _catch_up(self, *, lead: bool = False) -> None:
         """Serve what is published, and then lead, perhaps."""
