@@ -203,12 +203,12 @@ def test_a_content_gets_to_each_node_once_and_is_removed_with_its_last_replica(
     server.management.unregister("near")
     # The same version with another content, at once.
     pack(store, "near", SIZE + 1)
-    server.management.register("near-1.0.mar", initial_workers=2, timeout=120)
-    assert {served["size"] for served in answers_of(server, "near", 2).values()} == {SIZE + 1}
+    server.management.register("near-1.0.mar", timeout=120)
+    assert {served["size"] for served in answers_of(server, "near", 1).values()} == {SIZE + 1}
     server.management.unregister("near")
     for each in temporary:
         (root,) = each.glob("torchmar-archives-*")
-        assert not list(root.iterdir())
+        until(lambda root=root: not list(root.iterdir()))  # type: ignore[misc]
 
 
 def test_a_node_on_which_replicas_cannot_even_start_is_an_error_with_the_reason(server: Ray) -> None:
