@@ -208,7 +208,7 @@ def test_a_content_gets_to_each_node_once_and_is_removed_with_its_last_replica(
     server.management.unregister("near")
     for each in temporary:
         (root,) = each.glob("torchmar-archives-*")
-        until(lambda root=root: not list(root.iterdir()))  # type: ignore[misc]
+        until(lambda root=root: not list(root.iterdir()))
 
 
 def test_a_node_on_which_replicas_cannot_even_start_is_an_error_with_the_reason(server: Ray) -> None:
