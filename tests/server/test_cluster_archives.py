@@ -8,6 +8,7 @@ import os
 import shutil
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -149,8 +150,10 @@ def answer(server: Ray, name: str) -> dict[str, Any]:
 def answers_of(server: Ray, name: str, replicas: int) -> dict[int, dict[str, Any]]:
     """Return an answer of each replica, by its process."""
     answers: dict[int, dict[str, Any]] = {}
+    deadline = time.monotonic() + 120
     with ThreadPoolExecutor(4 * replicas) as threads:
         while len(answers) < replicas:
+            assert time.monotonic() < deadline, f"{len(answers)} of {replicas} replicas have answered"
             sending = [threads.submit(answer, server, name) for _ in range(4 * replicas)]
             answers |= {each["pid"]: each for each in (request.result() for request in sending)}
     return answers
