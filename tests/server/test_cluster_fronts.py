@@ -16,35 +16,16 @@ import pytest
 import requests
 
 from tests.support.certificates import certify
-from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster, start_front
+from tests.support.ray_cluster import LOOPBACK, PIDS, RayCluster, pack, ray_cluster, start_front
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, properties, recipe
+from torchmar import properties
 from torchmar.engines.addresses import free_addresses, free_ports
 from torchmar.engines.ray import Ray
 from torchmar.errors import ServerError
 
 pytestmark = [pytest.mark.oracle, pytest.mark.unforked]
-PIDS = """
-import os, time
-
-def handle(rows, context):
-    if rows is None:
-        return None
-    time.sleep(0.02)
-    return [str(os.getpid()) for row in rows]
-"""
 OPEN = {"disable_token_authorization": "true"}
-
-
-def pack(store: Path, name: str, version: str) -> None:
-    folder = store.parent / f"{name}-{version}"
-    folder.mkdir()
-    (folder / "handler.py").write_text(PIDS)
-    config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 2}
-    document = {"name": name, "version": version, "handler": "handler.py", "config": config}
-    written = recipe.Recipe.model_validate(document)
-    archive.pack(archive.collect_members(written, folder), store / f"{name}-{version}.mar")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("fronts") / "store"
     store.mkdir()
     for name, version in (("m", "1.0"), ("m", "2.0"), ("other", "1.0")):
-        pack(store, name, version)
+        pack(store, name, version, PIDS, batchSize=2)
     return store
 
 

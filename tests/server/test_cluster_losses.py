@@ -12,23 +12,14 @@ import pytest
 import requests
 
 from tests.support.command import torchmar
-from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster, start_front
+from tests.support.ray_cluster import LOOPBACK, PIDS, RayCluster, pack, ray_cluster, start_front
 from tests.support.waiting import until
-from torchmar import archive, properties, recipe
+from torchmar import properties
 from torchmar.engines.ray import Ray
 from torchmar.errors import EngineError, ServerError
 from torchmar.server.models import state_file
 
 pytestmark = [pytest.mark.oracle, pytest.mark.unforked]
-PIDS = """
-import os, time
-
-def handle(rows, context):
-    if rows is None:
-        return None
-    time.sleep(0.02)
-    return [str(os.getpid()) for row in rows]
-"""
 LIMIT_SECONDS = 20  # in place of 60: after which Ray ends without its head
 
 
@@ -37,13 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("losses") / "store"
     store.mkdir()
     for name in ("m", "other"):
-        folder = store.parent / name
-        folder.mkdir()
-        (folder / "handler.py").write_text(PIDS)
-        config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 2}
-        document = {"name": name, "version": "1.0", "handler": "handler.py", "config": config}
-        written = recipe.Recipe.model_validate(document)
-        archive.pack(archive.collect_members(written, folder), store / f"{name}-1.0.mar")
+        pack(store, name, "1.0", PIDS, batchSize=2)
     return store
 
 

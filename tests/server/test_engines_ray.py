@@ -12,10 +12,9 @@ import pytest
 import requests
 
 from tests.support.compared_answers import REQUESTS, assert_equal_answers, build_archives
-from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster
+from tests.support.ray_cluster import LOOPBACK, RayCluster, pack, ray_cluster
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.ray import Ray
 from torchmar.errors import ServerError
@@ -43,15 +42,6 @@ BROKEN = """
 def handle(rows, context):
     raise RuntimeError("this model has no weights")
 """
-
-
-def pack(store: Path, name: str, version: str, code: str, **config: object) -> str:
-    folder = store.parent / f"{name}-{version}"
-    folder.mkdir()
-    (folder / "handler.py").write_text(code)
-    keys = {"minWorkers": 1, "maxWorkers": 1, **config}
-    written = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py", "config": keys})
-    return archive.pack(archive.collect_members(written, folder), store / f"{name}-{version}.mar").path.name
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,31 @@ from typing import Any
 
 from tests import oracles
 from tests.support.servers import write_config
+from torchmar import archive, recipe
 from torchmar.engines.ray import Ray
 
 # Otherwise Ray replaces 127.0.0.1 in an address by another address of this machine.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# A handler that answers with the process of its worker.
+PIDS = """
+import os, time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    time.sleep(0.02)
+    return [str(os.getpid()) for row in rows]
+"""
+
+
+def pack(store: Path, name: str, version: str, code: str, **config: object) -> str:
+    """Pack a handler of one file into a store, with keys of its configuration; return the archive's name."""
+    folder = store.parent / f"{name}-{version}"
+    folder.mkdir()
+    (folder / "handler.py").write_text(code)
+    keys = {"minWorkers": 1, "maxWorkers": 1, **config}
+    written = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py", "config": keys})
+    return archive.pack(archive.collect_members(written, folder), store / f"{name}-{version}.mar").path.name
 
 
 @dataclass(frozen=True)
