@@ -20,6 +20,7 @@ from torchmar.tuning.recipe_writing import settings_of, write
 from torchmar.tuning.search import Question
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, parse_target
+from torchmar.tuning.trials import Verdict
 from torchmar.tuning.tuner import Tuning
 
 SPACE = Space(cores=2, batch_sizes=(1, 16))
@@ -57,6 +58,29 @@ def test_a_setting_that_may_be_as_good_is_named(tuning: Tuning) -> None:
     (reason,) = [reason for reason in explain(again) if "no more than noise" in reason]
     assert "7 workers, 1 thread each, batch size 16: 20.0 ms in the mean of 2" in reason
     assert json.loads(evidence.text(again))["equal"][0]["latencies"] == [0.0201, 0.0199]
+
+
+def test_a_target_that_the_trials_do_not_show_is_not_called_kept(tuning: Tuning) -> None:
+    best = tuning.result.best
+    assert best
+    few = replace(best, answered=72, within=72)
+    record = replace(tuning.record, trials=[few])
+    result = replace(tuning.result, best=few, verdict=Verdict.UNPROVEN, within=few.share_within())
+    again = replace(tuning, record=record, result=result)
+    (reason,) = [reason for reason in explain(again) if "not shown" in reason]
+    assert reason.startswith("p99 needs 1,000 requests, so that 10 are beyond it; trials had as few as 72.")
+    assert "with 95% confidence, 94.9% of its requests are within the target" in reason
+    document = json.loads(evidence.text(again))
+    assert (document["verdict"], document["trials"][0]["verdict"]) == ("not shown", "not shown")
+
+
+def test_the_highest_rate_has_its_sensitivity_and_unsteady_profiles_are_named() -> None:
+    question = Question(target=parse_target("p99<100ms"), objective=Objective.THROUGHPUT)
+    tuning = tuned(CONVOLUTIONS, question, Space(cores=2, batch_sizes=(16,)))
+    tuning.record.profiles[0] = replace(tuning.record.profiles[0], drift=0.3)
+    text = " ".join(explain(tuning))
+    assert "At 5% fewer requests, p99 is predicted to be " in text
+    assert "Batches took 30% longer at the end of the profiles than at their begin" in text
 
 
 def test_the_front_has_what_no_other_exceeds(tuning: Tuning) -> None:

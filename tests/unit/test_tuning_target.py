@@ -45,3 +45,22 @@ def test_sizes_have_units() -> None:
     assert [parse_bytes(text) for text in ("512", "8GiB", "2GB", "1.5 mib")] == [512, 8 << 30, 2 * 10**9, 3 << 19]
     with pytest.raises(TorchmarError, match="no size"):
         parse_bytes("much")
+
+
+@pytest.mark.parametrize(
+    ("text", "requests", "name"),
+    [
+        ("p99<50ms", 1_000, "p99"),
+        ("p99<50ms", 999, "p95"),
+        ("p99<50ms", 72, "p50"),
+        ("p999<50ms", 1_200, "p99"),
+        ("p99<50ms", 5, "p50"),
+        ("p50<50ms", 5, "p50"),
+        ("mean<50ms", 5, "mean"),
+    ],
+)
+def test_settings_are_compared_by_the_highest_percentile_that_requests_show(
+    text: str, requests: int, name: str
+) -> None:
+    target = parse_target(text)
+    assert target.comparable(requests) == Target(name=name, seconds=target.seconds)

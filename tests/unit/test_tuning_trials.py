@@ -14,7 +14,7 @@ from torchmar.tuning.profile import Profile
 from torchmar.tuning.service_model import BatchTimes
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import parse_target
-from torchmar.tuning.trials import Record, RecordFile, Trial
+from torchmar.tuning.trials import Record, RecordFile, Trial, Verdict
 
 QUESTION = {"name": "made", "version": "1.0", "target": "p99<50ms", "rate": None}
 TRIAL = Trial(
@@ -87,6 +87,38 @@ def test_a_trial_keeps_the_target_if_latency_and_failures_do() -> None:
     assert TRIAL.miss == pytest.approx(0.25)
     assert not TRIAL.saturated
     assert replace(TRIAL, throughput=80.0).saturated
+
+
+@pytest.mark.parametrize(
+    ("answered", "late", "verdict"),
+    [
+        (2_000, 20, Verdict.KEPT),
+        (2_000, 21, Verdict.MISSED),
+        (72, 0, Verdict.UNPROVEN),
+        (72, 1, Verdict.UNPROVEN),
+        (72, 6, Verdict.MISSED),  # one late request in a hundred makes six of 72 hardly ever
+        (500, 0, Verdict.KEPT),  # five beyond the percentile, and yet none late: so few are not chance
+    ],
+)
+def test_few_requests_show_a_percentile_only_if_their_share_within_the_target_does(
+    answered: int, late: int, verdict: Verdict
+) -> None:
+    target = parse_target("p99<50ms")
+    trial = replace(TRIAL, answered=answered, within=answered - late)
+    assert trial.verdict(target) is verdict
+    assert trial.keeps(target) is (verdict is not Verdict.MISSED)
+
+
+def test_several_trials_of_a_setting_show_more_than_one() -> None:
+    target = parse_target("p99<50ms")
+    trial = replace(TRIAL, answered=200, within=200)
+    assert trial.verdict(target) is Verdict.UNPROVEN
+    assert trial.verdict(target, trial, trial) is Verdict.KEPT
+    alone, together = trial.share_within(), trial.share_within(trial, trial)
+    assert alone
+    assert together
+    assert 0.97 < alone < 0.99 < together
+    assert TRIAL.share_within() is None
 
 
 def test_the_grid_has_each_setting_once_and_uses_no_more_threads_than_cores() -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import TITLES
 from torchmar.load.kinds import PROTOCOL_TITLES
+from torchmar.load.few_answers import MARK, too_few
 from torchmar.load.step_label import step_label
 from torchmar.load.svg import number
 
@@ -154,9 +155,14 @@ def _row(step: Step) -> tuple[str, ...]:
     return (
         name,
         _with(step.throughput, step.throughput_interval),
-        _with(latency.p50, latency.p50_interval),
-        _with(latency.p95, latency.p95_interval),
-        _with(latency.p99, latency.p99_interval),
+        *(
+            _with(value, bounds) + (MARK if name in latency.uncertain else "")
+            for name, value, bounds in (
+                ("p50", latency.p50, latency.p50_interval),
+                ("p95", latency.p95, latency.p95_interval),
+                ("p99", latency.p99, latency.p99_interval),
+            )
+        ),
         number(latency.max, fixed=True),
         *errors,
     )
@@ -189,6 +195,8 @@ def _notes(step: Step) -> Iterator[tuple[str, str, str]]:
         yield "red", "wrong", f"{name}: {step.wrong_answers} answers differ, such as {_line(step.wrong_answer)}"
     for failure in step.errors:
         yield "yellow", "errors", f"{name}: {failure.count} {failure.kind}, such as {_line(failure.example)}"
+    if step.valid and (text := too_few(step)):
+        yield "yellow", "too few", f"{name}: {text} ({MARK.strip()})"
     if step.complete and step.valid and not step.stable:
         yield "yellow", "not stable", f"{name}: {step.unstable_reason}"
 

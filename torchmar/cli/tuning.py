@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchmar.tuning.tuner import Tuning
 
 _RECORDS = "tune"  # in the run folder
-_PURPOSES = {"probe": "first", "again": "after a stall", "repeat": "again"}  # as the table calls them
+_PURPOSES = {"probe": "first", "again": "again", "repeat": "again"}  # as the table calls them
 
 
 def tune(
@@ -170,24 +170,35 @@ class _Display(StepLine):
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._others = 0.0  # cores that other programs used; the profiles that were measured in turn have the same
 
     def on_profile(self, measured: Profile) -> None:
-        if measured.others > 0.3:
-            self.on_step("")
+        from torchmar.tuning.profile import DRIFT
+
+        self.on_step("")
+        if measured.others > 0.3 and measured.others != self._others:
+            self._others = measured.others
             err.print(f"[yellow]warning:[/] other programs used {measured.others:.1f} cores meanwhile")
+        if abs(measured.drift) > DRIFT:
+            err.print(
+                f"[yellow]warning:[/] batches with {measured.threads} thread{'s' * (measured.threads != 1)} took {measured.drift:+.0%} time "
+                "at the end: the machine was not steady"
+            )
 
     def on_trial(self, trial: Trial, number: int) -> None:
         from torchmar.tuning.target import milliseconds
+        from torchmar.tuning.trials import Verdict
 
         self.on_step("")
-        latency = "no answer" if trial.latency is None else f"{self._target.name} {milliseconds(trial.latency)}"
-        kept = "" if trial.keeps(self._target) else ", not within the target"
+        name = trial.statistic or self._target.name
+        latency = "no answer" if trial.latency is None else f"{name} {milliseconds(trial.latency)}"
+        verdict = trial.verdict(self._target)
+        kept = "" if verdict is Verdict.KEPT else f", {self._target} {verdict.value}"
         err.print(f"trial {number}: {trial.setting}: {latency} at {trial.rate:,.4g}/s{kept}", markup=False)
 
 
 def _show(tuning: Tuning) -> None:
     from torchmar.tuning.explanation import explain
-    from torchmar.tuning.service_model import fit
     from torchmar.tuning.target import Objective, milliseconds
 
     question, machine = tuning.question, tuning.machine
@@ -204,21 +215,24 @@ def _show(tuning: Tuning) -> None:
     if room := tuning.record.cluster:
         nodes = f"{room.nodes} node{'s' * (room.nodes != 1)}"
         out.print(f"cluster: {nodes}, room for {room.replicas[0][1]} replicas with 1 CPU", markup=False)
-    out.print(f"target: {question.target}; {goals[question.objective]}\n", markup=False)
+    out.print(f"target: {question.target}; {goals[question.objective]}", markup=False)
+    if tuning.compared != question.target:
+        text = f"compared by {tuning.compared.name}: trials have too few requests for {question.target.name}"
+        out.print(text, markup=False)
+    out.print()
     rows = []
     for profile in tuning.record.profiles:
-        curve = fit(profile.times)
         smallest, largest = profile.times[0], profile.times[-1]
         rows.append(
             (
                 f"{profile.threads}{' + GPU' if profile.gpu else ''}",
                 milliseconds(smallest.mean),
-                f"{milliseconds(largest.mean)} for {largest.size}",
-                f"{milliseconds(curve.fixed)} + {milliseconds(curve.per_request)} each" if curve.linear else "no line",
+                f"{largest.size} in {milliseconds(largest.mean)}",
+                f"{max(times.size / times.mean for times in profile.times):,.0f}/s",
                 f"{profile.memory / 2**20:,.0f} MiB",
             )
         )
-    headings = ("threads", "one request", "largest batch", "fit", "memory")
+    headings = ("threads", "one request", "largest batch", "at the most", "memory")
     show_table(table(headings, rows, right=headings))
     out.print()
     show_table(
@@ -242,7 +256,7 @@ def _headings(tuning: Tuning) -> tuple[str, ...]:
         if any(trial.setting.preprocess for trial in tuning.record.trials)
         else ()
     )
-    return ("", "workers", "threads", "batch", *extra, "rate", "predicted", "measured", "target")
+    return ("", "workers\nx threads", "batch", *extra, "rate", "predicted", tuning.compared.name, "target")
 
 
 def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
@@ -254,14 +268,13 @@ def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
         extra = (f"{setting.delay_ms} ms",)
     elif "stages" in _headings(tuning):
         extra = (str(setting.preprocess or ""),)
-    notes = ["kept"] if trial.keeps(target) else ["missed"]
+    notes = [trial.verdict(target).value]
     if trial.purpose in _PURPOSES:
         notes.append(_PURPOSES[trial.purpose])
     predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
     return (
         str(number),
-        str(setting.workers),
-        str(setting.threads),
+        f"{setting.workers} x {setting.threads}",
         str(setting.batch_size),
         *extra,
         f"{trial.rate:,.0f}" if trial.rate >= 10 else f"{trial.rate:.2f}",
@@ -273,6 +286,7 @@ def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
 
 def _show_result(tuning: Tuning) -> None:
     from torchmar.tuning.target import milliseconds
+    from torchmar.tuning.trials import Verdict
 
     best, nearest, target = tuning.result.best, tuning.result.nearest, tuning.question.target
     if best:
@@ -281,9 +295,11 @@ def _show_result(tuning: Tuning) -> None:
         memory = f", {best.memory / 2**20:,.0f} MiB" if best.memory else ""
         out.print(f"[bold]{escape(str(best.setting))}[/]")
         out.print(
-            f"{best.rate:,.4g} requests/s with {target.name} {latency}{memory}, found in {tuning.seconds:.0f} s\n",
+            f"{best.rate:,.4g} requests/s with {tuning.compared.name} {latency}{memory}, found in {tuning.seconds:.0f} s\n",
             markup=False,
         )
+        if tuning.result.verdict is Verdict.UNPROVEN:
+            err.print(f"[yellow]warning:[/] whether it keeps {escape(str(target))} is not shown: too few requests")
         return
     wanted_rate = tuning.question.rate or 0.0
     if any(trial.keeps(target) and trial.rate >= 0.99 * wanted_rate for trial in tuning.record.trials):
@@ -293,7 +309,7 @@ def _show_result(tuning: Tuning) -> None:
     err.print(f"[red]error:[/] no setting keeps {escape(str(target))}")
     if nearest and nearest.latency:
         err.print(
-            f"the best that was measured: {target.name} {milliseconds(nearest.latency)} at {nearest.rate:,.4g} "
+            f"the best that was measured: {tuning.compared.name} {milliseconds(nearest.latency)} at {nearest.rate:,.4g} "
             f"requests/s, with {nearest.setting}",
             markup=False,
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from torchmar.load.few_answers import too_few
 from torchmar.load.results import Bounds, Limit, Report, Step
 from torchmar.load.statistics import Interval, difference_interval, ratio_interval, share_interval
 from torchmar.load.step_label import step_label
@@ -191,6 +192,8 @@ def _compare_steps(old: Step, new: Step, limit: float) -> StepComparison:
             cautions.append(f"the {name} one is not stable: {step.unstable_reason}")
         if not step.complete:
             cautions.append(f"the {name} one ended early")
+        if few := too_few(step):
+            cautions.append(f"the {name} one: {few}")
     before, after = old.latency_ms, new.latency_ms
     changes = [
         _throughput(

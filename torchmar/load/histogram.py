@@ -130,6 +130,11 @@ class Histogram:
                 position = next(order, None)
         return tuple(results)
 
+    def count_below(self, value: int) -> int:
+        """Return how many values are below one, in microseconds; those in its own bucket are not."""
+        limit = bucket_index(max(0, value))
+        return sum(count for index, count in self._counts.items() if index < limit)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):
             return NotImplemented

@@ -7,6 +7,7 @@ from html import escape
 
 from torchmar.engines import TITLES
 from torchmar.load import html_page, report_charts
+from torchmar.load.few_answers import MARK
 from torchmar.load.html_tables import NOTHING, table, with_interval
 from torchmar.load.kinds import PROTOCOL_TITLES
 from torchmar.load.results import Report, Step
@@ -64,7 +65,8 @@ is in the latency of every request that waited for it. In a closed loop (connect
 answer before it sends again: a slow server gets fewer requests, and its latency looks better than users would find
 it.</p>
 <p>Small figures are the ends of 95 % confidence intervals. A step that is not valid has no figures, because they would
-be those of the client or of other programs. A step that is not stable has figures of more than one state.</p>
+be those of the client or of other programs. A step that is not stable has figures of more than one state. A percentile
+with a question mark has fewer than ten answers beyond it: chance decides it.</p>
 </details>"""
 
 
@@ -81,11 +83,16 @@ def _summary(report: Report) -> str:
         else:
             figures = [
                 with_interval(step.throughput, step.throughput_interval),
-                with_interval(latency.p50, latency.p50_interval),
-                number(latency.p90, fixed=True),
-                with_interval(latency.p95, latency.p95_interval),
-                with_interval(latency.p99, latency.p99_interval),
-                number(latency.p999, fixed=True),
+                *(
+                    cell + (f"<small>{MARK}</small>" if name in latency.uncertain else "")
+                    for name, cell in (
+                        ("p50", with_interval(latency.p50, latency.p50_interval)),
+                        ("p90", number(latency.p90, fixed=True)),
+                        ("p95", with_interval(latency.p95, latency.p95_interval)),
+                        ("p99", with_interval(latency.p99, latency.p99_interval)),
+                        ("p999", number(latency.p999, fixed=True)),
+                    )
+                ),
                 number(latency.max, fixed=True),
             ]
         state = "stable" if step.stable else "not stable"

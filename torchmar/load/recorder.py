@@ -12,6 +12,7 @@ from torchmar.load.results import Bounds, Failure, HistogramCounts, Latency, Win
 
 #: More windows make the interval of a percentile hardly narrower, and each needs requests.
 WINDOWS = 20
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 _MIN_WINDOW_S = 0.25
 #: The window in which an answer arrived, -1 outside of the measured time; and whether its request is counted.
 Tag = tuple[int, bool]
@@ -145,7 +146,7 @@ class Recorder:
         merged = self.histogram(windows)
         if not merged.count:
             return None
-        p50, p90, p95, p99, p999 = merged.percentiles((50, 90, 95, 99, 99.9))
+        p50, p90, p95, p99, p999 = merged.percentiles(tuple(PERCENTILES.values()))
         # Of several windows at a time: the 99th percentile of few requests is their largest.
         batches = [
             Histogram.merged(window.latencies for window in group).percentiles((50, 95, 99))
@@ -166,6 +167,9 @@ class Recorder:
             p50_interval=intervals[0],
             p95_interval=intervals[1],
             p99_interval=intervals[2],
+            uncertain=tuple(
+                name for name, percent in PERCENTILES.items() if merged.count < statistics.least_count(percent)
+            ),
         )
 
     def throughput(self, windows: int) -> tuple[float, Bounds | None]:

@@ -109,6 +109,8 @@ class Latency:
     """The interval of the 95th percentile."""
     p99_interval: Bounds | None
     """The interval of the 99th percentile."""
+    uncertain: tuple[str, ...] = ()
+    """The percentiles with fewer than ten answers beyond them, such as p99 and p999: chance decides these."""
 
 
 @dataclass(frozen=True, kw_only=True)

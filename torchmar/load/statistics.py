@@ -29,6 +29,12 @@ TREND_TOLERANCE = 0.10
 OUTLIER_TOLERANCE = 0.25
 OUTLIER_DEVIATIONS = 6
 MIN_WINDOWS = 5
+#: The values beyond a percentile that it needs. With fewer, chance decides it: the number beyond the true percentile is
+#: binomial, and differs from its mean by more than a third in one measurement of three. Ten is also the usual condition
+#: of the normal approximation (Brown, Cai and DasGupta, Interval Estimation for a Binomial Proportion, Statistical
+#: Science 16, 2001, section 2). The order statistics around the percentile bound it at any number of values (Hahn and
+#: Meeker, Statistical Intervals, 1991, 5.2); with fewer than 368, the 99th has no upper bound with 95 % confidence.
+LEAST_BEYOND = 10
 
 T = TypeVar("T")
 
@@ -217,6 +223,15 @@ def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> In
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     # The ends are exactly 0 and 1 there; rounding would leave a little.
     return Interval(share, middle - half if count else 0.0, middle + half if count < total else 1.0)
+
+
+def least_count(percent: float) -> int:
+    """Return how many values a percentile needs, so that `LEAST_BEYOND` are beyond it: 1,000 for the 99th.
+
+    Args:
+        percent: above 0 and below 100.
+    """
+    return math.ceil(LEAST_BEYOND / (1 - percent / 100) - 1e-6)  # 99.9 percent is not exact in binary
 
 
 def difference_interval(new: Interval, old: Interval) -> Interval:

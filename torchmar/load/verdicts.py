@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torchmar.load.few_answers import too_few
 from torchmar.load.results import Limit, Report, Step
+from torchmar.load.statistics import LEAST_BEYOND
 from torchmar.load.step_label import step_label
 from torchmar.load.svg import number
 
@@ -44,6 +46,10 @@ def verdicts(report: Report) -> Iterator[Verdict]:
     if unstable:
         reasons = [(step, step.unstable_reason) for step in unstable]
         yield Verdict("warn", f"{_some(unstable, steps, 'stable')}.", _each(reasons))
+    few = [(step, text) for step in below if step.valid and (text := too_few(step))]
+    if few:
+        percentiles = "percentiles of " + (step_label(few[0][0]) if len(few) == 1 else f"{len(few)} steps")
+        yield Verdict("warn", f"Some {percentiles} have fewer than {LEAST_BEYOND} answers beyond them.", _each(few))
     for step in below:
         if not step.complete:
             yield Verdict("warn", f"{step_label(step)} ended early, after {number(step.duration_s)} s.")

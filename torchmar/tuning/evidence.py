@@ -30,9 +30,12 @@ def document(tuning: Tuning) -> dict[str, Any]:
         "archive": tuning.record.question["archive"],
         "engine": tuning.engine,
         "target": {"statistic": question.target.name, "seconds": question.target.seconds},
+        "compared": tuning.compared.name,
         "objective": question.objective.value,
         "rate": question.rate,
         "memory": question.memory,
+        "verdict": result.verdict.value,
+        "within": result.within,
         "chosen": asdict(result.best) if result.best else None,
         "measured": asdict(result.chosen) if result.chosen else None,
         "equal": [asdict(each) for each in result.equal],
@@ -61,11 +64,14 @@ def document(tuning: Tuning) -> dict[str, Any]:
                 "memory": profile.memory,
                 "load_seconds": profile.load_seconds,
                 "others": profile.others,
+                "drift": profile.drift,
             }
             for profile in tuning.record.profiles
             for curve in (fit(profile.times),)
         ],
-        "trials": [asdict(trial) for trial in tuning.record.trials],
+        "trials": [
+            {**asdict(trial), "verdict": trial.verdict(question.target).value} for trial in tuning.record.trials
+        ],
         "predictions": [{**asdict(each), "bound": each.bound.value} for each in result.predictions],
         "pareto_front": [
             str(each.setting) for each in pareto_front(result.predictions, throughput=question.rate is None)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from torchmar.load.statistics import LEAST_BEYOND
 from torchmar.tuning.finalists import Measured
 from torchmar.tuning.prediction import Bound, Prediction
+from torchmar.tuning.profile import DRIFT
 from torchmar.tuning.search import REPEATABLE
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Objective, milliseconds
-from torchmar.tuning.trials import Trial
+from torchmar.tuning.trials import Trial, Verdict
 from torchmar.tuning.tuner import Tuning
 
 _REGIONS = 6  # that are named
@@ -20,7 +22,7 @@ _NEAR = 0.05  # relative distance from the best one, within which a setting is a
 
 def explain(tuning: Tuning) -> list[str]:
     """Return the reasons for the result, each a sentence."""
-    reasons = (_rejected, _equal, _sensitivity, _cluster, _accuracy, _noise)
+    reasons = (_unproven, _rejected, _equal, _near_limit, _sensitivity, _cluster, _profiles, _accuracy, _noise)
     return [*(text for reason in reasons for text in reason(tuning)), _end(tuning)]
 
 
@@ -42,6 +44,56 @@ def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list
         if not any((throughput or other.latency <= each.latency) and other.memory <= each.memory for other in front):
             front.append(each)
     return sorted(front, key=rate)
+
+
+def _unproven(tuning: Tuning) -> Iterator[str]:
+    """Yield what a target is known about for whose percentile the trials had too few requests."""
+    target, result = tuning.question.target, tuning.result
+    short = [trial for trial in tuning.record.trials if trial.verdict(target) is Verdict.UNPROVEN]
+    if not short and tuning.compared == target:
+        return
+    fewest = min((trial.answered for trial in tuning.record.trials if trial.answered), default=0)
+    text = f"{target.name} needs {target.least_requests:,} requests, so that {LEAST_BEYOND} are beyond it"
+    text += f"; trials had as few as {fewest:,}"
+    if tuning.compared != target:
+        text += f", so that settings were compared by {tuning.compared.name}"
+    if result.best and result.verdict is Verdict.UNPROVEN and result.within is not None:
+        seconds = target.least_requests / result.best.rate
+        yield (
+            f"{text}. Whether the chosen setting keeps {target} is not shown: with 95% confidence, {result.within:.1%} "
+            f"of its requests are within the target. --trial {math.ceil(1.1 * seconds)}s with a longer --budget shows "
+            "it."
+        )
+    else:
+        yield f"{text}."
+
+
+def _near_limit(tuning: Tuning) -> Iterator[str]:
+    """Yield how the latency of the chosen setting changes with the rate, from its measurement."""
+    best, chosen = tuning.result.best, tuning.result.chosen
+    if best is None or chosen is None or tuning.question.objective is not Objective.THROUGHPUT:
+        return
+    here = tuning.predictor.latency(best.setting, best.rate)
+    less, more = (
+        tuning.predictor.latency(best.setting, best.rate * factor) * chosen.mean / here
+        for factor in (1 - _NEAR, 1 + _NEAR)
+    )
+    name = tuning.question.target.name
+    beyond = "the server is saturated" if math.isinf(more) else f"it is {milliseconds(more)}"
+    if more >= tuning.question.target.seconds > less:
+        beyond += ": the setting is near its limit, so leave room"
+    yield f"At {_NEAR:.0%} fewer requests, {name} is predicted to be {milliseconds(less)}; at {_NEAR:.0%} more, {beyond}."
+
+
+def _profiles(tuning: Tuning) -> Iterator[str]:
+    """Yield that the machine changed while batches were timed."""
+    drift = max((profile.drift for profile in tuning.record.profiles), key=abs, default=0.0)
+    if abs(drift) > DRIFT:
+        change = "longer" if drift > 0 else "less"
+        yield (
+            f"Batches took {abs(drift):.0%} {change} at the end of the profiles than at their begin: the machine was "
+            "not steady."
+        )
 
 
 def _rejected(tuning: Tuning) -> Iterator[str]:
@@ -78,7 +130,7 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
         least = min(each.memory for each in members)
         if question.objective is Objective.COST:
             return f"{region}: the target is kept, with more memory ({least / 2**20:,.0f} MiB or more)."
-        return f"{region}: the target is kept, but {question.target.name} is {milliseconds(lowest)} or more."
+        return f"{region}: the target is kept, but {tuning.compared.name} is {milliseconds(lowest)} or more."
     return f"{region}: {_LIMITS[bound]} at {_rate(best.rate)}."
 
 
@@ -120,7 +172,7 @@ def _near(tuning: Tuning) -> float:
 
 def _equal(tuning: Tuning) -> Iterator[str]:
     """Yield the measured settings whose difference from the chosen one may be noise."""
-    name, result = tuning.question.target.name, tuning.result
+    name, result = tuning.compared.name, tuning.result
     if not result.equal or result.chosen is None:
         return
     others = "; ".join(f"{each.setting}: {_mean(each)}" for each in result.equal)
@@ -179,7 +231,7 @@ def _accuracy(tuning: Tuning) -> Iterator[str]:
     misses = [abs(trial.miss) for trial in _compared(tuning.record.trials) if trial.miss is not None]
     if misses:
         yield (
-            f"Predictions of {tuning.question.target.name} missed the measurements by {median(misses):.0%} in the "
+            f"Predictions of {tuning.compared.name} missed the measurements by {median(misses):.0%} in the "
             f"median, and by {max(misses):.0%} at the most; the first trial, which measures the server itself, is not "
             "counted."
         )

@@ -38,7 +38,7 @@ def draw(tuning: Tuning) -> str:
     chart = svg.chart(
         marks,
         svg.Axis("requests/s", low=0),
-        svg.Axis(f"{target.name}, ms", log=True),
+        svg.Axis(f"{tuning.compared.name}, ms", log=True),
         title=f"{tuning.name} {tuning.version}: workers x threads, batch size, memory",
         description="Predicted latency against rate of the settings that no other exceeds in rate, latency and memory.",
         end_labels=False,

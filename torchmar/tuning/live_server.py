@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from torchmar.engines.server_records import ServerRecord
 from torchmar.errors import EngineError, ModelFailedError, NotFoundError, ServerError, TorchmarError
 from torchmar.load import expectations
 from torchmar.load.expectations import Expectations
+from torchmar.load.histogram import Histogram
 from torchmar.load.measuring import StepSpec, measure
 from torchmar.load.results import Step
 from torchmar.load.servers import cluster_of
@@ -36,6 +38,7 @@ _WARM_UP_SECONDS = 1.5
 # One stall of a tenth of a second is 1 % of ten seconds: a shorter measurement shows the stall, not the setting.
 _LEAST_SECONDS, _MOST_SECONDS = 10.0, 20.0  # of a measurement
 _REQUESTS = 1_000  # of a measurement, unless that would take longer
+_SPARE = 1.1  # times the requests that a percentile needs: so many arrive at random
 _LOAD_SECONDS = 180.0
 # Keys of model-config.yaml that a registration sets for each trial.
 _SET_BY_TRIALS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "stages")
@@ -53,6 +56,9 @@ class LiveServer:
         choose_device: whether settings differ by their device.
         seconds: of each measurement; None: as many as the rate needs.
         head: of the cluster, for the engine ray; None: that of the configuration, or a cluster of this machine alone.
+
+    Attributes:
+        compared: whose statistic is the latency of the trials: the target, or one of a lower percentile.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class LiveServer:
     ) -> None:
         self._head = head
         self._engine, self._archive, self._workload, self._target = engine, archive, workload, target
+        self.compared = target
         self._choose_threads, self._choose_device, self._seconds = choose_threads, choose_device, seconds
         with Archive(archive) as opened:
             self._name, self._version = opened.manifest.name, opened.manifest.version
@@ -122,8 +129,17 @@ class LiveServer:
             address = self._server.properties.url("metrics_address")
             return cluster_room.measure(address, self._server.server, archive, cores)
 
-    def measure(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
+    def measure(
+        self, setting: Setting, rate: float, predicted: float, purpose: str, *, longest: float = _MOST_SECONDS
+    ) -> Trial:
         """Change the server to a setting, and measure it at a rate.
+
+        Args:
+            setting: the setting.
+            rate: requests per second.
+            predicted: the compared statistic, in seconds.
+            purpose: of the trial.
+            longest: seconds that the trial may be lengthened to, for the requests that the percentile needs.
 
         Raises:
             ModelFailedError: a worker does not load.
@@ -142,7 +158,7 @@ class LiveServer:
         )
         if self._expected is None:
             self._expected = expectations.gather(load, self._workload)
-        seconds = self._seconds or min(max(_LEAST_SECONDS, _REQUESTS / rate), _MOST_SECONDS)
+        seconds = self._seconds or trial_seconds(self._target, rate, longest)
         spec = StepSpec(rate=rate, warmup_s=_WARM_UP_SECONDS, duration_s=seconds)
         before = _cpu_seconds(self._pid)
         step = measure(load, self._workload, self._expected, spec)
@@ -158,7 +174,8 @@ class LiveServer:
 
     def _trial(self, setting: Setting, rate: float, predicted: float, purpose: str, step: Step, loop: float) -> Trial:
         latency = step.latency_ms
-        statistic = None if latency is None else float(getattr(latency, self._target.name)) / 1000
+        statistic = None if latency is None else float(getattr(latency, self.compared.name)) / 1000
+        histogram = Histogram.from_json(asdict(step.histogram))
         shares = (0.0, 0.0)
         if split := step.server:
             parts = (split.preprocess_ms or 0.0, split.inference_ms or 0.0, split.postprocess_ms or 0.0)
@@ -174,6 +191,9 @@ class LiveServer:
             throughput=step.throughput,
             failed=step.failed / max(1, step.sent),
             predicted=predicted,
+            statistic=self.compared.name,
+            answered=histogram.count,
+            within=histogram.count_below(round(self._target.seconds * 1e6)),
             loop=loop,
             client=step.client.busy_fraction * step.duration_s / max(1, step.sent),
             cores=step.processes.cpu_cores if step.processes else None,
@@ -230,6 +250,18 @@ class LiveServer:
         with Archive(self._archive) as opened:
             version = f"{opened.manifest.version}-tune{number}"
         return derive(self._archive, self._store, version=version, config=config).path
+
+
+def trial_seconds(target: Target, rate: float, longest: float) -> float:
+    """Return how long a setting is measured: 10 to 20 seconds, and longer if the percentile needs more requests.
+
+    Args:
+        target: whose statistic is to be shown.
+        rate: requests per second.
+        longest: seconds, at the most, for the percentile.
+    """
+    usual = min(max(_LEAST_SECONDS, _REQUESTS / rate), _MOST_SECONDS)
+    return max(min(usual, longest), min(_SPARE * target.least_requests / rate, longest))
 
 
 def variant_key(setting: Setting) -> tuple[int, int, int, int, bool]:

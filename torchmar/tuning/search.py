@@ -24,7 +24,7 @@ from torchmar.tuning.finalists import Measured, finalists, spread
 from torchmar.tuning.prediction import Bound, Prediction, Predictor
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, Target
-from torchmar.tuning.trials import Trial
+from torchmar.tuning.trials import Trial, Verdict
 
 MOST_TRIALS = 10
 REPEATABLE = 0.05  # relative difference of two measurements of the same setting, above which it is called noisy
@@ -76,6 +76,8 @@ class Result:
         chosen: all measurements of the chosen setting at the rate of ``best``; None: there is none.
         equal: for the lowest latency at a rate, the other measured settings whose difference from the best may be
             noise.
+        verdict: what the measurements of the chosen setting say about the target.
+        within: the share of its answers within the target that they show with 95 % confidence; None: not known.
         spread: the relative standard deviation of a measurement, as far as settings were measured again.
         predictions: of every setting, after all corrections.
         reason: why the search ended.
@@ -89,6 +91,8 @@ class Result:
     spread: float
     predictions: tuple[Prediction, ...]
     reason: str
+    verdict: Verdict = Verdict.MISSED
+    within: float | None = None
     out_of_time: bool = False
 
     @property
@@ -110,6 +114,7 @@ class Search:
         trials: those that an interrupted search has measured already.
         most_trials: in all.
         seconds: for measurements; the last may end later by as much as one takes.
+        trial_seconds: that a measurement takes, if all take the same.
         clock: seconds since some moment.
     """
 
@@ -123,13 +128,14 @@ class Search:
         trials: Sequence[Trial] = (),
         most_trials: int = MOST_TRIALS,
         seconds: float = math.inf,
+        trial_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.predictor, self.question = predictor, question
         self.trials: list[Trial] = []
         self._settings = list(space.settings())
         self._measure, self._most = measure, most_trials
-        self._clock, self._deadline = clock, clock() + seconds
+        self._clock, self._deadline, self._trial_seconds = clock, clock() + seconds, trial_seconds
         for trial in trials:
             self._learn(trial)
 
@@ -151,8 +157,11 @@ class Search:
         best, ranked, measured = self.best(), self._finalists(), self._measured()
         settings = (setting for setting in self._settings if self.predictor.knows(setting))
         predictions = tuple(self.predict(setting, fine=False) for setting in settings)
+        others = self._others(best) if best else []
         return Result(
             best=best,
+            verdict=best.verdict(self.question.target, *others) if best else Verdict.MISSED,
+            within=best.share_within(*others) if best else None,
             nearest=self._nearest(),
             chosen=ranked[0] if ranked else measured[best.setting, best.rate] if best else None,
             equal=tuple(ranked[1:]),
@@ -171,15 +180,32 @@ class Search:
     def best(self) -> Trial | None:
         """Return the trial with the best setting that kept the target whenever it was measured; None: none did."""
         kept = [trial for trial in self._kept() if trial.purpose != "repeat"]
+        if self.question.objective is Objective.THROUGHPUT:
+            # Near the limit, latency grows steeply: a trial that kept the target there may have had luck.
+            kept = [trial for trial in kept if self._expected(trial) < self.question.target.seconds] or kept
         if self.question.objective is Objective.LATENCY:
             setting = next((each.setting for each in self._finalists()), None)
             kept = [trial for trial in kept if trial.setting == setting]
             return max(kept, key=lambda trial: trial.purpose != "probe", default=None)
         return min(kept, key=self._cost, default=None)
 
+    def _expected(self, trial: Trial) -> float:
+        """Return the statistic that is predicted for a trial's setting and rate now, after all corrections."""
+        return self.predictor.latency(trial.setting, trial.rate)
+
     def _kept(self) -> list[Trial]:
         """Return the trials of settings that kept the target at the rate in question whenever they were measured."""
-        return [trial for trial in self.trials if self._keeps(trial) and not self._failed_at(trial.setting, trial.rate)]
+        return [
+            trial
+            for trial in self.trials
+            if self._keeps(trial)
+            and not self._failed_at(trial.setting, trial.rate)
+            and trial.verdict(self.question.target, *self._others(trial)) is not Verdict.MISSED
+        ]
+
+    def _others(self, trial: Trial) -> list[Trial]:
+        """Return the other measurements of a trial's setting at its rate."""
+        return [other for other in self._standing() if other is not trial and _same(other, trial)]
 
     def _measured(self) -> dict[tuple[Setting, float], Measured]:
         """Return the latencies of trials by setting and rate; the probe's, of a cold server, only where it is alone."""
@@ -262,9 +288,12 @@ class Search:
 
     def _explore(self) -> tuple[Setting, float, float, str] | None:
         """Return a trial of a setting that may be better, while there are trials left for the finalists."""
-        left = self._most - len(self.trials)
-        if self.question.objective is Objective.LATENCY and left <= min(_RESERVED, self._most // 3) and self.best():
-            return None
+        if self.question.objective is Objective.LATENCY and self.best():
+            left = self._most - len(self.trials)
+            if self._trial_seconds:
+                left = min(left, round((self._deadline - self._clock()) / self._trial_seconds))
+            if left <= min(_RESERVED, self._most // 3):
+                return None
         return self._next() or self._floor() or self._climb()
 
     def _next(self) -> tuple[Setting, float, float, str] | None:

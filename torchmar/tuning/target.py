@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from torchmar.errors import TorchmarError
+from torchmar.load.statistics import least_count
 
 _LATENCY = re.compile(r"\s*(mean|p50|p90|p95|p99|p999)\s*<=?\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s)\s*", re.IGNORECASE)
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?\s*", re.IGNORECASE)
@@ -44,6 +45,24 @@ class Target:
     def percent(self) -> float | None:
         """The percentile; None: the mean."""
         return _PERCENT[self.name]
+
+    @property
+    def least_requests(self) -> int:
+        """The requests that show the statistic: with `torchmar.load.statistics.LEAST_BEYOND` beyond a percentile."""
+        return 1 if self.percent is None else least_count(self.percent)
+
+    def comparable(self, requests: int) -> Target:
+        """Return the target, or that of the highest percentile below it which so many requests show.
+
+        A percentile of fewer requests is that of the slowest ones, which chance decides. The median is compared at any
+        number of requests.
+        """
+        lower = [name for name, percent in _PERCENT.items() if (percent or 100.0) < (self.percent or 0.0)]
+        for name in [self.name, *reversed(lower)]:
+            target = Target(name=name, seconds=self.seconds)
+            if requests >= target.least_requests:
+                return target
+        return Target(name="p50" if lower else self.name, seconds=self.seconds)
 
     def __str__(self) -> str:
         return f"{self.name} < {milliseconds(self.seconds)}"

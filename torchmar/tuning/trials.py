@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
+from torchmar.load.statistics import share_interval
 from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
+
+class Verdict(Enum):
+    """What a trial says about a target; the value is how it is called."""
+
+    KEPT = "kept"
+    MISSED = "missed"
+    UNPROVEN = "not shown"  # too few requests for the percentile
+
 
 SCHEMA: Literal["torchmar-tuning/1"] = "torchmar-tuning/1"
 MOST_FAILED = 0.001  # of the requests; with more, a setting does not keep the target
@@ -33,11 +43,15 @@ class Trial:
         rate: requests per second that were sent.
         seconds: measured, without the warm-up.
         requests: that were sent in this time.
-        latency: the statistic of the target, in seconds; None: no request was answered.
+        latency: the compared statistic, in seconds: that of the target, or a lower percentile, if a trial has too few
+            requests for it; None: no request was answered.
         median: median latency in seconds; None: no request was answered.
         throughput: right answers per second.
         failed: the share of the requests without a right answer.
-        predicted: the statistic of the target as it was predicted before, in seconds.
+        predicted: the compared statistic as it was predicted before, in seconds.
+        statistic: the name of the compared statistic; empty: that of the target.
+        answered: requests with an answer; 0: not known.
+        within: of these, the answers within the target.
         loop: CPU seconds of a request in the server's main process; None: not known.
         client: CPU seconds of a request in the client.
         cores: that the server's processes used; None: not known.
@@ -59,6 +73,9 @@ class Trial:
     throughput: float
     failed: float
     predicted: float
+    statistic: str = ""
+    answered: int = 0
+    within: int = 0
     loop: float | None = None
     client: float = 0.0
     cores: float | None = None
@@ -70,8 +87,39 @@ class Trial:
     purpose: str = "search"
 
     def keeps(self, target: Target) -> bool:
-        """Return whether the setting kept the target at this rate."""
-        return self.latency is not None and self.latency < target.seconds and self.failed <= MOST_FAILED
+        """Return whether the setting kept the target at this rate, as far as is known: nothing shows that it did not.
+
+        The statistic that is compared may be of a lower percentile than the target.
+        """
+        return self.latency is not None and self.latency < target.seconds and self.verdict(target) is not Verdict.MISSED
+
+    def verdict(self, target: Target, *others: Trial) -> Verdict:
+        """Return what the trial says about the target, together with others of the same setting and rate.
+
+        With too few requests for the percentile, it is kept or missed only if the share of the answers within the
+        target is above or below it with 95 % confidence. This interval is that of the percentile from order statistics:
+        the percentile is below a bound if, and only if, the share within the bound is above it.
+        """
+        if self.latency is None or self.failed > MOST_FAILED:
+            return Verdict.MISSED
+        answered, within = self._counts(others)
+        if target.percent is None or not answered:
+            return Verdict.KEPT if self.latency < target.seconds else Verdict.MISSED
+        wanted = target.percent / 100
+        if answered >= target.least_requests:
+            return Verdict.KEPT if within >= wanted * answered else Verdict.MISSED
+        share = share_interval(within, answered)
+        return Verdict.KEPT if share.low >= wanted else Verdict.MISSED if share.high < wanted else Verdict.UNPROVEN
+
+    def share_within(self, *others: Trial) -> float | None:
+        """Return the share of the answers within the target that is shown with 95 % confidence; None: not known."""
+        answered, within = self._counts(others)
+        return share_interval(within, answered).low if answered else None
+
+    def _counts(self, others: Sequence[Trial]) -> tuple[int, int]:
+        """Return the answers, and those within the target, of this and other trials."""
+        trials = (self, *others)
+        return sum(trial.answered for trial in trials), sum(trial.within for trial in trials)
 
     @property
     def saturated(self) -> bool:

@@ -21,16 +21,19 @@ from torchmar.exchange import Request
 from torchmar.load import machine_use
 from torchmar.load.results import Machine
 from torchmar.load.workload import Workload
-from torchmar.tuning.live_server import LiveServer, trial_config
+from torchmar.tuning.live_server import LiveServer, trial_config, trial_seconds
 from torchmar.tuning.prediction import Predictor
-from torchmar.tuning.profile import Profile, profile
+from torchmar.tuning.profile import Profile, Subject, profile
 from torchmar.tuning.search import MOST_TRIALS, Question, Result, Search
 from torchmar.tuning.space import DELAYS_MS, Setting, Space
+from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Record, RecordFile, Trial
 
 SHORTEST_BUDGET = 30.0  # seconds
 SHORTEST_TRIAL = 1.0  # seconds
 _TRIAL_SECONDS = 10.0  # that one trial takes, about
+_LEAST_TRIALS = 6  # for which the budget is enough, however many requests the percentile needs
+_CHANGE_SECONDS = 3.0  # of a trial, until its setting is loaded and warm
 _HANDLERS = "torchmar_handlers"
 _QUEUE_SIZE = 100  # TorchServe's default
 _HEAD_KEY = "torchmar_ray_address"
@@ -84,6 +87,11 @@ class Tuning:
     had_stages: bool = False
     had_threads: bool = False
     predictor: Predictor
+
+    @property
+    def compared(self) -> Target:
+        """The target, or that of the lower percentile by which settings were compared, as trials had few requests."""
+        return self.predictor.target
 
 
 class Tuner:
@@ -147,6 +155,7 @@ class Tuner:
         self._on_cluster, self._head = engine == "ray", head
         self._started = time.monotonic()
         self._deadline = self._started + seconds
+        self._longest_trial = max(_TRIAL_SECONDS, seconds / _LEAST_TRIALS - _CHANGE_SECONDS)
         self._machine = machine_use.describe()
         with Archive(archive) as opened:
             self._name, self._version = opened.manifest.name, opened.manifest.version
@@ -233,7 +242,7 @@ class Tuner:
         self._profile()
         predictor = Predictor(
             self.record.profiles,
-            self._question.target,
+            self._compared(),
             engine=self._engine,
             cores=self.record.cluster.cores if self.record.cluster else self._machine.cores,
             memory=self._question.memory,
@@ -273,12 +282,16 @@ class Tuner:
         def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
             assert server
             self._observer.on_step(f"measuring {setting} at {rate:.4g} requests/s")
-            trial = server.measure(setting, rate, predicted, purpose)
+            left = self._deadline - time.monotonic() - _CHANGE_SECONDS
+            longest = max(_TRIAL_SECONDS, min(self._longest_trial, left))
+            trial = server.measure(setting, rate, predicted, purpose, longest=longest)
             self.record.trials.append(trial)
             self._save()
             self._observer.on_trial(trial, len(self.record.trials))
             return trial
 
+        if server:
+            server.compared = predictor.target
         self._observer.on_step("predicting all settings")
         seconds = self._deadline - time.monotonic() - _TRIAL_SECONDS if server else 0.0
         search = Search(
@@ -289,46 +302,78 @@ class Tuner:
             trials=tuple(self.record.trials),
             most_trials=self._most,
             seconds=seconds,
+            trial_seconds=self._seconds_at_rate() + _CHANGE_SECONDS if self._question.rate else 0.0,
         )
         return search.run()
+
+    def _compared(self) -> Target:
+        """Return the target, or that of the highest percentile below it that a trial at the given rate shows."""
+        target = self._question.target
+        if self.record.trials and (name := self.record.trials[0].statistic):
+            return replace(target, name=name)
+        if self._question.rate is None:
+            return target
+        return target.comparable(int(self._question.rate * self._seconds_at_rate()))
+
+    def _seconds_at_rate(self) -> float:
+        """Return how long each setting is measured at the given rate."""
+        assert self._question.rate
+        return self._trial_seconds or trial_seconds(self._question.target, self._question.rate, self._longest_trial)
 
     def _save(self) -> None:
         self.record.seconds = self._seconds_before + time.monotonic() - self._started
         self._file.save(self.record)
 
     def _profile(self) -> None:
+        """Measure the workers that the record has no profile of, in turn."""
         done = {(measured.threads, measured.gpu) for measured in self.record.profiles}
-        for gpu in (False, True) if self._space.gpus else (False,):
-            for threads in profiled_threads(self._space, self._machine.cores):
-                if (threads, gpu) in done:
-                    continue
-                self._observer.on_step(f"measuring batches in a worker with {threads} threads")
-                measured = self._profile_threads(threads, gpu)
-                self.record.profiles.append(measured)
-                self._save()
-                self._observer.on_profile(measured)
+        wanted = [
+            (threads, gpu)
+            for gpu in ((False, True) if self._space.gpus else (False,))
+            for threads in profiled_threads(self._space, self._machine.cores)
+            if (threads, gpu) not in done
+        ]
+        if not wanted:
+            return
+        try:
+            measured = self._profile_workers(wanted)
+        except LoadError:
+            # A handler of its own beside torchmar's need not have their options.
+            if not self._choose_threads or self.record.profiles:
+                raise
+            self._leave_threads()
+            self._profile()
+            return
+        self.record.profiles.extend(measured)
+        self._save()
+        for each in measured:
+            self._observer.on_profile(each)
 
-    def _profile_threads(self, threads: int, gpu: bool) -> Profile:
-        setting = Setting(workers=1, threads=threads, batch_size=1, gpu=gpu)
-        requests = [case.request for case in self.workload.cases]
-        longest = 1.5 * self._question.target.seconds
+    def _profile_workers(self, wanted: Sequence[tuple[int, bool]]) -> list[Profile]:
+        """Return the profiles of workers, by their threads and whether they have a GPU."""
         with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
-            while True:
+            subjects = []
+            for number, (threads, gpu) in enumerate(wanted):
                 config = trial_config(
                     self._archive,
-                    setting,
+                    Setting(workers=1, threads=threads, batch_size=1, gpu=gpu),
                     choose_threads=self._choose_threads,
                     choose_device=self._space.gpus > 0,
                     replicas=self._on_cluster,
                 )
-                archive = derive(self._archive, Path(folder), version=f"{self._version}-tune", config=config).path
-                try:
-                    return profile(archive, requests, threads, gpu=gpu, longest=longest)
-                except LoadError:
-                    # A handler of its own beside torchmar's need not have their options.
-                    if not self._choose_threads or self.record.profiles:
-                        raise
-                    self._leave_threads()
+                version = f"{self._version}-tune{number}"
+                archive = derive(self._archive, Path(folder), version=version, config=config).path
+                subjects.append(Subject(archive=archive, threads=threads, gpu=gpu))
+
+            def on_size(size: int) -> None:
+                batches = f"batches of {size}" if size > 1 else "single requests"
+                numbers = " and ".join(str(subject.threads) for subject in subjects)
+                threads = "1 thread" if numbers == "1" else f"{numbers} threads"
+                self._observer.on_step(f"measuring {batches} in workers with {threads}")
+
+            self._observer.on_step("loading workers")
+            requests = [case.request for case in self.workload.cases]
+            return profile(subjects, requests, longest=1.5 * self._question.target.seconds, on_size=on_size)
 
     def _leave_threads(self) -> None:
         """Leave the handler's threads and stages as they are, because it does not take torchmar's options."""

@@ -1,0 +1,26 @@
+"""Percentiles for which a step has too few answers, so that chance decides them."""
+
+from __future__ import annotations
+
+from torchmar.load.recorder import PERCENTILES
+from torchmar.load.results import Step
+from torchmar.load.statistics import LEAST_BEYOND, least_count
+from torchmar.load.svg import number
+
+MARK = " ?"  # at a percentile in a table
+_NAMED = ("p50", "p90", "p95", "p99")  # p99.9 needs 10,000 answers, and is marked only
+
+
+def too_few(step: Step) -> str:
+    """Return which percentiles of a step have too few answers, and what they need; empty if none has."""
+    latency = step.latency_ms
+    names = [name for name in _NAMED if latency and name in latency.uncertain]
+    if not names:
+        return ""
+    needed = least_count(PERCENTILES[names[-1]])
+    beyond = f"{names[-1]} needs {needed:,}, so that {LEAST_BEYOND} are beyond it"
+    seconds = ""
+    if step.throughput and step.kind != "replay":
+        seconds = f": {number(float(f'{needed / step.throughput:.2g}'))} s"
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{step.histogram.count:,} answers are too few for {listed}; {beyond}{seconds}"
