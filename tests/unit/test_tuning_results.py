@@ -79,7 +79,7 @@ def test_the_highest_rate_has_its_sensitivity_and_unsteady_profiles_are_named() 
     tuning = tuned(CONVOLUTIONS, question, Space(cores=2, batch_sizes=(16,)))
     tuning.record.profiles[0] = replace(tuning.record.profiles[0], drift=0.3)
     text = " ".join(explain(tuning))
-    assert "At 5% fewer requests, p99 is predicted to be " in text
+    assert "With 5% fewer requests, p99 is predicted to be " in text
     assert "Batches took 30% longer at the end of the profiles than at their begin" in text
 
 

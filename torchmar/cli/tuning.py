@@ -180,9 +180,10 @@ class _Display(StepLine):
             self._others = measured.others
             err.print(f"[yellow]warning:[/] other programs used {measured.others:.1f} cores meanwhile")
         if abs(measured.drift) > DRIFT:
+            threads = f"{measured.threads} thread{'s' * (measured.threads != 1)}"
             err.print(
-                f"[yellow]warning:[/] batches with {measured.threads} thread{'s' * (measured.threads != 1)} took {measured.drift:+.0%} time "
-                "at the end: the machine was not steady"
+                f"[yellow]warning:[/] the time of batches with {threads} changed by {measured.drift:+.0%} meanwhile: "
+                "the machine is not steady"
             )
 
     def on_trial(self, trial: Trial, number: int) -> None:
@@ -294,10 +295,8 @@ def _show_result(tuning: Tuning) -> None:
         latency = milliseconds(tuning.result.chosen.mean)
         memory = f", {best.memory / 2**20:,.0f} MiB" if best.memory else ""
         out.print(f"[bold]{escape(str(best.setting))}[/]")
-        out.print(
-            f"{best.rate:,.4g} requests/s with {tuning.compared.name} {latency}{memory}, found in {tuning.seconds:.0f} s\n",
-            markup=False,
-        )
+        figures = f"{best.rate:,.4g} requests/s with {tuning.compared.name} {latency}{memory}"
+        out.print(f"{figures}, found in {tuning.seconds:.0f} s\n", markup=False)
         if tuning.result.verdict is Verdict.UNPROVEN:
             err.print(f"[yellow]warning:[/] whether it keeps {escape(str(target))} is not shown: too few requests")
         return
@@ -309,7 +308,7 @@ def _show_result(tuning: Tuning) -> None:
     err.print(f"[red]error:[/] no setting keeps {escape(str(target))}")
     if nearest and nearest.latency:
         err.print(
-            f"the best that was measured: {tuning.compared.name} {milliseconds(nearest.latency)} at {nearest.rate:,.4g} "
-            f"requests/s, with {nearest.setting}",
+            f"the best that was measured: {tuning.compared.name} {milliseconds(nearest.latency)} at "
+            f"{nearest.rate:,.4g} requests/s, with {nearest.setting}",
             markup=False,
         )

@@ -78,11 +78,11 @@ def _near_limit(tuning: Tuning) -> Iterator[str]:
         tuning.predictor.latency(best.setting, best.rate * factor) * chosen.mean / here
         for factor in (1 - _NEAR, 1 + _NEAR)
     )
-    name = tuning.question.target.name
-    beyond = "the server is saturated" if math.isinf(more) else f"it is {milliseconds(more)}"
-    if more >= tuning.question.target.seconds > less:
-        beyond += ": the setting is near its limit, so leave room"
-    yield f"At {_NEAR:.0%} fewer requests, {name} is predicted to be {milliseconds(less)}; at {_NEAR:.0%} more, {beyond}."
+    target = tuning.question.target
+    text = f"With {_NEAR:.0%} fewer requests, {target.name} is predicted to be {milliseconds(less)}, "
+    text += f"with {_NEAR:.0%} more "
+    text += f"{milliseconds(more)}" if math.isfinite(more) else "the server to be saturated"
+    yield text + (": leave room." if more >= target.seconds else ".")
 
 
 def _profiles(tuning: Tuning) -> Iterator[str]:

@@ -25,6 +25,7 @@ _LOOP = {
 _CLIENT = 40e-6  # the same in the client
 _COARSE, _FINE = 600, 2_500  # simulated requests
 # Stalls that no simulation has: each delays what arrives meanwhile, and until the queue is empty again.
+_MANY = 1_000_000  # cores, which nothing waits for
 _MOST_UTILISATION = 0.95
 _LEAST_EFFICIENCY = 0.4
 _COMMON = 0.5  # of the time of a request; what takes more of it than this explains what a trial shows
@@ -211,6 +212,7 @@ class Predictor:
             simulated = simulate(self.system(trial.setting), trial.rate, requests=_FINE).percentile(50)
             self.latency_offset = min(max(0.0, trial.median - simulated), 0.002)
         self.refit(trial, always=True)
+        self._compare_cores(trial)
 
     def refit(self, trial: Trial, *, always: bool = False) -> bool:
         """Correct the predictions of settings with the same workers and threads, if the trial's was wrong.
@@ -245,6 +247,20 @@ class Predictor:
         utilisation = trial.rate / capacity(self.system(trial.setting))
         self.corrections[trial.setting.layout] = replace(correction, utilisation=utilisation)
         return True
+
+    def _compare_cores(self, trial: Trial) -> None:
+        """Lower the efficiency, if server and client used more CPU time than their batches and steps take alone.
+
+        Two processes on one machine share caches, memory and often the units of a core (hyper-threads), so that each
+        needs more CPU time than alone. A profile of one worker does not show it; this trial does before any rate near
+        the limit is measured.
+        """
+        if trial.cores is None or trial.saturated:
+            return
+        system = replace(self.system(trial.setting), cores=_MANY, loop=self.loop)
+        alone = simulate(system, trial.rate, requests=_FINE).cores
+        used = trial.cores + trial.rate * self.client
+        self.efficiency = min(self.efficiency, max(_LEAST_EFFICIENCY, min(1.0, alone / used)))
 
     def _fitted(self, trial: Trial, wanted: float, percent: float | None, tail: float, requests: int) -> Correction:
         """Return the correction with which a simulated statistic is the wanted one, and use it from now on.

@@ -20,6 +20,7 @@ from torchmar.tuning.profile import Profile
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
 
+
 class Verdict(Enum):
     """What a trial says about a target; the value is how it is called."""
 
