@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torchmar.optimizing.choice import choose, speedup, timing
-from torchmar.optimizing.results import Row, Verdict
+from torchmar.optimizing.results import Agreement, Row, Verdict
 
 
 def row(name: str, milliseconds: float, verdict: Verdict = Verdict.SLOWER, *, spread: float = 0.01, **keys: Any) -> Row:
@@ -47,6 +47,21 @@ def test_a_gain_that_may_be_chance_is_none() -> None:
     noisy = choose((BASELINE, row("noisy", 20, spread=0.9)), (1,))[1]
     assert "which may be chance" in noisy.reason
     assert verdicts(row("small", 29)) == {"baseline": Verdict.BASELINE, "small": Verdict.SLOWER}
+
+
+def agreement(relative_error: float) -> Agreement:
+    return Agreement(inputs=300, labels=1.0, cosine=1.0, relative_error=relative_error, worst_input="a.json")
+
+
+def test_of_equally_fast_variants_that_with_the_nearest_answers_is_chosen() -> None:
+    int8 = row("int8", 9.9, agreement=agreement(0.02))
+    float32 = row("float32", 10, agreement=agreement(1e-6))
+    half = row("half", 10.1, agreement=agreement(0.01))
+    rows = {each.variant: each for each in choose((BASELINE, int8, float32, half), (1,))}
+    assert rows["float32"].verdict is Verdict.CHOSEN
+    assert rows["int8"].reason == "3.0 times as fast as the original; float32 is as fast, and nearer to its answers"
+    assert rows["half"].reason == "3.0 times as fast as the original; float32 is faster"
+    assert verdicts(row("int8", 9, agreement=agreement(0.02)), float32)["int8"] is Verdict.CHOSEN
 
 
 def test_a_variant_without_times_is_not_chosen() -> None:

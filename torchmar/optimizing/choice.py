@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from torchmar.load.statistics import Interval, around, grouped, ratio_interval
 from torchmar.optimizing.results import Row, Timing, Verdict
 
 LEAST_GAIN = 1.05
-"""A variant that is not so many times faster is not worth files and needs of its own."""
+"""A variant that is not so many times faster is not worth files and needs of its own, or other answers."""
 
 
 def timing(batch_size: int, seconds: Sequence[float]) -> Timing:
@@ -37,8 +38,9 @@ def speedup(row: Row, baseline: Row, batch_size: int) -> Interval | None:
 def choose(rows: Sequence[Row], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
     """Return the rows with the fastest variant chosen, and with the reason of each that was not.
 
-    Rows whose verdict is `Verdict.SLOWER` passed the gate. The one with the least median time of the first batch size
-    is chosen, if even the low end of its interval is `LEAST_GAIN` times faster than the baseline.
+    Rows whose verdict is `Verdict.SLOWER` passed the gate. Those are candidates that are `LEAST_GAIN` times faster than
+    the baseline even at the low end of their interval. The one with the least median time of the first batch size is
+    chosen, or another of which it is not `LEAST_GAIN` times faster, and whose answers are nearer to the baseline's.
 
     Args:
         rows: the baseline first.
@@ -46,15 +48,18 @@ def choose(rows: Sequence[Row], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
     """
     baseline, size = rows[0], batch_sizes[0]
     gains = {row.variant: speedup(row, baseline, size) for row in rows if row.verdict is Verdict.SLOWER}
-    best: str | None = max(
-        (name for name, gain in gains.items() if gain is not None and gain.low >= LEAST_GAIN),
-        key=lambda name: gains[name].value,  # type: ignore[union-attr]
-        default=None,
-    )
+    candidates = {name: gain.value for name, gain in gains.items() if gain is not None and gain.low >= LEAST_GAIN}
+    fastest = max(candidates.values(), default=0.0)
+    equal = [row for row in rows if candidates.get(row.variant, 0) * LEAST_GAIN > fastest]
+    best = min(equal, key=lambda row: (_error(row), -candidates[row.variant]), default=None)
     return tuple(_decided(row, gains, best, rows) for row in rows)
 
 
-def _decided(row: Row, gains: dict[str, Interval | None], best: str | None, rows: Sequence[Row]) -> Row:
+def _error(row: Row) -> float:
+    return row.agreement.relative_error if row.agreement else math.inf
+
+
+def _decided(row: Row, gains: dict[str, Interval | None], best: Row | None, rows: Sequence[Row]) -> Row:
     if row.variant == "baseline":
         reason = "what the others are compared with" if best else f"it stays: {_why_original(gains, rows)}"
         return replace(row, reason=reason)
@@ -63,16 +68,18 @@ def _decided(row: Row, gains: dict[str, Interval | None], best: str | None, rows
     gain = gains[row.variant]
     if gain is None:
         return replace(row, reason="it was not timed")
-    if row.variant == best:
+    if row is best:
         return replace(row, verdict=Verdict.CHOSEN, reason=f"{times(gain.value)} as fast as the original")
-    winner = next((other for other in rows if other.variant == best), None)
     if gain.low < LEAST_GAIN:
         text = f"{times(gain.value)} as fast as the original"
         if gain.value >= LEAST_GAIN:
             text += f", which may be chance ({times(gain.low)} to {times(gain.high)} with 95 % confidence)"
         return replace(row, reason=text)
+    assert best is not None
+    winner = gains[best.variant]
     assert winner is not None
-    return replace(row, reason=f"{times(gain.value)} as fast as the original; {winner.title} is faster")
+    why = "is faster" if winner.value > gain.value else "is as fast, and nearer to its answers"
+    return replace(row, reason=f"{times(gain.value)} as fast as the original; {best.title} {why}")
 
 
 def _why_original(gains: dict[str, Interval | None], rows: Sequence[Row]) -> str:
