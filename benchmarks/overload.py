@@ -5,10 +5,11 @@ archive and Poisson arrivals at multiples of this rate (`torchmar bench`'s own c
 as good if it is right and comes before the deadline, three times the time of a full batch. With deadlines, each request
 has the header x-request-timeout-ms, and the built-in server rejects those that it could not answer in time; the other
 sides serve what their queues admit. Answers are compared under load, and a step that the client or the machine spoiled
-is marked. Intervals have 95 % confidence. The client uses the same cores: what a rejected request costs is the CPU time
-of the client and of the server's main process, which both grow with the rate; here it is divided by all requests.
+is marked. Intervals have 95 % confidence. The client has a core of its own, and each server with its workers has the
+others, as if clients were elsewhere; --client-cores 0 lets them share all. What a rejected request costs is the CPU
+time of the server's main process, which grows with the rate; here it is divided by all requests.
 
-    scripts/bench overload [--archive archives/imagenet] [--times 0.7 1 1.5 3] [--seconds 20]
+    scripts/bench overload [--archive archives/imagenet] [--times 0.7 1 1.5 3] [--seconds 20] [--client-cores 1]
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +55,33 @@ class Side:
     title: str
     engine: type[Engine]
     deadlines: bool
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Those of the client and those of each server with its workers."""
+
+    client: frozenset[int]
+    server: frozenset[int]
+
+    @classmethod
+    def divided(cls, client: int) -> Cores:
+        """Give the client so many of the cores of this process; with 0, both have all."""
+        each = sorted(os.sched_getaffinity(0))
+        if not 0 <= client < len(each):
+            sys.exit(f"--client-cores {client}: of {len(each)} cores, 0 to {len(each) - 1} can be the client's")
+        everything = frozenset(each)
+        own = frozenset(each[len(each) - client :]) or everything
+        return cls(own, everything - own or everything)
+
+    @contextmanager
+    def of_server(self) -> Iterator[None]:
+        """Let what is started here run on the server's cores; processes inherit them."""
+        os.sched_setaffinity(0, self.server)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, self.client)
 
 
 @dataclass(frozen=True)
@@ -91,22 +119,29 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8, help="the batch size of the recipe")
     parser.add_argument("--times", type=float, nargs="+", default=[0.7, 1.0, 1.5, 3.0], help="of the rate that holds")
     parser.add_argument("--seconds", type=float, default=20.0, help="of load, for each figure")
+    parser.add_argument("--client-cores", type=int, default=1, help="that no server uses; 0: all cores are shared")
     options = parser.parse_args()
+    cores = Cores.divided(options.client_cores)
     print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"the client on {_named(cores.client)}, servers on {_named(cores.server)}")
     print(f"{options.archive.name}; load average {os.getloadavg()[0]:.1f}")
     requests = workload.read(options.archive)
     requests = Workload(requests.source, tuple(case for case in requests.cases if _is_good(case)))
     with tempfile.TemporaryDirectory(prefix="overload-") as home:
         build = [sys.executable, "-m", "torchmar", "build", str(options.archive), "--store", f"{home}/store"]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-        with _serving(SIDES[0], Path(home)) as target:
+        with _serving(SIDES[0], Path(home), cores) as target:
             rate, deadline_s = _limits(target, requests, options.batch, options.seconds)
         print(f"holds {rate:.1f} requests/s; deadline {deadline_s * 1e3:.0f} ms\n")
         figures = {}
         for side in SIDES:
-            with _serving(side, Path(home)) as target:
+            with _serving(side, Path(home), cores) as target:
                 figures[side.title] = _measure(side, target, requests, rate, deadline_s, options.times, options.seconds)
     return _report(figures, options.times, deadline_s)
+
+
+def _named(cores: frozenset[int]) -> str:
+    return f"{'core' if len(cores) == 1 else 'cores'} {', '.join(map(str, sorted(cores)))}"
 
 
 def _is_good(case: workload.Case) -> bool:
@@ -114,13 +149,15 @@ def _is_good(case: workload.Case) -> bool:
 
 
 @contextmanager
-def _serving(side: Side, home: Path) -> Iterator[Target]:
+def _serving(side: Side, home: Path, cores: Cores) -> Iterator[Target]:
     """Serve the one archive of the store, at free ports."""
     values = {**properties.read(_ROOT / "config.properties").values, **free_addresses()}
     (home / "config.properties").write_text(properties.show(values))
     (archive,) = (home / "store").glob("*.mar")
-    with side.engine(home / "config.properties", home / "store", home / "run") as engine:
-        model = engine.load(archive)
+    with ExitStack() as stack:
+        with cores.of_server():
+            engine = stack.enter_context(side.engine(home / "config.properties", home / "store", home / "run"))
+            model = engine.load(archive)
         record = ServerRecord.find(home / "run")
         pid = record.pid if record else None
         yield Target(endpoint=engine.server, model=model.name, engine=side.engine.name, pid=pid)
