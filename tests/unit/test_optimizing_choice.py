@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -47,6 +48,17 @@ def test_a_gain_that_may_be_chance_is_none() -> None:
     noisy = choose((BASELINE, row("noisy", 20, spread=0.9)), (1,))[1]
     assert "which may be chance" in noisy.reason
     assert verdicts(row("small", 29)) == {"baseline": Verdict.BASELINE, "small": Verdict.SLOWER}
+
+
+def test_a_gain_within_the_drift_of_the_machine_is_none() -> None:
+    begin, end = [0.030] * 30, [0.020] * 30
+    drifting = dataclasses.replace(BASELINE, timings=(timing(1, begin, end),))
+    assert drifting.timings[0].interval == (0.020, 0.030)
+    original, variant = choose((drifting, row("late", 20), row("fast", 10, Verdict.REJECTED)), (1,))[:2]
+    assert variant.verdict is Verdict.SLOWER
+    assert "which may be chance" in variant.reason
+    assert "nothing that agrees with it is certainly faster" in original.reason
+    assert choose((drifting, row("fast", 10)), (1,))[1].verdict is Verdict.CHOSEN
 
 
 def agreement(relative_error: float) -> Agreement:

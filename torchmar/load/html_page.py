@@ -31,11 +31,12 @@ p{margin:.4em 0;max-width:75ch}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 .wide{width:100%}
 th,td{text-align:right;padding:5px 10px;border-bottom:1px solid var(--grid);vertical-align:top;white-space:nowrap}
-th{color:var(--muted);font-weight:600}
+th{color:var(--muted);font-weight:600;white-space:normal;vertical-align:bottom}
 tr:last-child>*{border-bottom:0}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
 td small{display:block;color:var(--muted);font-size:.82em}
+td:first-child small{white-space:normal;max-width:24ch}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));gap:12px;align-items:start}
 figure{margin:0;background:var(--paper);border-radius:6px;padding:12px;min-width:0}
 .chart{display:block;width:100%;max-width:600px;margin:auto;height:auto}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,17 +15,28 @@ LEAST_GAIN = 1.05
 """A variant that is not so many times faster is not worth files and needs of its own, or other answers."""
 
 
-def timing(batch_size: int, seconds: Sequence[float]) -> Timing:
+def timing(batch_size: int, *measurements: Sequence[float]) -> Timing:
     """Return the median of measured calls, with the interval that their batches of time give.
 
     Args:
         batch_size: of the calls.
-        seconds: of each, in the order of the measurement.
+        measurements: the seconds of each call, in their order; where there are several, at different times, the
+            interval covers that of each: variants were measured while the machine's speed changed from one to another.
     """
-    median = statistics.median(seconds)
-    interval = around(median, [statistics.median(group) for group in grouped(seconds)])
-    ends = (median, median) if interval is None else (interval.low, interval.high)
-    return Timing(batch_size=batch_size, seconds=median, interval=ends, runs=len(seconds))
+    intervals = []
+    for seconds in measurements:
+        median = statistics.median(seconds)
+        intervals.append(around(median, [statistics.median(group) for group in grouped(seconds)]) or _point(median))
+    return Timing(
+        batch_size=batch_size,
+        seconds=statistics.median(itertools.chain(*measurements)),
+        interval=(min(each.low for each in intervals), max(each.high for each in intervals)),
+        runs=sum(map(len, measurements)),
+    )
+
+
+def _point(value: float) -> Interval:
+    return Interval(value, value, value)
 
 
 def speedup(row: Row, baseline: Row, batch_size: int) -> Interval | None:

@@ -80,7 +80,7 @@ def _variants(report: Report) -> str:
     for row in report.rows:
         if not row.timings:
             continue
-        needs = f"<small>needs {escape(', '.join(row.needs))}</small>" if row.needs else ""
+        needs = f"<small>needs {escape(', '.join(row.needs)).replace('|', ' or ')}</small>" if row.needs else ""
         cells = [escape(row.title) + needs, _VERDICTS[row.verdict]]
         for size in report.batch_sizes:
             cells += _times(row, baseline, size)

@@ -153,7 +153,7 @@ class _Session:
     baseline: _Measured | None = None
     metric: gate.Metric | None = None
     explanations: dict[str, np.ndarray[Any, Any]] | None = None
-    times: dict[str, dict[int, _Times]] = field(default_factory=dict)
+    times: dict[str, dict[int, list[_Times]]] = field(default_factory=dict)
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     others: float = 0.0
     disturbances: list[str] = field(default_factory=list)
@@ -515,14 +515,11 @@ class Optimizer:
         if result["others"] > MAX_OTHERS * len(machine_use.cores()):
             session.others = max(session.others, result["others"])
         for size, times in result["times"].items():
-            for kept, new in zip(
-                session.times.setdefault(name, {}).setdefault(int(size), ([], [])), times, strict=True
-            ):
-                kept.extend(new)
+            session.times.setdefault(name, {}).setdefault(int(size), []).append(times)
         return _Measured(result, _outputs(file, result["outputs"], session) if answers else [])
 
     def _measure_again(self, session: _Session, first: _Measured) -> None:
-        """Measure the original at the end, too, so that a drift of the machine's speed is seen."""
+        """Measure the original at the end, too: its interval then covers what the machine's speed did meanwhile."""
         if len(self._variants) == 1:
             return
         try:
@@ -611,9 +608,12 @@ def _others(cores: float, *, cpu: bool) -> tuple[str, ...]:
     return (f"other programs used up to {cores:.1f} cores{taken}",)
 
 
-def _timings(times: Mapping[int, _Times], *, cpu: bool = False) -> tuple[Timing, ...]:
-    """Return the timings of measured calls by their batch size."""
-    return tuple(choice.timing(size, _seconds(both, cpu=cpu)) for size, both in sorted(times.items()))
+def _timings(times: Mapping[int, Sequence[_Times]], *, cpu: bool = False) -> tuple[Timing, ...]:
+    """Return the timings of the calls of each measurement, by their batch size."""
+    return tuple(
+        choice.timing(size, *(_seconds(both, cpu=cpu) for both in measurements))
+        for size, measurements in sorted(times.items())
+    )
 
 
 def _seconds(times: _Times, *, cpu: bool) -> list[float]:
