@@ -10,16 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from tests.support import java_options
+from tests.support.packing import pack_handler
 from tests.support.paths import DIGITS, ROOT, TESTS
 from tests.support.preloaded import VARIABLES, fork_processes
 from tests.support.servers import ECHO, ENGINES, write_config
-from torchmar import archive, recipe
+from torchmar import archive
 from torchmar.engines import EngineName, addresses
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
@@ -132,20 +133,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that builds an archive of one handler file, more files on disk and more recipe keys."""
+    """Return `pack_handler`, with a store of the test's own unless another is named."""
 
-    def build(
-        code: str = ECHO, *, store: Path | None = None, disk: dict[str, str | bytes] | None = None, **keys: object
-    ) -> Path:
-        folder = tmp_path / f"recipe-{len(list(tmp_path.glob('recipe-*')))}"
-        folder.mkdir()
-        for name, text in {"handler.py": code, **(disk or {})}.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-        document = {"name": "made", "version": "1.0", "handler": "handler.py", **keys}
-        written = recipe.Recipe.model_validate(document)
-        target = (store or tmp_path / "store") / f"{written.name}-{written.version}.mar"
-        return archive.pack(archive.collect_members(written, folder), target).path
+    def build(code: str = ECHO, *, store: Path | None = None, **keys: Any) -> Path:
+        return pack_handler(store or tmp_path / "store", code, **keys)
 
     return build
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.environments import environment_without
+from tests.support.packing import pack_handler
 from tests.support.paths import ROOT, SAMPLES
 from tests.support.peers import Peer
 from torchmar.cli.results_file import ResultsFile
@@ -56,13 +57,8 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def moody(server: TorchServe, tmp_path_factory: pytest.TempPathFactory) -> str:
-    from torchmar import archive, recipe
-
-    folder = tmp_path_factory.mktemp("moody")
-    (folder / "handler.py").write_text(MOODY)
-    written = recipe.Recipe.model_validate({"name": "moody", "version": "1.0", "handler": "handler.py"})
-    server.load(archive.pack(archive.collect_members(written, folder), server.model_store / "moody-1.0.mar").path)
+def moody(server: TorchServe) -> str:
+    server.load(pack_handler(server.model_store, MOODY, name="moody"))
     return "moody"
 
 

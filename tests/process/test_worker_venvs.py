@@ -13,12 +13,13 @@ from textwrap import dedent
 import pytest
 
 from tests.support.command import torchmar
+from tests.support.packing import pack_handler
 from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive
 from torchmar.errors import ArchiveError, TorchmarError, WorkerError
 from torchmar.exchange import Request
-from torchmar.recipe import Recipe, Runtime
+from torchmar.recipe import Runtime
 from torchmar.worker import Worker
 from torchmar.worker.venvs import building, folder, interpreters, locking, specification
 
@@ -55,9 +56,7 @@ def packed(path: Path, version: str) -> Path:
     """Pack an archive with an environment of its own."""
     path.mkdir()
     runtime, _ = content(path, version)
-    (path / "handler.py").write_text(HANDLER)
-    recipe = Recipe(name="made", version=version, handler="handler.py", runtime=runtime)
-    return archive.pack(archive.collect_members(recipe, path), path / "store" / f"made-{version}.mar").path
+    return pack_handler(path / "store", HANDLER, version=version, folder=path, runtime=runtime)
 
 
 def builder(place: Path, runtime: Runtime, path: Path) -> subprocess.Popen[str]:

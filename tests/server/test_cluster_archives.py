@@ -20,9 +20,9 @@ import requests
 
 from tests.support.certificates import certify
 from tests.support.object_stores import BUCKET, S3_ENVIRONMENT, azure_storage, google_storage, s3
+from tests.support.packing import pack_handler
 from tests.support.ray_cluster import LOOPBACK, RayCluster, can_hide_folders, ray_cluster, start_front
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.archive import file_digest
 from torchmar.engines.ray import Ray
 from torchmar.errors import ServerError
@@ -44,16 +44,10 @@ NAMES = ("loaded", "s3", "gs", "az", "https", "near", "bare")
 
 
 def pack(store: Path, name: str, size: int = SIZE) -> None:
-    folder = store.parent / name
-    folder.mkdir(exist_ok=True)
-    (folder / "handler.py").write_text(WHERE)
-    (folder / "weights.bin").write_bytes(os.urandom(size))
     replica = {"cpus": 1, "resources": {"without" if name == "bare" else "with": 1}}
     config = {"minWorkers": 1, "maxWorkers": 1, "torchmar": {"replica": replica}}
-    document = {"name": name, "version": "1.0", "handler": "handler.py", "config": config}
-    document["files"] = {"weights.bin": "weights.bin"}
-    written = recipe.Recipe.model_validate(document)
-    archive.pack(archive.collect_members(written, folder), store / f"{name}-1.0.mar")
+    files = {"weights.bin": "weights.bin"}
+    pack_handler(store, WHERE, name=name, disk={"weights.bin": os.urandom(size)}, config=config, files=files)
 
 
 @pytest.fixture(scope="module")

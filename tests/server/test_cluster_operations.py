@@ -19,11 +19,12 @@ import pytest
 import requests
 
 from tests.support.command import torchmar
+from tests.support.packing import pack_handler
 from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster, start_front
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
-from torchmar import archive, recipe
+from torchmar import archive
 from torchmar.archive import file_digest
 from torchmar.cluster.processes import ClusterGroup, node_addresses
 from torchmar.engines.builtin import Builtin
@@ -103,12 +104,8 @@ def handle(rows, context):
 
 
 def pack(store: Path, name: str, code: str, version: str = "1.0", **keys: Any) -> str:
-    folder = store.parent / f"{name}-{version}"
-    folder.mkdir(exist_ok=True)
-    (folder / "handler.py").write_text(code)
     keys["config"] = {"minWorkers": 1, "maxWorkers": 1, "deviceType": "cpu", **keys.get("config", {})}
-    written = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py", **keys})
-    return archive.pack(archive.collect_members(written, folder), store / f"{name}-{version}.mar").path.name
+    return pack_handler(store, code, name=name, version=version, **keys).name
 
 
 def placed(**replica: Any) -> dict[str, Any]:
@@ -135,7 +132,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "lock.txt").write_text(lock_of(wheel))
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     own = {"python": here, "requirements": "lock.txt", "wheels": "wheels", "server_packages": True}
-    pack(store, "own", OWN, runtime=own)
+    pack(store, "own", OWN, folder=place, runtime=own)
     return store
 
 

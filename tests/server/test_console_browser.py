@@ -13,10 +13,11 @@ import pytest
 import requests
 
 from tests.support.browser import Browser
+from tests.support.packing import pack_handler
 from tests.support.paths import ROOT, SAMPLES
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
+from torchmar import archive
 from torchmar.cli.console import link
 from torchmar.engines.builtin import Builtin
 
@@ -46,12 +47,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     folder = tmp_path_factory.mktemp("console")
     for name in ("digits", "topics", "tumours"):
         archive.build(ROOT / "archives" / name, folder / "store")
-    (folder / "handler.py").write_text(SAYS)
     for version in ("1.0", "2.0"):
-        made = recipe.Recipe.model_validate(
-            {"name": "says", "version": version, "handler": "handler.py", "description": HOSTILE}
-        )
-        archive.pack(archive.collect_members(made, folder), folder / "store" / f"says-{version}.mar")
+        pack_handler(folder / "store", SAYS, name="says", version=version, description=HOSTILE)
     (folder / "reader").write_text(READER)
     config = write_config(folder, torchmar_read_token_file=str(folder / "reader"))
     with Builtin(config, folder / "store", folder / "run") as running:
@@ -287,9 +284,7 @@ def test_samples_are_sent_and_an_archive_is_dropped_and_registered(
     page.click("button:has-text('Send')")
     page.wait(".samples-table .good")
     page.wait(".card-head .pill-good:has-text('right')")
-    (tmp_path / "handler.py").write_text("def handle(rows, context):\n    return rows\n")
-    made = recipe.Recipe.model_validate({"name": "dropped", "version": "1.0", "handler": "handler.py"})
-    archive.pack(archive.collect_members(made, tmp_path), tmp_path / "dropped-1.0.mar")
+    pack_handler(tmp_path, name="dropped")
     show(page, server, "archives", ".drop")
     page.upload("input[type=file]", tmp_path / "dropped-1.0.mar")
     page.click(".card button:has-text('Register')")
@@ -363,9 +358,7 @@ def test_a_server_that_is_stopped_and_started_again(browser: Browser, tmp_path: 
 
 
 def test_two_hundred_models_are_shown_and_found(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "handler.py").write_text("def handle(rows, context):\n    return rows\n")
-    made = recipe.Recipe.model_validate({"name": "m", "version": "1.0", "handler": "handler.py"})
-    archive.pack(archive.collect_members(made, tmp_path), tmp_path / "store" / "m-1.0.mar")
+    pack_handler(tmp_path / "store", name="m")
     config = write_config(tmp_path, disable_token_authorization="true")
     with Builtin(config, tmp_path / "store", tmp_path / "run") as running:
         for number in range(200):

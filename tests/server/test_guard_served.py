@@ -16,9 +16,9 @@ import pytest
 import requests
 
 from tests.support.guarded_requests import AGENT, ATTACKS, NORMAL, check, sender
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
 from tests.support.wsgi import serving
-from torchmar import archive, recipe
 from torchmar.connection import Endpoint
 from torchmar.engines.builtin import Builtin
 from torchmar.guard import AsgiGuard, Guard, WsgiGuard
@@ -42,9 +42,7 @@ def handle(rows, context):
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Serve the rules as a model."""
     folder = tmp_path_factory.mktemp("guard")
-    (folder / "handler.py").write_text(RULES)
-    made = recipe.Recipe.model_validate({"name": "guard", "version": "1.0", "handler": "handler.py"})
-    built = archive.pack(archive.collect_members(made, folder), folder / "store" / "guard-1.0.mar").path
+    built = pack_handler(folder / "store", RULES, name="guard")
     with Builtin(write_config(folder), folder / "store", folder / "run") as running:
         running.load(built)
         yield running.server

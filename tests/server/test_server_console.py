@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from tests.support import consoles, event_stream
 from tests.support.console_site import Site
 from tests.support.consoles import CHANGE, ROOT
+from tests.support.packing import pack_handler
 from tests.support.servers import ECHO, write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.cli.app import app
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.server_records import ServerRecord
@@ -56,12 +56,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("console")
     codes = {"echo": ECHO, "sees": SEES, "fails": FAILS}
     for name, code in codes.items():
-        (folder / "handler.py").write_text(code)
-        (folder / "sample.txt").write_text("hello")
-        keys = {"name": name, "version": "1.0", "handler": "handler.py", "description": HOSTILE}
-        keys |= {"samples": [{"input": "sample.txt"}, {"json": {"a": 1}}]} if name == "echo" else {}
-        made = recipe.Recipe.model_validate(keys)
-        archive.pack(archive.collect_members(made, folder), folder / "store" / f"{name}-1.0.mar")
+        samples = [{"input": "sample.txt"}, {"json": {"a": 1}}] if name == "echo" else []
+        disk = {"sample.txt": "hello"}
+        pack_handler(folder / "store", code, name=name, disk=disk, description=HOSTILE, samples=samples)
     (folder / "reader").write_text(READER)
     config = write_config(
         folder,

@@ -16,9 +16,9 @@ import yaml
 
 from tests.support.console_site import Site
 from tests.support.consoles import CHANGE, ROOT
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.server_records import ServerRecord
 
@@ -35,19 +35,14 @@ def handle(rows, context):
 
 
 def pack(store: Path, name: str, version: str, *, answer: str = "yes", load_s: float = 0, expect: str = "yes") -> None:
-    folder = store.parent / "source"
-    folder.mkdir(exist_ok=True)
-    (folder / "handler.py").write_text(ANSWERS.format(load_s=load_s, answer=answer))
-    (folder / "sample.txt").write_text("?")
-    made = recipe.Recipe.model_validate(
-        {
-            "name": name,
-            "version": version,
-            "handler": "handler.py",
-            "samples": [{"input": "sample.txt", "expect": expect}],
-        }
+    pack_handler(
+        store,
+        ANSWERS.format(load_s=load_s, answer=answer),
+        name=name,
+        version=version,
+        disk={"sample.txt": "?"},
+        samples=[{"input": "sample.txt", "expect": expect}],
     )
-    archive.pack(archive.collect_members(made, folder), store / f"{name}-{version}.mar")
 
 
 class Rollouts(Site):

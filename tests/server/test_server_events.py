@@ -16,9 +16,9 @@ import pytest
 
 from tests.support import event_stream
 from tests.support.event_stream import Event
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 
 # Does what the header ``do`` says: sends parts through TorchServe's function, or yields them.
@@ -105,9 +105,7 @@ MOST = 100_000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builtin]:
     folder = tmp_path_factory.mktemp("events")
     for name, code in (("sends", SENDS), ("yields", YIELDS)):
-        (folder / "handler.py").write_text(code)
-        made = recipe.Recipe.model_validate({"name": name, "version": "1.0", "handler": "handler.py"})
-        archive.pack(archive.collect_members(made, folder), folder / "store" / f"{name}-1.0.mar")
+        pack_handler(folder / "store", code, name=name)
     config = write_config(
         folder,
         disable_token_authorization="true",

@@ -25,8 +25,9 @@ from google.protobuf.message import Message
 from tests.support.certificates import certify
 from tests.support.environments import environment_without
 from tests.support.grpc_handlers import HANDLERS as HANDLERS_OF_THE_CLIENTS
+from tests.support.packing import pack_handler
 from tests.support.paths import ROOT
-from torchmar import archive, exchange, metrics, recipe
+from torchmar import exchange, metrics
 from torchmar.address import Address
 from torchmar.connection import Endpoint
 from torchmar.errors import (
@@ -136,11 +137,7 @@ class ServerHarness:
 
     def build(self, name: str, version: str = "1.0") -> str:
         """Put an archive of one of the handlers into the store; return its name."""
-        folder = self.store.parent / f"{name}-{version}"
-        folder.mkdir()
-        (folder / "handler.py").write_text(HANDLERS[name])
-        written = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py"})
-        return archive.pack(archive.collect_members(written, folder), self.store / f"{name}-{version}.mar").path.name
+        return pack_handler(self.store, HANDLERS[name], name=name, version=version).name
 
     def token(self, api: str) -> str:
         return str(json.loads(self.key_file.read_text())[api]["key"])

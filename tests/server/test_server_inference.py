@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.torchserve import TorchServe
 from torchmar.grpc import GrpcInference
@@ -128,12 +128,9 @@ class Side:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
-    (folder / "handler.py").write_text(TELLING)
     for name, version in (("echo", "1.0"), ("echo", "2.0"), ("idle", "1.0")):
-        document = {"name": name, "version": version, "handler": "handler.py"}
-        written = recipe.Recipe.model_validate(document)
-        archive.pack(archive.collect_members(written, folder), folder / "store" / f"{name}-{version}.mar")
-    return folder / "store"
+        pack_handler(folder, TELLING, name=name, version=version)
+    return folder
 
 
 @contextlib.contextmanager

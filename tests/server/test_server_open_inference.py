@@ -23,9 +23,10 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests import oracles
+from tests.support.packing import pack_handler
 from tests.support.paths import ROOT
 from tests.support.servers import write_config
-from torchmar import archive, recipe
+from torchmar import archive
 from torchmar.engines.builtin import Builtin
 from torchmar.errors import NotFoundError, ServerError
 from torchmar.grpc import GrpcOpenInference
@@ -77,9 +78,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     store = folder / "store"
     store.mkdir()
     built = [archive.build(ARCHIVES / name, store).path for name in SAMPLES]
-    (folder / "handler.py").write_text(MIRROR)
-    written = recipe.Recipe.model_validate({"name": "mirror", "version": "1.0", "handler": "handler.py"})
-    built.append(archive.pack(archive.collect_members(written, folder), store / "mirror-1.0.mar").path)
+    built.append(pack_handler(store, MIRROR, name="mirror"))
     with Builtin(write_config(folder), store, folder / "run") as running:
         for path in built:
             running.load(path)
@@ -563,10 +562,8 @@ def test_health_follows_readiness_and_needs_no_token(server: Builtin, call: Call
 
 
 def _broken(server: Builtin) -> None:
-    folder = server.folder.parent
-    (folder / "handler.py").write_text("def handle(rows, context):\n    raise RuntimeError('it is gone')\n")
-    written = recipe.Recipe.model_validate({"name": "broken", "version": "1.0", "handler": "handler.py"})
-    archive.pack(archive.collect_members(written, folder), folder / "store" / "broken-1.0.mar")
+    code = "def handle(rows, context):\n    raise RuntimeError('it is gone')\n"
+    pack_handler(server.folder.parent / "store", code, name="broken")
     with ManagementClient(server.server) as management:
         management.register("broken-1.0.mar", initial_workers=1, synchronous=False)
 

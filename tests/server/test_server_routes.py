@@ -11,9 +11,10 @@ import pytest
 import requests
 
 from tests.support.command import torchmar
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, metrics, properties, recipe
+from torchmar import metrics, properties
 from torchmar.deployment import actions
 from torchmar.deployment.action_runner import ActionRunner
 from torchmar.engines.addresses import free_addresses
@@ -43,10 +44,8 @@ ORIGIN = {"Origin": "https://clinic.example"}
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     for name, version, code in (("clinic", "1.0", HANDLER), ("clinic", "2.0", HANDLER), ("slow", "1.0", SLOW)):
-        (folder / "handler.py").write_text(code)
-        made = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py"})
-        archive.pack(archive.collect_members(made, folder), folder / "store" / f"{name}-{version}.mar")
-    return folder / "store"
+        pack_handler(folder, code, name=name, version=version)
+    return folder
 
 
 @pytest.fixture(scope="module")

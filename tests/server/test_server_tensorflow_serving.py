@@ -18,9 +18,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from PIL import Image
 
 from tests import oracles
+from tests.support.packing import pack_handler
 from tests.support.paths import ROOT
 from tests.support.servers import write_config
-from torchmar import archive, recipe
+from torchmar import archive
 from torchmar.engines.builtin import Builtin
 from torchmar.errors import ConflictError, NotFoundError, ServerError
 from torchmar.grpc.wire import tensorflow_pb2
@@ -56,10 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     store = folder / "store"
     store.mkdir()
     built = [archive.build(ARCHIVES / name, store).path for name in ("digits", "iris", "tumours", "diabetes", "vit")]
-    (folder / "handler.py").write_text(CUSTOM)
-    for version in ("1.5", "2.0"):
-        written = recipe.Recipe.model_validate({"name": "custom", "version": version, "handler": "handler.py"})
-        built.append(archive.pack(archive.collect_members(written, folder), store / f"custom-{version}.mar").path)
+    built += [pack_handler(store, CUSTOM, name="custom", version=version) for version in ("1.5", "2.0")]
     with Builtin(write_config(folder), store, folder / "run") as running:
         for path in built:
             running.load(path)

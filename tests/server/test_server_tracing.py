@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from tests.support.collector import CollectedSpan, Collector
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.engines.addresses import free_addresses
 from torchmar.engines.builtin import Builtin
 from torchmar.grpc import GrpcInference
@@ -79,10 +79,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("function", FUNCTION, one),
         ("staged", STAGED, {**one, "stages": {"preprocess": 1, "postprocess": 1}}),
     ):
-        (folder / "handler.py").write_text(code)
-        made = recipe.Recipe.model_validate({"name": name, "version": "1.0", "handler": "handler.py", "config": config})
-        archive.pack(archive.collect_members(made, folder), folder / "store" / f"{name}-1.0.mar")
-    return folder / "store"
+        pack_handler(folder, code, name=name, config=config)
+    return folder
 
 
 @pytest.fixture(scope="module")

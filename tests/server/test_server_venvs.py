@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
-from torchmar import archive
 from torchmar.engines.builtin import Builtin
 from torchmar.errors import ServerError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
-from torchmar.recipe import Recipe, Runtime
+from torchmar.recipe import Runtime
 from torchmar.server.models import venvs
 from torchmar.worker.venvs import folder
 
@@ -43,11 +43,8 @@ def pack(place: Path, name: str, tiny: str, *, lock: str | None = None, **keys: 
     content = place / f"recipe-{name}"
     wheel = write_wheel(content / "wheels", "tiny", tiny, f"VALUE = {tiny!r}\n")
     (content / "lock.txt").write_text(lock_of(wheel) if lock is None else lock)
-    (content / "handler.py").write_text(HANDLER)
-    document = {"name": name, "version": "1.0", "handler": "handler.py", **(keys or {"runtime": OWN})}
-    return archive.pack(
-        archive.collect_members(Recipe.model_validate(document), content), place / "store" / f"{name}.mar"
-    ).path
+    packed = pack_handler(place / "store", HANDLER, name=name, folder=content, **(keys or {"runtime": OWN}))
+    return packed.rename(packed.with_name(f"{name}.mar"))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import requests
 
+from tests.support.packing import pack_handler
 from tests.support.tensorflow_models import FOLDER
-from torchmar import archive, recipe
+from torchmar import archive
 from torchmar.engines.addresses import free_addresses
 from torchmar.engines.builtin import Builtin
 
@@ -31,13 +32,12 @@ PATIENCE = 90  # seconds that a test waits for the server on a busy machine
 
 def pack(folder: Path, target: Path, version: str, *, name: str = "m", seconds: float = 0, text: str = HANDLER) -> Path:
     """Write an archive whose answers name its version; its name is that of the target, written at once."""
-    source = folder / f"source-{version}-{time.monotonic_ns()}"
-    source.mkdir()
-    (source / "handler.py").write_text(text.replace("SECONDS", str(seconds)).replace("VERSION", version))
-    values = {"name": name, "version": version, "handler": "handler.py", "config": {"minWorkers": 1, "maxWorkers": 1}}
-    written = recipe.Recipe.model_validate(values)
+    code = text.replace("SECONDS", str(seconds)).replace("VERSION", version)
+    packed = pack_handler(
+        folder / "packed", code, name=name, version=version, config={"minWorkers": 1, "maxWorkers": 1}
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
-    return archive.pack(archive.collect_members(written, source), target).path
+    return packed.rename(target)
 
 
 def config(folder: Path, **keys: Any) -> Path:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import requests
 
+from tests.support.packing import pack_handler
 from tests.support.paths import DIGITS
-from torchmar import archive, recipe
+from torchmar import archive
 
 # A batch with "fail" in it fails as a whole; "teapot" sets the status of one request.
 HANDLER = """
@@ -54,12 +55,9 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def build_archives(folder: Path, **config: object) -> list[Path]:
     """Build the archives of the requests in the folder ``store``: rows 2.0, with this handler, and digits 1.0."""
-    (folder / "handler.py").write_text(HANDLER)
     keys = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4, "maxBatchDelay": 50, **config}
-    written = recipe.Recipe.model_validate({"name": "rows", "version": "2.0", "handler": "handler.py", "config": keys})
     store = folder / "store"
-    store.mkdir()
-    rows = archive.pack(archive.collect_members(written, folder), store / "rows-2.0.mar").path
+    rows = pack_handler(store, HANDLER, name="rows", version="2.0", config=keys)
     return [rows, archive.build(DIGITS, store).path]
 
 

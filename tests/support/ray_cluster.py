@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import oracles
+from tests.support.packing import pack_handler
 from tests.support.servers import write_config
-from torchmar import archive, recipe
 from torchmar.engines.ray import Ray
 
 # Otherwise Ray replaces 127.0.0.1 in an address by another address of this machine.
@@ -34,12 +34,8 @@ def handle(rows, context):
 
 def pack(store: Path, name: str, version: str, code: str, **config: object) -> str:
     """Pack a handler of one file into a store, with keys of its configuration; return the archive's name."""
-    folder = store.parent / f"{name}-{version}"
-    folder.mkdir()
-    (folder / "handler.py").write_text(code)
     keys = {"minWorkers": 1, "maxWorkers": 1, **config}
-    written = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py", "config": keys})
-    return archive.pack(archive.collect_members(written, folder), store / f"{name}-{version}.mar").path.name
+    return pack_handler(store, code, name=name, version=version, config=keys).name
 
 
 @dataclass(frozen=True)

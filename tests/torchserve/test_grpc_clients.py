@@ -17,9 +17,10 @@ import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 
 from tests.support.grpc_handlers import HANDLERS
+from tests.support.packing import pack_handler
 from tests.support.paths import ROOT, SAMPLES
 from tests.support.servers import write_config
-from torchmar import archive, exchange, recipe
+from torchmar import archive, exchange
 from torchmar.connection import Endpoint
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.torchserve import TorchServe
@@ -55,11 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[T
     shutil.copy(digits, store)
     topics = archive.build(ROOT / "archives" / "topics", store).path
     for name, code in HANDLERS.items():
-        (folder / "handler.py").write_text(code)
-        document = {"name": name, "version": "1.0", "handler": "handler.py"}
-        config = {"config": SEQUENCES} if name == "counting" else {}
-        written = recipe.Recipe.model_validate({**document, **config})
-        archive.pack(archive.collect_members(written, folder), store / f"{name}-1.0.mar")
+        pack_handler(store, code, name=name, config=SEQUENCES if name == "counting" else {})
     config_file = write_config(folder, ts_open_inference_protocol="true")
     with TorchServe(config_file, store, folder / "run") as running:
         running.load(store / digits.name)

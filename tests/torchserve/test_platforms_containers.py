@@ -16,9 +16,9 @@ import requests
 import torch
 
 from tests.support.command import torchmar
+from tests.support.packing import pack_handler
 from tests.support.servers import ENGINES, on_both_engines, write_config
 from tests.support.startup import OPEN, SECONDS, address
-from torchmar import archive, recipe
 from torchmar.engines import EngineName
 from torchmar.engines.builtin import Builtin
 
@@ -39,15 +39,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     stream = io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.Identity()), stream)
-    source = folder / "recipe"
-    source.mkdir()
-    (source / "model.pt").write_bytes(stream.getvalue())
-    (source / "handler.py").write_text(HANDLER)
     options = {"columns": [{"name": "a"}, {"name": "b"}]}
-    document = {"name": "sums", "version": "2.0", "handler": "handler.py", "weights": "model.pt"}
-    document["config"] = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4, "maxBatchDelay": 50, "handler": options}
-    members = archive.collect_members(recipe.Recipe.model_validate(document), source)
-    built = archive.pack(members, folder / "sums-2.0.mar").path
+    config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4, "maxBatchDelay": 50, "handler": options}
+    disk = {"model.pt": stream.getvalue()}
+    built = pack_handler(folder, HANDLER, name="sums", version="2.0", disk=disk, weights="model.pt", config=config)
     torchmar("export", "vertex", built, "-o", ".", cwd=folder)
     torchmar("export", "sagemaker", built, "-o", ".", cwd=folder)
     with tarfile.open(folder / "model.tar.gz") as packed:

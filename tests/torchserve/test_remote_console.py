@@ -14,10 +14,10 @@ import requests
 
 from tests.support.browser import Browser
 from tests.support.consoles import ROOT, Page, check, documents, served
+from tests.support.packing import pack_handler
 from tests.support.processes import kill_worker
 from tests.support.servers import write_config
 from tests.support.waiting import until
-from torchmar import archive, recipe
 from torchmar.engines.torchserve import TorchServe
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -40,12 +40,16 @@ def handle(rows, context):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     folder = tmp_path_factory.mktemp("remote")
-    (folder / "handler.py").write_text(SAYS)
-    (folder / "sample.txt").write_text("hello")
     for version in ("1.0", "2.0"):
-        keys = {"name": "says", "version": version, "handler": "handler.py", "description": HOSTILE}
-        made = recipe.Recipe.model_validate({**keys, "samples": [{"input": "sample.txt"}]})
-        archive.pack(archive.collect_members(made, folder), folder / "store" / f"says-{version}.mar")
+        pack_handler(
+            folder / "store",
+            SAYS,
+            name="says",
+            version=version,
+            disk={"sample.txt": "hello"},
+            description=HOSTILE,
+            samples=[{"input": "sample.txt"}],
+        )
     with TorchServe(write_config(folder), folder / "store", folder / "run") as running:
         running.load(folder / "store" / "says-1.0.mar")
         running.management.register("says-2.0.mar", model_name=HOSTILE, initial_workers=1)

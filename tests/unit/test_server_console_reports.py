@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import bench_reports
-from torchmar import archive, recipe
+from tests.support.packing import pack_handler
 from torchmar.load import results as load_results
 from torchmar.load.results import Machine
 from torchmar.optimized_section import PROOF
@@ -50,14 +50,8 @@ def optimization() -> Report:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    (tmp_path / "handler.py").write_text("def handle(rows, context):\n    return rows\n")
-    (tmp_path / "optimized").mkdir()
-    (tmp_path / PROOF).write_text(optimization().to_json())
-    made = recipe.Recipe.model_validate(
-        {"name": "m", "version": "1.0", "handler": "handler.py", "files": {PROOF: PROOF}}
-    )
-    (tmp_path / "store").mkdir()
-    return archive.pack(archive.collect_members(made, tmp_path), tmp_path / "store" / "m-1.0.mar").path
+    disk = {PROOF: optimization().to_json()}
+    return pack_handler(tmp_path / "store", name="m", disk=disk, files={PROOF: PROOF})
 
 
 def test_the_proof_of_an_optimisation_is_a_table(path: Path) -> None:
