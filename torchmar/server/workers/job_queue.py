@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torchmar.server.api_error import ApiError
 from torchmar.server.workers.batch_times import BatchTimes
@@ -12,7 +12,21 @@ from torchmar.server.workers.jobs import Job
 
 
 class JobQueue(deque[Job]):
-    """Waiting jobs, the next one first."""
+    """Waiting jobs, the next one first.
+
+    Args:
+        jobs: that wait already.
+        on_change: called after each change by a method of this class.
+    """
+
+    def __init__(self, jobs: Iterable[Job] = (), *, on_change: Callable[[], None] = lambda: None) -> None:
+        super().__init__(jobs)
+        self._on_change = on_change
+
+    def append(self, job: Job, /) -> None:
+        """Add a job after all others."""
+        super().append(job)
+        self._on_change()
 
     def take_batch(self, size: int, times: BatchTimes | None = None) -> list[Job]:
         """Remove and return at most ``size`` jobs of one kind, in their order; others keep their places.
@@ -21,10 +35,8 @@ class JobQueue(deque[Job]):
         error. The latest of a batch of such jobs is run nevertheless: its time renews the measurement.
         """
         batch = self._next_batch(size)
-        if times is None:
-            return batch
         late: list[Job] = []
-        while batch:
+        while batch and times is not None:
             end = time.monotonic() + times.upper(batch[0].batch_kind, len(batch))
             doomed = [job for job in batch if job.deadline is not None and job.deadline < end]
             if not doomed:
@@ -38,6 +50,7 @@ class JobQueue(deque[Job]):
             batch = self._next_batch(size)
         for job in late:
             job.expire()
+        self._on_change()
         return batch
 
     def _next_batch(self, size: int) -> list[Job]:
@@ -73,6 +86,7 @@ class JobQueue(deque[Job]):
             if job.spans is not None:
                 job.spans.begin_queue()
         self.extendleft(reversed(jobs))
+        self._on_change()
 
     def remove_expired(self) -> None:
         """Remove expired jobs, and reply to them with an error."""
@@ -81,6 +95,7 @@ class JobQueue(deque[Job]):
             waiting = [job for job in self if not job.expired(now)]
             self.clear()
             self.extend(waiting)
+            self._on_change()
             for job in expired:
                 job.expire()
 
@@ -88,3 +103,4 @@ class JobQueue(deque[Job]):
         """Remove all jobs, and reply to them with an error."""
         while self:
             self.popleft().reply_error(error)
+        self._on_change()

@@ -64,8 +64,8 @@ class Pool:
         self.loader = loader or ModelLoader(fork_server, options)
         self._releases = loader is None
         self._observer, self._has_room, self._on_batch = observer, has_room, on_batch
-        self._queue = JobQueue()
         self._reply_times: dict[str, tuple[float, float]] = {}  # see `_reply_time`; by kind
+        self._queue = JobQueue(on_change=self._reply_times.clear)
         self._workers: list[Worker] = []
         self._idle: list[Worker] = []
         self._poller = BusyPoller(options.poll / 1e6)
@@ -189,7 +189,6 @@ class Pool:
     def enqueue(self, job: Job) -> None:
         """Run a request that was admitted."""
         self._queue.append(job)
-        self._reply_times.clear()
         self._watch_deadlines()
         self.schedule()
 
@@ -202,13 +201,12 @@ class Pool:
     def repeat(self, jobs: Sequence[Job]) -> None:
         """Of `WorkerOwner`."""
         self._queue.put_back(jobs)
-        self._reply_times.clear()
         self._watch_deadlines()
         self.schedule()
 
     def on_idle(self, worker: Worker) -> None:
         """Of `WorkerOwner`."""
-        self._reply_times.clear()
+        self._on_workers_changed()
         if worker.draining:
             worker.kill()
             return
@@ -216,7 +214,6 @@ class Pool:
             self._send(worker, batch)
         else:
             self._idle.append(worker)
-        self._changed.set()
 
     def _dispatch(self) -> None:
         self._scheduled = False
@@ -229,7 +226,6 @@ class Pool:
         if self._has_room and not self._has_room():
             return []
         batch = self._queue.take_batch(self.options.batch_size, self.batch_times)
-        self._reply_times.clear()
         if self._on_batch:
             self._on_batch()
         return batch
@@ -247,7 +243,6 @@ class Pool:
         """Reply to expired jobs, kill workers whose response timeout has passed."""
         self._timer = None
         self._queue.remove_expired()
-        self._reply_times.clear()
         now = time.monotonic()
         for worker in self._workers:
             if worker.jobs and now - worker.batch_started > self.options.response_timeout:
@@ -301,20 +296,20 @@ class Pool:
         for worker in list(self._workers):
             worker.kill(unavailable.no_worker(self.options))
         self._release_model()
-        self._changed.set()
+        self._on_workers_changed()
 
     def on_loaded(self, worker: Worker) -> None:
         """Of `WorkerOwner`."""
         self.failure = worker.failure
         self._share_cores()
-        self._changed.set()
+        self._on_workers_changed()
 
     def on_load_failed(self, worker: Worker) -> None:
         """Of `WorkerOwner`."""
         self.failure = worker.failure
         if not self.ready:
             self._queue.fail_all(unavailable.does_not_load(self.options))  # the next attempt may fail, too
-        self._changed.set()
+        self._on_workers_changed()
 
     def on_exit(self, worker: Worker) -> None:
         """Of `WorkerOwner`."""
@@ -322,6 +317,9 @@ class Pool:
             self._idle.remove(worker)
         if worker.draining and worker in self._workers:
             self._workers.remove(worker)
+        self._on_workers_changed()
+
+    def _on_workers_changed(self) -> None:
         self._reply_times.clear()
         self._changed.set()
 
@@ -338,8 +336,8 @@ class Pool:
     def _drain(self, worker: Worker) -> None:
         if worker in self._idle:
             self._idle.remove(worker)
-        self._reply_times.clear()
         worker.drain()
+        self._on_workers_changed()
 
     def _release_model(self) -> None:
         if self._releases:
