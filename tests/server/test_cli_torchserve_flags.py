@@ -152,9 +152,10 @@ def test_a_closed_pipe_does_not_end_the_server(shell: Shell, how: str) -> None:
 def test_where_the_server_writes_can_be_chosen(shell: Shell) -> None:
     write_config(shell.folder)
     (shell.folder / "run").mkdir()
-    variables = {"LOG_LOCATION": str(shell.folder / "of-logs")}
-    output = shell.start("--start", "--model-store", "store", "--run-folder", "run/one", **variables)
-    assert f"{shell.folder}/run/one/logs" in output
+    variables = {"LOG_LOCATION": str(shell.folder / "of-logs"), "METRICS_LOCATION": "elsewhere"}
+    ran = shell.run("--start", "--model-store", "store", "--run-folder", "run/one", **variables)
+    assert ran.returncode == 0 and f"{shell.folder}/run/one/logs" in ran.stdout, ran.stderr
+    assert "METRICS_LOCATION has no meaning here" in ran.stderr
     assert not (shell.folder / ".torchmar").exists()
     assert (shell.folder / "of-logs" / "server.log").is_file()
     assert ServerRecord.find(shell.folder / "run" / "one")

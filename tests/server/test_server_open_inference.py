@@ -537,6 +537,10 @@ def test_health_follows_readiness_and_needs_no_token(server: Builtin, call: Call
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     assert [check(name) for name in ("", STANDARD, TORCHSERVES)] == [serving] * 3
     assert code_of(lambda: check("nothing"))[0] == "NOT_FOUND"
+    everything = health_pb2.HealthListRequest(), health_pb2.HealthListResponse
+    listed = call("List", *everything, service="grpc.health.v1.Health", authorization="")
+    statuses = {name: answer.status for name, answer in listed.statuses.items()}
+    assert statuses.keys() > {"", STANDARD} and set(statuses.values()) == {serving}
     assert call("ServerLive", wire.ServerLiveRequest(), wire.ServerLiveResponse, authorization="").live
     assert call("ServerReady", wire.ServerReadyRequest(), wire.ServerReadyResponse, authorization="").ready
     assert (

@@ -75,6 +75,8 @@ def start(options: argparse.Namespace) -> None:
         warnings = [f"--models {' '.join(options.models)} is not used: the snapshot in {config} replaces it", *warnings]
     if ignored := [f"--{name.replace('_', '-')}" for name in _IGNORED if getattr(options, name)]:
         warnings = [f"without meaning here: {', '.join(ignored)}", *warnings]
+    if os.environ.get("METRICS_LOCATION"):
+        warnings = ["METRICS_LOCATION has no meaning here: metrics are at metrics_address, not in files", *warnings]
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
     values = _effective(configured, reader.texts(config, os.environ, **given))

@@ -146,7 +146,14 @@ def call_error(error: Exception) -> CallError:
 
 
 # Probes have no token; the responses contain the server's health and nothing else.
-_HEALTH = ("InferenceAPIsService/Ping", "/ServerLive", "/ServerReady", "grpc.health.v1.Health/Check", "Health/Watch")
+_HEALTH = (
+    "InferenceAPIsService/Ping",
+    "/ServerLive",
+    "/ServerReady",
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/List",
+    "grpc.health.v1.Health/Watch",
+)
 
 _READS = ("/DescribeModel", "/ListModels")  # calls of the management API that change nothing
 

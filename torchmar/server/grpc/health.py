@@ -33,10 +33,13 @@ class Health:
 
     def methods(self) -> Mapping[str, Method]:
         """Return the methods by their names."""
-        return {
+        methods = {
             "Check": unary(self.check, wire.HealthCheckRequest),
             "Watch": streamed(self.watch, wire.HealthCheckRequest),
         }
+        if hasattr(wire, "HealthListRequest"):  # the package has it since 2025; newer ones need protobuf 6
+            methods["List"] = unary(self.list_all, wire.HealthListRequest)
+        return methods
 
     def close(self) -> None:
         """Report that no service accepts requests any more, and end all watches."""
@@ -53,6 +56,11 @@ class Health:
                 Code.NOT_FOUND, f"unknown service {request.service!r}; the services are {', '.join(self._ready)}"
             )
         return wire.HealthCheckResponse(status=self._status(request.service))
+
+    async def list_all(self, request: wire.HealthListRequest, context: Context) -> wire.HealthListResponse:
+        """Return the status of each service by its name; that of the whole server has none."""
+        statuses = {name: wire.HealthCheckResponse(status=self._status(name)) for name in self._ready}
+        return wire.HealthListResponse(statuses=statuses)
 
     async def watch(
         self, request: wire.HealthCheckRequest, context: Context
