@@ -335,3 +335,9 @@ def test_the_commands_write_the_files_and_print_where_to_put_them(tmp_path: Path
     assert '"--engine", "torchserve"]' in torchmar("export", "docker", "--engine", "torchserve", cwd=ROOT).stdout
     outside = torchmar("export", "docker", "--package", "/tmp/t.whl", cwd=tmp_path, code=1)
     assert "not in the folder that the image is built in" in outside.stderr
+    (tmp_path / "config.properties").unlink()
+    ran = torchmar("export", "docker", "--package", "t.whl", "-o", ".", cwd=tmp_path)
+    assert "has TorchServe's defaults" in ran.stderr
+    text = (tmp_path / "Dockerfile").read_text()
+    assert "config.properties" not in re.sub("^#.*", "", text, flags=re.M) and "-p 127.0.0.1:8080:8080" in text
+    assert "config.properties" not in (tmp_path / ".dockerignore").read_text()

@@ -24,7 +24,7 @@ from torchmar.exporting import containers, sagemaker, vertex, vllm
 from torchmar.exporting.docker import Image
 
 Make = Callable[..., Path]
-IMAGE = Image(PurePosixPath(), PurePosixPath(), package="t.whl", torch="2.13.0")
+IMAGE = Image(None, PurePosixPath(), package="t.whl", torch="2.13.0")
 HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 DOCKERFILES = {
     "vertex": containers.vertex_dockerfile(replace(IMAGE, baked=(PurePosixPath("model.mar"),)), "digits"),

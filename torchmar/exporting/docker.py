@@ -71,7 +71,7 @@ class Image:
     """The content of an image; paths are relative to the folder of the build.
 
     Attributes:
-        config: the server's configuration.
+        config: the server's configuration; None: TorchServe's defaults.
         model_store: the folder with the archives.
         mount: leave the archives out; they are mounted when a container starts.
         baked: the archives to put in, each in a layer of its own; empty: all of the model store.
@@ -85,7 +85,7 @@ class Image:
         engine: the server; only TorchServe needs Java.
     """
 
-    config: PurePosixPath
+    config: PurePosixPath | None
     model_store: PurePosixPath
     mount: bool = False
     baked: Sequence[PurePosixPath] = ()
@@ -135,7 +135,7 @@ def dockerfile(image: Image, config: Properties) -> str:
         fixed_token=_FIXED_TOKEN if builtin else "",
         # Both engines count GPUs with nvidia-smi, one of the driver's utilities.
         environment=" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else "",
-        config=copy(image.config, "./config.properties"),
+        config=copy(image.config, "./config.properties") if image.config else "# There is no config.properties.",
         archives=copy_archives(image),
     )
 
@@ -183,7 +183,7 @@ def _entrypoint(engine: EngineName, *, metrics: bool) -> list[str]:
 
 def dockerignore(image: Image) -> str:
     """Return the text of a .dockerignore that excludes all files except those that the Dockerfile copies."""
-    wanted = [str(image.config)]
+    wanted = [str(image.config)] if image.config else []
     wanted += [image.package] if image.package else _SOURCE
     wanted += [] if image.mount else map(str, image.baked or [image.model_store])
     lines = [f"!{path}" for path in dict.fromkeys(wanted)]

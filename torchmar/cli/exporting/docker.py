@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from torchmar.cli.exporting.files import Config, extras_of, require_folder, store, versions_here, write
-from torchmar.cli.options import Engine, ModelStore
+from torchmar.cli.exporting.files import extras_of, require_folder, store, versions_here, write
+from torchmar.cli.options import Config, Engine, ModelStore
 from torchmar.cli.terminal import err
 from torchmar.engines import DEFAULT
 from torchmar.errors import TorchmarError
 
 
 def docker(
-    config: Config = Path("config.properties"),
+    config: Config = None,
     model_store: ModelStore = None,
     mount: Annotated[bool, typer.Option("--mount", help="Leave the archives out of the image; mount them.")] = False,
     bake: Annotated[
@@ -58,7 +58,7 @@ def docker(
 
     if bake and mount:
         raise typer.BadParameter("archives are put into the image or mounted, not both", param_hint="--bake")
-    given = properties.read(config)
+    given = properties.read_or_default(config)
     if package is None and not _is_our_source():
         raise TorchmarError(
             "this folder is not the source of torchmar, which the image needs",
@@ -69,7 +69,7 @@ def docker(
     named = [name.strip() for name in extras.split(",") if name.strip()]
     python, torch = versions_here()
     image = Image(
-        config=_inside(config),
+        config=_inside(given.file) if given.file else None,
         model_store=_inside(folder),
         mount=mount,
         baked=tuple(map(_inside, baked)),
@@ -88,11 +88,13 @@ def docker(
         err.print("--output . writes it to a file, with a .dockerignore that keeps tokens out of the image")
         return
     require_folder(output, "Dockerfile and .dockerignore")
+    if not given.file:
+        err.print("there is no config.properties: the server in the image has TorchServe's defaults")
     for path in (image.package, *(() if mount else (str(image.model_store),))):
         if path and not Path(path).exists():
             err.print(f"{path} does not exist yet; docker build needs it", markup=False)
     if given.flag("disable_token_authorization"):
-        err.print(f"{config} turns tokens off: every client that reaches the port can use the models", markup=False)
+        err.print(f"{given.file} turns tokens off: every client that reaches the port can use the models", markup=False)
     write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
 
 

@@ -70,7 +70,7 @@ def sagemaker(
         content += file_digest.of(output / wheel)
         python, torch = versions_here()
         image = Image(
-            config=PurePosixPath(),
+            config=None,
             model_store=PurePosixPath(),
             package=wheel,
             extras=tuple(dict.fromkeys(extra for path in archives for extra in extras_of(path, "builtin"))),

@@ -59,7 +59,7 @@ def vertex(
         inside = PurePosixPath(FILE_NAME)
         python, torch = versions_here()
         image = Image(
-            config=PurePosixPath(),
+            config=None,
             model_store=PurePosixPath(),
             baked=(inside,),
             with_runtime=(inside,) if has_runtime else (),
