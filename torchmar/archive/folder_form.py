@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import IO
@@ -54,9 +55,7 @@ class FolderForm:
             )
             for name in sorted(files):
                 file = Path(folder, name)
-                try:
-                    status = file.stat() if file.exists() else file.lstat()  # a link to nothing, or to itself
-                except FileNotFoundError:  # renamed since it was listed, as bytecode that is being written
+                if not (status := _status(file)):
                     continue
                 inside = file.relative_to(path).as_posix()
                 self.entries.append(Entry(inside, status.st_size, kind_of_mode(status.st_mode)))
@@ -69,6 +68,16 @@ class FolderForm:
 
     def close(self) -> None:
         """Do nothing: no file is held open."""
+
+
+def _status(file: Path) -> os.stat_result | None:
+    """Return the status of a file, or of a link to nothing or to itself; None: it is there no more."""
+    with contextlib.suppress(OSError):
+        return file.stat()
+    try:
+        return file.lstat()
+    except FileNotFoundError:  # renamed since it was listed, as bytecode that is being written
+        return None
 
 
 def _links_upward(folder: Path, name: str) -> bool:

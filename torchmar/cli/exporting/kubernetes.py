@@ -9,6 +9,8 @@ import typer
 
 from torchmar.cli.exporting.files import write
 from torchmar.cli.exporting.replicas import (
+    Allow,
+    Claim,
     Cpu,
     DeploymentFile,
     GpuCount,
@@ -39,23 +41,9 @@ def kubernetes(
     cpu: Cpu = None,
     memory: Memory = None,
     gpus: GpuCount = None,
-    claim: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The PersistentVolumeClaim with the archives; default: the image has them.",
-            show_default=False,
-        ),
-    ] = None,
+    claim: Claim = None,
     service_account: ServiceAccount = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAMESPACE",
-            help="Let pods of another namespace send requests, such as the Ingress controller's. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    allow: Allow = None,
     egress: Annotated[
         bool, typer.Option("--egress", help="Let the server open connections, which its handlers need.")
     ] = False,

@@ -10,6 +10,8 @@ import typer
 import torchmar
 from torchmar.cli.exporting.files import Package, write
 from torchmar.cli.exporting.replicas import (
+    Allow,
+    Claim,
     Cpu,
     DeploymentFile,
     GpuCount,
@@ -52,15 +54,7 @@ def ray_cluster(
     cpu: Cpu = None,
     memory: Memory = None,
     gpus: GpuCount = None,
-    claim: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The PersistentVolumeClaim with the archives; default: the image has them.",
-            show_default=False,
-            rich_help_panel=_KUBERAY,
-        ),
-    ] = None,
+    claim: Claim = None,
     service_account: ServiceAccount = None,
     redis: Annotated[
         str | None,
@@ -80,15 +74,7 @@ def ray_cluster(
             rich_help_panel=_KUBERAY,
         ),
     ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAMESPACE",
-            help="Let pods of another namespace send requests, such as the Ingress controller's. May be repeated.",
-            show_default=False,
-            rich_help_panel=_KUBERAY,
-        ),
-    ] = None,
+    allow: Allow = None,
     head: Annotated[
         str | None,
         typer.Option(

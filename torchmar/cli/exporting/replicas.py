@@ -43,6 +43,22 @@ ServiceAccount = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The service account whose credentials fetch archives.", show_default=False),
 ]
+Claim = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The PersistentVolumeClaim with the archives; default: the image has them.",
+        show_default=False,
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMESPACE",
+        help="Let pods of another namespace send requests, such as the Ingress controller's. May be repeated.",
+        show_default=False,
+    ),
+]
 Cpu = Annotated[
     str | None,
     typer.Option(metavar="CORES", help="Of each replica; default: one for each worker.", show_default=False),

@@ -30,6 +30,7 @@ _NAME = Parameter("path", "model_name", TEXT, "Name of the model.")
 _VERSION = Parameter("path", "model_version", TEXT, "Version of the model.")
 _MODEL_QUERY = Parameter("query", "model", TEXT, "Only this model; default: all.")
 _VERSION_QUERY = Parameter("query", "version", TEXT, "Only this version of it; default: all.")
+_BYTES = {"application/octet-stream": BINARY}
 _ERRORS = {
     "400": "The token is wrong, or a parameter",
     "401": "Neither a token nor a session",
@@ -400,7 +401,7 @@ def description(tokens: bool) -> dict[str, Any]:
                     "413": "It is larger than max_request_size",
                 },
                 parameters=(Parameter("query", "file", TEXT, "Its file name."),),
-                body={"application/octet-stream": BINARY},
+                body=_BYTES,
                 token=token,
             ),
         },
@@ -431,7 +432,7 @@ def description(tokens: bool) -> dict[str, Any]:
                 {"200": response("What the checks find", reference("Archive"))},
                 errors={**_ERRORS, "413": "It is larger than max_request_size"},
                 parameters=(Parameter("query", "file", TEXT, "Its file name, whose suffix tells its form."),),
-                body={"application/octet-stream": BINARY},
+                body=_BYTES,
                 token=token,
             )
         },
@@ -589,7 +590,7 @@ def _of_trials(token: str) -> dict[str, Any]:
                 {"200": response("The model's answer", BINARY, "application/octet-stream")},
                 errors={**_ERRORS, "500": "A worker died", "503": "No worker is ready, or the model failed"},
                 parameters=(_NAME, _VERSION),
-                body={"application/octet-stream": BINARY},
+                body=_BYTES,
                 token=token,
             )
         }
