@@ -104,7 +104,7 @@ def _section(content: Content, name: str, place: str, section: Any, *, works: bo
 
 
 def _proof(content: Content, model: Model, has_weights: bool) -> Iterator[Finding]:
-    """Yield that the optimised weights were made of other original weights, or that nobody can know."""
+    """Yield that the optimised weights were made of other original weights, or that it cannot be known."""
     expected = _document(content, PROOF).get("original")
     if not isinstance(expected, Mapping) or not expected:
         if has_weights:

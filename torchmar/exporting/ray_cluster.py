@@ -338,7 +338,7 @@ def show_cluster_file(machines: Machines, file: str) -> str:
         f"A cluster of Ray with a torchmar server on {machines.head}. ray up {quoted} starts it, and starts it again",
         f"when this file has changed; ray down {quoted} ends it. SSH has to reach all machines, which need Python 3.",
         "",
-        "Before, make the token without which nobody can use Ray's ports:  ray get-auth-token --generate",
+        "Before, make the token without which no one can use Ray's ports:  ray get-auth-token --generate",
         "Requests between the nodes are not encrypted: the network between them has to be a trusted one.",
         "",
         f"Models: ssh {machines.user}@{machines.head} {_HOME}/venv/bin/torchmar models --run-folder {_HOME}/.torchmar",

@@ -268,7 +268,7 @@ def value(kind: str, content: bytes) -> Any:
         if kind.startswith("text"):
             return content.decode()
     except (ValueError, RecursionError):
-        log.warning("a part that is said to be %s cannot be decoded; the handler gets its bytes", kind)
+        log.warning("a part with the type %s cannot be decoded; the handler gets its bytes", kind)
     return bytearray(content)
 
 

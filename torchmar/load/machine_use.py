@@ -64,7 +64,7 @@ class Use:
         seconds: the time between the readings.
         client_cores: the cores that this process used on average.
         server_cores: those of the server; None if its process is not known.
-        other_cores: those of all others; None if the server's share cannot be told apart.
+        other_cores: those of all others; None if the server's share is unknown.
     """
 
     seconds: float

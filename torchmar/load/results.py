@@ -219,7 +219,7 @@ class SelfCheck:
     busy_fraction: float
     """The share of the time that the client's core was computing for the client."""
     other_load_cores: float | None
-    """The cores that neither the client nor the server used on average; null if that cannot be told apart."""
+    """The cores that neither the client nor the server used on average; null if that is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,7 +135,7 @@ def ports_beside(taken: int) -> list[int]:
 
 
 def without_tokens() -> dict[str, str]:
-    """Return keys for a platform whose requests have no tokens: nobody can register a model, not even from here."""
+    """Return keys for a platform whose requests have no tokens: no one can register a model, not even from here."""
     return {"disable_token_authorization": "true", "enable_model_api": "false"}
 
 

@@ -39,7 +39,7 @@ def leave_network() -> bool:
         return True
     if libc.unshare(_NEW_USERS | _NEW_NETWORK) != 0:
         return False
-    with contextlib.suppress(OSError):  # without them, files belong to nobody, and can be read all the same
+    with contextlib.suppress(OSError):  # without them, files belong to no user, and can be read all the same
         Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")

@@ -69,7 +69,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
         _save_answers([answer(each) for each in inputs], Path(job["answers"]))
     if all(each.rows for each in inputs):
         batches = {size: list(captured.batches(inputs, size)) for size in job["batch_sizes"]}
-    else:  # nobody knows how to make a batch of them
+    else:  # how a batch is made of them is unknown
         batches = {1: inputs}
     times = _timed(answer, batches)
     return {

@@ -3,7 +3,7 @@
 ``GET /execution-parameters`` is for batch transform jobs:
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html. With several models SageMaker loads,
 lists and unloads them itself at ``/models``, and sends its requests to ``/models/NAME/invoke``:
-https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html. Nobody else may reach that address.
+https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html. No one else may reach that address.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SageMaker:
             self._respond_error(request, error)
 
     def _execution_parameters(self) -> dict[str, Any]:
-        """Return how a batch transform job should send its records, unless its user has said so.
+        """Return how a batch transform job should send its records, unless its user has chosen it.
 
         A record is a request of its own: whether several in one body are several inputs is the handler's matter.
         """

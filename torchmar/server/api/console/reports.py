@@ -182,8 +182,8 @@ def _tuning(values: Any) -> Table:
     target = values["target"]
     goal = f"{target['statistic']} of at most {_milliseconds(target['seconds'] * 1000)}"
     chosen = values["chosen"]
-    said = f"{_setting(chosen['setting'])} is chosen for a {goal}." if chosen else f"No setting keeps a {goal}."
-    return "tune", [said, *values["reasons"]], ("Setting", "Load", target["statistic"], "Answers", "Failed"), rows
+    result = f"{_setting(chosen['setting'])} is chosen for a {goal}." if chosen else f"No setting keeps a {goal}."
+    return "tune", [result, *values["reasons"]], ("Setting", "Load", target["statistic"], "Answers", "Failed"), rows
 
 
 def _parity(values: Any) -> Table:
@@ -194,8 +194,8 @@ def _parity(values: Any) -> Table:
         counts = (outcome["cases"], outcome["equal"], documented, different)
         rows.append([outcome["name"], *map(_number, counts)])
     total = sum(len(outcome["different"]) for outcome in values)
-    said = "Every difference is documented." if not total else "There are differences that are not documented."
-    return "parity", [said], ("Archive", "Cases", "Equal", "Documented", "Different"), rows
+    result = "Every difference is documented." if not total else "There are differences that are not documented."
+    return "parity", [result], ("Archive", "Cases", "Equal", "Documented", "Different"), rows
 
 
 _TABLES: dict[str, Callable[[Any], Table]] = {
