@@ -97,7 +97,7 @@ def test_builds_of_one_archive_at_one_time_do_not_meet(tmp_path: Path) -> None:
     recipe, store = tmp_path / "recipe", tmp_path / "store"
     recipe.mkdir()
     (recipe / "archive.yaml").write_text('name: a\nversion: "1"\nhandler: image_classifier\nweights: w.pt\n')
-    (recipe / "w.pt").write_bytes(os.urandom(20 << 20))
+    (recipe / "w.pt").write_bytes(os.urandom(8 << 20))
     command = [sys.executable, "-m", "torchmar", "build", recipe, "--store", store, "--force", "--no-check"]
     builds = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     outputs = {build.communicate(timeout=60)[0] for build in builds}

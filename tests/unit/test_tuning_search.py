@@ -18,7 +18,7 @@ from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, parse_target
 from torchmar.tuning.trials import Trial
 
-SPACE = Space(cores=2, batch_sizes=(1, 8, 64))
+SPACE = Space(cores=2, batch_sizes=(1, 16))
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def test_the_search_ends_with_the_time() -> None:
     server = SimulatedServer(CONVOLUTIONS, question.target)
     predictor = Predictor(profiles(CONVOLUTIONS), question.target, cores=2)
     moments = iter(range(1000))
-    space = Space(cores=2, batch_sizes=(8,))
+    space = Space(cores=1, batch_sizes=(8,))
     search = Search(predictor, space, question, server.measure, seconds=3.5, clock=lambda: float(next(moments)))
     result = search.run()
     assert len(server.measured) == 3

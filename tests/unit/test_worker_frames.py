@@ -66,16 +66,25 @@ def test_a_waiting_receiver_detects_the_end_of_the_connection(pair: Pair, poll: 
     closing.join()
 
 
-def test_an_idle_receiver_calls_its_callback_once_per_wait(pair: Pair) -> None:
+def test_an_idle_receiver_calls_its_callback_once_per_wait(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair
+    assert frames._IDLE_MS == 1_000
+    monkeypatch.setattr(frames, "_IDLE_MS", 50)
     idle_times: list[float] = []
-    receiver = frames.Receiver(ours, 0.001, lambda: idle_times.append(time.monotonic()))
-    for pause, times in ((0.0, 0), (2.5, 1), (0.1, 1), (1.2, 2)):
-        later = threading.Timer(pause, frames.send, [theirs, frames.encode(frames.THREADS, 1)])
-        later.start()
+
+    def send() -> None:
+        frames.send(theirs, frames.encode(frames.THREADS, 1))
+
+    def on_idle() -> None:
+        idle_times.append(time.monotonic())
+        threading.Timer(0.3, send).start()  # several times as long
+
+    receiver = frames.Receiver(ours, 0.001, on_idle)
+    for waits, times in ((False, 0), (True, 1), (False, 1), (True, 2)):
+        if not waits:
+            send()
         receiver.receive()
         assert len(idle_times) == times
-        later.join()
 
 
 def test_a_receiver_that_waits_sleeps(pair: Pair) -> None:

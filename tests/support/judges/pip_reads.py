@@ -17,17 +17,18 @@ from pip._internal.req.constructors import install_req_from_parsed_requirement
 from pip._internal.req.req_file import parse_requirements
 from pip._internal.utils.misc import is_installable_dir
 
+_SESSION = PipSession()  # reads the certificates of the system, which takes longer than a file
+
 
 def read(path: str) -> dict[str, object]:
     """Return the names that pip would install, or its error; pip runs where the file is, as TorchServe runs it."""
     os.chdir(Path(path).parent)
-    session = PipSession()
     scope = SearchScope.create(find_links=[], index_urls=[], no_index=False)
-    collector = LinkCollector(session, scope)
+    collector = LinkCollector(_SESSION, scope)
     finder = PackageFinder.create(link_collector=collector, selection_prefs=SelectionPreferences(allow_yanked=True))
     try:
         names = []
-        for parsed in parse_requirements(path, session=session, finder=finder):
+        for parsed in parse_requirements(path, session=_SESSION, finder=finder):
             requirement = install_req_from_parsed_requirement(parsed)
             link = requirement.link
             if link and link.is_file and link.file_path.startswith(str(Path.cwd())):
