@@ -15,7 +15,7 @@ from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
 
 REFIT = 0.2  # relative error of a prediction beyond which the model is corrected
-_MOST_SCALE = 4.0
+_MOST_SCALE, _MOST_PLAUSIBLE = 4.0, 3.5
 _NEAR_CAPACITY = 0.75  # of the capacity
 _LOOP = {
     "builtin": 60e-6,
@@ -120,7 +120,7 @@ class Predictor:
         memory: int | None = None,
         queue_size: int = 100,
     ) -> None:
-        self.target = target
+        self.target, self.cores = target, cores
         self.memory_limit = memory
         self.services: Mapping[tuple[int, bool], ServiceModel] = {
             (profile.threads, profile.gpu): fit(profile.times) for profile in profiles
@@ -128,7 +128,7 @@ class Predictor:
         self.corrections: dict[tuple[int, int, int, int, bool], Correction] = {}
         self.loop, self.client, self.latency_offset = _LOOP[engine], _CLIENT, 0.0
         self.efficiency = 1.0  # the part of the cores, and of the event loop's core, that requests can use
-        self._engine, self._cores, self._queue_size = engine, cores, queue_size
+        self._engine, self._queue_size = engine, queue_size
         self.step_shares = (0.0, 0.0)  # of the time of a request, before and after the model; from the first trial
         self._worker_memory = max(profile.memory for profile in profiles)
         self._measured_memory: dict[int, int] = {}  # by the number of workers
@@ -151,7 +151,7 @@ class Predictor:
             workers=setting.workers,
             batch_size=setting.batch_size,
             delay=setting.delay_ms / 1000 if self._engine == "torchserve" else None,
-            cores=self._cores * self.efficiency,
+            cores=self.cores * self.efficiency,
             loop=self.loop / self.efficiency,
             latency=self.latency_offset,
             client=self.client,
@@ -244,6 +244,10 @@ class Predictor:
         else:
             simulated = self._simulated(trial, self.target.percent, requests)
             correction = replace(correction, tail=trial.latency - simulated)
+        if correction.scale > _MOST_PLAUSIBLE:
+            # No batch takes so long: the queue grew, although too slowly for the trial to show it otherwise.
+            self._saturate(trial)
+            return True
         utilisation = trial.rate / capacity(self.system(trial.setting))
         self.corrections[trial.setting.layout] = replace(correction, utilisation=utilisation)
         return True
@@ -383,7 +387,7 @@ class Predictor:
             rate=rate,
             latency=latency,
             capacity=limit,
-            cores=min(outcome.cores, self._cores),
+            cores=min(outcome.cores, self.cores),
             memory=0,
             mean_batch=outcome.mean_batch,
             bound=bound,
