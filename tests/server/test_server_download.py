@@ -23,6 +23,7 @@ from torchmar.engines.builtin import Builtin
 from torchmar.engines.server_records import ServerRecord
 from torchmar.server.api_error import ApiError
 from torchmar.server.config import reader
+from torchmar.server.models import download
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
 from torchmar.server.telemetry import logs
 
@@ -262,6 +263,21 @@ def test_a_download_that_the_end_of_a_server_interrupts_continues_in_the_next_on
     with Builtin(config, bench.store, tmp_path / "run") as running:
         until(lambda: requests.get(f"{running.server.inference}/v2/health/ready").status_code == 200)
         assert running.management.downloads() == []
+    assert server.requested == ["", f"bytes={kept - 1}-"]
+
+
+def test_a_download_that_trickles_is_ended_and_can_be_continued(
+    bench: Bench, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_RATE_SECONDS", 0.2)
+    server.part, server.pause_s = 1, 0.01
+    error = bench.error_of(f"{server.address}/x.mar")
+    assert error.status == 400
+    assert "less than 1000 bytes a second arrive; " in error.message and "are kept" in error.message
+    (part,) = bench.parts()
+    kept = part.stat().st_size
+    server.pause_s = 0
+    bench.fetch(f"{server.address}/x.mar")
     assert server.requested == ["", f"bytes={kept - 1}-"]
 
 

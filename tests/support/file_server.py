@@ -22,7 +22,8 @@ class FileServer:
         breaks: numbers of body bytes after which the next connections break, one for each.
         ranges: whether range requests are honoured.
         statuses: of the next responses, in place of the file.
-        pause_s: seconds between two parts of 16 KiB; 0: the body is sent at once.
+        pause_s: seconds between two parts; 0: the body is sent at once.
+        part: bytes of such a part.
         stalls: set by a test that ends; until then nothing of a body is sent; None: bodies are sent.
         requested: the Range headers of the requests; empty where there was none.
         address: of the server.
@@ -34,6 +35,7 @@ class FileServer:
     ranges: bool = True
     statuses: list[int] = field(default_factory=list)
     pause_s: float = 0
+    part: int = 1 << 14
     stalls: threading.Event | None = None
     requested: list[str] = field(default_factory=list)
     address: str = ""
@@ -84,8 +86,8 @@ class FileServer:
         if self.stalls:
             self.stalls.wait()
         with contextlib.suppress(OSError):
-            for part in range(0, len(body), 1 << 14) if self.pause_s else ():
-                request.wfile.write(body[part : part + (1 << 14)])
+            for start in range(0, len(body), self.part) if self.pause_s else ():
+                request.wfile.write(body[start : start + self.part])
                 time.sleep(self.pause_s)
             if not self.pause_s:
                 request.wfile.write(body)

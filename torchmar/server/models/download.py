@@ -26,6 +26,8 @@ from torchmar.server.telemetry import logs
 
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.25, 10.0  # before an attempt; each is twice the one before
 _PATIENCE_SECONDS = 120.0  # without a further byte: the packages of object stores try again themselves
+# As curl's --speed-limit and --speed-time: a server that sends less would hold a thread of downloads for days.
+_LEAST_RATE, _RATE_SECONDS = 1000, 30.0  # bytes per second, in each such time
 _REPORT_SECONDS = 10.0  # between log lines
 _PARTIAL = re.compile(r"\.part-[0-9a-f]{64}")
 _KEPT_SECONDS, _KEPT_FILES = 24 * 3600.0, 4  # of downloads that broke off
@@ -47,6 +49,10 @@ class DownloadProgress(NamedTuple):
 
 class _BrokenOffError(Exception):
     """A download broke off, which a later one may continue; the message is the reason."""
+
+
+class _TooSlowError(Exception):
+    """A download has less than the least rate; the message is the reason."""
 
 
 class Downloads:
@@ -149,6 +155,8 @@ class Downloads:
                     self._save(shown, transfer, file, report)
                 report.end()
                 return
+            except _TooSlowError as error:
+                raise _BrokenOffError(f"{error}{_kept(file)}") from None
             except TransferError as error:
                 if isinstance(error, ChangedError):
                     file.forget()
@@ -157,9 +165,8 @@ class Downloads:
                     failures, furthest, progressed = 1, file.size, time.monotonic()
                 patient = time.monotonic() - progressed < _PATIENCE_SECONDS
                 if failures > self._settings.download_retries or not patient:
-                    kept = f"; {show_size(file.size)} are kept for the next attempt" if file.size else ""
                     attempts = f"in {failures} attempts" if failures > 1 else "in 1 attempt"
-                    raise _BrokenOffError(f"{error}, {attempts}{kept}") from None
+                    raise _BrokenOffError(f"{error}, {attempts}{_kept(file)}") from None
                 delay = min(_FIRST_DELAY_SECONDS * 2 ** (failures - 1), _LONGEST_DELAY_SECONDS)
                 arguments = (shown, error, show_size(file.size), delay)
                 logs.SERVER.warning("the download of %s broke off (%s); it continues at %s in %.2f s", *arguments)
@@ -169,6 +176,7 @@ class Downloads:
     def _save(self, shown: str, transfer: Transfer, file: PartialFile, report: _Report) -> None:
         limit, size, received = self._settings.max_download_size, transfer.size, transfer.offset
         report.begin(received, size)
+        rate_since, rate_from = time.monotonic(), received
         with file.open_at(received, transfer.identity) as stream:
             if size is not None and size > limit:
                 raise _too_large(shown, limit)
@@ -180,6 +188,11 @@ class Downloads:
                     raise _BrokenOffError("the server is stopping")
                 stream.write(chunk)
                 report.add(received)
+                now = time.monotonic()
+                if now - rate_since >= _RATE_SECONDS and received != size:
+                    if received - rate_from < _LEAST_RATE * (now - rate_since):
+                        raise _TooSlowError(f"less than {_LEAST_RATE} bytes a second arrive")
+                    rate_since, rate_from = now, received
         if size is not None and received > size:
             raise ChangedError(f"it has more than {size} bytes")
         if size is not None and received < size:
@@ -218,6 +231,10 @@ class _Report:
 
 def _too_large(shown: str, limit: int) -> ApiError:
     return not_downloaded(shown, f"it has more than torchmar_max_download_size={limit} bytes")
+
+
+def _kept(file: PartialFile) -> str:
+    return f"; {show_size(file.size)} are kept for the next attempt" if file.size else ""
 
 
 def _with_suffix(file: Path) -> Path:

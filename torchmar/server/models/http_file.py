@@ -85,8 +85,7 @@ class HttpFile:
 
     def _transfer(self, response: requests.Response, offset: int, identity: str) -> Transfer:
         status = response.status_code
-        # Not decoded: a compressed archive stays compressed.
-        chunks = response.raw.stream(_CHUNK, decode_content=False)
+        chunks = _chunks(response)
         if status == 206 and offset:
             content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
             same = _identity(response) in (identity, "")  # it must send the ETag again (RFC 9110, 15.3.7)
@@ -102,6 +101,13 @@ class HttpFile:
         content_length = response.headers.get("content-length", "")
         size = int(content_length) if content_length.isdecimal() else None
         return Transfer(0, size, _identity(response), chunks)
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield the bytes of a body when they arrive, so that slow ones are noticed."""
+    # Not decoded: a compressed archive stays compressed.
+    while chunk := response.raw.read1(_CHUNK, decode_content=False):
+        yield chunk
 
 
 def _identity(response: requests.Response) -> str:
