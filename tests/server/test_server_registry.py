@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.registry_harness import RegistryHarness, read
 from tests.support.slow_archives import BROKEN, SLOW, SLOW_TO_LOAD, pack
+from torchmar.archive import Archive
 from torchmar.server.api_error import ApiError
 from torchmar.server.models import serving_config
 from torchmar.server.models.archive_cache import ArchiveCache
@@ -51,6 +52,17 @@ def test_a_registration_that_fails_leaves_nothing_behind(harness: RegistryHarnes
         assert (status, message.endswith("No module named 'no_such_module'")) == (500, True)
         assert harness.registry.models == {}
         harness.run(harness.until(lambda: not harness.workers()))
+
+
+def test_bytecode_is_written_into_copies_of_archives_and_not_into_folders_of_users(harness: RegistryHarness) -> None:
+    pack(harness.store, "m")
+    with Archive(harness.store / "m-1.0.mar") as packed:
+        packed.extract(harness.store / "users")
+    for url, name in (("m-1.0.mar", "copied"), ("users", "in-place")):
+        harness.register(url, workers=1, model_name=name)
+        folder = harness.registry.find(name).archive.folder
+        assert (folder == harness.store / "users") == (name == "in-place")
+        assert bool(list(folder.rglob("*.pyc"))) == (name == "copied")
 
 
 def test_a_failed_version_leaves_the_others_alone(harness: RegistryHarness) -> None:

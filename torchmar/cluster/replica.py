@@ -157,6 +157,7 @@ class Replica:
         options = replace(
             spec.options,
             folder=self._content.folder,
+            own_folder=False,  # other servers of the node may use it
             requirements=self._content.packages,
             devices=(0,) if spec.gpu else (),  # Ray shows a replica only its own GPUs
         )

@@ -206,6 +206,7 @@ def resolve(
             version=version,
             handler=handler,
             folder=str(archive.folder),
+            own_folder=archive.size is not None,
             envelope=_envelope(settings.service_envelope or model.envelope or "", handler),
             batch_size=_first(
                 _positive(state, "batchSize"),

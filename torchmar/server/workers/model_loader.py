@@ -76,6 +76,7 @@ class ModelLoader:
         model = ModelSpec(
             name=options.name,
             model_dir=options.folder,
+            own_folder=options.own_folder,
             handler=options.handler,
             batch_size=options.batch_size,
             gpu=gpu,

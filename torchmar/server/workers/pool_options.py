@@ -47,6 +47,7 @@ class PoolOptions:
         version: of the model.
         handler: as the manifest names it.
         folder: of the extracted archive.
+        own_folder: whether this is a copy that only one server uses, so that Python may write bytecode into it.
         memory_limit: bytes of private memory that a worker may have; 0: no limit.
         cores: that its workers share; 0: those of the machine.
         poll: microseconds that a worker busy-polls for the next batch, and the server for a worker's response.
@@ -62,6 +63,7 @@ class PoolOptions:
     version: str
     handler: str
     folder: str
+    own_folder: bool = False
     envelope: str = ""
     batch_size: int = 1
     max_batch_delay: float = 100.0

@@ -17,7 +17,7 @@ _KSERVE = ("kserve", "kservev2")
 PACKAGE_HANDLERS = frozenset({"torchmar_handlers.mlflow", "torchmar_handlers.sagemaker"})
 
 
-def activate_archive(folder: str, extra: str = "") -> None:
+def activate_archive(folder: str, extra: str = "", *, own: bool = False) -> None:
     """Make an archive's folder the working folder and the first place of modules, as TorchServe does.
 
     Packages that the archive carries win over installed ones, in processes that the handler starts, too.
@@ -25,14 +25,16 @@ def activate_archive(folder: str, extra: str = "") -> None:
     Args:
         folder: where the archive was extracted.
         extra: a folder with requirements that were installed for it; empty: none.
+        own: whether the folder is a copy that only one server uses, so that Python may write bytecode into it.
     """
     folders = [folder, *([extra] if extra else [])]
     sys.path[:0] = folders
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([before] if before else [])])
     os.chdir(folder)
-    # The folder may be the user's own archive, whose files are listed, and not a copy of it.
-    sys.dont_write_bytecode = True
+    if not own:
+        # It may be the user's own archive, whose files are listed.
+        sys.dont_write_bytecode = True
 
 
 def load(model: ModelSpec) -> Any:

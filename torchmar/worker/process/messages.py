@@ -23,6 +23,7 @@ class ModelSpec(Message):
     Attributes:
         name: of the model.
         model_dir: the folder of the extracted archive.
+        own_folder: whether this is a copy that only one server uses, so that Python may write bytecode into it.
         handler: as the manifest names it.
         batch_size: requests that the handler gets at once, at most.
         gpu: index of the device; None: the CPU.
@@ -39,6 +40,7 @@ class ModelSpec(Message):
     name: str
     model_dir: str
     handler: str
+    own_folder: bool = False
     batch_size: int = 1
     gpu: int | None = None
     envelope: str = ""

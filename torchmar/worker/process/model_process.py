@@ -30,7 +30,7 @@ def run_model_process(model: ModelSpec, control: socket.socket, weights: int | N
         weights: descriptor of the file that all workers of the model share; None: there is none.
     """
     writer = ControlWriter(control)
-    loading.activate_archive(model.model_dir, model.requirements)
+    loading.activate_archive(model.model_dir, model.requirements, own=model.own_folder)
     metrics = MetricsBuffer()
     before = forking.descriptors()
     fork = model.fork != forking.NEVER
