@@ -65,7 +65,7 @@ def main() -> None:
     for other in others:
         if folder := other.pop("hidden", ""):
             hide(folder)
-        nodes.append(started(lambda other=other: cluster.add_node(**other, **HERE)))
+        nodes.append(started(lambda other=other: cluster.add_node(**{**HERE, **other})))
     try:
         cluster.wait_for_nodes()
         print(cluster.address, flush=True)

@@ -72,3 +72,30 @@ def test_another_front_leads_if_the_one_that_led_has_failed_with_the_directory(
         assert await shared.publish("a", SharedState(), 7) == 8
 
     run(scenario())
+
+
+def test_a_front_that_has_just_been_started_does_not_lead_while_another_serves_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(directory, "_LOST_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        # It would delete what it does not know: a directory that was started again does not know either.
+        shared = Directory(restarted=True)
+        assert (await shared.join("new")).leader == ""
+        assert (await shared.join("leader", 7, leads=True)).leader == "leader"
+        # The front that led has failed, too; only the one that follows knows what is served.
+        shared = Directory(restarted=True)
+        assert (await shared.join("new")).leader == (await shared.join("follower", 7)).leader == ""
+        await asyncio.sleep(0.3)
+        await shared.join("follower", 7)
+        await asyncio.sleep(0.3)
+        assert (await shared.join("new")).leader == ""
+        assert (await shared.join("follower", 7)).leader == "follower"
+        # There is no other.
+        shared = Directory(restarted=True)
+        await shared.join("new")
+        await asyncio.sleep(0.6)
+        assert (await shared.join("new")).leader == "new"
+
+    run(scenario())

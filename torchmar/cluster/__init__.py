@@ -18,6 +18,9 @@ The front is the built-in server: its APIs, its registry, its archives. Only its
   replica, to one that has the fewest (`balancer`).
 * A replica has a pool of the built-in server (`torchmar.server.workers.pool`) with one worker, so that batches, errors,
   deadlines, streams and restarts are those of the built-in server. Requests of all fronts meet in its batches.
+* Replicas of a version on one node share what is loaded, as the workers of the built-in server do: a process that
+  belongs to none of them loads the model, forks their workers, and ends with the last of them (`node_loader`,
+  `loader_process`). Replicas with a GPU load by themselves.
 * A replica that ends answers the requests that it has, and fronts send it no others. Requests of one that is lost are
   sent to another, unless their clients have parts of the answer.
 * Replicas announce themselves to the directory, an actor that all fronts share: where they run and listen, with the

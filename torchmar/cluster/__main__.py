@@ -27,6 +27,8 @@ def main() -> None:
     try:
         run_server(create, "torchmar.cluster")
     except SystemExit as ended:
+        if any(session.starts_again for session in sessions):  # it has left the cluster
+            os.execv(sys.executable, [sys.executable, "-m", "torchmar.cluster", *sys.argv[1:]])
         if not any(session.head.lost.is_set() for session in sessions):
             raise
         # Not by the interpreter's way: Ray's functions at its end wait for the head.

@@ -148,16 +148,21 @@ class Standing(NamedTuple):
 
 
 class Directory:
-    """The replicas of all pools, by the key of the pool and the id of the replica; the fronts, and what they share."""
+    """The replicas of all pools, by the key of the pool and the id of the replica; the fronts, and what they share.
 
-    def __init__(self) -> None:
+    Args:
+        restarted: whether it was started again, and has forgotten what it knew; None: Ray says so.
+    """
+
+    def __init__(self, restarted: bool | None = None) -> None:
         self._replicas: dict[str, dict[str, tuple[float, ReplicaState]]] = {}
         self._lines: deque[tuple[str, ReplicaState, LogLine]] = deque(maxlen=_LINES)
         self._count = 0  # of all lines so far
         self._sources: dict[str, dict[str, tuple[Any, str]]] = {}  # by digest and front
-        self._fronts: dict[str, float] = {}
+        self._fronts: dict[str, tuple[float, int]] = {}  # when each was heard of last, and the revision that it serves
         self._leader = ""
         self._id, self._started = secrets.token_hex(4), time.monotonic()
+        self._restarted = _was_restarted() if restarted is None else restarted
         self._state, self._revision = SharedState(), 0
         self._ids = itertools.count(1)
         self._calls: asyncio.Queue[Call] = asyncio.Queue()
@@ -208,7 +213,7 @@ class Directory:
     # Fronts.
 
     async def join(self, front: str, revision: int = -1, *, leads: bool = False) -> Standing:
-        """Record that a front is there; it leads if no other does.
+        """Record that a front is there; it leads if no other does, and none serves more.
 
         Args:
             front: its name.
@@ -216,15 +221,17 @@ class Directory:
             leads: whether it leads by what it knows.
         """
         now = time.monotonic()
-        self._fronts[front] = now
+        self._fronts[front] = now, revision
         self._forget_fronts()
         known = self._leader in self._fronts
         if leads and (not known or revision > self._revision):  # the directory before this one has chosen it
             self._leader = front
         elif not known:
-            # After a restart, the front that led gets the time to announce itself.
-            waits = revision >= 0 and now - self._started < _LOST_SECONDS
-            self._leader = "" if waits else front
+            # After a restart, the front that led gets the time to announce itself. One that has just been started, and
+            # leads, deletes what it does not know.
+            waits = (self._restarted or revision >= 0) and now - self._started < _LOST_SECONDS
+            newest = max(served for _, served in self._fronts.values())
+            self._leader = "" if waits or revision < newest else front
         return Standing(self._leader, self._revision, len(self._fronts), self._id)
 
     async def leave(self, front: str) -> int:
@@ -239,7 +246,7 @@ class Directory:
 
     def _forget_fronts(self) -> None:
         now = time.monotonic()
-        self._fronts = {each: seen for each, seen in self._fronts.items() if now - seen < _LOST_SECONDS}
+        self._fronts = {each: entry for each, entry in self._fronts.items() if now - entry[0] < _LOST_SECONDS}
 
     async def publish(self, front: str, state: SharedState, revision: int = 0) -> int:
         """Replace the shared state; return its revision, or 0 if the front does not lead.
@@ -286,3 +293,12 @@ class Directory:
         """Pass on the response to a request."""
         if (waiting := self._answers.get(number)) and not waiting.done():
             waiting.set_result(answer)
+
+
+def _was_restarted() -> bool:
+    """Return whether Ray has started this actor again; False outside of one."""
+    try:
+        import ray
+    except ImportError:
+        return False
+    return ray.is_initialized() and bool(ray.get_runtime_context().was_current_actor_reconstructed)

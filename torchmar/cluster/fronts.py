@@ -21,7 +21,7 @@ from torchmar.checks.admission import EVERYTHING
 from torchmar.cluster.directory import ANNOUNCE_SECONDS, Answer, Call, SharedState, SharedVersion, Standing
 from torchmar.cluster.node_archives import copy, fetch
 from torchmar.cluster.session import Session
-from torchmar.errors import TorchmarError
+from torchmar.errors import EngineError, TorchmarError
 from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config import routes
@@ -84,6 +84,7 @@ class Fronts:
         self._publishing = False
         self._failed: dict[str, float] = {}  # by key of the pool, when it was tried, by `time.monotonic`
         self._following: asyncio.Task[None] | None = None
+        self._starting = True
 
     async def start(self, registry: Registry, manage: Callable[[Request, list[str]], None]) -> None:
         """Take part; returns when this front serves what the others do.
@@ -91,6 +92,10 @@ class Fronts:
         Args:
             registry: the models of this front.
             manage: answers a request of the management API whose token was checked.
+
+        Raises:
+            EngineError: the front that led has ended before it had published anything; this one, which has waited for
+                it, has to start again, and to load the models of its own configuration.
         """
         self._registry, self._manage = registry, manage
         self._tasks.start(self._take_part())
@@ -104,6 +109,7 @@ class Fronts:
                         f"{model.name} {model.version} of the last run is not served: this server follows "
                         f"{self._leader}, which does not serve it; register it again"
                     )
+        self._starting = False
         self._tasks.start(self._publish())
         self._tasks.start(self._answer_calls())
 
@@ -192,6 +198,9 @@ class Fronts:
     async def _catch_up_first(self) -> None:
         """Wait until this front serves what the others do, or leads: the directory may be started again meanwhile."""
         while not self.leads and self._revision < self._expected:
+            if self._session.starts_again:
+                message = f"{self._leader} has ended before it had published what it serves"
+                raise EngineError(message, hint="start this server again")
             if self._following is None or self._following.done():
                 self._following = self._tasks.start(self._catch_up())
             await asyncio.wait({self._following})
@@ -205,10 +214,15 @@ class Fronts:
         except Exception as error:  # Ray has many
             logs.SERVER.error("what the cluster serves cannot be read: %s", error)
         else:
-            if lead:
+            if lead and self._revision:
                 self._lead()
                 self._pools.remove_unused()
                 await self._pools.delete_others()  # what could not be taken over
+            elif lead and self._starting:
+                logs.SERVER.warning("%s has ended before it had published what it serves; starting again", self._leader)
+                self._session.starts_again = True
+            elif lead:
+                self._lead()
 
     def _lead(self) -> None:
         logs.SERVER.info("this front leads now")

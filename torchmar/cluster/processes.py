@@ -19,11 +19,22 @@ _HEAD, _SESSION, _NODE = "--gcs-address=", "--session-name=", "--node_ip_address
 _TITLE = "ray::"
 _RAYS = ("ServeController", "DashboardAgent", "RuntimeEnvAgent", "IDLE")
 _GROUPS = ("Directory", "ContentReader")  # actors of `torchmar.cluster`
+_LOADER_GROUP = "--torchmar-group="  # in command lines of `torchmar.cluster.loader_process`
 
 
 def group_name(group: str) -> str:
     """Return the name of a group of servers in a cluster, which that of no other group begins with and a colon."""
     return f"{_NAME}-{group}" if group else _NAME
+
+
+def loader_words(head: str, group: str) -> list[str]:
+    """Return the words by which `ClusterGroup` finds a process of `torchmar.cluster.loader_process`.
+
+    Args:
+        head: address of the cluster's head.
+        group: as `group_name` returns it.
+    """
+    return [f"{_HEAD}{head}", f"{_LOADER_GROUP}{group}"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,7 @@ class ClusterGroup:
         left = [*of_head, *of_session]
         while left:
             process = left.pop()
-            title = words[process][0] if words[process] else ""
-            if process not in found and self._belongs(title):
+            if process not in found and self._belongs(words[process]):
                 found[process] = None
                 left += children[process.pid]
         return list(found)
@@ -65,8 +75,11 @@ class ClusterGroup:
     def _is_head(self, address: str) -> bool:
         return _equal(address, self.address)
 
-    def _belongs(self, title: str) -> bool:
-        """Return whether a process is Ray's or the group's, and no actor or task of others."""
+    def _belongs(self, words: Sequence[str]) -> bool:
+        """Return whether a process is Ray's or the group's, and no actor, task or loader of others."""
+        for group in _values(words, _LOADER_GROUP):
+            return group == group_name(self.group)
+        title = words[0] if words else ""
         own = f"ServeReplica:{group_name(self.group)}:"
         return not title.startswith(_TITLE) or title.removeprefix(_TITLE).startswith((own, *_RAYS, *_GROUPS))
 

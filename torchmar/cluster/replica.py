@@ -17,12 +17,14 @@ import psutil
 
 import torchmar
 from torchmar.archive import Archive
+from torchmar.cluster import node_loader
 from torchmar.cluster.autoscaling import DEMAND
 from torchmar.cluster.contents import reader
 from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
 from torchmar.cluster.listener import Listener
 from torchmar.cluster.log_lines import LogLines
 from torchmar.cluster.node_archives import NodeContent, PackedContent, fetch
+from torchmar.cluster.node_loader import LoaderSpec, NodeLoader
 from torchmar.errors import EngineError, TorchmarError
 from torchmar.server.models import venvs
 from torchmar.server.telemetry import logs
@@ -93,6 +95,7 @@ class Replica:
         self._observer = _Events()
         self._pool: Pool | StagedPool | None = None
         self._fork_server: ForkServer | None = None
+        self._loader: NodeLoader | None = None
         self._content: NodeContent | None = None
         self._venv: Venv | None = None
         self._announcing: asyncio.Task[None] | None = None
@@ -152,8 +155,6 @@ class Replica:
         environment.update(spec.variables)
         if spec.venv:
             self._venv = await self._own_venv(Path(self._content.folder), spec.venv, environment)
-        self._fork_server = ForkServer(environment, self._content.packages, self._venv)
-        await self._fork_server.start()
         options = replace(
             spec.options,
             folder=self._content.folder,
@@ -161,7 +162,10 @@ class Replica:
             requirements=self._content.packages,
             devices=(0,) if spec.gpu else (),  # Ray shows a replica only its own GPUs
         )
-        self._pool = create_pool(self._fork_server, options, self._observer)
+        self._fork_server = ForkServer(environment, self._content.packages, self._venv)
+        if not spec.gpu and node_loader.available():
+            self._loader = NodeLoader(self._loader_spec(options, environment))
+        self._pool = create_pool(self._fork_server, options, self._observer, self._loader)
         if not await self._pool.scale(1, 1):
             raise RuntimeError(self._pool.failure)
         self._listener = Listener(self._pool.submit, self._observer.take, self._node_id)
@@ -170,6 +174,21 @@ class Replica:
         self._listener.set_ready(True)
         self._state = replace(self._state, endpoint=endpoint)
         self._update()
+
+    def _loader_spec(self, options: PoolOptions, environment: Mapping[str, str]) -> LoaderSpec:
+        import ray
+        from ray import serve
+
+        return LoaderSpec(
+            key=self._spec.pool,
+            node_id=self._node_id,
+            head=ray.get_runtime_context().gcs_address,
+            group=serve.get_replica_context().app_name.rpartition(":")[0],
+            options=options,
+            environment=environment,
+            packages=options.requirements,
+            venv=str(self._venv.folder) if self._venv else "",
+        )
 
     async def _own_venv(self, folder: Path, own: NodeVenv, environment: Mapping[str, str]) -> Venv:
         """Return the environment that the archive in a folder asks for, which a node builds once."""
@@ -226,6 +245,8 @@ class Replica:
             self._listener.close()
         if self._pool:
             await self._pool.close()
+        if self._loader:
+            self._loader.release()
         if self._fork_server:
             await self._fork_server.end()
         if self._venv:

@@ -79,10 +79,12 @@ class Session:
         head: of the cluster.
         directory: the actor that all fronts share.
         front: the name of this front.
+        starts_again: whether the process is to be started again, from the beginning.
     """
 
     def __init__(self, address: str, group: str = "") -> None:
         self._group = group_name(group)
+        self.starts_again = False
         # Before Ray is imported: it would send statistics about the cluster.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         if address:
@@ -114,22 +116,27 @@ class Session:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
 
     def join(self) -> Standing:
-        """Take part in the cluster. Blocking.
+        """Take part in the cluster, as soon as it is known which front leads. Blocking.
 
-        Applications of fronts that have ended without leaving anything to this one are deleted.
+        If this one leads, and no other has published anything, applications of fronts that have ended are deleted.
         """
+        while not (standing := self._join()).leader:  # others get the time to announce themselves
+            time.sleep(_PAUSE_SECONDS)
+        if not standing.revision and standing.leader == self.front:
+            self.delete_others(set())
+        return standing
+
+    def _join(self) -> Standing:
         for attempt in range(_TRIES):
             try:
                 standing: Standing = self._ray.get(self.directory.join.remote(self.front))
-                break
+                return standing
             except self._ray.exceptions.RayError:  # the last front was stopped at this moment
                 if attempt == _TRIES - 1:
                     raise
                 time.sleep(_PAUSE_SECONDS)
                 self.directory = self._open_directory()
-        if not standing.revision and standing.fronts == 1:
-            self.delete_others(set())
-        return standing
+        raise AssertionError
 
     def delete_others(self, kept: Set[str]) -> None:
         """Delete all applications of fronts but some. Blocking."""

@@ -95,6 +95,11 @@ class ForkRequests:
         else:
             future.set_result(process)
 
+    def fail_one(self, number: int, error: Exception) -> None:
+        """Fail the request of an id."""
+        if future := self._futures.pop(number, None):
+            fail(future, error)
+
     def fail(self, error: Callable[[], Exception]) -> None:
         """Fail all requests."""
         futures, self._futures = self._futures, {}

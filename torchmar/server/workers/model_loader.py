@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from typing import Protocol
 
 from torchmar.server.telemetry import logs
 from torchmar.server.workers.fork_server import ForkServer
@@ -14,6 +15,39 @@ from torchmar.server.workers.worker_log import WorkerLog
 from torchmar.server.workers.worker_process import WorkerProcess
 from torchmar.worker.process import forking, shared_weights
 from torchmar.worker.process.messages import ModelDescription, ModelSpec
+
+
+class Loader(Protocol):
+    """What starts the processes of a version's workers.
+
+    Attributes:
+        description: of the handler's tensors; empty until the model has loaded once.
+    """
+
+    description: ModelDescription
+
+    async def start_worker(
+        self, connection: socket.socket, log: WorkerLog, *, gpu: int | None, stage: str
+    ) -> WorkerProcess:
+        """Return a process that has the model and serves on a connection.
+
+        Raises:
+            ModelLoadError: the model did not load.
+            WorkerError: the process could not be started.
+        """
+
+    def release(self) -> None:
+        """Release the loaded model and the shared weights; workers that run keep theirs."""
+
+
+class RequestLog(Protocol):
+    """Where a `ModelLoader` logs what concerns one worker; see `WorkerLog`."""
+
+    def output(self, line: str) -> None:
+        """Log a line of the worker's output."""
+
+    def server(self, level: int, text: str) -> None:
+        """Log a sentence about the worker in the server's log; its subject is added."""
 
 
 class ModelLoader:
@@ -33,14 +67,9 @@ class ModelLoader:
         self._mode_logged = False
 
     async def start_worker(
-        self, connection: socket.socket, log: WorkerLog, *, gpu: int | None, stage: str
+        self, connection: socket.socket, log: RequestLog, *, gpu: int | None, stage: str
     ) -> WorkerProcess:
-        """Return a process that has the model and serves on a connection.
-
-        Raises:
-            ModelLoadError: the model did not load.
-            WorkerError: the process could not be started.
-        """
+        """Of `Loader`."""
         self._log_mode()
         async with self._loading:
             if self._model_process and not self._model_process.closed:
@@ -61,7 +90,7 @@ class ModelLoader:
         return model_process.serve(connection, stage)
 
     def release(self) -> None:
-        """Release the loaded model and the shared weights; workers that run keep theirs."""
+        """Of `Loader`."""
         self._weights = None
         self._close_model_process()
 
@@ -70,7 +99,7 @@ class ModelLoader:
             self._model_process.close()
             self._model_process = None
 
-    async def _load(self, log: WorkerLog, gpu: int | None, *, fork: bool) -> tuple[ModelProcess, str]:
+    async def _load(self, log: RequestLog, gpu: int | None, *, fork: bool) -> tuple[ModelProcess, str]:
         """Return a process that has the model loaded, and why it must not be forked."""
         options = self._options
         model = ModelSpec(

@@ -20,7 +20,7 @@ from torchmar.server.workers.busy_poll import BusyPoller
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.job_queue import JobQueue
 from torchmar.server.workers.jobs import Job
-from torchmar.server.workers.model_loader import ModelLoader
+from torchmar.server.workers.model_loader import Loader, ModelLoader
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
 from torchmar.server.workers.worker import Worker
 from torchmar.worker.process.messages import ModelDescription
@@ -36,7 +36,8 @@ class Pool:
         fork_server: forks the processes of the workers.
         options: the configuration.
         observer: callbacks for events.
-        loader: the loader of another pool, which loads the same model and releases it; None: the pool has its own.
+        loader: starts the workers, and is released by its owner, such as another pool of the same model; None: the pool
+            has its own.
         has_room: whether a batch may be sent to an idle worker; None: always.
         on_batch: called after jobs have left the queue for a worker.
 
@@ -53,7 +54,7 @@ class Pool:
         options: PoolOptions,
         observer: PoolObserver,
         *,
-        loader: ModelLoader | None = None,
+        loader: Loader | None = None,
         has_room: Callable[[], bool] | None = None,
         on_batch: Callable[[], None] | None = None,
     ) -> None:
@@ -61,7 +62,7 @@ class Pool:
         self.min_workers = self.max_workers = 0
         self.failure = ""
         self.batch_times: BatchTimes | None = None
-        self.loader = loader or ModelLoader(fork_server, options)
+        self.loader: Loader = loader or ModelLoader(fork_server, options)
         self._releases = loader is None
         self._observer, self._has_room, self._on_batch = observer, has_room, on_batch
         self._reply_times: dict[str, tuple[float, float]] = {}  # see `_reply_time`; by kind

@@ -18,6 +18,7 @@ from torchmar.server.telemetry.spans import JobSpans
 from torchmar.server.workers import unavailable
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.model_loader import Loader
 from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
 from torchmar.worker.process.messages import ModelDescription
@@ -31,9 +32,11 @@ def available() -> bool:
     return hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")  # noqa: PTH112
 
 
-def create_pool(fork_server: ForkServer, options: PoolOptions, observer: PoolObserver) -> Pool | StagedPool:
-    """Return the pool of a version, in stages if ``options`` has workers for them."""
-    return (StagedPool if options.stages else Pool)(fork_server, options, observer)
+def create_pool(
+    fork_server: ForkServer, options: PoolOptions, observer: PoolObserver, loader: Loader | None = None
+) -> Pool | StagedPool:
+    """Return the pool of a version, in stages if ``options`` has workers for them; ``loader`` is as for `Pool`."""
+    return (StagedPool if options.stages else Pool)(fork_server, options, observer, loader=loader)
 
 
 class StagedPool:
@@ -45,13 +48,16 @@ class StagedPool:
     whole.
     """
 
-    def __init__(self, fork_server: ForkServer, options: PoolOptions, observer: PoolObserver) -> None:
+    def __init__(
+        self, fork_server: ForkServer, options: PoolOptions, observer: PoolObserver, *, loader: Loader | None = None
+    ) -> None:
         self.options = options
         self._fork_server, self._observer = fork_server, observer
         self._inference = Pool(
             fork_server,
             replace(options, stage=INFERENCE),
             observer,
+            loader=loader,
             has_room=self._has_room_after_model if options.postprocess_workers else None,
             on_batch=(lambda: self._others[PREPROCESS].schedule()) if options.preprocess_workers else None,
         )

@@ -16,7 +16,7 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry import spans
 from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job, Reply
-from torchmar.server.workers.model_loader import ModelLoader
+from torchmar.server.workers.model_loader import Loader
 from torchmar.server.workers.model_process import ForkServerExitedError, ModelLoadError
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, State, WorkerInfo
 from torchmar.server.workers.worker_connection import WorkerConnection
@@ -77,7 +77,7 @@ class Worker:
         options: PoolOptions,
         gpu: int | None,
         *,
-        loader: ModelLoader,
+        loader: Loader,
         observer: PoolObserver,
         owner: WorkerOwner,
     ) -> None:

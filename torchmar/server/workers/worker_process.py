@@ -37,9 +37,14 @@ class WorkerProcess:
         """Return its resident bytes; 0 if it has exited."""
         with contextlib.suppress(psutil.Error, ValueError):
             resident = int(psutil.Process(self.pid).memory_info().rss)
-            if self._runs():  # so this process was measured, not a later one of its pid
+            if self.runs:  # so this process was measured, not a later one of its pid
                 return resident
         return 0
+
+    @property
+    def files(self) -> list[int]:
+        """Its pidfd, for a message; empty where the system has none."""
+        return [self._pidfd] if self._pidfd >= 0 else []
 
     def close(self) -> None:
         """Close the pidfd; the process is signalled no more, since its pid may be another's from now on."""
@@ -48,7 +53,9 @@ class WorkerProcess:
             self._pidfd = -1
         self._kill = None
 
-    def _runs(self) -> bool:
+    @property
+    def runs(self) -> bool:
+        """Whether it has not exited, as far as a pidfd tells."""
         if self._pidfd < 0:
             return True
         poll = select.poll()

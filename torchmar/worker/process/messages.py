@@ -177,6 +177,49 @@ class LoadFailed(Message):
     traceback: str
 
 
+# Between a replica of a cluster and the process that loads the model for all replicas of its node; see
+# `torchmar.cluster.node_loader`.
+
+
+@dataclass(frozen=True)
+class StartWorker(Message):
+    """Start a worker, which is killed with its replica. Files: its socket and its output. The reply is `Forked`."""
+
+    id: int
+    stage: str
+
+
+@dataclass(frozen=True)
+class StartFailed(Message):
+    """There is no worker for an id.
+
+    Attributes:
+        id: of the request.
+        cause: ``model``: it did not load; ``fork server``: that has ended; ``worker``: its process did not start.
+        text: the error, or the traceback of the handler.
+    """
+
+    id: int
+    cause: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Described(Message):
+    """The tensors of the handler, before the first `Forked`."""
+
+    description: ModelDescription
+
+
+@dataclass(frozen=True)
+class LogEntry(Message):
+    """A sentence for the server's log, about the worker of an id; 0: about none."""
+
+    id: int
+    level: int
+    text: str
+
+
 # From a supervisor to the process that forked it, and from a single worker to the process that started it.
 
 
