@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.node_loaders import replica_of
 from tests.support.paths import ROOT
 from tests.support.pool_harness import OBEDIENT, PoolHarness, ask, options_of
 from tests.support.processes import forked_by
 from tests.support.waiting import until
-from torchmar.cluster.node_loader import LoaderSpec, NodeLoader
+from torchmar.cluster.node_loader import LoaderSpec
 from torchmar.cluster.processes import loader_words
-from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.pool import Pool
 
 pytestmark = [
@@ -43,7 +43,7 @@ class Handler:
 REPLICA = """
 import asyncio, sys
 from tests.support.pool_harness import PoolHarness, ask
-from tests.server.test_cluster_node_loader import replica_of
+from tests.support.node_loaders import replica_of
 from torchmar.cluster.node_loader import LoaderSpec
 
 async def main():
@@ -65,10 +65,6 @@ def spec_of(folder: Path, key: str, **options: Any) -> LoaderSpec:
         options=options_of("handler.py", folder, **options),
         environment=dict(os.environ),
     )
-
-
-def replica_of(spec: LoaderSpec, observer: PoolHarness) -> Pool:
-    return Pool(ForkServer(spec.environment), spec.options, observer, loader=NodeLoader(spec))
 
 
 def loaders(key: str) -> list[psutil.Process]:
