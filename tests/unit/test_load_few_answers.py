@@ -31,9 +31,12 @@ def test_ten_answers_beyond_a_percentile_are_enough(percent: float, count: int) 
 
 def test_a_percentile_of_few_answers_is_named_with_what_it_needs() -> None:
     assert too_few(step_of(40)) == (
-        "40 answers are too few for p90, p95 and p99; p99 needs 1,000, so that 10 are beyond it: 250 s"
+        "40 answers are too few for p90, p95 and p99; p99 needs 1,000, so that 10 are beyond it, which takes 250 s"
     )
-    assert too_few(step_of(999)) == "999 answers are too few for p99; p99 needs 1,000, so that 10 are beyond it: 10 s"
+    assert (
+        too_few(step_of(999))
+        == "999 answers are too few for p99; p99 needs 1,000, so that 10 are beyond it, which takes 10 s"
+    )
 
 
 def test_enough_answers_are_not_named_and_the_last_percentile_is_marked_only() -> None:

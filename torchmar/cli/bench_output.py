@@ -196,7 +196,7 @@ def _notes(step: Step) -> Iterator[tuple[str, str, str]]:
     for failure in step.errors:
         yield "yellow", "errors", f"{name}: {failure.count} {failure.kind}, such as {_line(failure.example)}"
     if step.valid and (text := too_few(step)):
-        yield "yellow", "too few", f"{name}: {text} ({MARK.strip()})"
+        yield "yellow", f"too few ({MARK.strip()})", f"{name}: {text}"
     if step.complete and step.valid and not step.stable:
         yield "yellow", "not stable", f"{name}: {step.unstable_reason}"
 

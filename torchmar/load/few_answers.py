@@ -21,6 +21,6 @@ def too_few(step: Step) -> str:
     beyond = f"{names[-1]} needs {needed:,}, so that {LEAST_BEYOND} are beyond it"
     seconds = ""
     if step.throughput and step.kind != "replay":
-        seconds = f": {number(float(f'{needed / step.throughput:.2g}'))} s"
+        seconds = f", which takes {number(float(f'{needed / step.throughput:.2g}'))} s"
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"{step.histogram.count:,} answers are too few for {listed}; {beyond}{seconds}"

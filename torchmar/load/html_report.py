@@ -84,13 +84,13 @@ def _summary(report: Report) -> str:
             figures = [
                 with_interval(step.throughput, step.throughput_interval),
                 *(
-                    cell + (f"<small>{MARK}</small>" if name in latency.uncertain else "")
-                    for name, cell in (
-                        ("p50", with_interval(latency.p50, latency.p50_interval)),
-                        ("p90", number(latency.p90, fixed=True)),
-                        ("p95", with_interval(latency.p95, latency.p95_interval)),
-                        ("p99", with_interval(latency.p99, latency.p99_interval)),
-                        ("p999", number(latency.p999, fixed=True)),
+                    with_interval(value, bounds, MARK if name in latency.uncertain else "")
+                    for name, value, bounds in (
+                        ("p50", latency.p50, latency.p50_interval),
+                        ("p90", latency.p90, None),
+                        ("p95", latency.p95, latency.p95_interval),
+                        ("p99", latency.p99, latency.p99_interval),
+                        ("p999", latency.p999, None),
                     )
                 ),
                 number(latency.max, fixed=True),

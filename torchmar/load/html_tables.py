@@ -18,10 +18,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], wide: bool = F
     return f"<table{' class=wide' if wide else ''}><thead><tr>{head}</tr></thead><tbody>\n{lines}\n</tbody></table>"
 
 
-def with_interval(value: float, interval: Bounds | None) -> str:
-    """Return a cell with a value, and its interval in small figures."""
+def with_interval(value: float, interval: Bounds | None, mark: str = "") -> str:
+    """Return a cell with a value and a mark, and its interval in small figures."""
     ends = f"<small>{_ends(interval)}</small>" if interval else ""
-    return number(value, fixed=True) + ends
+    return number(value, fixed=True) + mark + ends
 
 
 def _ends(interval: Bounds) -> str:

@@ -39,7 +39,7 @@ def draw(tuning: Tuning) -> str:
         marks,
         svg.Axis("requests/s", low=0),
         svg.Axis(f"{tuning.compared.name}, ms", log=True),
-        title=f"{tuning.name} {tuning.version}: workers x threads, batch size, memory",
+        title=f"{tuning.name} {tuning.version}: latency against rate, by workers x threads",
         description="Predicted latency against rate of the settings that no other exceeds in rate, latency and memory.",
         end_labels=False,
         width=640,
@@ -78,4 +78,4 @@ def _label(prediction: Prediction) -> str:
     setting: Setting = prediction.setting
     stages = f", stage {setting.preprocess}" if setting.preprocess else ""
     memory = prediction.memory / 2**20
-    return f"{setting.workers} x {setting.threads}, {setting.batch_size}{stages}, {memory:,.0f} MiB"
+    return f"{setting.workers} x {setting.threads}, batch {setting.batch_size}{stages}, {memory:,.0f} MiB"
