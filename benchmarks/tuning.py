@@ -11,6 +11,7 @@ limit is known within 3 %, or for the median of three latencies. The same target
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import signal
@@ -33,7 +34,7 @@ from torchmar.tuning.profile import Profile
 from torchmar.tuning.search import MOST_TRIALS, Question
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, milliseconds, parse_target
-from torchmar.tuning.trials import Trial
+from torchmar.tuning.trials import Trial, Verdict
 from torchmar.tuning.tuner import Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +122,11 @@ def run(name: str, case: Case, folder: Path, seconds: float) -> None:
     tuning = tuner.run()
     took = time.monotonic() - started
     settings = list(space.settings())
-    print(f"\nthe grid: {len(settings)} settings", flush=True)
+    # The measurements of the grid are short: at a low rate, they show a lower percentile only.
+    compared = case.question.target.comparable(int(case.rate * seconds)) if case.rate else case.question.target
+    print(
+        f"\nthe grid: {len(settings)} settings, compared by {compared.name}; tune: {tuning.compared.name}", flush=True
+    )
     with LiveServer(
         case.engine,
         built.path,
@@ -130,6 +135,7 @@ def run(name: str, case: Case, folder: Path, seconds: float) -> None:
         choose_threads=True,
         seconds=seconds,
     ) as server:
+        server.compared = compared
         measure = latencies if case.rate else highest_rates
         values = measure(server, tuning, case, settings)
     report(tuning, case, values, took)
@@ -142,7 +148,10 @@ def latencies(server: LiveServer, tuning: Tuning, case: Case, settings: Sequence
 
     def measure(setting: Setting) -> None:
         assert case.rate
-        trial = server.measure(setting, case.rate, tuning.predictor.latency(setting, case.rate), "search")
+        # What was predicted is the statistic by which the tuning compared settings.
+        same = server.compared == tuning.compared
+        predicted = tuning.predictor.latency(setting, case.rate) if same else math.nan
+        trial = server.measure(setting, case.rate, predicted, "search")
         print_trial("grid", trial)
         if trial.keeps(case.question.target) and trial.latency is not None:
             found.setdefault(setting, []).append(trial.latency)
@@ -254,10 +263,16 @@ def report(tuning: Tuning, case: Case, known: dict[Setting, float], took: float)
     if tuning.result.noise is not None:
         noise = tuning.result.noise
         checks.append(("the choice twice, 5 % at the most or called noisy", f"{noise:.0%}, {called(noise)}", True))
+    print(f"target                 {tuning.result.verdict.value}; missed in {missed(tuning)} of {len(trials)} trials")
     disturbed = sum(bool(trial.disturbances) for trial in trials)
     print(f"disturbed trials       {disturbed} of {len(trials)}")
     for goal, found, met in checks:
         print(f"{'met   ' if met else 'MISSED'} {goal}: {found}", flush=True)
+
+
+def missed(tuning: Tuning) -> int:
+    """Return the number of trials that missed the target."""
+    return sum(trial.verdict(tuning.question.target) is Verdict.MISSED for trial in tuning.record.trials)
 
 
 def misses_of(trials: Sequence[Trial], setting: Setting) -> list[float]:
@@ -281,9 +296,12 @@ def shown(each: float | None, case: Case) -> str:
 def print_trial(label: str, trial: Trial) -> None:
     """Print a trial."""
     latency = "no answer" if trial.latency is None else milliseconds(trial.latency)
-    predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
+    predicted = "saturated" if math.isinf(trial.predicted) else milliseconds(trial.predicted)
+    predicted = "" if math.isnan(trial.predicted) else f", predicted {predicted}"
+    if trial.statistic not in ("", "p99"):
+        latency = f"{trial.statistic} {latency}"
     note = f"  ({'; '.join(trial.disturbances)})" if trial.disturbances else ""
-    print(f"{label:9} {trial.setting}, {trial.rate:,.0f}/s: {latency}, predicted {predicted}{note}", flush=True)
+    print(f"{label:9} {trial.setting}, {trial.rate:,.0f}/s: {latency}{predicted}{note}", flush=True)
 
 
 if __name__ == "__main__":
