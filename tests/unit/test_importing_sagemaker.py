@@ -15,7 +15,7 @@ import yaml
 
 from tests.support.tars import tar_of
 from torchmar import archive, recipe
-from torchmar.archive import pack_tgz
+from torchmar.archive import digests, pack_tgz
 from torchmar.errors import TorchmarError
 from torchmar.importing import sagemaker
 
@@ -45,8 +45,10 @@ def test_a_package_becomes_a_recipe_that_builds(tmp_path: Path) -> None:
             "./model.pth": b"weights",
         },
     )
-    assert sagemaker.is_package(package)
-    imported = sagemaker.import_package(package, tmp_path / "archives")
+    opened = sagemaker.open_package(package)
+    assert opened
+    with opened:
+        imported = sagemaker.import_package(package, tmp_path / "archives", opened=opened)
     assert imported.folder == tmp_path / "archives" / "flowers"
     document = yaml.safe_load((imported.folder / recipe.FILE_NAME).read_text())
     assert document == {
@@ -78,14 +80,15 @@ def test_another_script_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_a_package_too_and_an_archive_is_none(tmp_path: Path, make: Callable[..., Path]) -> None:
     (tmp_path / "model" / "code").mkdir(parents=True)
     (tmp_path / "model" / "code" / "inference.py").write_bytes(SCRIPT)
-    assert sagemaker.is_package(tmp_path / "model")
+    assert sagemaker.is_package_folder(tmp_path / "model")
     assert sagemaker.import_package(tmp_path / "model", tmp_path / "archives").folder.name == "model"
     made = make()
     packed = tmp_path / "made.tar.gz"
     with archive.Archive(made) as opened:
-        pack_tgz({member.name: opened.read(member.name) for member in opened.members}, packed, "made")
-    assert not sagemaker.is_package(packed)
-    assert not sagemaker.is_package(made)
+        names = [member.name for member in opened.members if member.name != digests.PATH]
+        pack_tgz({name: opened.read(name) for name in names}, packed, "made")
+    assert sagemaker.open_package(packed) is None
+    assert sagemaker.open_package(made) is None
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ def flaws(entries: Iterable[Entry]) -> Iterator[Flaw]:
             yield Flaw(Kind.BOMB, name, f"the member {shown} would grow from {entry.packed} to {entry.size} bytes")
         names[name] = entry
         folded[name.casefold()] = name
-    for name in names:
-        folders.update(str(parent) for parent in PurePosixPath(name).parents)
+    for folder in {PurePosixPath(name).parent for name in names}:
+        folders.update(map(str, (folder, *folder.parents)))
     for name in sorted(folders & names.keys()):
         yield Flaw(Kind.CLASH, name, f"{name!r} is both a file and a folder")
 

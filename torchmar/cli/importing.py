@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -129,9 +130,12 @@ def _import_file(path: Path, to: Path, name: str | None, version: str | None, pr
         raise TorchmarError(f"{path} is a model of MLflow", hint=f"torchmar import --mlflow {path}")
     if recipe.is_recipe(path):
         raise TorchmarError(f"{path} is a recipe, or the folder of one, already", hint=f"torchmar build {path}")
-    if (path.is_dir() or path.is_file()) and sagemaker.is_package(path):
-        _show(sagemaker.import_package(path, to, name=name, version=version or _FIRST, program=program))
-        return
+    with sagemaker.open_package(path) or contextlib.nullcontext() as opened:
+        if opened or sagemaker.is_package_folder(path):
+            _show(
+                sagemaker.import_package(path, to, opened=opened, name=name, version=version or _FIRST, program=program)
+            )
+            return
     if name is not None or version is not None:
         raise typer.BadParameter("an archive has a name and a version of its own", param_hint="--name, --version")
     folder, lost = import_archive(path, to)

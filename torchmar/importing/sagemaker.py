@@ -10,8 +10,6 @@ from typing import Any
 
 from torchmar import atomic, manifest, recipe
 from torchmar.archive import Archive
-from torchmar.archive.layout import MAX_MEMBERS, most_content
-from torchmar.archive.tar_form import TAR_ERRORS, members
 from torchmar.checks.formats import Format, identify
 from torchmar.errors import TorchmarError
 from torchmar.importing import package
@@ -33,34 +31,50 @@ _NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
 _NEEDED = f"a package has {CODE}/{PROGRAM}, or a TorchScript model.pt at its top"
 
 
-def is_package(path: Path) -> bool:
-    """Return whether a path is a ``.tar.gz`` or a folder that is no model archive."""
-    if path.is_dir():
-        outer = [path, *(entry for entry in path.iterdir() if entry.is_dir())]
-        return not any((folder / "MAR-INF").is_dir() for folder in outer)
+def is_package_folder(path: Path) -> bool:
+    """Return whether a path is a folder that is no model archive."""
+    if not path.is_dir():
+        return False
+    outer = [path, *(entry for entry in path.iterdir() if entry.is_dir())]
+    return not any((folder / "MAR-INF").is_dir() for folder in outer)
+
+
+def open_package(path: Path) -> Archive | None:
+    """Open a ``.tar.gz`` that is no model archive, for `import_package`; None: the path is something else.
+
+    Raises:
+        ArchiveError: the ``.tar.gz`` is hostile or damaged.
+    """
+    if not path.is_file():
+        return None
     try:
         with path.open("rb") as stream:
             if stream.read(2) != b"\x1f\x8b":
-                return False
-        left = most_content(path.stat().st_size)
-        for number, (_, member) in enumerate(members(path)):
-            name = PurePosixPath(member.name)
-            left -= member.size  # before it is decompressed
-            if left < 0 or number > MAX_MEMBERS or str(PurePosixPath(*name.parts[-2:])) == manifest.PATH:
-                return False
-    except TAR_ERRORS:
-        return False  # opening it as an archive says what is wrong
-    return True
+                return None
+    except OSError:
+        return None  # opening it as an archive says what is wrong
+    archive = Archive(path)
+    if any(str(PurePosixPath(*PurePosixPath(name).parts[-2:])) == manifest.PATH for name in archive.sizes):
+        archive.close()
+        return None
+    return archive
 
 
 def import_package(
-    path: Path, to: Path, *, name: str | None = None, version: str = "1.0", program: str | None = None
+    path: Path,
+    to: Path,
+    *,
+    opened: Archive | None = None,
+    name: str | None = None,
+    version: str = "1.0",
+    program: str | None = None,
 ) -> Imported:
     """Turn a package into a recipe and its files in ``to/NAME``.
 
     Args:
         path: a ``model.tar.gz``, or the folder that it was packed from.
         to: the folder for the recipe's own folder, usually ``archives``.
+        opened: the ``model.tar.gz``, if it is open already: to open it once more takes as long as to decompress it.
         name: of the model; None: that of the file.
         version: of the model.
         program: the script with the functions, in ``code/`` or at the top; None: ``inference.py``, if there is one.
@@ -71,7 +85,10 @@ def import_package(
     model = package.model_name(name, path.resolve().name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz"))
     target = to / model
     with atomic.new_folder(target) as folder:
-        _unpack(path, folder)
+        if opened:
+            opened.extract(folder)
+        else:
+            _unpack(path, folder)
         package.clean(folder)
         script = _script(folder, path, program)
         functions = _functions(script, path, folder) if script else set()
