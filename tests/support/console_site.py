@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import requests
 
-from tests.support import event_stream
-from tests.support.consoles import CHANGE, ROOT
+from tests.support.consoles import CHANGE, ROOT, events
 from torchmar.engines.builtin import Builtin
 
 
@@ -39,9 +36,5 @@ class Site:
 
     @contextlib.contextmanager
     def stream(self, path: str = "/stream") -> Iterator[Iterator[tuple[str, Any]]]:
-        with closing(http.client.HTTPConnection(self.address.rpartition("/")[2], timeout=60)) as connection:
-            connection.request("GET", f"{ROOT}{path}", headers={"Authorization": f"Bearer {self.token}"})
-            response = connection.getresponse()
-            assert response.status == 200
-            chunks = iter(response.read1, b"")
-            yield ((event.type, json.loads(event.data)) for event in event_stream.parse(chunks))
+        with events(self.address, path, Authorization=f"Bearer {self.token}") as received:
+            yield received

@@ -46,14 +46,18 @@ class Page:
     @contextlib.contextmanager
     def stream(self, query: str = "") -> Iterator[Iterator[tuple[str, Any]]]:
         cookies = "; ".join(f"{name}={value}" for name, value in self.session.cookies.items())
-        connection = http.client.HTTPConnection(self.address.rpartition("/")[2], timeout=60)
-        try:
-            connection.request("GET", f"{ROOT}/stream{query}", headers={"Cookie": cookies})
-            response = connection.getresponse()
-            assert response.status == 200, response.read()
-            yield ((event.type, json.loads(event.data)) for event in event_stream.parse(iter(response.read1, b"")))
-        finally:
-            connection.close()
+        with events(self.address, f"/stream{query}", Cookie=cookies) as received:
+            yield received
+
+
+@contextlib.contextmanager
+def events(address: str, path: str, **headers: str) -> Iterator[Iterator[tuple[str, Any]]]:
+    """Yield the events of a console with their documents, as they arrive."""
+    with contextlib.closing(http.client.HTTPConnection(address.rpartition("/")[2], timeout=60)) as connection:
+        connection.request("GET", f"{ROOT}{path}", headers=headers)
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        yield ((event.type, json.loads(event.data)) for event in event_stream.parse(iter(response.read1, b"")))
 
 
 @contextlib.contextmanager
