@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
+onnx_package = pytest.importorskip("onnx")
 
 from tests.support.paths import ROOT  # noqa: E402
 from torchmar_handlers import weights  # noqa: E402
@@ -118,18 +118,23 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
             archive.writestr("serialized_exported_program.json", old.exported_program)
             for part in ("state_dict", "constants", "example_inputs"):
                 archive.writestr(f"serialized_{part}.pt", getattr(old, part))
-        for name, shapes in (("net.onnx", (batch,)), ("fixed.onnx", None)):
-            torch.onnx.export(
-                net,
-                (images(2),),
-                folder / name,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=["image"],
-                output_names=["scores"],
-                external_data=name == "fixed.onnx",
-                verbose=False,
-            )
+        torch.onnx.export(
+            net,
+            (images(2),),
+            folder / "net.onnx",
+            dynamo=True,
+            dynamic_shapes=(batch,),
+            input_names=["image"],
+            output_names=["scores"],
+            external_data=False,
+            verbose=False,
+        )
+    exported = onnx_package.load(folder / "net.onnx")
+    for port in (*exported.graph.input, *exported.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_value = 2
+    del exported.graph.value_info[:]  # of batches of any size
+    external = {"save_as_external_data": True, "location": "fixed.onnx.data", "size_threshold": 256}
+    onnx_package.save(exported, folder / "fixed.onnx", **external)
     openvino = openvino_ir.imported()
     for name in ("net", "fixed"):
         model = openvino_ir.shared_core().read_model(folder / f"{name}.onnx")
