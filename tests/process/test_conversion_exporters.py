@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnxscript")
-pytest.importorskip("openvino")
 
 from torchmar.conversion import exporters  # noqa: E402
 from torchmar.conversion.exporters import dimensions, program  # noqa: E402
 from torchmar.conversion.exporters.model import in_float32, sized, traceable  # noqa: E402
 from torchmar.conversion.process import Rejected  # noqa: E402
 from torchmar_handlers import weights  # noqa: E402
+
+# Not imported, which takes a second in each process that collects the tests.
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnxscript", "openvino"))), reason="needs the extra export"
+)
 
 CPU = torch.device("cpu")
 WORDS = """

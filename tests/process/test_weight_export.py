@@ -14,12 +14,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
-pytest.importorskip("onnxscript")
-pytest.importorskip("openvino")
 
 from tests.support.command import torchmar  # noqa: E402
 from torchmar.errors import TorchmarError  # noqa: E402
 from torchmar.weight_export import TARGETS, export_weights, session  # noqa: E402
+
+# Not imported, which takes a second in each process that collects the tests.
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnxscript", "openvino"))), reason="needs the extra export"
+)
 
 NET = """
     import torch
