@@ -23,6 +23,7 @@ import onnxruntime
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.utils import fusion
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent / "scripts"))
@@ -44,7 +45,7 @@ def network_of(weights: Mapping[str, torch.Tensor]) -> tuple[nn.Module, int]:
     if "Conv2d_1a_3x3.conv.weight" not in weights:
         return efficientnet.load(weights), efficientnet.SIDE
     try:
-        from torchvision.models import inception_v3
+        from torchvision.models import inception, inception_v3
     except ImportError:
         raise ValueError("the network of InceptionV3 is torchvision's: pip install torchvision") from None
 
@@ -53,7 +54,11 @@ def network_of(weights: Mapping[str, torch.Tensor]) -> tuple[nn.Module, int]:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"these are not torchvision's weights of InceptionV3: {error}") from None
-    return network.eval(), 299
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, inception.BasicConv2d):  # as efficientnet.load does: a third less to export
+            module.conv, module.bn = fusion.fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+    return network, 299
 
 
 def export(network: nn.Module, side: int, file: Path) -> None:
