@@ -70,6 +70,8 @@ def test_a_target_that_the_trials_do_not_show_is_not_called_kept(tuning: Tuning)
     (reason,) = [reason for reason in explain(again) if "not shown" in reason]
     assert reason.startswith("p99 needs 1,000 requests, so that 10 are beyond it; trials had as few as 72.")
     assert "with 95% confidence, 94.9% of its requests are within the target" in reason
+    together = replace(again, result=replace(result, verdict=Verdict.KEPT))
+    assert any("together show that it keeps p99 < 200 ms" in reason for reason in explain(together))
     document = json.loads(evidence.text(again))
     assert (document["verdict"], document["trials"][0]["verdict"]) == ("not shown", "not shown")
 

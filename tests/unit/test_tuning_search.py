@@ -139,6 +139,23 @@ def test_the_search_ends_with_the_time() -> None:
     assert "time" in result.reason
 
 
+def test_long_trials_leave_time_to_measure_the_best_settings_again() -> None:
+    question = Question(target=parse_target("p99<500ms"), objective=Objective.LATENCY, rate=20)
+    server = SimulatedServer(DECODING, question.target)
+    now = 0.0
+
+    def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
+        nonlocal now
+        now += 10.0
+        return server.measure(setting, rate, predicted, purpose)
+
+    predictor = Predictor(profiles(DECODING), question.target, cores=2)
+    space = Space(cores=2, batch_sizes=(1,))
+    Search(predictor, space, question, measure, seconds=45, trial_seconds=10, clock=lambda: now).run()
+    assert len(server.measured) == 5
+    assert [trial.purpose for trial in server.measured[-2:]] == ["repeat", "repeat"]
+
+
 def test_the_chosen_setting_is_measured_twice() -> None:
     _, _, result = searched(DECODING, "p99<200ms", 60)
     assert result.best

@@ -70,7 +70,9 @@ def tune(
     trial: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="How long each setting is measured; default: 10s to 20s.", show_default=False
+            metavar="TIME",
+            help="How long each setting is measured; default: 10s, longer as the percentile needs.",
+            show_default=False,
         ),
     ] = None,
     write: Annotated[

@@ -64,6 +64,8 @@ def _unproven(tuning: Tuning) -> Iterator[str]:
             f"of its requests are within the target. --trial {math.ceil(1.1 * seconds)}s with a longer --budget shows "
             "it."
         )
+    elif result.best and result.verdict is Verdict.KEPT:
+        yield f"{text}. All measurements of the chosen setting together show that it keeps {target}."
     else:
         yield f"{text}."
 
