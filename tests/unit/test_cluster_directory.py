@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from torchmar.cluster import directory
-from torchmar.cluster.directory import Directory, SharedState
+from torchmar.cluster.directory import Answer, Call, Directory, SharedState
 
 T = TypeVar("T")
 
@@ -97,5 +97,48 @@ def test_a_front_that_has_just_been_started_does_not_lead_while_another_serves_m
         await shared.join("new")
         await asyncio.sleep(0.6)
         assert (await shared.join("new")).leader == "new"
+
+    run(scenario())
+
+
+CALL = Call(0, "DELETE", b"/models/m", [], b"")
+ANSWER = Answer(200, "application/json", [], b"{}", 1)
+
+
+def test_a_request_that_a_killed_front_was_offered_is_done_by_the_next_that_leads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        shared = Directory()
+        await shared.join("killed")
+        await shared.publish("killed", SharedState())
+        waiting = asyncio.create_task(shared.next_call("killed"))  # when it is killed
+        await shared.join("next", 1)
+        asked = asyncio.create_task(shared.call(CALL, 60))
+        assert await waiting
+        monkeypatch.setattr(directory, "_LOST_SECONDS", 0.01)
+        await asyncio.sleep(0.02)
+        assert (await shared.join("next", 1)).leader == "next"
+        call = await shared.next_call("next")
+        assert call and not await shared.take("killed", call.id)
+        assert await shared.take("next", call.id)
+        await shared.answer(call.id, ANSWER)
+        assert await asked == ANSWER
+
+    run(scenario())
+
+
+def test_a_request_is_not_repeated_after_a_front_has_taken_it_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        shared = Directory()
+        await shared.join("killed")
+        asked = asyncio.create_task(shared.call(CALL, 60))
+        call = await shared.next_call("killed")
+        assert call and await shared.take("killed", call.id)
+        assert not await shared.take("killed", call.id)
+        monkeypatch.setattr(directory, "_LOST_SECONDS", 0.01)
+        await asyncio.sleep(0.02)
+        await shared.join("next")
+        assert await asked is None
 
     run(scenario())

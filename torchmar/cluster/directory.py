@@ -166,7 +166,9 @@ class Directory:
         self._state, self._revision = SharedState(), 0
         self._ids = itertools.count(1)
         self._calls: asyncio.Queue[Call] = asyncio.Queue()
-        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._offered: dict[int, tuple[str, Call]] = {}  # to a front that has not taken it, by the number of the call
+        self._taken: dict[int, str] = {}  # by which front
+        self._answers: dict[int, asyncio.Future[Answer | None]] = {}
 
     # Replicas.
 
@@ -247,6 +249,9 @@ class Directory:
     def _forget_fronts(self) -> None:
         now = time.monotonic()
         self._fronts = {each: entry for each, entry in self._fronts.items() if now - entry[0] < _LOST_SECONDS}
+        for number, front in self._taken.items():
+            if front not in self._fronts:  # whether it has done it is not known
+                self._answer(number, None)
 
     async def publish(self, front: str, state: SharedState, revision: int = 0) -> int:
         """Replace the shared state; return its revision, or 0 if the front does not lead.
@@ -268,7 +273,10 @@ class Directory:
     # Calls of the management API.
 
     async def call(self, call: Call, seconds: float) -> Answer | None:
-        """Return the leading front's response to a request; None: there is none after ``seconds``."""
+        """Return the leading front's response to a request.
+
+        None: there is none after ``seconds``, or the front that has taken the request has ended.
+        """
         number = next(self._ids)
         self._answers[number] = answer = asyncio.get_running_loop().create_future()
         await self._calls.put(call._replace(id=number))
@@ -278,19 +286,45 @@ class Directory:
             return None
         finally:
             del self._answers[number]
+            self._offered.pop(number, None)
+            self._taken.pop(number, None)
 
     async def next_call(self, front: str) -> Call | None:
-        """Return a request for the leading front; None: there is none for a few seconds."""
+        """Return a request for the leading front, which has to `take` it; None: there is none for a few seconds.
+
+        A front that was killed may still wait here: what it is offered is offered to the next one that leads.
+        """
         if front != self._leader:
             await asyncio.sleep(ANNOUNCE_SECONDS)
             return None
-        try:
-            return await asyncio.wait_for(self._calls.get(), _POLL_SECONDS)
-        except asyncio.TimeoutError:
+        call = next((call for other, call in self._offered.values() if other != front), None)
+        if call is None:
+            try:
+                call = await asyncio.wait_for(self._calls.get(), _POLL_SECONDS)
+            except asyncio.TimeoutError:
+                return None
+        if call.id not in self._answers:  # whoever sent it does not wait any more
             return None
+        if front != self._leader:  # another one has begun to lead meanwhile
+            self._calls.put_nowait(call)
+            return None
+        self._offered[call.id] = front, call
+        return call
+
+    async def take(self, front: str, number: int) -> bool:
+        """Return whether a front may do what a request asks that it was offered; no other is offered it from now on."""
+        offered, _ = self._offered.get(number, ("", None))
+        if offered != front:
+            return False
+        del self._offered[number]
+        self._taken[number] = front
+        return True
 
     async def answer(self, number: int, answer: Answer) -> None:
         """Pass on the response to a request."""
+        self._answer(number, answer)
+
+    def _answer(self, number: int, answer: Answer | None) -> None:
         if (waiting := self._answers.get(number)) and not waiting.done():
             waiting.set_result(answer)
 

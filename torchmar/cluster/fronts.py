@@ -348,10 +348,11 @@ class Fronts:
         while True:
             try:
                 call: Call | None = await directory.next_call.remote(self._session.front)
+                taken = call and await directory.take.remote(self._session.front, call.id)
             except Exception:
                 await asyncio.sleep(ANNOUNCE_SECONDS)
                 continue
-            if call:
+            if call and taken:
                 self._tasks.start(self._answer(call))
 
     async def _answer(self, call: Call) -> None:
