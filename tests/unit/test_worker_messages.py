@@ -14,6 +14,7 @@ import pytest
 from torchmar.worker.process import messages
 from torchmar.worker.process.control_channel import ControlWriter, MessageParser
 from torchmar.worker.process.messages import (
+    Described,
     Exited,
     Fork,
     Forked,
@@ -21,6 +22,7 @@ from torchmar.worker.process.messages import (
     Kill,
     Loaded,
     LoadFailed,
+    LogEntry,
     Message,
     ModelSpec,
     Ready,
@@ -30,6 +32,8 @@ from torchmar.worker.process.messages import (
     RunWorker,
     Serve,
     Spawn,
+    StartFailed,
+    StartWorker,
     Supervised,
     WorkerReady,
     from_wire,
@@ -53,6 +57,10 @@ MESSAGES: list[Message] = [
     Exited(2, -9),
     Loaded("", 0, {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}], "max_instances": 0}),
     LoadFailed("Traceback\n"),
+    StartWorker(3, "preprocess"),
+    StartFailed(3, "model", "Traceback\n"),
+    Described({"inputs": [], "outputs": [], "max_instances": 0}),
+    LogEntry(0, 30, "a warning"),
     Supervised(7),
     WorkerReady(7),
 ]
