@@ -85,6 +85,18 @@ def test_the_highest_rate_has_its_sensitivity_and_unsteady_profiles_are_named() 
     assert "Batches took 30% longer at the end of the profiles than at their begin" in text
 
 
+def test_a_setting_that_did_more_than_was_predicted_is_not_called_saturated() -> None:
+    question = Question(target=parse_target("p99<100ms"), objective=Objective.THROUGHPUT)
+    tuning = tuned(CONVOLUTIONS, question, Space(cores=2, batch_sizes=(1, 16)))
+    best = tuning.result.best
+    assert best
+    rate = best.rate * 0.9
+    other = max((each for each in tuning.result.predictions if each.rate < rate), key=lambda each: each.rate)
+    tuning.record.trials.append(replace(best, setting=other.setting, rate=rate))
+    (reason,) = [reason for reason in explain(tuning) if "as measured" in reason]
+    assert f"the target is kept at {rate:,.0f} requests/s (90% of the best), as measured" in reason
+
+
 def test_the_front_has_what_no_other_exceeds(tuning: Tuning) -> None:
     predictions = tuning.result.predictions
     front = pareto_front(predictions, throughput=False)

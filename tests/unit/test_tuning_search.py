@@ -230,3 +230,20 @@ def test_no_setting_is_measured_at_a_rate_at_which_another_one_needed_all_cores(
     Search(predictor, SPACE, question, measure, trials=trials, most_trials=4).run()
     assert rates
     assert max(rates) <= 3_000
+
+
+def test_what_was_measured_twice_counts_more_than_its_prediction() -> None:
+    question = Question(target=parse_target("p99<5ms"), objective=Objective.THROUGHPUT)
+    server = SimulatedServer(TINY, question.target)
+    first, second = (Setting(workers=workers, threads=1, batch_size=16) for workers in (1, 2))
+    probe = server.measure(first, 5000, 0.002, "probe")
+
+    def trial(setting: Setting, rate: float, seconds: float, purpose: str = "search") -> Trial:
+        return replace(probe, setting=setting, rate=rate, latency=seconds, median=seconds / 3, purpose=purpose)
+
+    once = [probe, trial(first, 9000, 0.0035), trial(first, 9500, 0.0057), trial(second, 5500, 0.002)]
+    for trials, rate in ((once, 5500), ([*once, trial(first, 9000, 0.003, "repeat")], 9000)):
+        predictor = Predictor(profiles(TINY), question.target, cores=2)
+        best = Search(predictor, SPACE, question, server.measure, trials=trials).best()
+        assert best
+        assert best.rate == rate

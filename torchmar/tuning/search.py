@@ -181,8 +181,9 @@ class Search:
         """Return the trial with the best setting that kept the target whenever it was measured; None: none did."""
         kept = [trial for trial in self._kept() if trial.purpose != "repeat"]
         if self.question.objective is Objective.THROUGHPUT:
-            # Near the limit, latency grows steeply: a trial that kept the target there may have had luck.
-            kept = [trial for trial in kept if self._expected(trial) < self.question.target.seconds] or kept
+            # Near the limit, latency grows steeply: a single trial that kept the target there may have had luck.
+            target = self.question.target.seconds
+            kept = [trial for trial in kept if self._others(trial) or self._expected(trial) < target] or kept
         if self.question.objective is Objective.LATENCY:
             setting = next((each.setting for each in self._finalists()), None)
             kept = [trial for trial in kept if trial.setting == setting]
