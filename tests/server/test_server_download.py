@@ -297,7 +297,8 @@ def test_a_connection_on_which_nothing_arrives_does_not_delay_the_end_of_a_serve
         with Builtin(config, bench.store, tmp_path / "run") as running, ThreadPoolExecutor(1) as threads:
             models = f"{running.server.management}/models"
             registering = threads.submit(requests.post, models, params={"url": url})
-            until(lambda: len(running.management.downloads()) == 2)
+            until(lambda: registering.done() or len(running.management.downloads()) == 2)
+            assert not registering.done(), registering.result().text
             record = ServerRecord.find(running.folder)
             assert record
             os.kill(record.pid, signal.SIGTERM)
