@@ -62,7 +62,7 @@ class SimulatedServer:
         trial = Trial(
             setting=setting,
             rate=rate,
-            seconds=requests / rate,  # what waits at the end is answered later
+            seconds=outcome.seconds,
             requests=requests,
             latency=outcome.statistic(self.target.percent),
             median=outcome.percentile(50),

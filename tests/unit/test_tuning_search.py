@@ -207,31 +207,6 @@ def test_a_machine_that_becomes_slower_does_not_change_the_choice() -> None:
     assert slower.best.setting == steady.best.setting
 
 
-def test_no_setting_is_measured_at_a_rate_at_which_another_one_needed_all_cores() -> None:
-    question = Question(target=parse_target("p99<15ms"), objective=Objective.THROUGHPUT)
-    server = SimulatedServer(TINY, question.target)
-    server.truth.loop = server.truth.client = 0.0002
-    probe = replace(server.measure(Setting(workers=1, threads=1, batch_size=8), 2_000, 0.005, "probe"), loop=1e-5)
-    saturated = replace(
-        server.measure(Setting(workers=1, threads=2, batch_size=8), 4_000, 0.005, "search"),
-        throughput=3_000.0,
-        latency=0.5,
-        median=0.3,
-        cores=1.4,  # and the client uses 0.6
-    )
-    trials = [replace(trial, client=0.0002) for trial in (probe, saturated)]
-    rates = []
-
-    def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
-        rates.append(rate)
-        return server.measure(setting, rate, predicted, purpose)
-
-    predictor = Predictor(profiles(TINY), question.target, cores=2)
-    Search(predictor, SPACE, question, measure, trials=trials, most_trials=4).run()
-    assert rates
-    assert max(rates) <= 3_000
-
-
 def test_what_was_measured_twice_counts_more_than_its_prediction() -> None:
     question = Question(target=parse_target("p99<5ms"), objective=Objective.THROUGHPUT)
     server = SimulatedServer(TINY, question.target)

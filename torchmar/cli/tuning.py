@@ -314,5 +314,3 @@ def _show_result(tuning: Tuning) -> None:
             f"{nearest.rate:,.4g} requests/s, with {nearest.setting}",
             markup=False,
         )
-    if all(trial.disturbances for trial in tuning.record.trials):
-        err.print("[cyan]hint:[/] every trial was disturbed: measure on a quieter machine, with --anew")

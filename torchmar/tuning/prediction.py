@@ -15,7 +15,7 @@ from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
 
 REFIT = 0.2  # relative error of a prediction beyond which the model is corrected
-_MOST_SCALE, _MOST_PLAUSIBLE = 4.0, 3.5
+_MOST_SCALE = 4.0
 _NEAR_CAPACITY = 0.75  # of the capacity
 _LOOP = {
     "builtin": 60e-6,
@@ -25,7 +25,6 @@ _LOOP = {
 _CLIENT = 40e-6  # the same in the client
 _COARSE, _FINE = 600, 2_500  # simulated requests
 # Stalls that no simulation has: each delays what arrives meanwhile, and until the queue is empty again.
-_MANY = 1_000_000  # cores, which nothing waits for
 _MOST_UTILISATION = 0.95
 _LEAST_EFFICIENCY = 0.4
 _COMMON = 0.5  # of the time of a request; what takes more of it than this explains what a trial shows
@@ -120,7 +119,7 @@ class Predictor:
         memory: int | None = None,
         queue_size: int = 100,
     ) -> None:
-        self.target, self.cores = target, cores
+        self.target = target
         self.memory_limit = memory
         self.services: Mapping[tuple[int, bool], ServiceModel] = {
             (profile.threads, profile.gpu): fit(profile.times) for profile in profiles
@@ -128,7 +127,7 @@ class Predictor:
         self.corrections: dict[tuple[int, int, int, int, bool], Correction] = {}
         self.loop, self.client, self.latency_offset = _LOOP[engine], _CLIENT, 0.0
         self.efficiency = 1.0  # the part of the cores, and of the event loop's core, that requests can use
-        self._engine, self._queue_size = engine, queue_size
+        self._engine, self._cores, self._queue_size = engine, cores, queue_size
         self.step_shares = (0.0, 0.0)  # of the time of a request, before and after the model; from the first trial
         self._worker_memory = max(profile.memory for profile in profiles)
         self._measured_memory: dict[int, int] = {}  # by the number of workers
@@ -151,7 +150,7 @@ class Predictor:
             workers=setting.workers,
             batch_size=setting.batch_size,
             delay=setting.delay_ms / 1000 if self._engine == "torchserve" else None,
-            cores=self.cores * self.efficiency,
+            cores=self._cores * self.efficiency,
             loop=self.loop / self.efficiency,
             latency=self.latency_offset,
             client=self.client,
@@ -212,7 +211,6 @@ class Predictor:
             simulated = simulate(self.system(trial.setting), trial.rate, requests=_FINE).percentile(50)
             self.latency_offset = min(max(0.0, trial.median - simulated), 0.002)
         self.refit(trial, always=True)
-        self._compare_cores(trial)
 
     def refit(self, trial: Trial, *, always: bool = False) -> bool:
         """Correct the predictions of settings with the same workers and threads, if the trial's was wrong.
@@ -244,27 +242,9 @@ class Predictor:
         else:
             simulated = self._simulated(trial, self.target.percent, requests)
             correction = replace(correction, tail=trial.latency - simulated)
-        if correction.scale > _MOST_PLAUSIBLE:
-            # No batch takes so long: the queue grew, although too slowly for the trial to show it otherwise.
-            self._saturate(trial)
-            return True
         utilisation = trial.rate / capacity(self.system(trial.setting))
         self.corrections[trial.setting.layout] = replace(correction, utilisation=utilisation)
         return True
-
-    def _compare_cores(self, trial: Trial) -> None:
-        """Lower the efficiency, if server and client used more CPU time than their batches and steps take alone.
-
-        Two processes on one machine share caches, memory and often the units of a core (hyper-threads), so that each
-        needs more CPU time than alone. A profile of one worker does not show it; this trial does before any rate near
-        the limit is measured.
-        """
-        if trial.cores is None or trial.saturated:
-            return
-        system = replace(self.system(trial.setting), cores=_MANY, loop=self.loop)
-        alone = simulate(system, trial.rate, requests=_FINE).cores
-        used = trial.cores + trial.rate * self.client
-        self.efficiency = min(self.efficiency, max(_LEAST_EFFICIENCY, min(1.0, alone / used)))
 
     def _fitted(self, trial: Trial, wanted: float, percent: float | None, tail: float, requests: int) -> Correction:
         """Return the correction with which a simulated statistic is the wanted one, and use it from now on.
@@ -387,7 +367,7 @@ class Predictor:
             rate=rate,
             latency=latency,
             capacity=limit,
-            cores=min(outcome.cores, self.cores),
+            cores=min(outcome.cores, self._cores),
             memory=0,
             mean_batch=outcome.mean_batch,
             bound=bound,

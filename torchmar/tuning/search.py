@@ -401,7 +401,6 @@ class Search:
             measured = any(trial.rate >= 0.99 * self.question.rate for trial in warm)
             return None if measured else self.question.rate
         rate = prediction.rate * (_RATE_MARGIN if self._knows_layout(prediction.setting) else _FIRST_MARGIN)
-        rate = min(rate, self._highest_shown())
         target = self.question.target
         failed = [trial.rate for trial in trials if not trial.keeps(target)]
         kept = [trial.rate for trial in trials if trial.keeps(target)]
@@ -412,20 +411,6 @@ class Search:
         if rate <= 0 or len(trials) >= _MOST_OF_SETTING:
             return None
         return rate
-
-    def _highest_shown(self) -> float:
-        """Return the rate at which all cores would be busy, by the trials that saturated the server; infinite if none.
-
-        No setting is measured at a higher rate: it would show the same as these trials, and nothing about the setting.
-        If other settings need less CPU time for a request, they show it at this rate, and the next may be higher.
-        Trials at lower rates have smaller batches, which need more CPU time.
-        """
-        rates = []
-        for trial in self.trials:
-            if trial.cores is not None and trial.overloaded and not trial.disturbances:
-                used = trial.cores + trial.throughput * trial.client
-                rates.append(trial.throughput * max(1.0, self.predictor.cores / used))
-        return max(rates, default=math.inf)
 
     def _knows_layout(self, setting: Setting) -> bool:
         """Return whether a setting with the same workers and threads was measured."""

@@ -32,7 +32,7 @@ class Verdict(Enum):
 SCHEMA: Literal["torchmar-tuning/1"] = "torchmar-tuning/1"
 MOST_FAILED = 0.001  # of the requests; with more, a setting does not keep the target
 
-_SATURATED, _OVERLOADED = 0.1, 0.03  # of the requests
+_SATURATED = 0.1  # of the requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +126,6 @@ class Trial:
     def saturated(self) -> bool:
         """Whether more requests were sent than the server answers."""
         return self.failed > _SATURATED or self.throughput * self.seconds < (1 - _SATURATED) * self.requests
-
-    @property
-    def overloaded(self) -> bool:
-        """Whether the queue grew, as far as the trial shows: it was saturated, or a little below."""
-        return self.saturated or self.throughput * self.seconds < (1 - _OVERLOADED) * self.requests
 
     @property
     def miss(self) -> float | None:
