@@ -292,12 +292,13 @@ class Directory:
     async def next_call(self, front: str) -> Call | None:
         """Return a request for the leading front, which has to `take` it; None: there is none for a few seconds.
 
-        A front that was killed may still wait here: what it is offered is offered to the next one that leads.
+        What was offered and not taken is offered again: a front that was killed may still wait here, and an offer may
+        be lost on its way.
         """
         if front != self._leader:
             await asyncio.sleep(ANNOUNCE_SECONDS)
             return None
-        call = next((call for other, call in self._offered.values() if other != front), None)
+        call = next((call for _, call in self._offered.values()), None)
         if call is None:
             try:
                 call = await asyncio.wait_for(self._calls.get(), _POLL_SECONDS)
