@@ -1,0 +1,117 @@
+"""The models that ``serve`` starts a server with, from its configuration, its last run, or the model store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from torchmar.archive import store
+from torchmar.engines import EngineName
+from torchmar.errors import TorchmarError
+from torchmar.properties import Properties
+from torchmar.server.models import state_file
+from torchmar.server.models.state_file import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPlan:
+    """What a server loads at its start, and what is registered after it.
+
+    Attributes:
+        config: the user's configuration.
+        store: the model store.
+        at_startup: archives that the server loads itself, because ``load_models`` names them.
+        to_register: archives that are registered when the server has started.
+        configured: whether ``load_models`` or ``model_snapshot`` names the models, not the command or the store.
+        watching: whether the server watches the model store, and serves all its models.
+        state: of the last run, which the server restores; None: it does not.
+        overrides: keys of the configuration that differ from the user's.
+    """
+
+    config: Properties
+    store: Path
+    at_startup: Sequence[Path]
+    to_register: Sequence[Path]
+    configured: bool
+    watching: bool
+    state: State | None
+    overrides: Mapping[str, str]
+
+
+def plan(
+    names: Sequence[str],
+    config: Properties,
+    store_folder: Path,
+    run_folder: Path,
+    engine: EngineName,
+    *,
+    fresh: bool = False,
+    watch: bool = False,
+) -> StartPlan:
+    """Plan the start of a server.
+
+    Args:
+        names: models that the user names; empty: those of the configuration, of the last run, or of the store.
+        config: the user's configuration.
+        store_folder: the model store.
+        run_folder: of the server; it may have the state of the last run.
+        engine: the kind of server.
+        fresh: whether the state of the last run is ignored.
+        watch: whether the server watches the model store, even if the configuration does not demand it.
+
+    Raises:
+        typer.BadParameter: ``watch`` with an engine that does not watch, or names with a watched store.
+        TorchmarError: no archive can be registered in this configuration, the state cannot be read, or there is no
+            archive of such a name.
+    """
+    watching = watch or config.get("torchmar_watch").strip() in ("latest", "all")
+    if watch and engine == "torchserve":
+        raise typer.BadParameter("TorchServe does not watch its model store", param_hint="--watch")
+    if watching and names:
+        raise typer.BadParameter("all models of a watched model store are served; name none", param_hint="MODEL")
+    at_startup = [] if watching else _startup_archives(config, store_folder)
+    file = (run_folder / state_file.FILE_NAME).resolve()
+    restores = (
+        engine != "torchserve"
+        and not watching
+        and config.flag("enable_model_api")
+        and not config.get("model_snapshot").strip()
+    )
+    state = None if names or fresh or not restores else state_file.read(file, store_folder.resolve(), config)
+    configured = not names and any(config.get(key).strip() for key in ("load_models", "model_snapshot"))
+    to_register = at_startup if configured or watching else store.find(store_folder, names or None)
+    if state:
+        to_register = [archive for archive in to_register if archive.name not in state.archives]
+    registers = config.flag("enable_model_api") or config.flag("enable_envvars_config")
+    if not (registers or set(to_register) <= set(at_startup)):
+        raise TorchmarError(
+            f"{config.file}: without enable_model_api no model can be registered",
+            hint="enable_model_api=true, or load_models=all in place of it",
+        )
+    overrides = {"torchmar_state_file": str(file)} if restores else {}
+    if state:
+        overrides.update(state.overrides)
+    if watch:
+        overrides["torchmar_watch"] = "latest"
+    return StartPlan(
+        config=config,
+        store=store_folder,
+        at_startup=at_startup,
+        to_register=to_register,
+        configured=configured,
+        watching=watching,
+        state=state,
+        overrides=overrides,
+    )
+
+
+def _startup_archives(config: Properties, folder: Path) -> list[Path]:
+    """Return the archives that ``load_models`` names, by their own names; none if there is a snapshot."""
+    if config.get("model_snapshot").strip():
+        return []
+    named = config.get("load_models").replace(" ", "").split(",")
+    everything = named[0].lower() == "all"
+    return [archive for archive in store.find(folder) if everything or archive.name in named]
