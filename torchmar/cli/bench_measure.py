@@ -189,41 +189,18 @@ def measure(
 
     Exit code 1: a step is invalid, has wrong answers or no right one.
     """
-    for module in (*_NEEDED, *(_NEEDED_BY_GRPC if protocol.startswith("grpc") else ())):
-        if importlib.util.find_spec(module) is None:
-            raise TorchmarError(f"{module} is not installed", hint="pip install 'torchmar[bench]'")
-    from torchmar.cli.bench_output import show
+    _require_packages(protocol)
     from torchmar.connection import RUN_FOLDER
-    from torchmar.load import access_log, html_report, results, servers, workload
+    from torchmar.load import access_log, servers, workload
     from torchmar.load.measuring import StepSpec
     from torchmar.load.target import Target
 
-    rates, closed = _numbers(rate, "--rate", float), _numbers(connections, "--connections", int)
-    if not (rates or closed or replay or find_limit):
-        closed = list(_DEFAULT_CONNECTIONS)
-    if sum(map(bool, (rates and not find_limit, closed, replay, find_limit))) != 1 or (len(rates) > 1 and find_limit):
-        raise typer.BadParameter(
-            "give only one of --rate, --connections, --replay and --find-limit; with --find-limit, --rate is its first "
-            "rate",
-            param_hint="--rate",
-        )
-    if path is not None and (not path.startswith("/") or protocol != "torchserve"):
-        raise typer.BadParameter("begins with /, and is for requests over HTTP", param_hint="--path")
-    if engine and not archive:
-        raise typer.BadParameter(f"a server that is started needs an archive: --engine {engine} --archive FILE.mar")
-    if archive and address and engine != "ray":
-        raise typer.BadParameter(
-            "the server is started at a free port; only with --engine ray it is the head of a cluster",
-            param_hint="--address",
-        )
-    if not archive and not name:
-        raise typer.BadParameter("give the name of a model, or --engine and --archive", param_hint="NAME")
+    rates, closed = _steps(rate, connections, replay, find_limit=find_limit)
+    _check_server(name, path, protocol, engine, archive, address)
     source = requests or archive
     if source is None:
         raise typer.BadParameter("name the requests: an archive, a folder of inputs or a file", param_hint="--requests")
     common = StepSpec(warmup_s=warmup, duration_s=duration, timeout_s=timeout, seed=seed, arrivals=arrivals)
-    specs = [replace(common, rate=number) for number in rates]
-    specs += [replace(common, kind="closed", connections=number) for number in closed]
     load = workload.read(source, explain=explain)
     with contextlib.ExitStack() as stack:
         if archive:
@@ -237,22 +214,67 @@ def measure(
             model = cast("str", name)
             target = Target(endpoint=endpoint, model=model, version=version, protocol=protocol, path=path)
             target = servers.running(replace(target, pid=server_pid, metrics=metrics), run_folder or RUN_FOLDER)
+        specs = [replace(common, rate=number) for number in rates]
+        specs += [replace(common, kind="closed", connections=number) for number in closed]
         if replay:
             times = access_log.times(replay, target.model)
             specs = [replace(common, kind="replay", times=times, duration_s=times[-1] - times[0] + _LAST_S)]
         report, code = _run(target, load, common if find_limit else specs, rates[0] if rates else None)
-    if output:
-        results.write(report, output)
-    if html:
-        write_text(html_report.html(report), html)
-    if as_json:
-        typer.echo(results.text(report), nl=False)
-    else:
-        show(report)
-    if code:
-        raise typer.Exit(code)
+    _write(report, output, html, as_json=as_json)
     bad = [step for step in report.steps if not step.valid or step.wrong_answers or not step.throughput]
-    raise typer.Exit(1 if bad else 0)
+    raise typer.Exit(code or (1 if bad else 0))
+
+
+def _require_packages(protocol: Protocol) -> None:
+    for module in (*_NEEDED, *(_NEEDED_BY_GRPC if protocol.startswith("grpc") else ())):
+        if importlib.util.find_spec(module) is None:
+            raise TorchmarError(f"{module} is not installed", hint="pip install 'torchmar[bench]'")
+
+
+def _steps(
+    rate: str | None, connections: str | None, replay: Path | None, *, find_limit: bool
+) -> tuple[list[float], list[int]]:
+    """Return the rates of open loops and the connections of closed loops, or the first rate of a search.
+
+    Raises:
+        typer.BadParameter: a number is wrong, or there are several kinds of load.
+    """
+    rates, closed = _numbers(rate, "--rate", float), _numbers(connections, "--connections", int)
+    if not (rates or closed or replay or find_limit):
+        closed = list(_DEFAULT_CONNECTIONS)
+    if sum(map(bool, (rates and not find_limit, closed, replay, find_limit))) != 1 or (len(rates) > 1 and find_limit):
+        raise typer.BadParameter(
+            "give only one of --rate, --connections, --replay and --find-limit; with --find-limit, --rate is its first "
+            "rate",
+            param_hint="--rate",
+        )
+    return rates, closed
+
+
+def _check_server(
+    name: str | None,
+    path: str | None,
+    protocol: Protocol,
+    engine: EngineName | None,
+    archive: Path | None,
+    address: str | None,
+) -> None:
+    """Check that the options name one server and one model.
+
+    Raises:
+        typer.BadParameter: they do not.
+    """
+    if path is not None and (not path.startswith("/") or protocol != "torchserve"):
+        raise typer.BadParameter("begins with /, and is for requests over HTTP", param_hint="--path")
+    if engine and not archive:
+        raise typer.BadParameter(f"a server that is started needs an archive: --engine {engine} --archive FILE.mar")
+    if archive and address and engine != "ray":
+        raise typer.BadParameter(
+            "the server is started at a free port; only with --engine ray it is the head of a cluster",
+            param_hint="--address",
+        )
+    if not archive and not name:
+        raise typer.BadParameter("give the name of a model, or --engine and --archive", param_hint="NAME")
 
 
 def _run(
@@ -296,3 +318,18 @@ def _endpoint(
 
     field = "grpc_inference" if protocol.startswith("grpc") else "inference"
     return endpoint(field, address, run_folder, key_file, ca_file, allow_plain_http)
+
+
+def _write(report: Report, output: Path | None, html: Path | None, *, as_json: bool) -> None:
+    """Write the report to files and print it."""
+    from torchmar.cli.bench_output import show
+    from torchmar.load import html_report, results
+
+    if output:
+        results.write(report, output)
+    if html:
+        write_text(html_report.html(report), html)
+    if as_json:
+        typer.echo(results.text(report), nl=False)
+    else:
+        show(report)
