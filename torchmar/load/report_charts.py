@@ -10,7 +10,7 @@ from html import escape
 from torchmar.load import svg
 from torchmar.load.histogram import Histogram
 from torchmar.load.html_tables import NOTHING, table, with_range
-from torchmar.load.results import Step
+from torchmar.load.results import Latency, Step
 from torchmar.load.step_label import step_label
 from torchmar.load.svg import Axis, Band, Line, Mark, Point, Points, Span, Whiskers, number
 from torchmar.load.verdicts import counted
@@ -52,47 +52,47 @@ def latency_charts(steps: Sequence[Step]) -> Iterator[str]:
 
 def _latency_chart(steps: Sequence[tuple[float, Step]], label: str, title: str, closed: bool) -> str:
     usable = [(x, step.latency_ms) for x, step in steps if step.valid and step.latency_ms]
-    marks: list[Mark] = []
+    values = [value for _, latency in usable for value in (latency.p50, latency.p99)]
+    axis = _latency_axis(values)
+    bottom = min(values, default=1.0) if axis.log else 0.0
+    marks = [*_percentile_marks(usable), *_doubtful_marks(steps, bottom)]
+    xs = [x for x, _ in steps]
+    ticks = [(x, number(x)) for x in xs] if len(xs) <= 8 else None
+    rows = [[step_label(step), *(_percentile_cell(step, name) for name, _ in _PERCENTILES)] for _, step in steps]
+    loop = "Closed loop: a slow server gets fewer requests." if closed else "Open loop: requests are sent at the rate, "
+    caption = loop if closed else loop + "however fast the answers are."
+    chart = svg.chart(marks, Axis(label, ticks=ticks), axis, title=title, description=caption)
+    return _figure(chart, f"{caption} Areas are 95 % intervals.", (label, "p50 ms", "p95 ms", "p99 ms"), rows)
+
+
+def _percentile_marks(usable: Sequence[tuple[float, Latency]]) -> Iterator[Mark]:
+    """Yield the intervals of percentiles, and over them their lines."""
     for name, colour in _PERCENTILES:
         intervals = [(x, *bounds) for x, latency in usable if (bounds := getattr(latency, f"{name}_interval"))]
-        marks.append(Whiskers(intervals, colour) if len(intervals) < 3 else Band(intervals, colour))
+        yield Whiskers(intervals, colour) if len(intervals) < 3 else Band(intervals, colour)
     for name, colour in _PERCENTILES:
-        marks.append(Line(name, [(x, getattr(latency, name)) for x, latency in usable], colour, markers=True))
+        yield Line(name, [(x, getattr(latency, name)) for x, latency in usable], colour, markers=True)
+
+
+def _doubtful_marks(steps: Sequence[tuple[float, Step]], bottom: float) -> Iterator[Mark]:
+    """Yield the points of steps that are not stable, and at the bottom those of steps that are not valid."""
     unsteady = [
         Point(x, getattr(step.latency_ms, name), f"{step_label(step)}: not stable")
         for x, step in steps
         for name, _ in _PERCENTILES
         if step.valid and not step.stable and step.latency_ms
     ]
-    marks.append(Points("not stable", unsteady, 7, "hollow"))
-    values = [value for _, latency in usable for value in (latency.p50, latency.p99)]
-    axis = _latency_axis(values)
-    bottom = min(values, default=1.0) if axis.log else 0.0
-    spoiled = [(x, step) for x, step in steps if not step.valid]
-    if spoiled:
-        marks.append(
-            Points("not valid", [Point(x, bottom, f"{step_label(step)}: not valid") for x, step in spoiled], 7, "cross")
-        )
-    xs = [x for x, _ in steps]
-    ticks = [(x, number(x)) for x in xs] if len(xs) <= 8 else None
-    rows = [
-        [
-            step_label(step),
-            *(
-                with_range(getattr(step.latency_ms, name), getattr(step.latency_ms, f"{name}_interval"))
-                if step.valid and step.latency_ms
-                else "not valid"
-                if not step.valid
-                else NOTHING
-                for name, _ in _PERCENTILES
-            ),
-        ]
-        for _, step in steps
-    ]
-    loop = "Closed loop: a slow server gets fewer requests." if closed else "Open loop: requests are sent at the rate, "
-    caption = loop if closed else loop + "however fast the answers are."
-    chart = svg.chart(marks, Axis(label, ticks=ticks), axis, title=title, description=caption)
-    return _figure(chart, f"{caption} Areas are 95 % intervals.", (label, "p50 ms", "p95 ms", "p99 ms"), rows)
+    yield Points("not stable", unsteady, 7, "hollow")
+    invalid = [Point(x, bottom, f"{step_label(step)}: not valid") for x, step in steps if not step.valid]
+    if invalid:
+        yield Points("not valid", invalid, 7, "cross")
+
+
+def _percentile_cell(step: Step, name: str) -> str:
+    if not step.valid:
+        return "not valid"
+    latency = step.latency_ms
+    return with_range(getattr(latency, name), getattr(latency, f"{name}_interval")) if latency else NOTHING
 
 
 def percentile_curves(steps: Sequence[Step]) -> str:

@@ -29,8 +29,22 @@ def verdicts(report: Report) -> Iterator[Verdict]:
 
     Steps beyond a limit that was found have no cautions: that they fail and do not last is what was looked for.
     """
-    steps = report.steps
-    below = [step for step in steps if not report.saturated(step)]
+    below = [step for step in report.steps if not report.saturated(step)]
+    yield from _faults(report.steps)
+    for kind in dict.fromkeys(failure.kind for step in below for failure in step.errors):
+        yield _failed(kind, below)
+    yield from _cautions(report, below)
+    if report.limit:
+        yield Verdict("note", _limit(report.limit))
+    yield from _good(report, below)
+    if not report.requests.compared:
+        yield Verdict("note", "Answers were not compared: no request has an expected answer.")
+    elif not any(step.wrong_answers for step in report.steps):
+        requests = f"{report.requests.compared} of {report.requests.count} requests"
+        yield Verdict("good", f"No wrong answer: those to {requests} were compared with the expected ones.")
+
+
+def _faults(steps: Sequence[Step]) -> Iterator[Verdict]:
     for step in steps:
         if step.wrong_answers:
             text = f"{counted(step.wrong_answers, 'wrong answer')} at {step_label(step)}, with the status of success."
@@ -40,12 +54,14 @@ def verdicts(report: Report) -> Iterator[Verdict]:
         which = _some(invalid, steps, "valid")
         reasons = [(step, "; ".join(step.invalid_reasons)) for step in invalid]
         yield Verdict("bad", f"{which}; there are no figures of {_them(invalid)}.", _each(reasons))
-    for kind in dict.fromkeys(failure.kind for step in below for failure in step.errors):
-        yield _failed(kind, below)
+
+
+def _cautions(report: Report, below: Sequence[Step]) -> Iterator[Verdict]:
+    """Yield what makes the figures of steps below the limit less certain."""
     unstable = [step for step in below if step.valid and not step.stable]
     if unstable:
         reasons = [(step, step.unstable_reason) for step in unstable]
-        yield Verdict("warn", f"{_some(unstable, steps, 'stable')}.", _each(reasons))
+        yield Verdict("warn", f"{_some(unstable, report.steps, 'stable')}.", _each(reasons))
     few = [(step, text) for step in below if step.valid and (text := too_few(step))]
     if few:
         percentiles = "percentiles of " + (step_label(few[0][0]) if len(few) == 1 else f"{len(few)} steps")
@@ -55,23 +71,20 @@ def verdicts(report: Report) -> Iterator[Verdict]:
             yield Verdict("warn", f"{step_label(step)} ended early, after {number(step.duration_s)} s.")
     if not report.complete:
         yield Verdict("warn", "The measurement was interrupted: steps are missing.")
-    if not steps:
+    if not report.steps:
         yield Verdict("warn", "There is no step.")
-    if report.limit:
-        yield Verdict("note", _limit(report.limit))
+
+
+def _good(report: Report, below: Sequence[Step]) -> Iterator[Verdict]:
     good = [step for step in below if step.valid and step.stable]
-    if good:
-        to_limit = " up to the limit" if len(below) < len(steps) else ""
-        every = f"All {len(below)} steps{to_limit} are" if len(below) > 1 else f"The step{to_limit} is"
-        which = every if len(good) == len(below) else f"{len(good)} of {len(below)} steps{to_limit} are"
-        sent, failed = sum(step.sent for step in below), sum(step.failed for step in below)
-        errors = f"{failed:,} failed" if failed else "none failed"
-        yield Verdict("good", f"{which} valid and stable; of {counted(sent, 'request')} {errors}.")
-    if not report.requests.compared:
-        yield Verdict("note", "Answers were not compared: no request has an expected answer.")
-    elif not any(step.wrong_answers for step in steps):
-        requests = f"{report.requests.compared} of {report.requests.count} requests"
-        yield Verdict("good", f"No wrong answer: those to {requests} were compared with the expected ones.")
+    if not good:
+        return
+    to_limit = " up to the limit" if len(below) < len(report.steps) else ""
+    every = f"All {len(below)} steps{to_limit} are" if len(below) > 1 else f"The step{to_limit} is"
+    which = every if len(good) == len(below) else f"{len(good)} of {len(below)} steps{to_limit} are"
+    sent, failed = sum(step.sent for step in below), sum(step.failed for step in below)
+    errors = f"{failed:,} failed" if failed else "none failed"
+    yield Verdict("good", f"{which} valid and stable; of {counted(sent, 'request')} {errors}.")
 
 
 def _some(chosen: Sequence[Step], steps: Sequence[Step], state: str) -> str:
