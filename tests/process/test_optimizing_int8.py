@@ -13,13 +13,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from torchmar.optimizing import gate
+from torchmar.optimizing import agreement, gate, requirements
+from torchmar.optimizing.agreement import Outputs
 from torchmar.optimizing.process import attempts, onnxruntime_int8, openvino_int8, processor
 from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.results import Verdict
 from torchmar_handlers.weights import machine, optimized
 
-REQUIRED = gate.requirements(["labels>=0.95,cos>=0.98"], gate.CLASSIFIER)
+REQUIRED = requirements.required(["labels>=0.95,cos>=0.98"], requirements.CLASSIFIER)
 Inputs = list[dict[str, np.ndarray]]
 
 
@@ -74,19 +75,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def by_onnxruntime(model: Path, calibration: Sequence[Any], folder: Path) -> Callable[[Inputs], list[gate.Outputs]]:
+def by_onnxruntime(model: Path, calibration: Sequence[Any], folder: Path) -> Callable[[Inputs], list[Outputs]]:
     target = folder / "model.onnx"
-    onnxruntime_int8.quantise(model, calibration, target, REQUIRED, gate.CLASSIFIER, threads=1, seconds=60)
+    onnxruntime_int8.quantise(model, calibration, target, REQUIRED, requirements.CLASSIFIER, threads=1, seconds=60)
     assert b"QuantizeLinear" in target.read_bytes()
     return lambda inputs: onnxruntime_int8.outputs(target, inputs, 1)
 
 
-def by_openvino(model: Path, calibration: Sequence[Any], folder: Path) -> Callable[[Inputs], list[gate.Outputs]]:
+def by_openvino(model: Path, calibration: Sequence[Any], folder: Path) -> Callable[[Inputs], list[Outputs]]:
     pytest.importorskip("nncf")
     openvino, _ = openvino_int8.imported()
     target = folder / "model.xml"
     read = openvino.Core().read_model
-    openvino_int8.quantise(read(model), calibration, target, REQUIRED, gate.CLASSIFIER, threads=1, seconds=60)
+    openvino_int8.quantise(read(model), calibration, target, REQUIRED, requirements.CLASSIFIER, threads=1, seconds=60)
     assert b"FakeQuantize" in target.read_bytes()
     return lambda inputs: openvino_int8.outputs(read(target), inputs, 1)
 
@@ -94,13 +95,13 @@ def by_openvino(model: Path, calibration: Sequence[Any], folder: Path) -> Callab
 BACKENDS = pytest.mark.parametrize("quantise", [by_onnxruntime, by_openvino])
 
 
-def judgement(model: Path, answers: Callable[[Inputs], list[gate.Outputs]]) -> gate.Judgement:
+def judgement(model: Path, answers: Callable[[Inputs], list[Outputs]]) -> gate.Judgement:
     held_out = images(99, seed=2)
     baseline = onnxruntime_int8.outputs(model, held_out, 1)
     names = [f"square-{place}" for place in range(len(held_out))]
-    separate, names = gate.by_instance(baseline, names, [1] * len(names))
-    variant, _ = gate.by_instance(answers(held_out), names, [1] * len(names))
-    return gate.judge(separate, variant, names, REQUIRED, gate.CLASSIFIER)
+    separate, names = agreement.by_instance(baseline, names, [1] * len(names))
+    variant, _ = agreement.by_instance(answers(held_out), names, [1] * len(names))
+    return gate.judge(separate, variant, names, REQUIRED, requirements.CLASSIFIER)
 
 
 @BACKENDS
@@ -152,7 +153,7 @@ def test_what_has_no_weights_to_quantise_is_said(tmp_path: Path) -> None:
     file = written(tmp_path / "softmax.onnx", helper.make_node("Softmax", ["pixels"], ["logits"]))
     with pytest.raises(NotApplicable, match="no convolution and no product of matrices"):
         onnxruntime_int8.quantise(
-            file, images(2, 0), tmp_path / "model.onnx", REQUIRED, gate.CLASSIFIER, threads=1, seconds=9
+            file, images(2, 0), tmp_path / "model.onnx", REQUIRED, requirements.CLASSIFIER, threads=1, seconds=9
         )
 
 
@@ -169,7 +170,7 @@ def test_the_first_attempt_that_agrees_is_taken_else_the_nearest(tmp_path: Path)
             lambda path, _: turned[path.read_text()],
             baseline,
             REQUIRED,
-            gate.CLASSIFIER,
+            requirements.CLASSIFIER,
             seconds=seconds,
         )
         assert attempt.title == note.partition(":")[0]

@@ -20,7 +20,7 @@ from torchmar.errors import TorchmarError
 from torchmar.load import machine_use
 from torchmar.load.measuring import MAX_OTHERS
 from torchmar.optimized_section import FOLDER
-from torchmar.optimizing import choice, gate, inputs, trial_archive, user_check
+from torchmar.optimizing import agreement, choice, gate, inputs, requirements, trial_archive, user_check
 from torchmar.optimizing.process.describe import describe
 from torchmar.optimizing.process.jobs import Made, Weights
 from torchmar.optimizing.results import Agreement, Report, Row, Timing, Verdict
@@ -113,7 +113,7 @@ class _Measured:
     """A variant that ran: the result of its process, and its answers."""
 
     result: dict[str, Any]
-    outputs: list[gate.Outputs]
+    outputs: list[agreement.Outputs]
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class _Session:
     captured: Path
     sides: Split
     names: list[str]
-    kind: gate.Kind
-    required: tuple[gate.Requirement, ...]
+    kind: requirements.Kind
+    required: tuple[requirements.Requirement, ...]
     deadline: float
     baseline: _Measured | None = None
     metric: gate.Metric | None = None
@@ -296,8 +296,8 @@ class Optimizer:
         requests = inputs.read(archive, self._settings.data)
         options = config.get("handler")
         options = dict(options) if isinstance(options, Mapping) else {}
-        kind = gate.kind_of(manifest.model.handler, options)
-        required = gate.requirements(self._settings.keep, kind, check=self._settings.check is not None)
+        kind = requirements.kind_of(manifest.model.handler, options)
+        required = requirements.required(self._settings.keep, kind, check=self._settings.check is not None)
         gpu = 0 if gpus.count() and config.get("deviceType") != "cpu" else None
         model: dict[str, Any] = {
             "name": manifest.name,
@@ -432,7 +432,7 @@ class Optimizer:
     def _calibration(self, session: _Session) -> dict[str, Any]:
         """Return the arguments of families that choose among several ways to calibrate."""
         return {
-            "required": [str(each) for each in session.required if each.measure is not gate.Measure.CHECK],
+            "required": [str(each) for each in session.required if each.measure is not requirements.Measure.CHECK],
             "handler": session.model["handler"],
             "seconds": self._limit(session) / 2,
         }
@@ -480,7 +480,7 @@ class Optimizer:
         requests = [each for each in session.requests if each["name"] in session.explanations]
         own = self._explained(session, weights, requests, name)
         return {
-            request: gate.rank_agreement(ours, own[request]) if ours.shape == own[request].shape else 0.0
+            request: agreement.rank_agreement(ours, own[request]) if ours.shape == own[request].shape else 0.0
             for request, ours in session.explanations.items()
             if request in own
         }
@@ -624,7 +624,7 @@ def _seconds(times: _Times, *, cpu: bool) -> list[float]:
     return [min(both) for both in zip(*times, strict=True)] if cpu else times[0]
 
 
-def _outputs(file: Path, names: Sequence[str], session: _Session) -> list[gate.Outputs]:
+def _outputs(file: Path, names: Sequence[str], session: _Session) -> list[agreement.Outputs]:
     """Return the answers in a file of `run`, without the dimension of the batch, named as the original's."""
     import numpy as np
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchmar.optimizing import gate
+from torchmar.optimizing import agreement, gate, requirements
 from torchmar.optimizing.process.captured import Captured
 from torchmar.optimizing.process.source import Source
 from torchmar.optimizing.results import Verdict
@@ -68,10 +68,10 @@ def arrays(source: Source, each: Captured) -> dict[str, np.ndarray]:
 def first_that_agrees(
     attempts: Sequence[Attempt],
     target: Path,
-    answers: Callable[[Path, str | None], list[gate.Outputs]],
-    baseline: Sequence[gate.Outputs],
-    required: Sequence[gate.Requirement],
-    kind: gate.Kind,
+    answers: Callable[[Path, str | None], list[agreement.Outputs]],
+    baseline: Sequence[agreement.Outputs],
+    required: Sequence[requirements.Requirement],
+    kind: requirements.Kind,
     *,
     seconds: float,
 ) -> tuple[Attempt, str]:
@@ -113,15 +113,15 @@ def first_that_agrees(
 
 
 def _judged(
-    baseline: Sequence[gate.Outputs],
-    outputs: Sequence[gate.Outputs],
-    required: Sequence[gate.Requirement],
-    kind: gate.Kind,
+    baseline: Sequence[agreement.Outputs],
+    outputs: Sequence[agreement.Outputs],
+    required: Sequence[requirements.Requirement],
+    kind: requirements.Kind,
 ) -> gate.Judgement:
     names = [f"calibration input {place}" for place in range(1, len(baseline) + 1)]
     rows = [next((len(values) for values in each.values() if values.ndim), None) for each in baseline]
-    ours, separate = gate.by_instance(baseline, names, rows)
-    theirs, _ = gate.by_instance(outputs, names, rows)
+    ours, separate = agreement.by_instance(baseline, names, rows)
+    theirs, _ = agreement.by_instance(outputs, names, rows)
     if len(ours) != len(theirs):  # outputs of other shapes, which have other numbers of rows
         return gate.judge(baseline, outputs, names, required, kind)
     return gate.judge(ours, theirs, separate, required, kind)

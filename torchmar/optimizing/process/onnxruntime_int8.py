@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmar.optimizing import gate
+from torchmar.optimizing import agreement, requirements
 from torchmar.optimizing.process import exporting, processor
 from torchmar.optimizing.process.attempts import NO_INPUTS, Attempt, arrays, first_that_agrees, is_transformer
 from torchmar.optimizing.process.captured import Captured
@@ -57,7 +57,7 @@ def make_onnxruntime_int8(
     """
     if not inputs:
         raise NotApplicable(NO_INPUTS)
-    kind = gate.kind_of(handler, source.weights.options)
+    kind = requirements.kind_of(handler, source.weights.options)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".float-") as work:
         model = source.path
         if model is None or source.format != "ONNX":
@@ -67,7 +67,7 @@ def make_onnxruntime_int8(
             model,
             [arrays(source, each) for each in inputs],
             folder / FILE,
-            gate.requirements(required, kind),
+            requirements.required(required, kind),
             kind,
             threads=source.weights.threads,
             seconds=seconds,
@@ -79,8 +79,8 @@ def quantise(
     model: Path,
     calibration: Sequence[Arrays],
     target: Path,
-    required: Sequence[gate.Requirement],
-    kind: gate.Kind,
+    required: Sequence[requirements.Requirement],
+    kind: requirements.Kind,
     *,
     threads: int,
     seconds: float,
@@ -119,7 +119,7 @@ def quantise(
         )
 
 
-def outputs(model: Path, inputs: Sequence[Arrays], threads: int) -> list[gate.Outputs]:
+def outputs(model: Path, inputs: Sequence[Arrays], threads: int) -> list[agreement.Outputs]:
     """Return the outputs of an ONNX model for inputs."""
     import onnxruntime
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmar.optimizing import gate
+from torchmar.optimizing import agreement, requirements
 from torchmar.optimizing.process import exporting, processor
 from torchmar.optimizing.process.attempts import NO_INPUTS, Attempt, arrays, first_that_agrees, is_transformer
 from torchmar.optimizing.process.captured import Captured
@@ -49,12 +49,12 @@ def make_openvino_int8(
     """
     if not inputs:
         raise NotApplicable(NO_INPUTS)
-    kind = gate.kind_of(handler, source.weights.options)
+    kind = requirements.kind_of(handler, source.weights.options)
     attempt, note = quantise(
         exporting.openvino(source, inputs),
         [arrays(source, each) for each in inputs],
         folder / FILES[0],
-        gate.requirements(required, kind),
+        requirements.required(required, kind),
         kind,
         threads=source.weights.threads,
         seconds=seconds,
@@ -68,8 +68,8 @@ def quantise(
     model: Any,
     calibration: Sequence[Arrays],
     target: Path,
-    required: Sequence[gate.Requirement],
-    kind: gate.Kind,
+    required: Sequence[requirements.Requirement],
+    kind: requirements.Kind,
     *,
     threads: int,
     seconds: float,
@@ -125,7 +125,7 @@ def imported() -> tuple[Any, Any]:
     return openvino, nncf
 
 
-def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | None = None) -> list[gate.Outputs]:
+def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | None = None) -> list[agreement.Outputs]:
     """Return the outputs of a model of OpenVINO for inputs, computed as the handlers do with the option ``dtype``."""
     from torchmar_handlers.weights import openvino_ir
 
