@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ from torchmar.tuning.prediction import Bound, Predictor
 from torchmar.tuning.search import MOST_TRIALS, Question, Result, Search
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, parse_target
-from torchmar.tuning.trials import Trial
+from torchmar.tuning.trials import Trial, numbers
 
 SPACE = Space(cores=2, batch_sizes=(1, 16))
 
@@ -38,10 +39,38 @@ def searched(
 )
 def test_the_highest_rate_is_near_that_of_the_whole_grid(kind: tuple[float, float, float], target: str) -> None:
     server, question, result = searched(kind, target)
-    assert len(server.measured) <= MOST_TRIALS
+    assert max(numbers(server.measured, question.objective)) <= MOST_TRIALS
     assert result.best
-    assert result.best.rate >= 0.85 * server.best_rate(SPACE)
+    assert result.best.rate >= 0.95 * server.best_rate(SPACE)
     assert result.best.keeps(question.target)
+
+
+def test_most_settings_are_rejected_by_one_measurement_beyond_the_best() -> None:
+    server, _, result = searched(TINY, "p99<5ms")
+    assert result.best
+    rejected = [trial for trial in server.measured if trial.setting.layout != result.best.setting.layout]
+    counts = Counter(trial.setting for trial in rejected if trial.purpose == "search" and trial.rate > 7_500)
+    assert sum(count == 1 for count in counts.values()) >= 3
+
+
+def test_the_highest_rate_is_measured_again_and_lowered_if_it_misses_the_target_then() -> None:
+    question = Question(target=parse_target("p95<50ms"), objective=Objective.THROUGHPUT)
+    server = SimulatedServer(CONVOLUTIONS, question.target)
+    repeated: list[float] = []
+
+    def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
+        trial = server.measure(setting, rate, predicted, purpose)
+        if purpose == "repeat" and not repeated:
+            server.measured[-1] = trial = replace(trial, latency=0.06)
+        if purpose == "repeat":
+            repeated.append(rate)
+        return trial
+
+    predictor = Predictor(profiles(CONVOLUTIONS), question.target, cores=2)
+    result = Search(predictor, SPACE, question, measure).run()
+    assert result.best
+    assert len(repeated) == 2
+    assert 0.9 * repeated[0] < result.best.rate == repeated[1] < repeated[0]
 
 
 @pytest.mark.parametrize(("kind", "rate"), [(DECODING, 60), (CONVOLUTIONS, 150), (TINY, 2_000)])
@@ -124,18 +153,24 @@ def test_a_trial_that_a_stall_has_spoiled_is_measured_again() -> None:
     assert (stalled.setting, stalled.rate) == (after.setting, after.rate)
     assert result.best
     assert result.best.setting == quiet.best.setting
-    assert result.best.rate >= 0.95 * quiet.best.rate
+    assert result.best.rate >= 0.9 * quiet.best.rate
 
 
 def test_the_search_ends_with_the_time() -> None:
     question = Question(target=parse_target("p99<50ms"), objective=Objective.THROUGHPUT)
     server = SimulatedServer(CONVOLUTIONS, question.target)
     predictor = Predictor(profiles(CONVOLUTIONS), question.target, cores=2)
-    moments = iter(range(1000))
-    space = Space(cores=1, batch_sizes=(8,))
-    search = Search(predictor, space, question, server.measure, seconds=3.5, clock=lambda: float(next(moments)))
-    result = search.run()
-    assert len(server.measured) == 3
+    now = 0.0
+
+    def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
+        nonlocal now
+        now += 10.0
+        return server.measure(setting, rate, predicted, purpose)
+
+    result = Search(predictor, SPACE, question, measure, seconds=45, trial_seconds=10, clock=lambda: now).run()
+    assert [trial.purpose for trial in server.measured] == ["probe", "search", "search", "search", "repeat"]
+    assert result.best
+    assert result.out_of_time
     assert "time" in result.reason
 
 
@@ -205,20 +240,3 @@ def test_a_machine_that_becomes_slower_does_not_change_the_choice() -> None:
     assert steady.best
     assert slower.best
     assert slower.best.setting == steady.best.setting
-
-
-def test_what_was_measured_twice_counts_more_than_its_prediction() -> None:
-    question = Question(target=parse_target("p99<5ms"), objective=Objective.THROUGHPUT)
-    server = SimulatedServer(TINY, question.target)
-    first, second = (Setting(workers=workers, threads=1, batch_size=16) for workers in (1, 2))
-    probe = server.measure(first, 5000, 0.002, "probe")
-
-    def trial(setting: Setting, rate: float, seconds: float, purpose: str = "search") -> Trial:
-        return replace(probe, setting=setting, rate=rate, latency=seconds, median=seconds / 3, purpose=purpose)
-
-    once = [probe, trial(first, 9000, 0.0035), trial(first, 9500, 0.0057), trial(second, 5500, 0.002)]
-    for trials, rate in ((once, 5500), ([*once, trial(first, 9000, 0.003, "repeat")], 9000)):
-        predictor = Predictor(profiles(TINY), question.target, cores=2)
-        best = Search(predictor, SPACE, question, server.measure, trials=trials).best()
-        assert best
-        assert best.rate == rate

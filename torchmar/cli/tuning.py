@@ -121,7 +121,7 @@ def tune(
         )
         if tuner.continued and not as_json:
             number = len(tuner.record.trials)
-            known = f"profiles and {number} trials" if number else "profiles"
+            known = f"profiles and {number} measurements" if number else "profiles"
             err.print(f"{known} of an earlier run are used ({tuner.path}); --anew measures again", markup=False)
         try:
             tuning = tuner.run()
@@ -241,7 +241,7 @@ def _show(tuning: Tuning) -> None:
     show_table(
         table(
             _headings(tuning),
-            [_row(tuning, number, trial) for number, trial in enumerate(tuning.record.trials, 1)],
+            _rows(tuning),
             right=_headings(tuning)[:-1],
         )
     )
@@ -262,7 +262,18 @@ def _headings(tuning: Tuning) -> tuple[str, ...]:
     return ("", "workers\nx threads", "batch", *extra, "rate", "predicted", tuning.compared.name, "target")
 
 
-def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
+def _rows(tuning: Tuning) -> list[tuple[str, ...]]:
+    """Return a row for each measurement; the first of a trial has its number and its setting."""
+    from torchmar.tuning.trials import numbers
+
+    trials, rows, last = tuning.record.trials, [], 0
+    for number, trial in zip(numbers(trials, tuning.question.objective), trials, strict=True):
+        rows.append(_row(tuning, str(number) if number != last else "", trial))
+        last = number
+    return rows
+
+
+def _row(tuning: Tuning, number: str, trial: Trial) -> tuple[str, ...]:
     from torchmar.tuning.target import milliseconds
 
     setting, target = trial.setting, tuning.question.target
@@ -271,15 +282,14 @@ def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
         extra = (f"{setting.delay_ms} ms",)
     elif "stages" in _headings(tuning):
         extra = (str(setting.preprocess or ""),)
+    same = ("",) * (2 + len(extra))
     notes = [trial.verdict(target).value]
     if trial.purpose in _PURPOSES:
         notes.append(_PURPOSES[trial.purpose])
     predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
     return (
-        str(number),
-        f"{setting.workers} x {setting.threads}",
-        str(setting.batch_size),
-        *extra,
+        number,
+        *((f"{setting.workers} x {setting.threads}", str(setting.batch_size), *extra) if number else same),
         f"{trial.rate:,.0f}" if trial.rate >= 10 else f"{trial.rate:.2f}",
         predicted,
         "no answer" if trial.latency is None else milliseconds(trial.latency),

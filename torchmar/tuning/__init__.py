@@ -9,6 +9,7 @@ Few settings are measured: most are predicted.
 * `torchmar.tuning.simulation`: the queues and workers of a server, simulated;
 * `torchmar.tuning.prediction`: what a setting would do, corrected by trials;
 * `torchmar.tuning.search`: which settings are measured, and when the search ends;
+* `torchmar.tuning.limits`: at which rates a setting is measured, to find its highest;
 * `torchmar.tuning.live_server`: a server whose settings are changed and measured;
 * `torchmar.tuning.trials`: measured trials, and their record;
 * `torchmar.tuning.tuner`: all of this for one archive;

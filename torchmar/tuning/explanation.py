@@ -262,8 +262,8 @@ def _noise(tuning: Tuning) -> Iterator[str]:
     disturbed = [trial for trial in tuning.record.trials if trial.disturbances]
     if disturbed:
         yield (
-            f"{len(disturbed)} of {len(tuning.record.trials)} trials were disturbed (*), so that their figures are not "
-            f"only the server's ({disturbed[-1].disturbances[0]})."
+            f"{len(disturbed)} of {len(tuning.record.trials)} measurements were disturbed (*), so that their figures "
+            f"are not only the server's ({disturbed[-1].disturbances[0]})."
         )
 
 

@@ -34,9 +34,10 @@ from torchmar.tuning.trials import Trial
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_WARM_UP_SECONDS = 1.5
+_WARM_UP_SECONDS, _NEXT_SECONDS = 1.5, 0.5  # before a measurement of a new setting, and at its next rate
 # One stall of a tenth of a second is 1 % of ten seconds: a shorter measurement shows the stall, not the setting.
-_LEAST_SECONDS, _MOST_SECONDS = 10.0, 20.0  # of a measurement
+LEAST_SECONDS, _MOST_SECONDS = 10.0, 20.0  # of a measurement
+BRIEF_SECONDS = 3.0  # of one that another confirms, at the least
 _REQUESTS = 1_000  # of a measurement, unless that would take longer
 _SPARE = 1.1  # times the requests that a percentile needs: so many arrive at random
 _LOAD_SECONDS = 180.0
@@ -130,7 +131,14 @@ class LiveServer:
             return cluster_room.measure(address, self._server.server, archive, cores)
 
     def measure(
-        self, setting: Setting, rate: float, predicted: float, purpose: str, *, longest: float = _MOST_SECONDS
+        self,
+        setting: Setting,
+        rate: float,
+        predicted: float,
+        purpose: str,
+        *,
+        shortest: float = LEAST_SECONDS,
+        longest: float = _MOST_SECONDS,
     ) -> Trial:
         """Change the server to a setting, and measure it at a rate.
 
@@ -139,6 +147,7 @@ class LiveServer:
             rate: requests per second.
             predicted: the compared statistic, in seconds.
             purpose: of the trial.
+            shortest: seconds that it takes, at the least.
             longest: seconds that the trial may be lengthened to, for the requests that the percentile needs.
 
         Raises:
@@ -146,7 +155,7 @@ class LiveServer:
             TorchmarError: answers are wrong.
             KeyboardInterrupt: the measurement was interrupted.
         """
-        self._apply(setting)
+        warm_up = _WARM_UP_SECONDS if self._apply(setting) else _NEXT_SECONDS
         load = LoadTarget(
             endpoint=self._server.server,
             model=self._name,
@@ -158,8 +167,8 @@ class LiveServer:
         )
         if self._expected is None:
             self._expected = expectations.gather(load, self._workload)
-        seconds = self._seconds or trial_seconds(self._target, rate, longest)
-        spec = StepSpec(rate=rate, warmup_s=_WARM_UP_SECONDS, duration_s=seconds)
+        seconds = self._seconds or trial_seconds(self._target, rate, longest, shortest=shortest)
+        spec = StepSpec(rate=rate, warmup_s=warm_up, duration_s=seconds)
         before = _cpu_seconds(self._pid)
         step = measure(load, self._workload, self._expected, spec)
         used = _cpu_seconds(self._pid) - before
@@ -205,11 +214,15 @@ class LiveServer:
             purpose=purpose,
         )
 
-    def _apply(self, setting: Setting) -> None:
-        """Register the model with a setting, or scale its workers if only their number is another."""
+    def _apply(self, setting: Setting) -> bool:
+        """Register the model with a setting, or scale its workers if only their number is another.
+
+        Returns:
+            Whether the setting is another than before.
+        """
         management, last = self._server.management, self._registered
         if setting == last:
-            return
+            return False
         key = variant_key(setting)
         workers_only = last and variant_key(last) == key and _batching(last) == _batching(setting)
         try:
@@ -238,6 +251,7 @@ class LiveServer:
                 traceback=self._server.worker_traceback(self._name, self._version),
             ) from None
         self._registered = setting
+        return True
 
     def _derive(self, setting: Setting, number: int) -> Path:
         config = trial_config(
@@ -252,15 +266,16 @@ class LiveServer:
         return derive(self._archive, self._store, version=version, config=config).path
 
 
-def trial_seconds(target: Target, rate: float, longest: float) -> float:
-    """Return how long a setting is measured: 10 to 20 seconds, and longer if the percentile needs more requests.
+def trial_seconds(target: Target, rate: float, longest: float, *, shortest: float = LEAST_SECONDS) -> float:
+    """Return how long a setting is measured: up to 20 seconds, and longer if the percentile needs more requests.
 
     Args:
         target: whose statistic is to be shown.
         rate: requests per second.
         longest: seconds, at the most, for the percentile.
+        shortest: seconds, at the least.
     """
-    usual = min(max(_LEAST_SECONDS, _REQUESTS / rate), _MOST_SECONDS)
+    usual = min(max(shortest, _REQUESTS / rate), _MOST_SECONDS)
     return max(min(usual, longest), min(_SPARE * target.least_requests / rate, longest))
 
 

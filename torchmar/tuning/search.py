@@ -5,6 +5,10 @@ wrong by as much as predictions usually are: by 20 % for workers and threads tha
 percent for others. The search ends when even then nothing is better than the best measured setting, so that neighbours
 of the best one are measured as far as they could be better.
 
+For the highest rate, a trial measures its setting at several rates, until the highest one is known or is certainly
+lower than that of the best. The first rate of a setting is a little higher than that of the best: most settings are
+rejected there, by one short measurement.
+
 One stall of the machine can spoil a trial whose other requests were fast; such a trial is measured again, and only the
 second counts.
 
@@ -21,21 +25,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torchmar.tuning.finalists import Measured, finalists, spread
+from torchmar.tuning.limits import Limit, limit
 from torchmar.tuning.prediction import Bound, Prediction, Predictor
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, Target
-from torchmar.tuning.trials import Trial, Verdict
+from torchmar.tuning.trials import Trial, Verdict, numbers
 
 MOST_TRIALS = 10
 REPEATABLE = 0.05  # relative difference of two measurements of the same setting, above which it is called noisy
 _UNMEASURED, _MEASURED = 0.2, 0.03  # how much better than predicted a setting may be
 _PROBE = 0.5  # of the predicted highest rate: where the server's own time is measured
 _FLOOR = 0.1  # of the predicted capacity: where latency is the time of a batch
-# Of the predicted highest rate, at which a setting is measured: a rate that is too high shows less.
-_FIRST_MARGIN, _RATE_MARGIN = 0.9, 0.95
-_ROOM, _CLIMB = 0.85, 0.06  # of the target: with a lower latency, the rate is raised by so much
-_AFTER_FAILURE = 0.93  # of a rate at which the target was not kept
-_MOST_OF_SETTING = 4  # trials
+_BEYOND = 1.03  # times the best rate, at which another setting is measured first
+_ALONE = 0.8  # of the predicted highest rate, at which it is measured first if no setting has kept the target yet
 _STALLED = 2.0  # times the prediction: with fast requests otherwise, one stall explains a statistic above it
 _FINALISTS, _ROUNDS = 3, 3  # settings that are measured in turn, and the measurements of each
 _RESERVED = 3  # trials for them, before others are measured
@@ -144,15 +146,15 @@ class Search:
         reason = "no other setting can be better by more than predictions are usually wrong"
         out_of_time = False
         while True:
-            if not self._time_left():
+            if self._time() <= 0:
                 reason, out_of_time = "the time was used up", True
-                break
-            if len(self.trials) >= self._most:
-                reason = f"{self._most} trials were measured"
                 break
             if not (chosen := self._again() or self._explore() or self._repetition() or self._next()):
                 break
             setting, rate, predicted, purpose = chosen
+            if self._count() >= self._most and not self._continues(setting):
+                reason = f"{self._most} trials were measured"
+                break
             self._learn(self._measure(setting, rate, predicted, purpose))
         best, ranked, measured = self.best(), self._finalists(), self._measured()
         settings = (setting for setting in self._settings if self.predictor.knows(setting))
@@ -180,19 +182,11 @@ class Search:
     def best(self) -> Trial | None:
         """Return the trial with the best setting that kept the target whenever it was measured; None: none did."""
         kept = [trial for trial in self._kept() if trial.purpose != "repeat"]
-        if self.question.objective is Objective.THROUGHPUT:
-            # Near the limit, latency grows steeply: a single trial that kept the target there may have had luck.
-            target = self.question.target.seconds
-            kept = [trial for trial in kept if self._others(trial) or self._expected(trial) < target] or kept
         if self.question.objective is Objective.LATENCY:
             setting = next((each.setting for each in self._finalists()), None)
             kept = [trial for trial in kept if trial.setting == setting]
             return max(kept, key=lambda trial: trial.purpose != "probe", default=None)
         return min(kept, key=self._cost, default=None)
-
-    def _expected(self, trial: Trial) -> float:
-        """Return the statistic that is predicted for a trial's setting and rate now, after all corrections."""
-        return self.predictor.latency(trial.setting, trial.rate)
 
     def _kept(self) -> list[Trial]:
         """Return the trials of settings that kept the target at the rate in question whenever they were measured."""
@@ -253,8 +247,17 @@ class Search:
         memory = trial.memory if trial.memory is not None else self.predictor.memory(setting)
         return memory, trial.latency, *size
 
-    def _time_left(self) -> bool:
-        return self._clock() < self._deadline
+    def _time(self) -> float:
+        """Return the seconds that are left."""
+        return self._deadline - self._clock()
+
+    def _count(self) -> int:
+        """Return the number of trials so far."""
+        return max(numbers(self.trials, self.question.objective), default=0)
+
+    def _continues(self, setting: Setting) -> bool:
+        """Return whether a measurement of a setting is one of the trial before."""
+        return self.question.objective is Objective.THROUGHPUT and self.trials[-1].setting == setting
 
     def _learn(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -288,14 +291,37 @@ class Search:
         return last.setting, last.rate, last.predicted, "again"
 
     def _explore(self) -> tuple[Setting, float, float, str] | None:
-        """Return a trial of a setting that may be better, while there are trials left for the finalists."""
-        if self.question.objective is Objective.LATENCY and self.best():
-            left = self._most - len(self.trials)
-            if self._trial_seconds:
-                left = min(left, round((self._deadline - self._clock()) / self._trial_seconds))
-            if left <= min(_RESERVED, self._most // 3):
-                return None
-        return self._next() or self._floor() or self._climb()
+        """Return a measurement that may show a better setting, while enough is left to measure the best again."""
+        best = self.best()
+        if best and self._time() < self._reserved_time(best):
+            return None
+        if following := self._following():
+            return following
+        if best and self._most - self._count() <= self._reserved_trials():
+            return None
+        return self._next() or self._floor()
+
+    def _reserved_trials(self) -> int:
+        """Return how many trials are left for measuring the best settings again."""
+        return {Objective.THROUGHPUT: 1, Objective.LATENCY: min(_RESERVED, self._most // 3)}.get(
+            self.question.objective, 0
+        )
+
+    def _reserved_time(self, best: Trial) -> float:
+        """Return the seconds that are left for it."""
+        if self.question.rate is None:
+            return max(best.seconds, self._trial_seconds)
+        return self._trial_seconds * (self._reserved_trials() + 0.5)
+
+    def _following(self) -> tuple[Setting, float, float, str] | None:
+        """Return the last setting at its next rate; None: its highest rate is known, or lower than that of the best."""
+        if self.question.rate is not None or not self.trials:
+            return None
+        prediction = self.predict(self.trials[-1].setting)
+        rate = self._rate_for(prediction)
+        if not rate:
+            return None
+        return prediction.setting, rate, self.predictor.latency(prediction.setting, rate), "search"
 
     def _next(self) -> tuple[Setting, float, float, str] | None:
         """Return setting, rate, predicted latency and purpose of the next trial; None: there is none worth it."""
@@ -309,7 +335,7 @@ class Search:
             rate = self._rate_for(prediction)
             if rate is None:
                 continue
-            optimistic = self._optimistic(prediction, rate)
+            optimistic = self._optimistic(prediction)
             if optimistic < promise and (best is None or self._better(optimistic, best)):
                 promise = optimistic
                 predicted = self.predictor.latency(prediction.setting, rate)
@@ -328,18 +354,6 @@ class Search:
         fastest = min(usable, key=lambda prediction: (prediction.latency, prediction.setting))
         rate = max(1.0, _FLOOR * fastest.capacity)
         return fastest.setting, rate, self.predictor.latency(fastest.setting, rate), "floor"
-
-    def _climb(self) -> tuple[Setting, float, float, str] | None:
-        """Return the best setting at a higher rate, if its latency leaves room; None: it does not."""
-        best = self.best()
-        if self.question.rate is not None or best is None or best.latency is None:
-            return None
-        rate = best.rate * (1 + _CLIMB)
-        if best.latency > _ROOM * self.question.target.seconds or self._failed_at(best.setting, rate):
-            return None
-        predicted = self.predictor.latency(best.setting, rate)
-        hopeful = predicted < (1 + _UNMEASURED) * self.question.target.seconds
-        return (best.setting, rate, predicted, "search") if hopeful else None
 
     def _repetition(self) -> tuple[Setting, float, float, str] | None:
         """Return the best setting, or the finalists in turn, for another measurement; None: there were enough."""
@@ -368,7 +382,7 @@ class Search:
             bound = self.question.target.seconds * (1 + _UNMEASURED)
             worth = [prediction for prediction in worth if prediction.latency <= bound] or worth
         # Of those that are equally good, the one with the fewest workers and the smallest batches.
-        worth.sort(key=lambda prediction: (self._optimistic(prediction, prediction.rate), prediction.setting))
+        worth.sort(key=lambda prediction: (self._optimistic(prediction), prediction.setting))
         return [self.predict(prediction.setting) for prediction in worth[:_FINE]]
 
     def _probe(self, candidates: Sequence[Prediction]) -> tuple[Setting, float, float, str] | None:
@@ -400,31 +414,27 @@ class Search:
             warm = [trial for trial in trials if cost or trial.purpose != "probe"]
             measured = any(trial.rate >= 0.99 * self.question.rate for trial in warm)
             return None if measured else self.question.rate
-        rate = prediction.rate * (_RATE_MARGIN if self._knows_layout(prediction.setting) else _FIRST_MARGIN)
-        target = self.question.target
-        failed = [trial.rate for trial in trials if not trial.keeps(target)]
-        kept = [trial.rate for trial in trials if trial.keeps(target)]
-        if failed:
-            rate = min(rate, _AFTER_FAILURE * min(failed))
-        if kept and not failed and rate < (1 + REPEATABLE) * max(kept):
+        shown, best = self._limit(prediction.setting), self.best()
+        others = best.rate if best and best.setting != prediction.setting else 0.0
+        if not shown.rates:
+            return _BEYOND * others or _ALONE * prediction.rate or None
+        if shown.known or shown.missed < (_BEYOND + _SAME) * others:
             return None
-        if rate <= 0 or len(trials) >= _MOST_OF_SETTING:
-            return None
-        return rate
+        return shown.next_rate(prediction.rate) or None
+
+    def _limit(self, setting: Setting) -> Limit:
+        """Return what is known about the highest rate of a setting."""
+        return limit((trial for trial in self._standing() if trial.setting == setting), self.question.target)
 
     def _knows_layout(self, setting: Setting) -> bool:
         """Return whether a setting with the same workers and threads was measured."""
         return any(trial.setting.layout == setting.layout for trial in self.trials)
 
-    def _optimistic(self, prediction: Prediction, rate: float) -> float:
+    def _optimistic(self, prediction: Prediction) -> float:
         """Return the value of a setting if it is better than predicted; the smallest is the best."""
         doubt = _MEASURED if self._knows_layout(prediction.setting) else _UNMEASURED
         if self.question.objective is Objective.THROUGHPUT:
-            failed = any(
-                trial.setting == prediction.setting and not trial.keeps(self.question.target)
-                for trial in self._standing()
-            )
-            return -rate * (1 if failed else 1 + doubt)
+            return -min((1 + doubt) * prediction.rate, self._limit(prediction.setting).missed)
         latency = prediction.latency * (1 - doubt)
         if self.question.objective is Objective.LATENCY:
             return latency

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torchmar.load.statistics import share_interval
 from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.space import Setting
-from torchmar.tuning.target import Target
+from torchmar.tuning.target import Objective, Target
 
 
 class Verdict(Enum):
@@ -38,6 +39,8 @@ _SATURATED = 0.1  # of the requests
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A setting, measured at a rate with random arrivals.
+
+    For the highest rate, a trial in the report is all measurements of a setting that follow each other (`numbers`).
 
     Attributes:
         setting: the setting.
@@ -131,6 +134,17 @@ class Trial:
     def miss(self) -> float | None:
         """How wrong the prediction was, relative to the measurement; negative: it was too low."""
         return None if not self.latency else (self.predicted - self.latency) / self.latency
+
+
+def numbers(trials: Sequence[Trial], objective: Objective) -> list[int]:
+    """Return the number of the trial that each measurement belongs to, from 1.
+
+    For the highest rate, a trial is all measurements of a setting that follow each other, at different rates.
+    """
+    if objective is not Objective.THROUGHPUT:
+        return list(range(1, len(trials) + 1))
+    changes = [before.setting != after.setting for before, after in pairwise(trials)]
+    return list(accumulate(changes, initial=1)) if trials else []
 
 
 @dataclass(kw_only=True)

@@ -21,13 +21,13 @@ from torchmar.exchange import Request
 from torchmar.load import machine_use
 from torchmar.load.results import Machine
 from torchmar.load.workload import Workload
-from torchmar.tuning.live_server import LiveServer, trial_config, trial_seconds
+from torchmar.tuning.live_server import BRIEF_SECONDS, LEAST_SECONDS, LiveServer, trial_config, trial_seconds
 from torchmar.tuning.prediction import Predictor
 from torchmar.tuning.profile import Profile, Subject, profile
 from torchmar.tuning.search import MOST_TRIALS, Question, Result, Search
 from torchmar.tuning.space import DELAYS_MS, Setting, Space
 from torchmar.tuning.target import Target
-from torchmar.tuning.trials import Record, RecordFile, Trial
+from torchmar.tuning.trials import Record, RecordFile, Trial, numbers
 
 SHORTEST_BUDGET = 30.0  # seconds
 SHORTEST_TRIAL = 1.0  # seconds
@@ -49,7 +49,7 @@ class Observer(Protocol):
         """Show a profile."""
 
     def on_trial(self, trial: Trial, number: int) -> None:
-        """Show a trial; numbers begin at 1."""
+        """Show a measurement; the numbers of trials begin at 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,10 +284,13 @@ class Tuner:
             self._observer.on_step(f"measuring {setting} at {rate:.4g} requests/s")
             left = self._deadline - time.monotonic() - _CHANGE_SECONDS
             longest = max(_TRIAL_SECONDS, min(self._longest_trial, left))
-            trial = server.measure(setting, rate, predicted, purpose, longest=longest)
+            # The highest rate is closed in on by short measurements; a long one confirms it at the end.
+            brief = self._question.rate is None and purpose != "repeat"
+            shortest = BRIEF_SECONDS if brief else LEAST_SECONDS
+            trial = server.measure(setting, rate, predicted, purpose, shortest=shortest, longest=longest)
             self.record.trials.append(trial)
             self._save()
-            self._observer.on_trial(trial, len(self.record.trials))
+            self._observer.on_trial(trial, numbers(self.record.trials, self._question.objective)[-1])
             return trial
 
         if server:
@@ -302,7 +305,7 @@ class Tuner:
             trials=tuple(self.record.trials),
             most_trials=self._most,
             seconds=seconds,
-            trial_seconds=self._seconds_at_rate() + _CHANGE_SECONDS if self._question.rate else 0.0,
+            trial_seconds=(self._seconds_at_rate() if self._question.rate else _TRIAL_SECONDS) + _CHANGE_SECONDS,
         )
         return search.run()
 

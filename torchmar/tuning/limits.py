@@ -1,0 +1,67 @@
+"""The highest rate at which a setting keeps the target, closed in on by measurements at several rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torchmar.tuning.target import Target
+from torchmar.tuning.trials import Trial
+
+MOST_RATES = 6  # at which a setting is measured
+_PRECISION = 1.05  # of the limit
+_LEAST_STEP, _MOST_STEP = 1.05, 1.6  # factor of the next higher rate
+_DOWN = 0.8  # factor of the next lower rate, at the most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What the measurements of one setting show about its highest rate.
+
+    Attributes:
+        kept: the highest rate at which it kept the target, in requests per second; 0: it kept it at none.
+        missed: the lowest at which it missed it; infinite: it missed it at none.
+        rates: the number of rates at which it was measured.
+        marginal: whether it kept the target at the lowest missed rate, too, in another measurement.
+    """
+
+    kept: float
+    missed: float
+    rates: int
+    marginal: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether further measurements would say little more."""
+        return self.rates >= MOST_RATES or (self.kept > 0 and self.missed <= _PRECISION * self.kept)
+
+    def next_rate(self, predicted: float) -> float:
+        """Return the rate at which to measure next: that of the prediction, as far as measurements do not exclude it.
+
+        Args:
+            predicted: the highest rate.
+        """
+        if self.marginal:
+            return max(self.missed / _PRECISION, math.sqrt(self.kept * self.missed))
+        if not self.kept:
+            return min(predicted, _DOWN * self.missed)
+        if math.isinf(self.missed):
+            return min(max(predicted, _LEAST_STEP * self.kept), _MOST_STEP * self.kept)
+        nearest = math.sqrt(_PRECISION)  # a rate that is nearer to a measured one shows no more
+        if nearest * self.kept < predicted < self.missed / nearest:
+            return predicted
+        return math.sqrt(self.kept * self.missed)
+
+
+def limit(trials: Iterable[Trial], target: Target) -> Limit:
+    """Return what the trials of one setting show; a rate counts as missed if any trial at it, or below, missed it."""
+    trials = list(trials)
+    missed = min((trial.rate for trial in trials if not trial.keeps(target)), default=math.inf)
+    kept = {trial.rate for trial in trials if trial.keeps(target)}
+    return Limit(
+        kept=max((rate for rate in kept if rate < missed), default=0.0),
+        missed=missed,
+        rates=len({trial.rate for trial in trials}),
+        marginal=missed in kept,
+    )
