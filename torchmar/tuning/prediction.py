@@ -132,6 +132,7 @@ class Predictor:
         self._worker_memory = max(profile.memory for profile in profiles)
         self._measured_memory: dict[int, int] = {}  # by the number of workers
         self._cache: dict[tuple[object, ...], Prediction] = {}
+        self._latencies: dict[tuple[object, ...], float] = {}
 
     def system(self, setting: Setting) -> System:
         """Return the simulated server of a setting."""
@@ -185,9 +186,12 @@ class Predictor:
             each = max(0, (known[other] - known[nearest]) // (other - nearest))
         return max(0, known[nearest] + each * (wanted - nearest))
 
-    def latency(self, setting: Setting, rate: float, *, requests: int = _FINE) -> float:
-        """Return the statistic of the target at a rate, in seconds; infinite beyond the capacity."""
-        return self._statistic(setting, rate, simulate(self.system(setting), rate, requests=requests))
+    def latency(self, setting: Setting, rate: float) -> float:
+        """Return the statistic of the target at a rate, in seconds."""
+        key = self._key(setting, rate, True)
+        if key not in self._latencies:
+            self._latencies[key] = self._statistic(setting, rate, simulate(self.system(setting), rate, requests=_FINE))
+        return self._latencies[key]
 
     def at_rate(self, setting: Setting, rate: float, *, fine: bool = True) -> Prediction:
         """Predict a setting at a given rate."""

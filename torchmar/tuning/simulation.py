@@ -224,54 +224,91 @@ class _Simulation:
         )
 
     def _run_plain(self) -> None:
-        """Run a server without stages and delays, as most are, as `_run_any` does in twice the time."""
-        system, arrivals, admissions = self._system, self._arrivals, self._admissions
+        """Run a server without stages and delays, as most are, as `_run_any` does in a third of the time.
+
+        Requests wait only while all workers are busy. Until the next of these ends its batch, nothing else changes, so
+        that all requests that arrive meanwhile are queued at once. A batch is a range of the queue.
+        """
+        system, arrivals, admissions = self._system, self._arrivals, [*self._admissions, math.inf]
         cores, batch_size, queue_size = float(system.cores), system.batch_size, system.queue_size
-        push, pop, noise = heapq.heappush, heapq.heappop, self._noise
-        running: list[tuple[float, int, float, list[int]]] = []
-        times: dict[int, tuple[tuple[float, ...], float]] = {}
-        waiting, idle, arrived, total, started = self._waiting, self._idle, 0, len(arrivals), 0
+        push, pop, replace_first, noise = heapq.heappush, heapq.heappop, heapq.heapreplace, self._noise
+        running: list[tuple[float, int, int, float]] = []  # by the end: its virtual time, the range, and cores
+        times = {1: (alone := self._batch_times(1))}
+        alone_likely, alone_count, alone_cores = alone
+        sizes, total = {1: 0}, len(arrivals)
+        queue: list[float] = []  # arrivals that were not rejected; those from ``sent`` on wait
+        enqueue = queue.append
+        idle, arrived, queued, sent = self._idle, 0, 0, 0
         now, virtual, used, demand, speed = self._now, self._virtual, self._used, self._demand, self._speed
         late_after, late_left = self._late_after, self._late_left
         answer, warm_up, further = self._latencies.append, self._warm_up, system.latency
-        while (arrived < total or running) and late_left >= 0:
-            next_arrival = admissions[arrived] if arrived < total else math.inf
-            next_end = now + (running[0][0] - virtual) / speed if running else math.inf
-            if next_end <= next_arrival:
+        counted = total  # where the queue has the first request after the warm-up
+        next_arrival = admissions[0]
+        while late_left >= 0:
+            if running:
+                next_end = now + (running[0][0] - virtual) / speed
+            elif arrived < total:
+                next_end = math.inf
+            else:
+                break
+            if idle and next_arrival < next_end:
+                passed = (next_arrival - now) * speed
+                virtual += passed
+                used += passed * demand
+                now = next_arrival
+                if arrived == warm_up:
+                    counted = sent
+                enqueue(arrivals[arrived])
+                arrived += 1
+                next_arrival = admissions[arrived]
+                idle -= 1
+                sizes[1] += 1
+                queued += 1
+                push(running, (virtual + alone_likely[int(noise() * alone_count)], sent, queued, alone_cores))
+                sent = queued
+                demand += alone_cores
+            else:
+                while next_arrival < next_end:
+                    if arrived == warm_up:
+                        counted = queued
+                    if queued - sent < queue_size:
+                        enqueue(arrivals[arrived])
+                        queued += 1
+                    else:
+                        self._rejected += 1
+                    arrived += 1
+                    next_arrival = admissions[arrived]
+                virtual, first, end, freed = running[0]
                 used += (next_end - now) * speed * demand
                 now = next_end
-                virtual, _, freed, members = pop(running)
                 demand -= freed
-                speed = cores / demand if demand > cores else 1.0
-                idle += 1
-                for index in members:
-                    if index >= warm_up:
-                        latency = now - arrivals[index] + further
-                        answer(latency)
-                        if latency > late_after:
-                            late_left -= 1
-            else:
-                virtual += (next_arrival - now) * speed
-                used += (next_arrival - now) * speed * demand
-                now = next_arrival
-                if len(waiting) >= queue_size:
-                    self._rejected += 1
+                for arrival in queue[first:end] if first >= counted else queue[counted:end]:
+                    latency = now - arrival + further
+                    answer(latency)
+                    if latency > late_after:
+                        late_left -= 1
+                if sent < queued:
+                    size = queued - sent
+                    if size > batch_size:
+                        size = batch_size
+                    if size not in times:
+                        times[size] = self._batch_times(size)
+                        sizes[size] = 0
+                    sizes[size] += 1
+                    likely, count, taken = times[size]
+                    replace_first(running, (virtual + likely[int(noise() * count)], sent, sent + size, taken))
+                    sent += size
+                    demand += taken
                 else:
-                    waiting.append(arrived)
-                arrived += 1
-            while idle and waiting:
-                idle -= 1
-                batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-                size = len(batch)
-                self._sizes[size] = self._sizes.get(size, 0) + 1
-                if size not in times:
-                    times[size] = system.service.times(size), system.service.cores(size)
-                equally_likely, taken = times[size]
-                started += 1
-                push(running, (virtual + equally_likely[int(noise() * len(equally_likely))], started, taken, batch))
-                demand += taken
-                speed = cores / demand if demand > cores else 1.0
-        self._now, self._used = now, used
+                    pop(running)
+                    idle += 1
+            speed = cores / demand if demand > cores else 1.0
+        self._now, self._used, self._sizes = now, used, sizes
+
+    def _batch_times(self, size: int) -> tuple[tuple[float, ...], int, float]:
+        """Return times of a batch that are equally likely, their number, and its cores."""
+        times = self._system.service.times(size)
+        return times, len(times), self._system.service.cores(size)
 
     def _run_any(self) -> None:
         """Run a server with stages before or after the model, or with workers that wait for full batches."""
