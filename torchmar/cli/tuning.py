@@ -121,7 +121,7 @@ def tune(
         )
         if tuner.continued and not as_json:
             number = len(tuner.record.trials)
-            known = f"profiles and {number} measurements" if number else "profiles"
+            known = f"profiles and {number} measurement{'s' * (number != 1)}" if number else "profiles"
             err.print(f"{known} of an earlier run are used ({tuner.path}); --anew measures again", markup=False)
         try:
             tuning = tuner.run()
