@@ -167,7 +167,10 @@ def test_the_command_writes_either(tmp_path: Path) -> None:
     torchmar("export", "ray-cluster", "--image", IMAGE, "-o", file, cwd=tmp_path)
     assert "kubectl create secret generic torchmar-tokens" in file.read_text()
     assert {each["kind"] for each in manifests.objects(file.read_text())} >= {"RayService", "ConfigMap"}
-    for arguments in (["--head", "10.0.0.1", "--gpus", "1"], ["--image", IMAGE, "--worker", "10.0.0.2"], []):
+    machine, service = ("--head", "10.0.0.1"), ("--image", IMAGE)
+    wrong = [[*machine, "--gpus", "1"], [*machine, "--redis-secret", "redis"]]
+    wrong += [[*service, "--worker", "10.0.0.2"], [*service, "--model-store", "store"]]
+    for arguments in (*wrong, []):
         failed = torchmar("export", "ray-cluster", *arguments, cwd=tmp_path, code=2)
         assert "only" in failed.stderr or "give --image" in failed.stderr
     written = yaml.safe_load(torchmar("export", "ray-cluster", "--head", "10.0.0.1", cwd=tmp_path).stdout)

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from torchmar.engines import EngineName
 from torchmar.platforms import VARIABLE, PlatformName
+
+
+def in_panel(declared: object, panel: str, help: str = "") -> OptionInfo:
+    """Return an option of several commands, for a panel of the help of one of them.
+
+    Args:
+        declared: its type, with the option: ``Annotated[T, in_panel(declared, panel)]``.
+        panel: the title.
+        help: another text than the declared one; empty: the same.
+    """
+    option: OptionInfo = copy.copy(get_args(declared)[1])
+    option.rich_help_panel = panel
+    option.help = help or option.help
+    return option
+
 
 # Output.
 

@@ -24,7 +24,7 @@ from torchmar.cli.exporting.replicas import (
     print_needs,
     resources,
 )
-from torchmar.cli.options import Config, ModelStore
+from torchmar.cli.options import Config, ModelStore, in_panel
 from torchmar.errors import TorchmarError
 
 _KUBERAY, _MACHINES = "Kubernetes", "Machines"
@@ -50,12 +50,16 @@ def ray_cluster(
             rich_help_panel=_KUBERAY,
         ),
     ] = 1,
-    namespace: Namespace = None,
-    cpu: Cpu = None,
-    memory: Memory = None,
-    gpus: GpuCount = None,
-    claim: Claim = None,
-    service_account: ServiceAccount = None,
+    namespace: Annotated[str | None, in_panel(Namespace, _KUBERAY)] = None,
+    cpu: Annotated[str | None, in_panel(Cpu, _KUBERAY, "Of each node; default: one for each worker.")] = None,
+    memory: Annotated[
+        str | None, in_panel(Memory, _KUBERAY, "Of each node; default: an estimate by the sizes of the archives.")
+    ] = None,
+    gpus: Annotated[
+        int | None, in_panel(GpuCount, _KUBERAY, "Of each node; default: those that the workers need.")
+    ] = None,
+    claim: Annotated[str | None, in_panel(Claim, _KUBERAY)] = None,
+    service_account: Annotated[str | None, in_panel(ServiceAccount, _KUBERAY)] = None,
     redis: Annotated[
         str | None,
         typer.Option(
@@ -74,7 +78,8 @@ def ray_cluster(
             rich_help_panel=_KUBERAY,
         ),
     ] = None,
-    allow: Allow = None,
+    allow: Annotated[list[str] | None, in_panel(Allow, _KUBERAY)] = None,
+    deployment: Annotated[Path | None, in_panel(DeploymentFile, _KUBERAY)] = None,
     head: Annotated[
         str | None,
         typer.Option(
@@ -99,11 +104,12 @@ def ray_cluster(
         Path | None,
         typer.Option(help="The private key of SSH.", show_default=False, rich_help_panel=_MACHINES),
     ] = None,
-    model_store: ModelStore = None,
-    package: Package = None,
+    model_store: Annotated[Path | None, in_panel(ModelStore, _MACHINES)] = None,
+    package: Annotated[
+        Path | None, in_panel(Package, _MACHINES, "A wheel of torchmar; default: the release on PyPI.")
+    ] = None,
     name: Annotated[str, typer.Option(help="The name of the objects, or of the cluster.")] = "torchmar",
     config: Config = None,
-    deployment: DeploymentFile = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
     ] = None,
@@ -119,14 +125,9 @@ def ray_cluster(
     if bool(image) == bool(head):
         raise typer.BadParameter("give --image for KubeRay, or --head for machines", param_hint="--image")
     if head:
-        given: dict[str, object] = {
-            "--redis": redis,
-            "--claim": claim,
-            "--namespace": namespace,
-            "--cpu": cpu,
-            "--memory": memory,
-        }
-        given |= {"--gpus": gpus, "--deployment": deployment, "--service-account": service_account, "--allow": allow}
+        given: dict[str, object] = {"--namespace": namespace, "--cpu": cpu, "--memory": memory, "--gpus": gpus}
+        given |= {"--claim": claim, "--service-account": service_account, "--allow": allow, "--deployment": deployment}
+        given |= {"--redis": redis, "--redis-secret": redis_secret}
         if extra := [option for option, value in given.items() if value]:
             raise typer.BadParameter("only a RayService has it: --image", param_hint=extra[0])
         local = configured(config, None)
@@ -143,8 +144,9 @@ def ray_cluster(
         )
         write({output: ray_cluster.show_cluster_file(machines, str(output or "FILE"))})
         return
-    if workers or package:
-        raise typer.BadParameter("only machines have it: --head", param_hint="--worker" if workers else "--package")
+    given = {"--worker": workers, "--package": package, "--model-store": model_store, "--key": key}
+    if extra := [option for option, value in given.items() if value]:
+        raise typer.BadParameter("only machines have it: --head", param_hint=extra[0])
     names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
     check_names(
         [*names.items(), ("--redis-secret", redis_secret), *(("--allow", each) for each in allow or ())], name=40
