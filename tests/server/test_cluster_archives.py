@@ -157,7 +157,6 @@ def test_an_object_that_the_configuration_names_is_served(server: Ray) -> None:
     served = answer(server, "loaded")
     assert served["size"] == SIZE
     assert served["secret"] is None  # the front's credentials do not leave it
-    server.management.unregister("loaded")
 
 
 @pytest.mark.parametrize("name", ["s3", "gs", "az", "https"])
@@ -185,6 +184,8 @@ def test_a_content_gets_to_each_node_once_and_is_removed_with_its_last_replica(
             server.management.scale("near", min_worker=4, max_worker=4, timeout=120)
         return server.management.describe("near")[0].ready == 4
 
+    for name in list(server.management.names()):  # the one that the configuration names
+        server.management.unregister(name)
     server.management.register("near-1.0.mar", timeout=120)
     until(scaled, 300)
     before = answers_of(server, "near", 4)

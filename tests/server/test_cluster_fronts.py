@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
+import torchmar
 from tests.support.certificates import certify
 from tests.support.ray_cluster import LOOPBACK, PIDS, RayCluster, pack, ray_cluster, start_front
 from tests.support.servers import write_config
@@ -115,6 +116,23 @@ def test_a_front_that_is_killed_and_started_again_finds_its_replicas(
         assert pid(again) == worker
         assert list(again.management.names()) == ["m"]
         again.management.unregister("m")
+
+
+def test_a_front_of_another_release_does_not_take_part(cluster: RayCluster, store: Path, tmp_path: Path) -> None:
+    code = f"""if True:
+        import torchmar
+        torchmar.__version__ = "0.1"
+        from torchmar.cluster.session import Session
+        Session({cluster.address!r}).join()
+    """
+    with start_front(cluster, tmp_path / "front", store, **OPEN) as front:
+        front.management.register("m-1.0.mar", timeout=120)
+        worker = pid(front)
+        other = subprocess.run(
+            [cluster.python, "-c", code], env=cluster.environment, capture_output=True, text=True, timeout=120
+        )
+        assert f"the cluster has torchmar {torchmar.__version__}, and this server 0.1" in other.stderr
+        assert pid(front) == worker
 
 
 def test_the_last_front_ends_all_replicas(cluster: RayCluster, store: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -102,6 +103,38 @@ def test_the_models_of_all_fronts_stay_when_the_directory_ends(
             stop.set()
             sending.join()
         assert set(statuses) == {200}
+
+
+@pytest.mark.parametrize("ending", ['serve.delete("torchmar:m@1%2E0")', "serve.shutdown()"])
+def test_an_application_that_another_program_deletes_is_deployed_again(
+    cluster: RayCluster, server: Ray, ending: str
+) -> None:
+    code = f"import ray; from ray import serve; ray.init({cluster.address!r}, log_to_driver=False); {ending}"
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            statuses.append(status(server))
+
+    def logged() -> int:
+        return (server.folder / "logs" / "server.log").read_text().count("another program has deleted")
+
+    before = logged()
+    sending = threading.Thread(target=send)
+    sending.start()
+    try:
+        subprocess.run([cluster.python, "-c", code], env=cluster.environment, timeout=120, check=True)
+        until(lambda: logged() > before, 60)
+        until(lambda: server.management.describe("m")[0].ready == 1, 120)
+        count = len(statuses)
+        until(lambda: len(statuses) > count + 10)
+    finally:
+        stop.set()
+        sending.join()
+    assert set(statuses) == {200}
+    server.management.scale("m", min_worker=2, max_worker=2, timeout=120)
+    server.management.scale("m", min_worker=1, max_worker=1, timeout=120)
 
 
 def test_replicas_that_have_no_room_any_more_are_said_with_numbers(cluster: RayCluster, server: Ray) -> None:

@@ -132,7 +132,7 @@ def test_replicas_share_what_is_loaded_also_when_the_first_one_is_killed(
 
 
 def test_a_loader_or_its_fork_server_that_is_killed_is_started_again_and_the_replicas_stay(
-    large: Path, key: str, observer: PoolHarness
+    large: Path, key: str, observer: PoolHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = spec_of(large, key, fork="allowed")
 
@@ -152,6 +152,7 @@ def test_a_loader_or_its_fork_server_that_is_killed_is_started_again_and_the_rep
         await end(*replicas)
 
     observer.run(scenario())
+    assert caplog.text.count("the node's loader of the model has ended") == 2  # each replica reports it once
     until(lambda: not loaders(key))
 
 

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from tests.support.processes import forked_by
-from tests.support.ray_cluster import LOOPBACK, PIDS, RayCluster, pack, ray_cluster, start_front
+from tests.support.ray_cluster import LOOPBACK, PIDS, RayCluster, pack, ray_cluster, sleeping, start_front
 from tests.support.waiting import until
 from torchmar import properties
 from torchmar.archive import file_digest
@@ -41,15 +41,6 @@ class Handler:
     def handle(self, rows, context):
         return [str(os.getpid()) for row in rows]
 """
-SLOW = """
-import time
-
-def handle(rows, context):
-    if rows is None:
-        return None
-    time.sleep(1)
-    return ["done" for row in rows]
-"""
 CRASH = """
 import os
 
@@ -65,7 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("nodes") / "store"
     store.mkdir()
     pack(store, "m", "1.0", PIDS)
-    pack(store, "slow", "1.0", SLOW)
+    pack(store, "slow", "1.0", sleeping(1))
     pack(store, "crash", "1.0", CRASH)
     pack(store, "large", "1.0", LARGE, minWorkers=2, maxWorkers=2)
     pack(store, "spread", "1.0", PIDS, minWorkers=4, maxWorkers=4)
@@ -140,18 +131,19 @@ def test_models_are_registered_scaled_and_removed_over_grpc(server: Ray, cluster
 def test_a_deadline_of_grpc_is_kept_and_one_that_cannot_be_met_is_rejected_at_once(server: Ray) -> None:
     server.management.register("slow-1.0.mar", timeout=120)
     with GrpcInference(server.server) as inference, ThreadPoolExecutor(4) as threads:
-        assert inference.predict("slow", b"x", timeout=30) == "done"  # from here on, times are measured
-        assert inference.predict("slow", b"x", timeout=30) == "done"
+        (worker,) = workers(server, "slow")
+        assert int(inference.predict("slow", b"x", timeout=30)) == worker["pid"]  # from here on, times are measured
+        assert int(inference.predict("slow", b"x", timeout=30)) == worker["pid"]
         others = [threads.submit(inference.predict, "slow", b"x") for _ in range(4)]
         until(lambda: server.management.describe("slow")[0].job_queue.pending_requests >= 2)
         with pytest.raises(ServerError, match="cannot answer before the deadline of the request"):
             inference.predict("slow", b"x", timeout=1.5)
-        assert {other.result() for other in others} == {"done"}
+        assert {int(other.result()) for other in others} == {worker["pid"]}
         started = time.monotonic()
         with pytest.raises(ResponseTimeoutError):  # nothing waits, so it is run
             inference.predict("slow", b"x", timeout=0.3)
         assert time.monotonic() - started < 5
-        assert inference.predict("slow", b"x", timeout=30) == "done"
+        assert int(inference.predict("slow", b"x", timeout=30)) == worker["pid"]
     server.management.unregister("slow")
 
 
@@ -298,5 +290,7 @@ def test_a_model_from_a_url_is_restored_from_the_state_and_nothing_is_left_of_a_
         cluster.kill_node(1)
         until(lambda: not any(map(psutil.pid_exists, gone)))
         until(lambda: len(loaders("state")) == 1)
+        # The directory runs on the head.
+        assert "does not answer" not in (again.folder / "logs" / "server.log").read_text()
         assert pid(again, "m") in {worker["pid"] for worker in before}
     until(lambda: not loaders("state"))

@@ -20,7 +20,7 @@ import requests
 
 from tests.support.command import torchmar
 from tests.support.packing import pack_handler
-from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster, start_front
+from tests.support.ray_cluster import LOOPBACK, RayCluster, ray_cluster, sleeping, start_front
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
@@ -84,15 +84,6 @@ def handle(rows, context):
     os._exit(3)
 """
 
-SLEEPY = """
-import time
-
-def handle(rows, context):
-    if rows is None:
-        return None
-    time.sleep(0.5)
-    return ["done" for row in rows]
-"""
 FRAGILE = """
 import os
 
@@ -122,7 +113,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pack(store, "half", ECHO, **placed(cpus=0.5, gpus=0.5))
     pack(store, "large", ECHO, **placed(cpus=64, memory="2TiB"))
     pack(store, "crash", CRASH, config={"maxRetryTimeoutInSec": 3})
-    pack(store, "sleepy", SLEEPY)
+    pack(store, "sleepy", sleeping(0.5))
     flag = str(store.parent / "flag")
     pack(store, "fragile", FRAGILE.format(flag=flag), config={"maxRetryTimeoutInSec": 1})
     pack(store, "queue", ECHO, config={"minWorkers": 1, "maxWorkers": 3, "torchmar": {"replica": {"cpus": 0.5}}})
@@ -231,7 +222,13 @@ def test_an_archive_with_a_runtime_runs_in_its_own_environment(server: Ray) -> N
 
 def test_stages_are_processes_of_the_replica(server: Ray) -> None:
     server.management.register("staged-1.0.mar", timeout=120)
-    assert len(set(post(server, "staged").json()["pids"])) == 2
+    pids = post(server, "staged").json()["pids"]
+    assert len(set(pids)) == 2
+    document = described(server, "staged")
+    (first,), (model,) = document["stages"]["preprocess"], document["workers"]
+    assert [first["pid"], model["pid"]] == pids
+    assert (first["node"], first["device"], first["status"]) == (model["node"], "cpu", "READY")
+    until(lambda: described(server, "staged")["stages"]["preprocess"][0]["memoryUsage"] > 0)
     server.management.unregister("staged")
 
 

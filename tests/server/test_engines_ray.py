@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.support.compared_answers import REQUESTS, assert_equal_answers, build_archives
-from tests.support.ray_cluster import LOOPBACK, RayCluster, pack, ray_cluster
+from tests.support.ray_cluster import LOOPBACK, RayCluster, pack, ray_cluster, sleeping
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from torchmar.engines.builtin import Builtin
@@ -20,16 +20,7 @@ from torchmar.engines.ray import Ray
 from torchmar.errors import ServerError
 
 pytestmark = [pytest.mark.oracle, pytest.mark.unforked]
-SLOW = """
-import os
-import time
-
-def handle(rows, context):
-    if rows is None:
-        return None
-    time.sleep(0.05)
-    return [str(os.getpid()) for row in rows]
-"""
+SLOW = sleeping(0.05)
 STREAM = """
 def handle(rows, context):
     return None if rows is None else parts(rows)

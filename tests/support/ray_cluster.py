@@ -20,16 +20,22 @@ from torchmar.engines.ray import Ray
 
 # Otherwise Ray replaces 127.0.0.1 in an address by another address of this machine.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# A handler that answers with the process of its worker.
-PIDS = """
+
+
+def sleeping(seconds: float) -> str:
+    """Return a handler that answers after some time, with the process of its worker."""
+    return f"""
 import os, time
 
 def handle(rows, context):
     if rows is None:
         return None
-    time.sleep(0.02)
+    time.sleep({seconds})
     return [str(os.getpid()) for row in rows]
 """
+
+
+PIDS = sleeping(0.02)
 
 
 def pack(store: Path, name: str, version: str, code: str, **config: object) -> str:

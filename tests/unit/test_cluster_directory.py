@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+import torchmar
 from torchmar.cluster import directory
 from torchmar.cluster.directory import Answer, Call, Directory, SharedState
 
@@ -30,6 +31,19 @@ def test_the_first_front_leads_until_it_leaves() -> None:
         # One that has just been started takes over what the others serve.
         standing = await shared.join("c")
         assert (standing.leader, standing.revision) == ("c", 1)
+
+    run(scenario())
+
+
+def test_a_front_learns_the_release_and_whether_others_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        shared = Directory()
+        assert await shared.release() == (torchmar.__version__, 0)
+        await shared.join("a")
+        assert await shared.release() == (torchmar.__version__, 1)
+        monkeypatch.setattr(directory, "_LOST_SECONDS", 0.01)
+        await asyncio.sleep(0.02)
+        assert await shared.release() == (torchmar.__version__, 0)  # it was killed
 
     run(scenario())
 

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torchmar
 from torchmar.cluster.channel import Endpoint
 from torchmar.cluster.log_lines import LogLine
 from torchmar.cluster.node_archives import PackedContent
-from torchmar.server.workers.pool_options import State
+from torchmar.server.workers.pool_options import State, WorkerInfo
 from torchmar.worker.process.messages import ModelDescription
 
 ANNOUNCE_SECONDS = 1.0  # between two announcements of a replica, or of a front
@@ -45,6 +46,7 @@ class ReplicaState:
         load_seconds: that its model took to load; 0 before.
         failure: the traceback of its worker; empty since it has loaded.
         description: of the handler's tensors.
+        stages: the workers of the stages beside the model, by stage.
         endpoint: where it listens; None before its model is loaded.
     """
 
@@ -60,6 +62,7 @@ class ReplicaState:
     load_seconds: float = 0.0
     failure: str = ""
     description: ModelDescription = field(default_factory=lambda: ModelDescription())
+    stages: Mapping[str, Sequence[WorkerInfo]] = field(default_factory=dict)
     endpoint: Endpoint | None = None
 
 
@@ -213,6 +216,11 @@ class Directory:
         return list(self._sources.get(digest, {}).values())
 
     # Fronts.
+
+    async def release(self) -> tuple[str, int]:
+        """Return the release of torchmar of this process, and the number of fronts: the first call of a new front."""
+        self._forget_fronts()
+        return torchmar.__version__, len(self._fronts)
 
     async def join(self, front: str, revision: int = -1, *, leads: bool = False) -> Standing:
         """Record that a front is there; it leads if no other does, and none serves more.

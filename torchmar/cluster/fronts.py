@@ -244,7 +244,7 @@ class Fronts:
                     ):
                         self._revision = revision
                 except Exception as error:
-                    logs.SERVER.error("the other fronts are not told what has changed: %s", error)
+                    logs.SERVER.error("what has changed is not published to the other fronts: %s", error)
                     await asyncio.sleep(ANNOUNCE_SECONDS)
                     self._changed.set()
                 finally:

@@ -226,6 +226,8 @@ class NodeLoader:
                 logs.SERVER.log(message.level, "%s", message.text)
 
     def _on_close(self) -> None:
+        if self._greeting.done():  # otherwise it has ended because no other replica was connected
+            logs.SERVER.warning("the node's loader of the model has ended; its workers end, and are started again")
         fail(self._greeting, ForkServerExitedError())
         self._forks.fail(ForkServerExitedError)
 

@@ -15,9 +15,9 @@ _NODE = ("node", "resource")
 _REPLICAS = MetricSpec(
     "torchmar_node_replicas", "gauge", "Replicas on a node", ("model_name", "model_version", "node", "state")
 )
-_MEMORY = MetricSpec("torchmar_replica_memory_bytes", "gauge", "Memory of a replica's worker", _REPLICA)
+_MEMORY = MetricSpec("torchmar_replica_memory_bytes", "gauge", "Memory of a replica's workers", _REPLICA)
 _CPU = MetricSpec(
-    "torchmar_replica_cpu_seconds_total", "counter", "CPU time of a replica and of its worker, in seconds", _REPLICA
+    "torchmar_replica_cpu_seconds_total", "counter", "CPU time of a replica and of its workers, in seconds", _REPLICA
 )
 _REQUESTS = MetricSpec("torchmar_replica_requests_total", "counter", "Requests that a replica has answered", _REPLICA)
 _TOTAL = MetricSpec(
@@ -48,11 +48,16 @@ def add(
         }
 
     metrics.add_measured(_REPLICAS, lambda: _count(replicas()))
-    metrics.add_measured(_MEMORY, by_replica(lambda state: state.memory))
+    metrics.add_measured(_MEMORY, by_replica(_memory))
     metrics.add_measured(_CPU, by_replica(lambda state: state.cpu_seconds))
     metrics.add_measured(_REQUESTS, by_replica(lambda state: state.requests))
     metrics.add_measured(_TOTAL, lambda: _resources(nodes()[0]))
     metrics.add_measured(_FREE, lambda: _resources(nodes()[1]))
+
+
+def _memory(state: ReplicaState) -> float:
+    """Return the memory of all workers of a replica, in bytes."""
+    return state.memory + sum(worker.memory for workers in state.stages.values() for worker in workers)
 
 
 def _count(replicas: Replicas) -> Values:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,8 +181,12 @@ class ClusterPool:
         return list(self._replicas.values())
 
     def stage_workers(self) -> dict[str, list[WorkerInfo]]:
-        """Return nothing: the workers of stages belong to replicas."""
-        return {}
+        """Return the state of each worker of the other stages, of all replicas, by stage."""
+        stages: dict[str, list[WorkerInfo]] = {}
+        for replica in self._replicas.values():
+            for stage, workers in replica.stages.items():
+                stages.setdefault(stage, []).extend(workers)
+        return stages
 
     # Requests.
 
@@ -382,12 +386,17 @@ class ClusterPool:
         """The number of replicas that have not announced themselves."""
         return max(0, self.min_workers - len(self._replicas))
 
-    def check(self, nodes: Mapping[str, Resources], failures: Mapping[str, str]) -> None:
+    @property
+    def deployed(self) -> bool:
+        """Whether its application should be one of Ray Serve's."""
+        return self._deployed and not self._deploying.locked()
+
+    def check(self, nodes: Mapping[str, Resources], applications: Mapping[str, str]) -> None:
         """Record why replicas are missing; deploy again what could not be deployed.
 
         Args:
             nodes: what they have free, by their names.
-            failures: what Ray Serve says about replicas that cannot be started, by application.
+            applications: of Ray Serve, each with why its replicas cannot be started; empty: they can.
         """
         missing = self.missing
         if not missing:
@@ -395,12 +404,22 @@ class ClusterPool:
             self._set_shortage("")
             return
         self._missing_since = self._missing_since or time.monotonic()
-        if (message := failures.get(self._application)) and not self._failure and self._deployed:
+        if (message := applications.get(self._application)) and not self._failure and self._deployed:
             self._fail(message.strip())
         if time.monotonic() - self._missing_since < _MISSING_SECONDS:
             return
         self._set_shortage(capacity.problem(self._needs, missing, nodes, free=True))
         if self.owned and not (self._deployed or self._shortage or self._deploying.locked() or self._closed):
+            self._deploying_again = self._loop.create_task(self._deploy_again())
+
+    def restore(self, applications: Container[str]) -> None:
+        """Deploy the application again if another program has deleted it.
+
+        Args:
+            applications: of Ray Serve, listed while this one was `deployed`.
+        """
+        if self.owned and self.missing and self.deployed and self._application not in applications:
+            self._log(logging.WARNING, "another program has deleted its application of Ray Serve; it is deployed again")
             self._deploying_again = self._loop.create_task(self._deploy_again())
 
     async def _deploy_again(self) -> bool:
@@ -746,11 +765,13 @@ class ClusterPools:
         nodes = self._session.nodes
         try:
             self._nodes = await asyncio.to_thread(nodes), await asyncio.to_thread(nodes, free=True)
-            missing = any(pool.missing for pool in self._pools.values())
-            failures = await asyncio.to_thread(self._session.failures) if missing else {}
+            incomplete = [pool for pool in self._pools.values() if pool.missing and pool.deployed]
+            applications = await asyncio.to_thread(self._session.applications) if incomplete else {}
         except Exception as error:  # Ray has many
             logs.SERVER.error("the nodes of the cluster cannot be listed: %s", error)
             self._nodes = {}, {}
             return
         for pool in list(self._pools.values()):
-            pool.check(self._nodes[1], failures)
+            pool.check(self._nodes[1], applications)
+        for pool in incomplete:
+            pool.restore(applications)

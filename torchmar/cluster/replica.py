@@ -30,7 +30,7 @@ from torchmar.server.models import venvs
 from torchmar.server.telemetry import logs
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.pool import Pool
-from torchmar.server.workers.pool_options import PoolOptions
+from torchmar.server.workers.pool_options import PoolOptions, WorkerInfo
 from torchmar.server.workers.staged_pool import StagedPool, create_pool
 from torchmar.worker.process.messages import MetricUpdate
 from torchmar.worker.venvs import folder as venv_folders
@@ -217,7 +217,17 @@ class Replica:
             cpu_seconds=self._cpu_seconds(),
             failure=self._pool.failure,
             description=self._pool.description,
+            stages=self._stages(),
         )
+
+    def _stages(self) -> dict[str, list[WorkerInfo]]:
+        """Return the workers of the stages beside the model; their numbers are those of this replica."""
+        assert self._pool
+        id, node = self._state.id, self._state.node
+        return {
+            stage: [replace(worker, id=f"{id}-{worker.id}", node=node, device="cpu") for worker in workers]
+            for stage, workers in self._pool.stage_workers().items()
+        }
 
     def _cpu_seconds(self) -> float:
         """Return the CPU time of this process and of the worker's; a worker that has ended is not counted any more."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import torchmar
 from torchmar.cluster.autoscaling import POLICY
 from torchmar.cluster.capacity import Resources
 from torchmar.cluster.contents import ContentReader, reader
@@ -39,7 +40,8 @@ _WAIT_LOOP_SECONDS = 0.1  # until a replica that ends answers its last requests:
 # That requests must wait before there are more replicas, and be few before there are fewer; Ray's are 30 and 600.
 _UPSCALE_SECONDS, _DOWNSCALE_SECONDS = 5.0, 60.0
 _END_SECONDS = 5.0  # for the end of this process without the head
-_TRIES, _PAUSE_SECONDS = 5, 1.0  # to join
+_TRIES, _PAUSE_SECONDS = 7, 1.0  # to join; a front that was killed is listed for five seconds
+_HEAD_RESOURCE = "node:__internal_head__"  # Ray's, of the head
 T = TypeVar("T")
 
 
@@ -69,13 +71,11 @@ class Session:
         address: of the cluster's head, ``HOST:PORT``; empty: a cluster of this machine alone is started.
         group: of fronts that serve the same; others of the cluster serve what they like.
 
-    Attributes:
-        node_id: Ray's id of this node.
-
     Raises:
         EngineError: there is no such cluster, or Ray cannot be started.
 
     Attributes:
+        node_id: Ray's id of this node.
         head: of the cluster.
         directory: the actor that all fronts share.
         front: the name of this front.
@@ -103,14 +103,14 @@ class Session:
             where_text = f"the cluster at {address}" if address else "a cluster of this machine"
             raise EngineError(f"{where_text} cannot be used: {error}") from None
         self._ray, self._serve = ray, serve
-        # The front answers clients: Ray Serve's own proxies are not started.
-        serve.start(proxy_location="Disabled")
+        self._start_serve()
         context = ray.get_runtime_context()
         self.node_id: str = context.get_node_id()
         self.head = Head(context.gcs_address, os.environ)
-        here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
+        self._affinity = NodeAffinitySchedulingStrategy
         self.front = f"{ray.util.get_node_ip_address()} ({self.node_id[:8]}, process {os.getpid()})"
         self.directory = self._open_directory()
+        here = self._affinity(self.node_id, soft=False)
         self._reader = ray.remote(ContentReader).options(num_cpus=0, scheduling_strategy=here).remote()
         self._contents: dict[str, PackedContent] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -119,6 +119,9 @@ class Session:
         """Take part in the cluster, as soon as it is known which front leads. Blocking.
 
         If this one leads, and no other has published anything, applications of fronts that have ended are deleted.
+
+        Raises:
+            EngineError: the cluster has another release of torchmar.
         """
         while not (standing := self._join()).leader:  # others get the time to announce themselves
             time.sleep(_PAUSE_SECONDS)
@@ -129,25 +132,47 @@ class Session:
     def _join(self) -> Standing:
         for attempt in range(_TRIES):
             try:
-                standing: Standing = self._ray.get(self.directory.join.remote(self.front))
-                return standing
+                release, fronts = self._ray.get(self.directory.release.remote())
+                if release == torchmar.__version__:
+                    standing: Standing = self._ray.get(self.directory.join.remote(self.front))
+                    return standing
+                if not fronts:  # those of another release have left it
+                    self._ray.kill(self.directory)
             except self._ray.exceptions.RayError:  # the last front was stopped at this moment
                 if attempt == _TRIES - 1:
                     raise
-                time.sleep(_PAUSE_SECONDS)
-                self.directory = self._open_directory()
-        raise AssertionError
+            time.sleep(_PAUSE_SECONDS)
+            self.directory = self._open_directory()
+        raise EngineError(
+            f"the cluster has torchmar {release}, and this server {torchmar.__version__}",
+            hint="install one release on all nodes, and stop the servers of another one first",
+        )
 
     def delete_others(self, kept: Set[str]) -> None:
         """Delete all applications of fronts but some. Blocking."""
-        for name in self._serve.status().applications:
+        for name in self.applications():
             if name.startswith(f"{self._group}:") and name not in kept:
                 self.delete(name)
 
+    def _start_serve(self) -> None:
+        """Start Ray Serve, if it does not run: without its proxies, since the front answers clients."""
+        self._serve.start(proxy_location="Disabled")
+
     def _open_directory(self) -> Any:
-        """Return the directory, which is started if there is none. It outlives this front, and its node."""
+        """Return the directory, which is started if there is none. It outlives this front, and its node.
+
+        It runs beside the head if possible: a node that fails should not take it along with the front that knows what
+        is served.
+        """
+        alive = [node for node in self._ray.nodes() if node["Alive"]]
+        head = next((node["NodeID"] for node in alive if _HEAD_RESOURCE in node["Resources"]), self.node_id)
         actor = self._ray.remote(Directory).options(
-            name=self._group, num_cpus=0, get_if_exists=True, lifetime="detached", max_restarts=-1
+            name=self._group,
+            num_cpus=0,
+            get_if_exists=True,
+            lifetime="detached",
+            max_restarts=-1,
+            scheduling_strategy=self._affinity(head, soft=True),
         )
         return actor.remote()
 
@@ -175,13 +200,26 @@ class Session:
         quoted = (quote(text, safe="").replace(".", "%2E") for text in (name, version))
         return f"{self._group}:{'@'.join(quoted)}"
 
-    def failures(self) -> dict[str, str]:
-        """Return why replicas do not start that cannot say it themselves, by application. Blocking."""
+    def applications(self) -> dict[str, str]:
+        """Return the applications of Ray Serve. Blocking.
+
+        Each with why its replicas do not start, as Ray Serve knows it, where they cannot report it themselves.
+        """
+        try:
+            status = self._serve.status()
+        except self._ray.exceptions.ActorDiedError:  # another program has shut Ray Serve down
+            self._start_serve()
+            status = self._serve.status()
         return {
-            name: deployment.message
-            for name, application in self._serve.status().applications.items()
-            for deployment in application.deployments.values()
-            if deployment.message and deployment.status_trigger == "REPLICA_STARTUP_FAILED"
+            name: next(
+                (
+                    deployment.message
+                    for deployment in application.deployments.values()
+                    if deployment.status_trigger == "REPLICA_STARTUP_FAILED"
+                ),
+                "",
+            )
+            for name, application in status.applications.items()
         }
 
     async def run(self, function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
@@ -191,6 +229,7 @@ class Session:
 
     def deploy(self, application: str, spec: ReplicaSpec, scale: Scale) -> None:
         """Deploy an application, or change the number of its replicas. Blocking."""
+        self._start_serve()
         number: dict[str, Any] = {"num_replicas": scale.least}
         if scale.most > scale.least:
             limits = {"min_replicas": scale.least, "max_replicas": scale.most}
@@ -227,6 +266,8 @@ class Session:
             self._serve.delete(application)
         except TimeoutError as error:
             logs.SERVER.warning("%s", error)
+        except (self._ray.exceptions.ActorDiedError, self._serve.exceptions.RayServeException):
+            pass  # another program has shut Ray Serve down, with all applications
 
     async def replicas(self) -> Mapping[str, list[ReplicaState]]:
         """Return the replicas that have announced themselves, by the key of their pool."""

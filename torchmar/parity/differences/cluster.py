@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from torchmar.parity.known_difference import KnownDifference
 
+
+def _described(worker: str) -> str:
+    """Return a pattern of descriptions of which only parts of workers are shown."""
+    workers = rf"\[({worker}(, )?)*\]"
+    stages = rf"{{('\w+': {workers}(, )?)*}}"
+    return rf"^\[({{'workers': {workers}(, 'stages': {stages})?}}(, )?)*\]$"
+
+
 DIFFERENCES = (
     KnownDifference(
         id="replicas",
@@ -13,8 +21,8 @@ DIFFERENCES = (
         reason="users should know where a replica runs",
         cases=".*",
         aspects="body",
-        first=r"^\[({'workers': \[({}(, )?)*\]}(, )?)*\]$",
-        second=r"^\[({'workers': \[({'node': '[^']*', 'device': '[^']*'}(, )?)*\]}(, )?)*\]$",
+        first=_described("{}"),
+        second=_described("{'node': '[^']*', 'device': '[^']*'}"),
     ),
     KnownDifference(
         id="node-metrics",
@@ -22,7 +30,7 @@ DIFFERENCES = (
         torchserve="none, also on the built-in server",
         builtin="with Ray's engine `torchmar_node_*` and `torchmar_replica_*`",
         reason="the load of each node should be known",
-        cases=".*/metrics.*",
+        cases=".*",
         aspects="body",
         first=r"^\[\]$",
         second=r"^\[('torchmar_(node|replica)_[^']*'(, )?)*\]$",

@@ -1,0 +1,102 @@
+"""Archives whose answers two engines are compared with, and the requests that each gets."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support import pretrained, strange_archives
+from tests.support.paths import ROOT
+from torchmar import archive, recipe
+from torchmar.parity import EnginePair, Outcome
+from torchmar.parity.cases import JSON, TEXT, Case
+
+# All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 compares them.
+FEW = ("clinic", "digits", "guard", "iris", "page", "speech", "topics", "vit")
+SLOW = ("page",)  # a second for an answer: its last two samples are compared, and the requests below
+# The sample of many requests is the first: of five seconds of speech, it would take a fifth of a second of each.
+LAST = {"speech": "samples/speech.wav"}
+ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
+COMPARED = ALL if os.environ.get("TORCHMAR_ALL_ARCHIVES") else FEW
+
+
+def case(name: str, body: bytes = b"", **headers: str) -> Case:
+    sent = {**TEXT, **{key.replace("_", "-"): value for key, value in headers.items()}}
+    return Case(name, "POST", "/predictions/{name}", body or name.encode(), sent)
+
+
+MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
+    # First, while the metrics of the servers are its own alone.
+    "measures": (
+        strange_archives.measures,
+        (case("once"), case("twice"), Case("what was measured", "GET", "/metrics", api="metrics")),
+    ),
+    "function": (strange_archives.function, (case("given"),)),
+    "adds": (
+        strange_archives.adds,
+        (
+            Case("numbers", "POST", "/predictions/{name}", b"[1, 2]", JSON),
+            Case("numbers explained", "POST", "/explanations/{name}", b"[1, 2]", JSON),
+        ),
+    ),
+    "staged": (
+        strange_archives.staged,
+        (
+            Case("numbers", "POST", "/predictions/{name}", b"[1, 2]", JSON),
+            Case("a text", "POST", "/predictions/{name}", b'["a"]', JSON),
+            Case("numbers explained", "POST", "/explanations/{name}", b"[1, 2]", JSON),
+        ),
+    ),
+    "eager": (strange_archives.eager, (Case("numbers", "POST", "/predictions/{name}", b"[1, 2, 3]", JSON),)),
+    "scripted": (strange_archives.scripted, (Case("numbers", "POST", "/predictions/{name}", b"[1, 2, 3]", JSON),)),
+    "stream": (
+        strange_archives.stream,
+        tuple(case(name) for name in ("three", "none", "typed", "breaks", "three again", "dies", "three at last")),
+    ),
+    "hanging": (strange_archives.hanging, (case("answers"), case("hangs"), case("answers again"))),
+    "moods": (
+        strange_archives.moods,
+        tuple(case(name, X_Given="yes") for name in strange_archives.MOOD_NAMES),
+    ),
+}
+
+
+def compare_model(pair: EnginePair, name: str, folder: Path) -> Outcome:
+    """Compare the answers of one of `MODELS`, which is written to a folder."""
+    write, cases = MODELS[name]
+    return pair.archive(write(folder), corners=name not in ("hanging", "moods", "stream"), more=cases)
+
+
+def picture(name: str) -> Case:
+    content = (ROOT / "archives" / name).read_bytes()
+    return Case("a picture", "POST", "/predictions/{name}", content, {"Content-Type": "{type}", "Accept": "image/png"})
+
+
+def chunk(name: str, final: bool) -> Case:
+    content = base64.b64encode((ROOT / "archives" / name).read_bytes()).decode()
+    body = json.dumps({"audio": {"b64": content}, "state": "", "final": final, "probabilities": True}).encode()
+    return Case(f"a chunk of a stream, final: {final}", "POST", "/predictions/{name}", body, JSON)
+
+
+MORE = {
+    "page": (picture("page/samples/scan.png"),),
+    "speech": (
+        picture("speech/samples/speech.wav"),
+        chunk("speech/samples/speech.wav", False),
+        chunk("speech/samples/speech.wav", True),
+    ),
+}
+
+
+def compare_archive(pair: EnginePair, name: str, folder: Path) -> Outcome:
+    """Compare the answers of an archive of this repository, which is built in a folder."""
+    path = pretrained.build(name, folder / "store")
+    if name in SLOW or name in LAST:
+        written, source = recipe.read(ROOT / "archives" / name)
+        samples = sorted(written.samples, key=lambda sample: sample.input == LAST.get(name, ""))
+        written = written.model_copy(update={"samples": samples[-2:] if name in SLOW else samples})
+        path = archive.pack(archive.collect_members(written, source), path).path
+    return pair.archive(path, corners=name not in SLOW, more=MORE.get(name, ()))
