@@ -129,6 +129,7 @@ class Predictor:
         self.efficiency = 1.0  # the part of the cores, and of the event loop's core, that requests can use
         self._engine, self._cores, self._queue_size = engine, cores, queue_size
         self.step_shares = (0.0, 0.0)  # of the time of a request, before and after the model; from the first trial
+        self._timed_at = 0.0  # the rate at which the two times were measured
         self._worker_memory = max(profile.memory for profile in profiles)
         self._measured_memory: dict[int, int] = {}  # by the number of workers
         self._cache: dict[tuple[object, ...], Prediction] = {}
@@ -205,10 +206,7 @@ class Predictor:
 
     def calibrate(self, trial: Trial) -> None:
         """Take the server's and the client's own time of a request from a trial, then the rest from its latency."""
-        if trial.loop is not None:
-            self.loop = max(5e-6, trial.loop)
-        if trial.client:
-            self.client = trial.client
+        self._take_times(trial)
         self.step_shares = trial.before_share, trial.after_share
         self.latency_offset = 0.0
         if trial.median is not None and not trial.saturated:
@@ -231,6 +229,8 @@ class Predictor:
         if trial.latency is None or trial.median is None or trial.saturated:
             self._saturate(trial)
             return True
+        if trial.rate > self._timed_at:
+            self._take_times(trial)
         if trial.rate > _KEPT_UP * capacity(self.system(trial.setting)):
             # An overloaded server answered fewer than it can: what it keeps up with is below its capacity.
             shown = trial.rate / (_KEPT_UP * capacity(self.system(trial.setting)))
@@ -249,6 +249,18 @@ class Predictor:
         utilisation = trial.rate / capacity(self.system(trial.setting))
         self.corrections[trial.setting.layout] = replace(correction, utilisation=utilisation)
         return True
+
+    def _take_times(self, trial: Trial) -> None:
+        """Take the server's and the client's own time of a request from a trial.
+
+        Both fall with the rate, because several requests are handled at a time: those of the highest rate hold where
+        the limits are.
+        """
+        self._timed_at = trial.rate
+        if trial.loop is not None:
+            self.loop = max(5e-6, trial.loop)
+        if trial.client:
+            self.client = trial.client
 
     def _fitted(self, trial: Trial, wanted: float, percent: float | None, tail: float, requests: int) -> Correction:
         """Return the correction with which a simulated statistic is the wanted one, and use it from now on.

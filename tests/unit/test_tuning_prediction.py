@@ -1,0 +1,25 @@
+"""Predictions, corrected by trials."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.support.simulated_server import TINY, SimulatedServer, profiles
+from torchmar.tuning.prediction import Predictor
+from torchmar.tuning.space import Setting
+from torchmar.tuning.target import parse_target
+
+SETTING = Setting(workers=1, threads=1, batch_size=16)
+
+
+def test_the_servers_time_of_a_request_is_that_of_the_highest_rate() -> None:
+    target = parse_target("p99<5ms")
+    server = SimulatedServer(TINY, target)
+    predictor = Predictor(profiles(TINY), target, cores=2)
+    predictor.calibrate(replace(server.measure(SETTING, 2_000, 0.001, "probe"), loop=0.0003))
+    assert predictor.loop == 0.0003
+    wrong = replace(server.measure(SETTING, 5_000, 0.009, "search"), loop=0.0001)
+    assert predictor.refit(wrong)
+    assert predictor.loop == 0.0001
+    assert predictor.refit(replace(wrong, rate=3_000, loop=0.0002))
+    assert predictor.loop == 0.0001
