@@ -19,6 +19,7 @@ from tests.support import java_options
 from tests.support.packing import pack_handler
 from tests.support.paths import DIGITS, ROOT, TESTS
 from tests.support.preloaded import VARIABLES, fork_processes
+from tests.support.preloaded.server import loading_variables
 from tests.support.servers import ECHO, ENGINES, write_config
 from torchmar import archive
 from torchmar.engines import EngineName, addresses
@@ -100,8 +101,12 @@ def _starts_workers(item: pytest.Item) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def _start_processes_of_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have workers and servers of modules with the mark ``unforked`` started as users start them."""
+    before = loading_variables(os.environ)
     with _started(request):
         yield
+    # Packages set variables when they are imported. All that was started after that took seconds of CPU time.
+    left = dict(loading_variables(os.environ).items() ^ before.items())
+    assert not left, f"set for all tests that follow, whose processes would not be forked: {left}"
 
 
 @pytest.fixture(autouse=True)

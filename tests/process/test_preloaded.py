@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,12 @@ def script(folder: Path, code: str, kind: Kind = "workers") -> Path:
     return path
 
 
-def started(path: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def started(
+    path: Path, *arguments: str, environment: Mapping[str, str] = os.environ, **options: Any
+) -> subprocess.Popen[str]:
     command = [sys.executable, str(path), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environment = worker_environment(os.environ) if path.name == "model_service_worker.py" else None
+    environment = worker_environment(environment) if path.name == "model_service_worker.py" else environment
     return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
 
 
@@ -184,6 +187,16 @@ def test_a_client_that_is_killed_at_any_time_disturbs_no_other(tmp_path: Path) -
     process = started(path, "0")
     output, _ = process.communicate()
     assert int(output) != process.pid
+
+
+def test_variables_that_a_package_sets_in_the_process_of_a_test_are_given_to_forked_processes(tmp_path: Path) -> None:
+    set_by_it = "import os; before = {*os.environ}; import sklearn; print(*({*os.environ} - before))"
+    names = subprocess.run([sys.executable, "-c", set_by_it], capture_output=True, text=True, check=True).stdout.split()
+    path, variables = script(tmp_path, DESCRIBE), dict.fromkeys(names, "TRUE")
+    process = started(path, environment={**os.environ, **variables})
+    pid, _, description = json.loads(process.communicate("")[0])
+    assert pid != process.pid
+    assert description["environment"].items() >= variables.items()
 
 
 @pytest.mark.parametrize("difference", ["a module", "a variable", "a limit"])

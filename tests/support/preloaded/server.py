@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from importlib._bootstrap_external import SourceLoader, _compile_bytecode  # type: ignore[attr-defined]
 from pathlib import Path
 from types import ModuleType
@@ -65,8 +66,12 @@ _READ_WHEN_LOADED = (
     *(("CUDA_",) if Path("/dev/nvidiactl").exists() else ()),
 )
 # Handlers set the second when they load ONNX Runtime, also in the process of a test; here it is always set. A forked
-# process is given the third.
-_LEFT_OUT = ("PYTHONPATH", "ORT_DISABLE_TELEMETRY", "PYTHONDONTWRITEBYTECODE")
+# process is given the others: scikit-learn sets the last two for OpenMP of LLVM, which torch's wheels do not have, when
+# a test imports it, and what is started after that would not be forked.
+_LEFT_OUT = (
+    *("PYTHONPATH", "ORT_DISABLE_TELEMETRY", "PYTHONDONTWRITEBYTECODE"),
+    *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
+)
 _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _HANDLERS = Path(__file__).parents[3] / "handlers" / "torchmar_handlers"
 _MAX_MESSAGE = 1 << 20
@@ -142,7 +147,7 @@ def objection(request: dict[str, Any]) -> str:
     limits = [list(resource.getrlimit(number)) for number in _limits()]
     if request["limits"] != limits or request["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
         return "it has other limits"
-    theirs, ours = (_loading_variables(variables) for variables in (request["environment"], _ENVIRONMENT))
+    theirs, ours = (loading_variables(variables) for variables in (request["environment"], _ENVIRONMENT))
     if theirs != ours:
         return f"these variables differ: {set(theirs.items()) ^ set(ours.items())}"
     folders = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), _first_of_path(request)]
@@ -161,7 +166,8 @@ def objection(request: dict[str, Any]) -> str:
     return ""
 
 
-def _loading_variables(environment: Any) -> dict[str, str]:
+def loading_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of which what is loaded may depend: processes with others are not forked."""
     return {
         name: value
         for name, value in environment.items()
