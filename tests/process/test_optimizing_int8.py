@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torchmar.optimizing import agreement, gate, requirements
 from torchmar.optimizing.agreement import Outputs
 from torchmar.optimizing.process import attempts, onnxruntime_int8, openvino_int8, processor
+from torchmar.optimizing.process.attempts import Calibration
 from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.results import Verdict
 from torchmar_handlers.weights import machine, optimized
@@ -75,19 +76,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def by_onnxruntime(model: Path, calibration: Sequence[Any], folder: Path) -> Callable[[Inputs], list[Outputs]]:
+def calibration(inputs: Sequence[Any] = (), seconds: float = 60) -> Calibration:
+    return Calibration(inputs=inputs, required=REQUIRED, kind=requirements.CLASSIFIER, threads=1, seconds=seconds)
+
+
+def by_onnxruntime(model: Path, inputs: Sequence[Any], folder: Path) -> Callable[[Inputs], list[Outputs]]:
     target = folder / "model.onnx"
-    onnxruntime_int8.quantise(model, calibration, target, REQUIRED, requirements.CLASSIFIER, threads=1, seconds=60)
+    onnxruntime_int8.quantise(model, calibration(inputs), target)
     assert b"QuantizeLinear" in target.read_bytes()
     return lambda inputs: onnxruntime_int8.outputs(target, inputs, 1)
 
 
-def by_openvino(model: Path, calibration: Sequence[Any], folder: Path) -> Callable[[Inputs], list[Outputs]]:
+def by_openvino(model: Path, inputs: Sequence[Any], folder: Path) -> Callable[[Inputs], list[Outputs]]:
     pytest.importorskip("nncf")
     openvino, _ = openvino_int8.imported()
     target = folder / "model.xml"
     read = openvino.Core().read_model
-    openvino_int8.quantise(read(model), calibration, target, REQUIRED, requirements.CLASSIFIER, threads=1, seconds=60)
+    openvino_int8.quantise(read(model), calibration(inputs), target)
     assert b"FakeQuantize" in target.read_bytes()
     return lambda inputs: openvino_int8.outputs(read(target), inputs, 1)
 
@@ -152,9 +157,7 @@ def test_int8_weights_are_served_where_the_processor_has_their_instructions(
 def test_what_has_no_weights_to_quantise_is_said(tmp_path: Path) -> None:
     file = written(tmp_path / "softmax.onnx", helper.make_node("Softmax", ["pixels"], ["logits"]))
     with pytest.raises(NotApplicable, match="no convolution and no product of matrices"):
-        onnxruntime_int8.quantise(
-            file, images(2, 0), tmp_path / "model.onnx", REQUIRED, requirements.CLASSIFIER, threads=1, seconds=9
-        )
+        onnxruntime_int8.quantise(file, calibration(images(2, 0)), tmp_path / "model.onnx")
 
 
 def test_the_first_attempt_that_agrees_is_taken_else_the_nearest(tmp_path: Path) -> None:
@@ -169,9 +172,7 @@ def test_the_first_attempt_that_agrees_is_taken_else_the_nearest(tmp_path: Path)
             tmp_path / "model",
             lambda path, _: turned[path.read_text()],
             baseline,
-            REQUIRED,
-            requirements.CLASSIFIER,
-            seconds=seconds,
+            calibration(seconds=seconds),
         )
         assert attempt.title == note.partition(":")[0]
         return note, (tmp_path / "model").read_text()

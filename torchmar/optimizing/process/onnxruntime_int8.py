@@ -13,24 +13,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchmar.optimizing import agreement, requirements
-from torchmar.optimizing.process import exporting, processor
-from torchmar.optimizing.process.attempts import NO_INPUTS, Attempt, arrays, first_that_agrees, is_transformer
+from torchmar.optimizing.agreement import Outputs
+from torchmar.optimizing.process import attempts, exporting, processor
+from torchmar.optimizing.process.attempts import Arrays, Attempt, Calibration
 from torchmar.optimizing.process.captured import Captured
-from torchmar.optimizing.process.jobs import Made, NotApplicable
+from torchmar.optimizing.process.jobs import Made
 from torchmar.optimizing.process.source import Source
 
 FILE = "model.onnx"
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-Arrays = Mapping[str, np.ndarray]
-"""The inputs of one call by their names, with the dimension of the batch."""
 
 
 def make_onnxruntime_int8(
@@ -55,46 +52,24 @@ def make_onnxruntime_int8(
     Raises:
         NotApplicable: there are no inputs, or there is nothing in the model that int8 makes faster.
     """
-    if not inputs:
-        raise NotApplicable(NO_INPUTS)
-    kind = requirements.kind_of(handler, source.weights.options)
+    attempts.check_inputs(inputs)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".float-") as work:
         model = source.path
         if model is None or source.format != "ONNX":
             model = Path(work, FILE)
             exporting.onnx(source, inputs, model)
-        _, note = quantise(
-            model,
-            [arrays(source, each) for each in inputs],
-            folder / FILE,
-            requirements.required(required, kind),
-            kind,
-            threads=source.weights.threads,
-            seconds=seconds,
-        )
+        calibration = attempts.calibration(source, inputs, required, handler, seconds)
+        _, note = quantise(model, calibration, folder / FILE)
     return Made(files=(FILE,), needs=processor.needs("int8"), packages=("onnxruntime",), note=note)
 
 
-def quantise(
-    model: Path,
-    calibration: Sequence[Arrays],
-    target: Path,
-    required: Sequence[requirements.Requirement],
-    kind: requirements.Kind,
-    *,
-    threads: int,
-    seconds: float,
-) -> tuple[Attempt, str]:
+def quantise(model: Path, calibration: Calibration, target: Path) -> tuple[Attempt, str]:
     """Write an ONNX model with int8 weights, and return how it was made, and that in words.
 
     Args:
         model: an ONNX file in float32.
-        calibration: inputs, at least one.
+        calibration: inputs, and what must hold on them.
         target: the file that is written.
-        required: what must hold on these inputs.
-        kind: of the model.
-        threads: of ONNX Runtime.
-        seconds: after which no other attempt is started.
 
     Raises:
         NotApplicable: there is nothing in the model that int8 makes faster.
@@ -102,24 +77,19 @@ def quantise(
     import onnx
 
     kinds = [node.op_type for node in onnx.load(model, load_external_data=False).graph.node]
-    if not set(kinds) & set(_WEIGHTED):
-        raise NotApplicable("the model has no convolution and no product of matrices")
-    if "QuantizeLinear" in kinds or "DynamicQuantizeLinear" in kinds:
-        raise NotApplicable("the original is quantised already")
+    attempts.check_kinds(kinds, _WEIGHTED, ("QuantizeLinear", "DynamicQuantizeLinear"))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".prepared-") as folder:
         prepared = _prepared(model, Path(folder))
-        return first_that_agrees(
-            _dynamic(prepared) if is_transformer(kinds) else _static(prepared, calibration, kinds),
+        return attempts.first_that_agrees(
+            _dynamic(prepared) if attempts.is_transformer(kinds) else _static(prepared, calibration.inputs, kinds),
             target,
-            lambda path, _: outputs(path, calibration, threads),
-            outputs(model, calibration, threads),
-            required,
-            kind,
-            seconds=seconds,
+            lambda path, _: outputs(path, calibration.inputs, calibration.threads),
+            outputs(model, calibration.inputs, calibration.threads),
+            calibration,
         )
 
 
-def outputs(model: Path, inputs: Sequence[Arrays], threads: int) -> list[agreement.Outputs]:
+def outputs(model: Path, inputs: Sequence[Arrays], threads: int) -> list[Outputs]:
     """Return the outputs of an ONNX model for inputs."""
     import onnxruntime
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchmar.optimizing import agreement, requirements
-from torchmar.optimizing.process import exporting, processor
-from torchmar.optimizing.process.attempts import NO_INPUTS, Attempt, arrays, first_that_agrees, is_transformer
+from torchmar.optimizing.agreement import Outputs
+from torchmar.optimizing.process import attempts, exporting, processor
+from torchmar.optimizing.process.attempts import Arrays, Attempt, Calibration
 from torchmar.optimizing.process.captured import Captured
 from torchmar.optimizing.process.jobs import Made, NotApplicable
 from torchmar.optimizing.process.source import Source
 
 _WEIGHTED = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 FILES = ("model.xml", "model.bin")
-
-Arrays = Mapping[str, np.ndarray]
-"""The inputs of one call by their names, with the dimension of the batch."""
 
 
 def make_openvino_int8(
@@ -47,43 +44,22 @@ def make_openvino_int8(
         NotApplicable: there are no inputs, NNCF is not installed, or there is nothing in the model that int8 makes
             faster.
     """
-    if not inputs:
-        raise NotApplicable(NO_INPUTS)
-    kind = requirements.kind_of(handler, source.weights.options)
-    attempt, note = quantise(
-        exporting.openvino(source, inputs),
-        [arrays(source, each) for each in inputs],
-        folder / FILES[0],
-        requirements.required(required, kind),
-        kind,
-        threads=source.weights.threads,
-        seconds=seconds,
-    )
+    attempts.check_inputs(inputs)
+    model = exporting.openvino(source, inputs)
+    calibration = attempts.calibration(source, inputs, required, handler, seconds)
+    attempt, note = quantise(model, calibration, folder / FILES[0])
     options = {} if attempt.dtype is None else {"dtype": attempt.dtype}
     needs = (*processor.needs("int8"), *(() if attempt.dtype is None else processor.needs(attempt.dtype)))
     return Made(options=options, files=FILES, needs=needs, packages=("openvino",), note=note)
 
 
-def quantise(
-    model: Any,
-    calibration: Sequence[Arrays],
-    target: Path,
-    required: Sequence[requirements.Requirement],
-    kind: requirements.Kind,
-    *,
-    threads: int,
-    seconds: float,
-) -> tuple[Attempt, str]:
+def quantise(model: Any, calibration: Calibration, target: Path) -> tuple[Attempt, str]:
     """Write a model with int8 weights, and return how it was made, and that in words.
 
     Args:
         model: of OpenVINO, in float32.
-        calibration: inputs, at least one.
+        calibration: inputs, and what must hold on them.
         target: the ``.xml`` file that is written, with a ``.bin`` beside it.
-        required: what must hold on these inputs.
-        kind: of the model.
-        threads: of OpenVINO.
-        seconds: after which no other attempt is started.
 
     Raises:
         NotApplicable: NNCF is not installed, or there is nothing in the model that int8 makes faster.
@@ -91,19 +67,15 @@ def quantise(
     from torchmar_handlers.weights import openvino_ir
 
     kinds = [node.get_type_name() for node in model.get_ordered_ops()]
-    if not set(kinds) & _WEIGHTED:
-        raise NotApplicable("the model has no convolution and no product of matrices")
-    if "FakeQuantize" in kinds:
-        raise NotApplicable("the original is quantised already")
+    attempts.check_kinds(kinds, _WEIGHTED, ("FakeQuantize",))
     openvino, nncf = imported()
-    return first_that_agrees(
-        _attempts(openvino, nncf, _folded(model), calibration, transformer=is_transformer(kinds)),
+    inputs, threads = calibration.inputs, calibration.threads
+    return attempts.first_that_agrees(
+        _attempts(openvino, nncf, _folded(model), inputs, transformer=attempts.is_transformer(kinds)),
         target,
-        lambda path, dtype: outputs(openvino_ir.shared_core().read_model(path), calibration, threads, dtype),
-        outputs(model, calibration, threads),
-        required,
-        kind,
-        seconds=seconds,
+        lambda path, dtype: outputs(openvino_ir.shared_core().read_model(path), inputs, threads, dtype),
+        outputs(model, inputs, threads),
+        calibration,
     )
 
 
@@ -125,7 +97,7 @@ def imported() -> tuple[Any, Any]:
     return openvino, nncf
 
 
-def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | None = None) -> list[agreement.Outputs]:
+def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | None = None) -> list[Outputs]:
     """Return the outputs of a model of OpenVINO for inputs, computed as the handlers do with the option ``dtype``."""
     from torchmar_handlers.weights import openvino_ir
 
@@ -188,14 +160,14 @@ def _attempts(
         # With the rest in bfloat16, the answers of transformers are far off.
         return [attempt("performance preset", presets.PERFORMANCE), _weights_alone(openvino, nncf, model, half)]
     edges = sensitive(model)
-    attempts = [
+    tried = [
         attempt("performance preset", presets.PERFORMANCE),
         attempt("mixed preset", presets.MIXED),
         attempt(f"mixed preset, {len(edges)} layers in float32", presets.MIXED, floats=edges),
     ]
     if half:
-        attempts.insert(0, attempt("performance preset, the rest in bfloat16", presets.PERFORMANCE, dtype=half))
-    return attempts
+        tried.insert(0, attempt("performance preset, the rest in bfloat16", presets.PERFORMANCE, dtype=half))
+    return tried
 
 
 def _weights_alone(openvino: Any, nncf: Any, model: Any, dtype: str | None) -> Attempt:
