@@ -63,11 +63,11 @@ def commands() -> str:
         sections = sections.replace(f"docs/{name}.md", f"[{name}]({link})")
     lines.append(sections)
     for name, parser, introduction in (
-        ("torchmar-archiver", archiver._parser(), "The flags of torch-model-archiver, with the same meaning."),
-        ("torchmar-serve", torchserve_flags._parser(), "The flags of `torchserve`, for the built-in server."),
+        ("torchmar-archiver", archiver.argument_parser(), "The flags of torch-model-archiver, with the same meaning."),
+        ("torchmar-serve", torchserve_flags.argument_parser(), "The flags of `torchserve`, for the built-in server."),
         (
             "torchmar-tfserving",
-            tensorflow_serving_flags._parser(),
+            tensorflow_serving_flags.argument_parser(),
             "The flags of `tensorflow_model_server`, for the built-in server.",
         ),
     ):

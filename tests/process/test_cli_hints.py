@@ -57,9 +57,9 @@ def _commands() -> dict[str, set[str]]:
 
     walk(typer.main.get_command(app), "torchmar")
     for words, parser in (
-        ("torchmar-serve", torchserve_flags._parser()),
-        ("torchmar-archiver", archiver._parser()),
-        ("torchmar-tfserving", tensorflow_serving_flags._parser()),
+        ("torchmar-serve", torchserve_flags.argument_parser()),
+        ("torchmar-archiver", archiver.argument_parser()),
+        ("torchmar-tfserving", tensorflow_serving_flags.argument_parser()),
     ):
         flags[words] = _flags(parser)
     return flags

@@ -86,7 +86,7 @@ def flags(parser: argparse.ArgumentParser) -> dict[tuple[str, ...], tuple[object
 
 
 def test_the_flags_are_torchserves() -> None:
-    ours = flags(torchserve_flags._parser())
+    ours = flags(torchserve_flags.argument_parser())
     assert ours.pop(("--run-folder",))  # where it writes, for containers that cannot be written to elsewhere
     assert ours == flags(ArgParser.ts_parser())
 

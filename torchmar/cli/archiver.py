@@ -25,7 +25,7 @@ def main() -> None:
     """Run the command and exit: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        archive(_parser().parse_args())
+        archive(argument_parser().parse_args())
     except TorchmarError as error:
         complain(error)
         sys.exit(1)
@@ -53,7 +53,8 @@ def archive(options: argparse.Namespace) -> BuiltArchive:
     return packed
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="torchmar-archiver",
         description="Package a model for TorchServe, with the flags of torch-model-archiver.",

@@ -45,7 +45,7 @@ _IGNORED = (
 
 def main() -> None:
     """Run the command and exit: 1 an error, 2 wrong usage, 130 interrupted; otherwise it becomes the server."""
-    options = _parser().parse_args()
+    options = argument_parser().parse_args()
     folder = Path(options.run_folder or os.environ.get("TORCHMAR_RUN_FOLDER") or RUN_FOLDER).resolve()
     with exit_codes(folder):
         if options.version:
@@ -168,7 +168,8 @@ def _config(file: str | None) -> dict[str, str]:
     return dict(properties.read(Path(file)).values) if file else {}
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="torchmar-tfserving",
         allow_abbrev=False,

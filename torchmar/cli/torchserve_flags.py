@@ -43,7 +43,7 @@ _IGNORED = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
 
 def main() -> None:
     """Run the command and exit: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
-    options = _parser().parse_args()
+    options = argument_parser().parse_args()
     with exit_codes(_run_folder(options.run_folder)):
         if options.version:
             out.print(f"TorchServe Version is {VERSION} (torchmar {torchmar.__version__})")
@@ -262,7 +262,8 @@ def _pid_file() -> Path:
     return Path(tempfile.gettempdir(), _PID_FILE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="torchmar-serve",
         description="Serve models as TorchServe does, with the flags of torchserve and without Java.",
