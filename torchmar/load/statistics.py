@@ -108,19 +108,6 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
     return (low + high) / 2
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the mean of the values of batches and its interval by Student's t.
-
-    Args:
-        values: one for each batch, such as its throughput.
-        confidence: between 0 and 1.
-
-    Returns:
-        None for fewer than two values, which have no interval.
-    """
-    return around(statistics.fmean(values), values, confidence) if len(values) > 1 else None
-
-
 def around(value: float, batches: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
     """Return the interval of an estimate from all of a measurement, by the spread of the batches around it.
 

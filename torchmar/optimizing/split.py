@@ -1,4 +1,7 @@
-"""The split of inputs: some calibrate int8 variants, all others are held out to judge every variant."""
+"""The split of inputs: some calibrate int8 variants, all others are held out to judge every variant.
+
+A quarter of the distinct inputs calibrates, those whose SHA-256 comes first, so that the split is the same each time.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,6 @@ CALIBRATION_PART = 4
 """One input of so many calibrates."""
 MOST_CALIBRATION = 128
 """Inputs that calibrate at the most: more change the ranges of activations hardly, and take longer."""
-RULE = (
-    f"a quarter of the distinct inputs, {MOST_CALIBRATION} at the most, calibrates int8 variants: those whose SHA-256 "
-    "comes first; all others are held out, and only these judge"
-)
 
 
 @dataclass(frozen=True)
