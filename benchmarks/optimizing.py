@@ -48,7 +48,8 @@ from torchmar.cli.terminal import show_table, table
 from torchmar.load import machine_use
 from torchmar.optimizing import recipe_writing
 from torchmar.optimizing.results import Report, Row
-from torchmar.optimizing.session import Optimization, Optimizer, Settings
+from torchmar.optimizing.session import Optimization, Optimizer
+from torchmar.optimizing.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = 420

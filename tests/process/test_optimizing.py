@@ -12,7 +12,8 @@ from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive
 from torchmar.errors import TorchmarError
 from torchmar.optimizing.results import Row, Verdict
-from torchmar.optimizing.session import Optimization, Optimizer, Settings
+from torchmar.optimizing.session import Optimization, Optimizer
+from torchmar.optimizing.settings import Settings
 from torchmar.worker.venvs import folder as venvs
 
 pytest.importorskip("torch")

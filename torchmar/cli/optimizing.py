@@ -91,7 +91,8 @@ def optimize(
     from torchmar import recipe
     from torchmar.archive import Archive, build
     from torchmar.optimizing import html_report, picture, recipe_writing
-    from torchmar.optimizing.session import Optimizer, Settings
+    from torchmar.optimizing.session import Optimizer
+    from torchmar.optimizing.settings import Settings
     from torchmar.tuning.target import parse_duration
 
     is_recipe = recipe.is_recipe(archive)

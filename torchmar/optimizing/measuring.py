@@ -1,0 +1,206 @@
+"""The measurements of an optimisation: times, answers and explanations of weights, each by a process of its own."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchmar.load import machine_use
+from torchmar.load.measuring import MAX_OTHERS
+from torchmar.optimizing import agreement, budget, choice
+from torchmar.optimizing.agreement import Outputs
+from torchmar.optimizing.budget import Budget
+from torchmar.optimizing.process.jobs import Weights
+from torchmar.optimizing.recording import Recording
+from torchmar.optimizing.results import Timing
+from torchmar.optimizing.steps import StepError
+from torchmar.optimizing.variants import BASELINE
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_DRIFT = 0.1  # of the baseline's time between its two measurements, above which the report says so
+_EXPLAINED = 4  # requests whose explanations are compared, which are slow
+_EXPLAIN_SECONDS = 20.0
+
+_Times = tuple[list[float], list[float]]
+"""The seconds of calls, and the seconds that all threads computed in each."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Weights that ran: the result of their process, and their answers for the inputs that judge."""
+
+    result: Mapping[str, Any]
+    outputs: Sequence[Outputs]
+
+
+class Measurements:
+    """Measures the original, and then variants.
+
+    Args:
+        recording: the model and its inputs.
+        batch_sizes: that are measured; the first decides.
+        budget: the time.
+    """
+
+    def __init__(self, recording: Recording, batch_sizes: Sequence[int], budget: Budget) -> None:
+        self._recording, self._batch_sizes, self._budget = recording, batch_sizes, budget
+        self._times: dict[str, dict[int, list[_Times]]] = {}
+        self._baseline: Measured | None = None
+        self._explanations: dict[str, np.ndarray[Any, Any]] | None = None
+        self._others = 0.0
+        self._disturbances: list[str] = []
+
+    @property
+    def baseline(self) -> Measured:
+        """The original, which has been measured."""
+        assert self._baseline is not None
+        return self._baseline
+
+    def measure_original(self) -> None:
+        """Measure the original.
+
+        Raises:
+            StepError: it gives no answers.
+        """
+        self._baseline = self._run(BASELINE, self._recording.original, answers=True)
+
+    def measure(self, name: str, weights: Weights) -> Measured:
+        """Measure a variant.
+
+        Raises:
+            StepError: it gives no answers, or not in time.
+        """
+        return self._run(name, weights, answers=True)
+
+    def measure_original_again(self) -> None:
+        """Measure the original at the end, too: its interval then covers what the machine's speed did meanwhile."""
+        try:
+            if self._budget.left < 0:
+                raise StepError(budget.USED_UP)
+            again = self._run(BASELINE, self._recording.original, answers=False)
+        except StepError as error:  # what was measured before is worth a report
+            reason = budget.USED_UP if self._budget.used_up else str(error)
+            self._disturbances.append(
+                "the original was not measured again at the end, which shows whether the machine's speed has changed: "
+                + reason
+            )
+            return
+        cpu = self.takes_cpu_time
+        before, after = (
+            statistics.median(_seconds(next(iter(measured.result["times"].values())), cpu=cpu))
+            for measured in (self.baseline, again)
+        )
+        if abs(after / before - 1) > _DRIFT:
+            self._disturbances.append(
+                f"the original took {1000 * before:.3g} ms at the beginning and {1000 * after:.3g} ms at the end"
+            )
+
+    def explanations(self, name: str, weights: Weights) -> dict[str, float]:
+        """Return the rank correlations of the explanations of a variant with those of the original, by their request.
+
+        Raises:
+            StepError: one of the two does not explain, or not in time.
+        """
+        if self._explanations is None:
+            self._explanations = self._explained(BASELINE, None, self._recording.requests[:_EXPLAINED])
+        requests = [each for each in self._recording.requests if each["name"] in self._explanations]
+        own = self._explained(name, weights, requests)
+        return {
+            request: agreement.rank_agreement(ours, own[request]) if ours.shape == own[request].shape else 0.0
+            for request, ours in self._explanations.items()
+            if request in own
+        }
+
+    @property
+    def takes_cpu_time(self) -> bool:
+        """Whether CPU time is taken in the place of elapsed time, which other programs have made longer.
+
+        With one thread, the two are the same on a quiet machine.
+        """
+        original = self._recording.original
+        return bool(self._others) and original.threads == 1 and original.gpu is None
+
+    def timings(self, name: str, *, cpu: bool = False) -> tuple[Timing, ...]:
+        """Return the timings of the calls of each measurement of a variant, by their batch size.
+
+        Args:
+            name: of the variant; one that was not measured has none.
+            cpu: whether to return CPU times where they are shorter, see `takes_cpu_time`.
+        """
+        return tuple(
+            choice.timing(size, *(_seconds(both, cpu=cpu) for both in measurements))
+            for size, measurements in sorted(self._times.get(name, {}).items())
+        )
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """What makes the measurements less certain."""
+        if not self._others:
+            return tuple(self._disturbances)
+        taken = "; the times are CPU times, which a quiet machine would need, too" if self.takes_cpu_time else ""
+        return (f"other programs used up to {self._others:.1f} cores{taken}", *self._disturbances)
+
+    def _run(self, name: str, weights: Weights, *, answers: bool) -> Measured:
+        recording = self._recording
+        file = recording.captured.with_name(f"{name}.npz")
+        job = {
+            "weights": asdict(weights),
+            "inputs": str(recording.captured),
+            "names": recording.held_out,
+            "batch_sizes": self._batch_sizes,
+            "answers": str(file) if answers else "",
+        }
+        result = recording.steps.run("run", job, seconds=self._budget.step_limit, name=name)
+        if result["others"] > MAX_OTHERS * len(machine_use.cores()):
+            self._others = max(self._others, result["others"])
+        for size, times in result["times"].items():
+            self._times.setdefault(name, {}).setdefault(int(size), []).append(times)
+        return Measured(result, self._outputs(file, result["outputs"]) if answers else [])
+
+    def _outputs(self, file: Path, names: Sequence[str]) -> list[Outputs]:
+        """Return the answers in a file of `run`, without the dimension of the batch, named as the original's."""
+        import numpy as np
+
+        own = list(self._baseline.result["outputs"]) if self._baseline else list(names)
+        called = [name or "output" for name in (own if len(own) == len(names) else names)]
+
+        def row(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            alone: np.ndarray[Any, Any] = array[0] if array.ndim and array.shape[0] == 1 else array
+            return alone
+
+        with np.load(file) as arrays:
+            return [
+                {name: row(arrays[f"{place}.{number}"]) for number, name in enumerate(called)}
+                for place in range(len(self._recording.held_out))
+            ]
+
+    def _explained(
+        self, name: str, weights: Weights | None, requests: Sequence[Mapping[str, Any]]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        import numpy as np
+
+        file = self._recording.captured.with_name(f"{name}-explained.npz")
+        job = {
+            "model": self._recording.model,
+            "weights": None if weights is None else asdict(weights),
+            "requests": requests,
+            "target": str(file),
+            "seconds": _EXPLAIN_SECONDS,
+        }
+        limit = self._budget.step_limit
+        result = self._recording.steps.run("explain", job, seconds=limit, name=f"{name}-explained")
+        with np.load(file) as arrays:
+            return {request: arrays[str(place)] for place, request in enumerate(result["explained"])}
+
+
+def _seconds(times: _Times, *, cpu: bool) -> list[float]:
+    """Return the seconds of calls; with ``cpu`` those that a quiet machine would need.
+
+    CPU time is longer than elapsed time where an engine's own threads wait actively for each other.
+    """
+    return [min(both) for both in zip(*times, strict=True)] if cpu else times[0]

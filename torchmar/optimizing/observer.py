@@ -1,0 +1,20 @@
+"""Callbacks for the progress of an optimisation."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torchmar.optimizing.results import Row
+
+
+class Observer(Protocol):
+    """Callbacks for the progress of an optimisation."""
+
+    def on_step(self, text: str) -> None:
+        """Show what is being done; empty: nothing."""
+
+    def on_warning(self, text: str) -> None:
+        """Show what is wrong, and does not end the optimisation."""
+
+    def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
+        """Show a row, whose verdict may still change from slower to chosen; numbers begin at 1."""
