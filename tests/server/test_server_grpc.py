@@ -45,7 +45,8 @@ from torchmar.inference import Tensor
 from torchmar.server import grpc as server_grpc
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import ArchiveCache
-from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.models.registration import Registration
+from torchmar.server.models.registry import Registry
 from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.observer import ServerObserver

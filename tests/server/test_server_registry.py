@@ -16,7 +16,7 @@ from torchmar.archive import Archive
 from torchmar.server.api_error import ApiError
 from torchmar.server.models import serving_config
 from torchmar.server.models.archive_cache import ArchiveCache
-from torchmar.server.models.registry import Registration
+from torchmar.server.models.registration import MAX_WORKERS, Registration
 from torchmar.worker.process import forking
 
 FOUND_NONE = "Model not found: "
@@ -210,7 +210,7 @@ def test_a_version_without_workers_does_not_replace_one_that_has_workers(harness
 
 
 def test_more_workers_than_a_machine_can_have_are_rejected(harness: RegistryHarness) -> None:
-    count = serving_config.MAX_WORKERS + 1
+    count = MAX_WORKERS + 1
     assert harness.error_of(harness.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
     harness.register("made-1.0.mar")
     assert harness.error_of(harness.registry.scale("made", None, count, count))[0] == 400

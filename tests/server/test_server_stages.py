@@ -27,7 +27,7 @@ from torchmar.management import ModelVersion
 from torchmar.recipe import Sample
 from torchmar.server.api import descriptions
 from torchmar.server.api_error import ApiError
-from torchmar.server.models.registry import Registration
+from torchmar.server.models.registration import Registration
 from torchmar.server.workers import staged_pool
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool

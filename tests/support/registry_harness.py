@@ -16,7 +16,8 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.config import reader
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import ArchiveCache
-from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.models.registration import Registration
+from torchmar.server.models.registry import Registry
 from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.observer import ServerObserver

@@ -31,7 +31,8 @@ from torchmar.server.http.context import Context
 from torchmar.server.http.limits import Limits
 from torchmar.server.http.responses import ResponseHeads
 from torchmar.server.models import snapshots
-from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.models.registration import Registration
+from torchmar.server.models.registry import Registry
 from torchmar.server.models.startup import StartupFailure
 from torchmar.server.telemetry import logs
 

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from torchmar.archive import Archive
 from torchmar.errors import TorchmarError
-from torchmar.server.models.serving_config import UNSUPPORTED_KEYS
+from torchmar.server.models.model_config import UNSUPPORTED_KEYS
 
 APPLICATION = "torchmar"
 MODELS = "models"  # the folder of the archives

@@ -22,7 +22,7 @@ from torchmar.server.config import values as config_values
 from torchmar.server.config.keys import IGNORED_KEYS, PATH_KEYS, SUPPORTED_KEYS, suggest
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models import archive_urls, snapshots
-from torchmar.server.models.serving_config import UNSUPPORTED_KEYS
+from torchmar.server.models.model_config import UNSUPPORTED_KEYS
 
 _NUMBERS = {"minWorkers": "min_workers", "maxWorkers": "max_workers"} | {
     key: name for name, (key, _) in SETTINGS.items()

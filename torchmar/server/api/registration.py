@@ -11,8 +11,7 @@ from torchmar.server.api import management_openapi, parameters
 from torchmar.server.api.bodies import is_json_type
 from torchmar.server.api_error import ApiError
 from torchmar.server.http import Request
-from torchmar.server.models.registry import Registration
-from torchmar.server.models.serving_config import source
+from torchmar.server.models.registration import Registration, source
 
 # TorchServe's own defaults, which its clients may send for a parameter that is not set.
 _UNSET = {"batch_size": -1, "max_batch_delay": -100, "response_timeout": -1, "startup_timeout": -1}

@@ -22,7 +22,8 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.http import App, Request
 from torchmar.server.models import memory
 from torchmar.server.models.memory import Reservations
-from torchmar.server.models.registry import Registration, Registry, Version
+from torchmar.server.models.registration import Registration
+from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import HEADER, request_ids
 from torchmar.server.telemetry import logs

@@ -13,8 +13,8 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.grpc.calls import Context, Method, unary
 from torchmar.server.grpc.model_call import ModelCall
-from torchmar.server.models.registry import Registration, Registry, Version
-from torchmar.server.models.serving_config import source
+from torchmar.server.models.registration import Registration, source
+from torchmar.server.models.registry import Registry, Version
 
 
 class Management:

@@ -16,8 +16,9 @@ from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models import archive_urls, serving_config
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
 from torchmar.server.models.download import DownloadProgress
+from torchmar.server.models.registration import Registration, check_workers
 from torchmar.server.models.routes import Routes
-from torchmar.server.models.serving_config import Registration, ServingConfig
+from torchmar.server.models.serving_config import ServingConfig
 from torchmar.server.models.startup import Startup
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.events import Events
@@ -286,7 +287,7 @@ class Registry:
             raise ApiError(400, "BadRequestException", "max_worker cannot be less than min_worker.")
         if min_workers < 0:
             raise ApiError(400, "BadRequestException", "min_worker cannot be less than 0.")
-        serving_config.check_workers("min_worker", min_workers)
+        check_workers("min_worker", min_workers)
         registered = self.find(name, version)
         self._events.add(
             "scaled", _scaling(registered.pool.min_workers, min_workers, max_workers), name, registered.version

@@ -16,8 +16,8 @@ from torchmar.server.config import available_versions
 from torchmar.server.config.available_versions import AvailableVersion
 from torchmar.server.config.base_paths import BasePath, VersionPolicy
 from torchmar.server.models.left_out import LeftOut
+from torchmar.server.models.registration import Registration
 from torchmar.server.models.registry import Registry
-from torchmar.server.models.serving_config import Registration
 from torchmar.server.telemetry import logs
 
 
