@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from torchmar.strict_yaml import meant
+from torchmar.strict_yaml import StrictModel, meant
 
 KEY = "optimized"
 """The name of the section."""
@@ -45,11 +45,7 @@ def _need(value: str) -> str:
     return value
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Compile(_Strict):
+class Compile(StrictModel):
     """Arguments of ``torch.compile``."""
 
     backend: str | None = None
@@ -58,7 +54,7 @@ class Compile(_Strict):
     fullgraph: bool | None = None
 
 
-class OptimizedSection(_Strict):
+class OptimizedSection(StrictModel):
     """Weights that are faster on some machines; the original ones are served where these cannot be."""
 
     weights: str | None = Field(

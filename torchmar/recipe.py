@@ -8,23 +8,21 @@ to the folder that the recipe lies in.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
-from torchmar import optimized_section, strict_yaml
+from torchmar import strict_yaml
 from torchmar.errors import Problem, RecipeError
+from torchmar.handler_names import STOCK_HANDLERS, handler_problem
 from torchmar.manifest import NAME_PATTERN
-from torchmar.strict_yaml import Document, unknown
+from torchmar.server_config import ServerConfig
+from torchmar.strict_yaml import Document, StrictModel, unknown
 
 FILE_NAME = "archive.yaml"
-CARRIED_PACKAGE = "torchmar_handlers"
-STOCK_HANDLERS = ("image_classifier", "image_segmenter", "object_detector", "text_classifier")
 VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_\-.+]*$"
 
 
@@ -52,165 +50,9 @@ def _inside(value: str) -> str:
 
 
 Inside = Annotated[str, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
-_MAX = 2**31 - 1  # TorchServe's integers are Java's; it drops a larger one
-Count = Annotated[int, Field(ge=0, le=_MAX)]
-Positive = Annotated[int, Field(gt=0, le=_MAX)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-
-NO_STAGE = "neither preprocess nor postprocess is given, so that there is no stage beside the model"
-
-
-class Stages(_Strict):
-    """How many processes of the built-in server do the steps before the model, the model, and the steps after it."""
-
-    preprocess: Positive | None = Field(None, description="Without it, the processes with the model do these steps.")
-    inference: Positive | None = Field(None, description="As many as there are workers without stages, unless given.")
-    postprocess: Positive | None = Field(None, description="Without it, the processes with the model do these steps.")
-
-    @model_validator(mode="after")
-    def _beside_the_model(self) -> Stages:
-        if self.preprocess is None and self.postprocess is None:
-            raise ValueError(NO_STAGE)
-        return self
-
-
-Amount = Annotated[float, Field(gt=0, le=_MAX, allow_inf_nan=False, strict=False)]
-
-
-def _bytes(value: object) -> object:
-    """Return a number of bytes for a text such as 4GiB."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]+) ?([KMGT]iB)", value)
-    if not match:
-        raise ValueError("not a number of bytes, as it is or in KiB, MiB, GiB or TiB")
-    return int(match[1]) << 10 * " KMGT".index(match[2][0])
-
-
-class Replica(_Strict):
-    """What a node keeps free for each worker, where workers are replicas on a cluster (torchmar serve --engine ray)."""
-
-    cpus: Amount | None = Field(None, description="Cores; the worker uses as many threads.")
-    gpus: Annotated[float, Field(ge=0, le=64, strict=False)] | None = Field(
-        None, description="GPUs: a part of one, such as 0.5, or whole ones; 0: the model runs on a CPU."
-    )
-    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = Field(
-        None, description="Memory: bytes, or text such as 4GiB."
-    )
-    resources: dict[str, Amount] = Field(
-        default_factory=dict,
-        description="Other resources of nodes, by the names that ray start --resources gives them.",
-    )
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Replica:
-        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus: {self.gpus:g} is neither a part of one GPU nor a whole number of them")
-        if own := sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys()):
-            raise ValueError(f"resources: {own[0]} is no other resource; write cpus, gpus or memory")
-        return self
-
-
-class TorchmarConfig(_Strict):
-    """Options of the built-in server alone."""
-
-    fork: bool | None = Field(
-        None,
-        description="Whether workers may be forks of one process that has run the handler's initialize. Unless given, "
-        "they are for handlers that torchmar knows, and every other worker runs initialize itself.",
-    )
-    replica: Replica | None = Field(
-        None, description="What a node of a cluster keeps free for each worker (torchmar serve --engine ray)."
-    )
-
-
-def are_stages(value: object) -> bool:
-    """Return whether a section ``stages`` is the built-in server's, and not one that only the handler knows."""
-    if not isinstance(value, Mapping):
-        return False
-    return bool(value.keys() & Stages.model_fields) or all(isinstance(item, int | float) for item in value.values())
-
-
-class ServerConfig(BaseModel):
-    """The archive's ``model-config.yaml``: TorchServe's own keys, typed and in range.
-
-    A section (a mapping) with a name that TorchServe does not know is for the handler,
-    which sees the whole file; ``handler`` is the one that torchmar's handlers read.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-    __pydantic_extra__: dict[str, dict[str, Any]]
-
-    minWorkers: Positive | None = Field(None, description="Workers that are always up; set maxWorkers too.")
-    maxWorkers: Positive | None = Field(None, description="Workers at the most; set minWorkers too.")
-    batchSize: Positive | None = Field(None, description="Requests in one batch at the most.")
-    maxBatchDelay: Count | None = Field(None, description="Milliseconds to wait for a batch to fill.")
-    responseTimeout: Positive | None = Field(None, description="Seconds a worker may take to answer.")
-    startupTimeout: Positive | None = Field(None, description="Seconds a worker may take to load.")
-    maxRetryTimeoutInSec: Count | None = Field(None, description="Seconds to go on restarting a failing worker.")
-    clientTimeoutInMills: Count | None = Field(None, description="Milliseconds after which a client has gone.")
-    jobQueueSize: Positive | None = Field(None, description="Requests that may wait; more are rejected.")
-    useJobTicket: bool | None = Field(None, description="Refuse a request at once if no worker is free.")
-    deviceType: Literal["cpu", "gpu"] | None = Field(
-        None, description="The device of the workers; default: a GPU if there is one."
-    )
-    deviceIds: list[Count] | None = Field(None, description="The GPUs this model's workers may use.")
-    parallelType: Literal["pp", "tp", "pptp", "custom"] | None = Field(
-        None, description="How one model is distributed over processes. TorchServe only."
-    )
-    parallelLevel: Positive | None = Field(None, description="Processes for one model. TorchServe only.")
-    torchrun: dict[str, Any] | None = Field(
-        None, description="Options of torchrun, for a distributed model. TorchServe only."
-    )
-    sequenceMaxIdleMSec: Count | None = Field(
-        None, description="Milliseconds after which an idle sequence ends. TorchServe only."
-    )
-    sequenceTimeoutMSec: Count | None = Field(
-        None, description="Milliseconds after which a sequence ends. TorchServe only."
-    )
-    maxSequenceJobQueueSize: Positive | None = Field(
-        None, description="Requests of one sequence that may wait. TorchServe only."
-    )
-    maxNumSequence: Positive | None = Field(None, description="Sequences at the same time. TorchServe only.")
-    continuousBatching: bool | None = Field(
-        None, description="Let requests join and leave a running batch. TorchServe only."
-    )
-    sequenceBatching: bool | None = Field(
-        None, description="Keep the requests of a sequence in one worker. TorchServe only."
-    )
-    asyncCommunication: bool | None = Field(None, description="Call the handler as a coroutine. TorchServe only.")
-    useVenv: bool | None = Field(
-        None, description="Install the requirements into a virtual environment, in front of the server's packages."
-    )
-    stages: Stages | None = Field(
-        None, description="Processes for the steps before and after the model; TorchServe ignores it."
-    )
-    torchmar: TorchmarConfig | None = Field(None, description="Options of the built-in server; TorchServe ignores it.")
-    handler: dict[str, Any] | None = Field(
-        None,
-        description="Options of the handler.",
-        json_schema_extra=lambda schema: schema.update(properties={optimized_section.KEY: optimized_section.schema()}),
-    )
-
-    @model_validator(mode="after")
-    def _workers_together(self) -> ServerConfig:
-        if (self.minWorkers is None) != (self.maxWorkers is None):
-            raise ValueError("set both minWorkers and maxWorkers: TorchServe ignores one without the other")
-        if self.minWorkers is not None and self.maxWorkers is not None and self.maxWorkers < self.minWorkers:
-            raise ValueError(f"maxWorkers ({self.maxWorkers}) is less than minWorkers ({self.minWorkers})")
-        return self
-
-    def to_yaml(self) -> bytes:
-        """Return the text of ``model-config.yaml``, with the keys that were given, in their order."""
-        values = self.model_dump(exclude_none=True)
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode() if values else b""
-
-
-class Runtime(_Strict):
+class Runtime(StrictModel):
     """The virtual environment that an archive's workers run in; the built-in server and ``torchmar run`` make it.
 
     TorchServe does not: there, the lock file is the archive's requirements file.
@@ -243,7 +85,7 @@ class Runtime(_Strict):
         return {**self.model_dump(mode="json", exclude_defaults=True, exclude={"requires"}), **files}
 
 
-class Sample(_Strict):
+class Sample(StrictModel):
     """A request and what is expected of its answer; archives carry their samples."""
 
     input: Inside | None = Field(None, description="The file whose bytes are the request's body.")
@@ -268,7 +110,7 @@ class Sample(_Strict):
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
-class Recipe(_Strict):
+class Recipe(StrictModel):
     """The recipe of one archive."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="The model's name on the server.")
@@ -404,34 +246,6 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
             yield ("files", place), f"there is no file or folder {folder / name}", ""
     if problem := handler_problem(recipe.handler, folder):
         yield ("handler",), *problem
-
-
-def handler_problem(handler: str, folder: Path) -> tuple[str, str] | None:
-    """Return what is wrong with a recipe's ``handler`` and a hint; None when it can be found."""
-    module, _, _ = handler.partition(":")
-    if module.endswith(".py"):
-        return None if (folder / module).is_file() else (f"there is no file {folder / module}", "")
-    if module.startswith(f"{CARRIED_PACKAGE}."):
-        names = carried_handlers()
-        known = [f"{CARRIED_PACKAGE}.{name}" for name in names]
-        return None if module in known else (f"torchmar has no handler {module!r}", f"it has {', '.join(known)}")
-    if module in STOCK_HANDLERS:
-        return None
-    hint = f"name a file (handler.py), one of torchmar's ({CARRIED_PACKAGE}.image_classifier) or of TorchServe's: "
-    return f"no handler is called {module!r}", hint + ", ".join(STOCK_HANDLERS)
-
-
-def carried_handlers() -> list[str]:
-    """Return the names of the handler modules in the package that archives carry."""
-    not_handlers = {"__init__", "base", "request"}
-    return sorted(file.stem for file in carried_folder().glob("*.py") if file.stem not in not_handlers)
-
-
-def carried_folder() -> Path:
-    """Return the folder of ``torchmar_handlers``, without importing it (that would need torch)."""
-    spec = importlib.util.find_spec(CARRIED_PACKAGE)
-    assert spec and spec.submodule_search_locations, "torchmar is installed without its handlers"
-    return Path(spec.submodule_search_locations[0])
 
 
 def _problem(detail: dict[str, Any], document: Document) -> Problem:

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from torchmar.errors import Problem, RecipeError
+
+
+class StrictModel(BaseModel):
+    """A mapping whose keys are all known, and whose values have the types that are written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 @dataclass(frozen=True)

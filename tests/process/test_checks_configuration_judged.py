@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.judges import Frontend
 from torchmar.checks import Composed, Finding, configuration
-from torchmar.recipe import ServerConfig
+from torchmar.server_config import ServerConfig
 
 # What the frontend takes for a key that it was not given.
 DEFAULTS = {"batchSize": 0, "maxNumSequence": 1, "maxSequenceJobQueueSize": 1, "maxRetryTimeoutInSec": 300}

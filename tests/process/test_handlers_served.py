@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.support.paths import DIGITS, ROOT, SAMPLES
-from torchmar import archive, comparison, exchange, properties, recipe
+from torchmar import archive, comparison, exchange, handler_names, properties, recipe
 from torchmar.connection import Connection
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import ServerError
@@ -106,7 +106,7 @@ def test_metrics_of_a_handler_are_in_the_servers_metrics(server: TorchServe) -> 
 
 def test_every_handler_has_a_recipe() -> None:
     handlers = [recipe.read(ROOT / "archives" / name)[0].handler.rpartition(".") for name in NAMES]
-    used = {name for package, _, name in handlers if package == recipe.CARRIED_PACKAGE}
+    used = {name for package, _, name in handlers if package == handler_names.CARRIED_PACKAGE}
     # `torchmar import` writes the recipes of the others.
-    assert used == set(recipe.carried_handlers()) - {"mlflow", "sagemaker"}
+    assert used == set(handler_names.carried_handlers()) - {"mlflow", "sagemaker"}
     assert DIGITS.name in NAMES

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.command import torchmar
 from tests.support.waiting import until
-from torchmar import archive, recipe
+from torchmar import archive, recipe, server_config
 
 HANDLER = """\
 import time
@@ -85,7 +85,7 @@ def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_
     text = (slept / "archive.yaml").read_text()
     assert "minWorkers: 1 # too many" in text
     written, _ = recipe.read(slept)
-    assert isinstance(written.config, recipe.ServerConfig)
+    assert isinstance(written.config, server_config.ServerConfig)
     assert written.config.maxWorkers == 1
     assert written.config.batchSize
     evidence = json.loads((slept / "tuning.json").read_text())

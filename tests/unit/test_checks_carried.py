@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchmar import recipe
+from torchmar import handler_names
 from torchmar.archive.collecting import carried
 from torchmar.checks import Composed, handler, imports
 from torchmar.checks.modules import Modules
@@ -18,8 +18,8 @@ def test_reading_the_installed_handlers_would_find_nothing() -> None:
     assert modules.handlers_are_installed
     assert imports.reach(modules, HANDLER, set()) == ([], [])
     modules.handlers_are_installed = False
-    for name in recipe.carried_handlers():
-        reached, findings = imports.reach(modules, f"{recipe.CARRIED_PACKAGE}.{name}", set())
+    for name in handler_names.carried_handlers():
+        reached, findings = imports.reach(modules, f"{handler_names.CARRIED_PACKAGE}.{name}", set())
         assert len(reached) > 5
         assert findings == []
 

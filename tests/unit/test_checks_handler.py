@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 
 from tests.support.paths import DIGITS, ROOT
-from torchmar import archive, manifest, recipe
+from torchmar import archive, handler_names, manifest, recipe
 from torchmar.checks import handler as checks
 from torchmar.checks.finding import Finding
 from torchmar.errors import ArchiveError, LoadError
@@ -647,7 +647,7 @@ def test_the_handlers_that_archives_carry_have_no_findings() -> None:
     content = Members(
         {name: source.read_bytes() if isinstance(source, Path) else source for name, source in members.items()}
     )
-    for name in recipe.carried_handlers():
+    for name in handler_names.carried_handlers():
         assert checks.check(content, f"torchmar_handlers.{name}") == []
 
 

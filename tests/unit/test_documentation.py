@@ -18,7 +18,7 @@ from scripts import reference
 from tests.support import documents
 from tests.support.documents import Block
 from tests.support.paths import ROOT
-from torchmar import recipe, strict_yaml
+from torchmar import recipe, server_config, strict_yaml
 from torchmar.deployment import desired
 from torchmar.parity import differences
 from torchmar.server.config import key_descriptions, keys
@@ -47,7 +47,7 @@ def test_deployments_are_valid(block: Block) -> None:
 
 @shown("model-config.yaml")
 def test_configurations_of_models_are_valid(block: Block) -> None:
-    recipe.ServerConfig.model_validate(strict_yaml.parse(block.code, str(block), "").data)
+    server_config.ServerConfig.model_validate(strict_yaml.parse(block.code, str(block), "").data)
 
 
 @shown("config.properties")

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.support.simulated_server import CONVOLUTIONS, DECODING, MIB, tuned
-from torchmar import recipe
+from torchmar import recipe, server_config
 from torchmar.errors import TorchmarError
 from torchmar.tuning import evidence, front_picture
 from torchmar.tuning.cluster_room import ClusterRoom
@@ -141,7 +141,7 @@ def test_the_recipe_gets_the_setting_and_the_evidence(tuning: Tuning, tmp_path: 
     written = write(tuning, tmp_path)
     assert sorted(file.name for file in written) == ["archive.yaml", "tuning.json"]
     content, _ = recipe.read(tmp_path)
-    assert isinstance(content.config, recipe.ServerConfig)
+    assert isinstance(content.config, server_config.ServerConfig)
     assert (content.config.minWorkers, content.config.maxWorkers) == (setting.workers, setting.workers)
     assert content.config.batchSize == setting.batch_size
     assert content.files == {"tuning.json": "tuning.json"}

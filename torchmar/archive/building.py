@@ -123,7 +123,7 @@ def _file(recipe_path: Path) -> Path:
 
 def _inputs(recipe: Recipe, folder: Path, members: Mapping[str, MemberContent]) -> list[Path]:
     """Return the files that a build reads, and the folders whose listing decides which these are."""
-    from torchmar.recipe import carried_folder
+    from torchmar.handler_names import carried_folder
 
     files = [source for source in members.values() if isinstance(source, Path)]
     roots = [carried_folder(), *(folder / name for name in recipe.files.values())]

@@ -14,7 +14,8 @@ from torchmar.archive import runtime as runtimes
 from torchmar.archive.copying import ArchiveSlice, MemberContent
 from torchmar.conversion import Conversion
 from torchmar.errors import ArchiveError
-from torchmar.recipe import CARRIED_PACKAGE, Recipe, Runtime, carried_folder
+from torchmar.handler_names import CARRIED_PACKAGE, carried_folder
+from torchmar.recipe import Recipe, Runtime
 
 CONFIG_FILE = "model-config.yaml"
 LABELS_FILE = "index_to_name.json"  # the name that TorchServe's handlers look for

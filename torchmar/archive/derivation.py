@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-from torchmar import manifest, recipe
+from torchmar import handler_names, manifest, recipe, server_config
 from torchmar.archive import collecting, digests
 from torchmar.archive.built_archive import BuiltArchive
 from torchmar.archive.collecting import CONFIG_FILE
@@ -83,7 +83,7 @@ def derive(
             changes["handler"] = next(iter(added), str(handler))
             members |= added
             if collecting.carries(str(handler), added):
-                own = f"{recipe.CARRIED_PACKAGE}/"
+                own = f"{handler_names.CARRIED_PACKAGE}/"
                 members = {path: kept for path, kept in members.items() if not path.startswith(own)}
                 members |= collecting.carried()
         for path, folder in (folders or {}).items():
@@ -100,7 +100,7 @@ def derive(
 
 def _handler(handler: str) -> dict[str, MemberContent]:
     """Return the member that a handler is; none where it is a module that needs no file."""
-    if problem := recipe.handler_problem(handler, Path()):
+    if problem := handler_names.handler_problem(handler, Path()):
         raise ArchiveError(problem[0], hint=problem[1])
     return {Path(handler).name: Path(handler)} if handler.endswith(".py") else {}
 
@@ -125,7 +125,7 @@ def _merged(base: bytes, changes: Mapping[str, Any], where: str) -> bytes:
     pair = ("minWorkers", "maxWorkers")
     judged = {key: merged[key] for key in (*changes, *(pair if set(pair) & set(changes) else ())) if key in merged}
     try:
-        recipe.ServerConfig.model_validate(judged)
+        server_config.ServerConfig.model_validate(judged)
     except ValidationError as error:
         raise ArchiveError("; ".join(recipe.config_problems(error))) from None
     return yaml.safe_dump(merged, sort_keys=False, allow_unicode=True).encode()

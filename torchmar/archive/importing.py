@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from torchmar import manifest, recipe
+from torchmar import handler_names, manifest, recipe
 from torchmar.archive import collecting, digests, runtime
 from torchmar.archive.collecting import LABELS_FILE, SAMPLES_FILE
 from torchmar.archive.read import Archive
@@ -107,11 +107,11 @@ def _labels(source: Archive) -> bool:
 def _same_handlers(source: Archive, folder: Path) -> set[str]:
     """Return the members that building would carry by itself, if they are what it would carry; remove them."""
     ours = {path: file.read_bytes() for path, file in collecting.carried().items() if isinstance(file, Path)}
-    prefix = f"{recipe.CARRIED_PACKAGE}/"
+    prefix = f"{handler_names.CARRIED_PACKAGE}/"
     carried = {member.name for member in source.members if member.name.startswith(prefix)}
     if carried != set(ours) or any(source.read(path) != ours[path] for path in ours):
         return set()
-    shutil.rmtree(folder / recipe.CARRIED_PACKAGE)
+    shutil.rmtree(folder / handler_names.CARRIED_PACKAGE)
     return set(ours)
 
 

@@ -10,7 +10,7 @@ from torchmar.archive.collecting import carried
 from torchmar.archive.member_streams import READ_ERRORS
 from torchmar.checks.finding import Content
 from torchmar.errors import TorchmarError
-from torchmar.recipe import CARRIED_PACKAGE
+from torchmar.handler_names import CARRIED_PACKAGE
 
 _IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([^#\r\n]+))", re.MULTILINE)
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from yaml.constructor import SafeConstructor
 
 from torchmar.checks.finding import Code, Content, Finding
-from torchmar.recipe import ServerConfig, are_stages
+from torchmar.server_config import ServerConfig, are_stages
 from torchmar.strict_yaml import lines_of_keys, meant, repeated_keys
 
 _MAX = 16 << 20  # bytes

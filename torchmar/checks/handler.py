@@ -11,7 +11,7 @@ import yaml
 from torchmar.checks import import_time, imports, signatures
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.checks.modules import Module, Modules, dotted, read_member
-from torchmar.recipe import STOCK_HANDLERS
+from torchmar.handler_names import STOCK_HANDLERS
 
 # The rest of what lies in TorchServe's folder of handlers and can be named.
 _STOCK = {*STOCK_HANDLERS, "base_handler", "dali_image_classifier", "densenet_handler", "trt_llm_handler"}

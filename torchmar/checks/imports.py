@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.checks.modules import Module, Modules, dotted, executed, read_member
-from torchmar.recipe import CARRIED_PACKAGE
+from torchmar.handler_names import CARRIED_PACKAGE
 
 SERVER = frozenset({"torch", "ts", "numpy", "packaging", "yaml", "psutil", "PIL", "typing_extensions"})
 """What a server has besides Python: what TorchServe's worker and base handler import, and what their wheels require."""

@@ -13,9 +13,9 @@ import yaml
 from torchmar import optimized_section
 from torchmar.checks import formats
 from torchmar.checks.finding import Code, Content, Finding, printable
+from torchmar.handler_names import CARRIED_PACKAGE
 from torchmar.manifest import Model
 from torchmar.optimized_section import KEY, PROOF
-from torchmar.recipe import CARRIED_PACKAGE
 
 _MODULE = f"{CARRIED_PACKAGE}/weights/optimized.py"  # which reads the section
 _MAX = 16 << 20  # bytes of a configuration or a proof

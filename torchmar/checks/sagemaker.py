@@ -11,7 +11,7 @@ import yaml
 from torchmar.checks import imports
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.checks.modules import Modules, read_member
-from torchmar.recipe import CARRIED_PACKAGE
+from torchmar.handler_names import CARRIED_PACKAGE
 
 HANDLER = f"{CARRIED_PACKAGE}.sagemaker"
 _CODE = "code/"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torchmar.checks.finding import Code, Finding
 from torchmar.checks.modules import Module, Modules, bindings, dotted
-from torchmar.recipe import CARRIED_PACKAGE
+from torchmar.handler_names import CARRIED_PACKAGE
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Lineage = list[tuple[Module, ast.ClassDef] | str]

@@ -14,7 +14,7 @@ from torchmar.checks.formats import EMPTY, Format, Weights, identify
 from torchmar.checks.pickled_files import Inspector, may_hold_pickles
 from torchmar.checks.pickles import BROKEN, Budget, shown
 from torchmar.checks.signatures import required_arguments
-from torchmar.recipe import CARRIED_PACKAGE, STOCK_HANDLERS
+from torchmar.handler_names import CARRIED_PACKAGE, STOCK_HANDLERS
 
 _SAVED_BY_TORCH = {Format.SAVED, Format.LEGACY}
 _OF_TORCH = {*_SAVED_BY_TORCH, Format.TORCHSCRIPT, Format.PACKAGE}

@@ -25,7 +25,6 @@ from torchmar.cluster.node_archives import NodeContent, PackedContent, pack
 from torchmar.cluster.replica import NodeVenv, ReplicaSpec
 from torchmar.cluster.session import Scale, Session
 from torchmar.errors import TorchmarError
-from torchmar.recipe import Replica
 from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
@@ -41,6 +40,7 @@ from torchmar.server.workers.jobs import Job
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, State, WorkerInfo
 from torchmar.server.workers.pools import VersionPool
 from torchmar.server.workers.worker_log import WorkerLog
+from torchmar.server_config import Replica
 from torchmar.worker.process.messages import ModelDescription
 from torchmar.worker.venvs.folder import Venv
 

@@ -35,7 +35,8 @@ import yaml
 import torchmar
 from torchmar.conversion.starting import ConversionError, run
 from torchmar.errors import ArchiveError
-from torchmar.recipe import CARRIED_PACKAGE, Recipe
+from torchmar.handler_names import CARRIED_PACKAGE
+from torchmar.recipe import Recipe
 
 KERAS_ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
 HDF5 = b"\x89HDF\r\n\x1a\n"

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from torchmar import strict_yaml
 from torchmar.deployment import gpu_sizes, versions
 from torchmar.errors import Problem, RecipeError, TorchmarError
 from torchmar.manifest import NAME_PATTERN
-from torchmar.recipe import VERSION_PATTERN, Count, Positive
+from torchmar.recipe import VERSION_PATTERN
 from torchmar.server.config import routes
-from torchmar.strict_yaml import Document, unknown
+from torchmar.server_config import Count, Positive
+from torchmar.strict_yaml import Document, StrictModel, unknown
 
 FILE_NAME = "deployment.yaml"
 
@@ -49,11 +50,7 @@ Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=str)]
 Inventory = Annotated[tuple[int, ...], BeforeValidator(_inventory, json_schema_input_type=str)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ServerSection(_Strict):
+class ServerSection(StrictModel):
     """The server of the deployment; options on the command line override these keys."""
 
     config: str | None = Field(None, description="Its config.properties, to which torchmar startup adds the models.")
@@ -69,7 +66,7 @@ class ServerSection(_Strict):
     )
 
 
-class VersionState(_Strict):
+class VersionState(StrictModel):
     """One version of a model; a missing key has the archive's value, or else the server's present one."""
 
     archive: str | None = Field(
@@ -115,7 +112,7 @@ class VersionState(_Strict):
         return self.devices is not None or self.gpus is not None or self.worker_memory is not None
 
 
-class Checks(_Strict):
+class Checks(StrictModel):
     """The checks of a version before it gets traffic."""
 
     samples: bool = Field(True, description="Send the samples of its archive, and compare the answers.")
@@ -125,7 +122,7 @@ class Checks(_Strict):
     )
 
 
-class ModelState(_Strict):
+class ModelState(StrictModel):
     """One model: its versions, and how one replaces another."""
 
     default: VersionName | None = Field(None, description="The version that answers requests without one.")
@@ -182,7 +179,7 @@ class ModelState(_Strict):
         return self.versions[name] or VersionState()
 
 
-class RouteState(_Strict):
+class RouteState(StrictModel):
     """The model that a route leads to."""
 
     model: Name = Field(description="A model of this file.")
@@ -201,7 +198,7 @@ Route = Annotated[RouteState, BeforeValidator(_route, json_schema_input_type=str
 RoutePath = Annotated[str, BeforeValidator(_route_path)]
 
 
-class Deployment(_Strict):
+class Deployment(StrictModel):
     """The desired state of a server."""
 
     server: ServerSection = ServerSection()

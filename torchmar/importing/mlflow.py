@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from torchmar import atomic, recipe
+from torchmar import atomic, handler_names
 from torchmar.checks.formats import Format, Weights, identify
 from torchmar.errors import TorchmarError
 from torchmar.importing import package
 from torchmar.importing.package import Imported
 
-HANDLER = f"{recipe.CARRIED_PACKAGE}.mlflow"
+HANDLER = f"{handler_names.CARRIED_PACKAGE}.mlflow"
 FILE = "MLmodel"
 FLAVOR = "pytorch"
 _SAMPLE = "serving_input_example.json"

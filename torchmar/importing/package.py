@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from torchmar import recipe
+from torchmar import handler_names, recipe
 from torchmar.archive.layout import MAX_MEMBERS
 from torchmar.errors import TorchmarError
 from torchmar.manifest import NAME_PATTERN
 
 #: Folders and files that tools and operating systems leave beside what is meant.
 _LEFT_OUT = ("__pycache__", "__MACOSX", ".DS_Store", ".ipynb_checkpoints", ".git")
-_TAKEN = (recipe.FILE_NAME, recipe.CARRIED_PACKAGE, "MAR-INF", "model-config.yaml")
+_TAKEN = (recipe.FILE_NAME, handler_names.CARRIED_PACKAGE, "MAR-INF", "model-config.yaml")
 
 
 @dataclass(frozen=True)

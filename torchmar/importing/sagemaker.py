@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from torchmar import atomic, manifest, recipe
+from torchmar import atomic, handler_names, manifest
 from torchmar.archive import Archive
 from torchmar.checks.formats import Format, identify
 from torchmar.errors import TorchmarError
 from torchmar.importing import package
 from torchmar.importing.package import Imported
 
-HANDLER = f"{recipe.CARRIED_PACKAGE}.sagemaker"
+HANDLER = f"{handler_names.CARRIED_PACKAGE}.sagemaker"
 CODE = "code"
 PROGRAM = "inference.py"
 _FUNCTIONS = ("model_fn", "transform_fn", "input_fn", "predict_fn", "output_fn", "pre_model_fn", "model_warmup_fn")

@@ -16,7 +16,7 @@ from torchmar.archive.collecting import add, carried, carries, check_clashes
 from torchmar.archive.copying import MemberContent, Progress, size_of
 from torchmar.checks import foreign
 from torchmar.errors import ArchiveError
-from torchmar.recipe import CARRIED_PACKAGE
+from torchmar.handler_names import CARRIED_PACKAGE
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from torchmar import archive as archives
-from torchmar import recipe
+from torchmar import handler_names, recipe
 from torchmar.archive.built_archive import BuiltArchive
 from torchmar.archive.collecting import carries
 from torchmar.atomic import temporary_path, write_text
 from torchmar.errors import TorchmarError
+from torchmar.handler_names import CARRIED_PACKAGE
 from torchmar.optimized_section import FOLDER, KEY, PROOF
 from torchmar.optimizing import results
 from torchmar.optimizing.results import Report
-from torchmar.recipe import CARRIED_PACKAGE, Recipe
+from torchmar.recipe import Recipe
 from torchmar.yaml_editing import REMOVED, edit
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def derive(
             version=version,
             config={"handler": {**(options if isinstance(options, dict) else {}), KEY: section}},
             # Handlers that were packed by an older torchmar do not know the section.
-            folders={FOLDER: Path(scratch), CARRIED_PACKAGE: recipe.carried_folder()},
+            folders={FOLDER: Path(scratch), CARRIED_PACKAGE: handler_names.carried_folder()},
             begin=begin,
         )
 

@@ -17,7 +17,7 @@ from torchmar.connection.local import is_local
 from torchmar.errors import TorchmarError
 from torchmar.load.other_machines import host_of
 from torchmar.metrics import Reading
-from torchmar.recipe import Replica
+from torchmar.server_config import Replica
 
 _ALL, _FREE = "torchmar_node_resources", "torchmar_node_resources_free"
 _OWN = ("cpus", "gpus", "memory")

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from torchmar.recipe import NO_STAGE, Replica, Stages, TorchmarConfig, are_stages
 from torchmar.server.api_error import ApiError
 from torchmar.server.models.registration import MAX_WORKERS
 from torchmar.server.telemetry import logs
 from torchmar.server.workers import staged_pool
+from torchmar.server_config import NO_STAGE, Replica, Stages, TorchmarConfig, are_stages
 
 # Keys that change the requests of a handler. To ignore one would give wrong responses, not slow ones.
 UNSUPPORTED_KEYS = (

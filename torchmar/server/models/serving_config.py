@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchmar import manifest, recipe
+from torchmar import handler_names, manifest
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import CachedArchive
@@ -194,7 +194,7 @@ def _envelope(envelope: str, handler: str) -> str:
 
     In those that run packages of other tools, the package reads the bodies.
     """
-    own = handler.partition(".")[0] == recipe.CARRIED_PACKAGE and handler not in loading.PACKAGE_HANDLERS
+    own = handler.partition(".")[0] == handler_names.CARRIED_PACKAGE and handler not in loading.PACKAGE_HANDLERS
     return "" if own and envelope in _READ_BY_OUR_HANDLERS else envelope
 
 

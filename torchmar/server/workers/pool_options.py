@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torchmar.recipe import Replica
+from torchmar.server_config import Replica
 from torchmar.worker.process import forking
 from torchmar.worker.process.messages import MetricUpdate
 from torchmar.worker.process.stages import INFERENCE, POSTPROCESS, PREPROCESS
