@@ -132,6 +132,7 @@ def server(cluster: RayCluster, folder: Path, store: Path, urls: dict[str, str])
         "disable_token_authorization": "true",
     }
     with start_front(cluster, folder, store, **keys) as running:
+        assert running.wait_until_loaded(120)
         yield running
 
 

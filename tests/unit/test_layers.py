@@ -39,7 +39,7 @@ LAYERS = (
     ("server_config",),
     ("optimized_section",),
     ("handler_names", "manifest", "properties", "strict_yaml", "yaml_editing"),
-    ("atomic",),
+    ("atomic", "file_lock"),
     ("errors", "tensor_elements", "process_handle", "gpus", "address"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

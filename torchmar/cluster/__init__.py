@@ -27,11 +27,13 @@ The front is the built-in server: its APIs, its registry, its archives. Only its
   secret of the connection, whether their model is loaded, or the traceback, and what they log. Ray Serve's own status
   knows none of these.
 * One front leads: it deploys and deletes, and publishes what it serves in the directory. The others follow it, with
-  pools that they do not own (`fronts`). Replicas outlive every front but the last one that is stopped.
+  pools that they do not own (`fronts`), and forward to it what changes something (`forwarding`, `calls`). Replicas
+  outlive every front but the last one that is stopped.
 * The content of an archive is packed once, and copied to a node once, by its digest, from the front's disk or through
-  Ray's object store; it is compared with the digest before anything of it runs (`node_archives`).
+  Ray's object store; it is compared with the digest before anything of it runs (`node_contents`).
 * A request whose deadline cannot be met is refused by the front, with the estimate of the built-in server
   (`torchmar.server.workers.batch_times`) over the times that links measure.
 * What fits no node is an error at once, with numbers (`capacity`); Ray Serve waits without an end.
-* Without the head, Ray ends after a minute: a front says so, and ends a little earlier, with an error (`head`).
+* An application that another program deletes is deployed again by the leading front.
+* Without the head, Ray ends after a minute: a front reports it, and ends a little earlier, with an error (`head`).
 """

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchmar.cluster.fronts import SHARED
-from torchmar.cluster.pool import ClusterPools
+from torchmar.cluster.pools import ClusterPools
 from torchmar.cluster.session import Session
 from torchmar.server.__main__ import main as run_server
 from torchmar.server.app import ServerApp

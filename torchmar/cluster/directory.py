@@ -8,7 +8,6 @@ leads again, or, if it has failed, too, another one that has served the same.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 import time
 from collections import deque
@@ -17,16 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torchmar
+from torchmar.cluster.calls import Call, CallQueue, Response
 from torchmar.cluster.channel import Endpoint
 from torchmar.cluster.log_lines import LogLine
-from torchmar.cluster.node_archives import PackedContent
+from torchmar.cluster.node_contents import PackedContent
 from torchmar.server.workers.pool_options import State, WorkerInfo
 from torchmar.worker.process.messages import ModelDescription
 
 ANNOUNCE_SECONDS = 1.0  # between two announcements of a replica, or of a front
 _LOST_SECONDS = 5.0  # after which a replica or a front that does not announce itself is no longer listed
 _LINES = 20_000  # of logs, kept for fronts that have not read them
-_POLL_SECONDS = 5.0  # that `next_call` waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,44 +97,8 @@ class SharedState:
     routes: str = "{}"
 
 
-class Call(NamedTuple):
-    """A request to the management API that a front passes on to the leading one.
-
-    Attributes:
-        id: of the call; 0 where the result is passed.
-        method: ``POST``.
-        target: as it stands in the request line.
-        headers: all of them.
-        body: the content.
-    """
-
-    id: int
-    method: str
-    target: bytes
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-class Answer(NamedTuple):
-    """The response to a `Call`.
-
-    Attributes:
-        status: of the response.
-        content_type: empty: it has none.
-        headers: others of it.
-        body: its content.
-        revision: of the state after it.
-    """
-
-    status: int
-    content_type: str
-    headers: list[tuple[str, str]]
-    body: bytes
-    revision: int
-
-
 class Standing(NamedTuple):
-    """What a front learns when it announces itself.
+    """The response to a front that announces itself.
 
     Attributes:
         leader: the front that changes what is served; the others follow it. Empty: it is not known yet.
@@ -167,11 +130,7 @@ class Directory:
         self._id, self._started = secrets.token_hex(4), time.monotonic()
         self._restarted = _was_restarted() if restarted is None else restarted
         self._state, self._revision = SharedState(), 0
-        self._ids = itertools.count(1)
-        self._calls: asyncio.Queue[Call] = asyncio.Queue()
-        self._offered: dict[int, tuple[str, Call]] = {}  # to a front that has not taken it, by the number of the call
-        self._taken: dict[int, str] = {}  # by which front
-        self._answers: dict[int, asyncio.Future[Answer | None]] = {}
+        self._calls = CallQueue()
 
     # Replicas.
 
@@ -257,9 +216,7 @@ class Directory:
     def _forget_fronts(self) -> None:
         now = time.monotonic()
         self._fronts = {each: entry for each, entry in self._fronts.items() if now - entry[0] < _LOST_SECONDS}
-        for number, front in self._taken.items():
-            if front not in self._fronts:  # whether it has done it is not known
-                self._answer(number, None)
+        self._calls.end_calls(self._fronts)
 
     async def publish(self, front: str, state: SharedState, revision: int = 0) -> int:
         """Replace the shared state; return its revision, or 0 if the front does not lead.
@@ -278,64 +235,26 @@ class Directory:
         """Return the shared state and its revision."""
         return self._revision, self._state
 
-    # Calls of the management API.
+    # Calls of the management API; see `CallQueue`.
 
-    async def call(self, call: Call, seconds: float) -> Answer | None:
-        """Return the leading front's response to a request.
-
-        None: there is none after ``seconds``, or the front that has taken the request has ended.
-        """
-        number = next(self._ids)
-        self._answers[number] = answer = asyncio.get_running_loop().create_future()
-        await self._calls.put(call._replace(id=number))
-        try:
-            return await asyncio.wait_for(answer, seconds)
-        except asyncio.TimeoutError:
-            return None
-        finally:
-            del self._answers[number]
-            self._offered.pop(number, None)
-            self._taken.pop(number, None)
+    async def call(self, call: Call, seconds: float) -> Response | None:
+        """Return the leading front's response to a call."""
+        return await self._calls.send(call, seconds)
 
     async def next_call(self, front: str) -> Call | None:
-        """Return a request for the leading front, which has to `take` it; None: there is none for a few seconds.
-
-        What was offered and not taken is offered again: a front that was killed may still wait here, and an offer may
-        be lost on its way.
-        """
+        """Return a call for the leading front, which has to `take` it; None: there is none for a while."""
         if front != self._leader:
             await asyncio.sleep(ANNOUNCE_SECONDS)
             return None
-        call = next((call for _, call in self._offered.values()), None)
-        if call is None:
-            try:
-                call = await asyncio.wait_for(self._calls.get(), _POLL_SECONDS)
-            except asyncio.TimeoutError:
-                return None
-        if call.id not in self._answers:  # whoever sent it does not wait any more
-            return None
-        if front != self._leader:  # another one has begun to lead meanwhile
-            self._calls.put_nowait(call)
-            return None
-        self._offered[call.id] = front, call
-        return call
+        return await self._calls.next(front, lambda: front == self._leader)
 
     async def take(self, front: str, number: int) -> bool:
-        """Return whether a front may do what a request asks that it was offered; no other is offered it from now on."""
-        offered, _ = self._offered.get(number, ("", None))
-        if offered != front:
-            return False
-        del self._offered[number]
-        self._taken[number] = front
-        return True
+        """Return whether a front may run a call that it was offered."""
+        return self._calls.take(front, number)
 
-    async def answer(self, number: int, answer: Answer) -> None:
-        """Pass on the response to a request."""
-        self._answer(number, answer)
-
-    def _answer(self, number: int, answer: Answer | None) -> None:
-        if (waiting := self._answers.get(number)) and not waiting.done():
-            waiting.set_result(answer)
+    async def respond(self, number: int, response: Response) -> None:
+        """Pass a response on to the sender of a call."""
+        self._calls.respond(number, response)
 
 
 def _was_restarted() -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from torchmar.archive import file_digest
 from torchmar.checks.admission import EVERYTHING
-from torchmar.cluster.directory import ANNOUNCE_SECONDS, Answer, Call, SharedState, SharedVersion, Standing
-from torchmar.cluster.node_archives import copy, fetch
+from torchmar.cluster.directory import ANNOUNCE_SECONDS, SharedState, SharedVersion, Standing
+from torchmar.cluster.forwarding import Forwarding
+from torchmar.cluster.node_contents import copy, fetch
 from torchmar.cluster.session import Session
 from torchmar.errors import EngineError, TorchmarError
 from torchmar.server.api_error import ApiError
@@ -27,9 +27,6 @@ from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config import routes
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Request
-from torchmar.server.http.context import Context
-from torchmar.server.http.limits import Limits
-from torchmar.server.http.responses import ResponseHeads
 from torchmar.server.models import snapshots
 from torchmar.server.models.registration import Registration
 from torchmar.server.models.registry import Registry
@@ -37,15 +34,12 @@ from torchmar.server.models.startup import StartupFailure
 from torchmar.server.telemetry import logs
 
 if TYPE_CHECKING:
-    from torchmar.cluster.pool import ClusterPools
+    from torchmar.cluster.pools import ClusterPools
 
 #: Stands for all models that another front serves: requests wait until this front serves them, too.
 SHARED = StartupModel("", key="the cluster")
 _PUBLISH_PAUSE_SECONDS = 0.01
-_CONTENT_TYPE = re.compile(rb"\r\ncontent-type: ([^\r\n]*)")
-_CONTEXT = Context(app=lambda request: None, limits=Limits(), heads=ResponseHeads())  # of requests that were passed on
 _RETRY_SECONDS = 30.0  # between attempts to serve a version
-_CALL_SECONDS = 3600.0  # a registration may download an archive
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -56,7 +50,7 @@ class Fronts:
         session: the cluster.
         pools: of this front.
         folder: for packed contents.
-        standing: what the session has learned when it joined.
+        standing: of this front, when it joined.
         former: models of its last run, in whose place it serves those of other fronts.
 
     Attributes:
@@ -77,8 +71,8 @@ class Fronts:
         self._revision = 0  # that this front serves
         self._expected = max(1, standing.revision)  # to be served at first
         self._registry: Registry | None = None
-        self._manage: Callable[[Request, list[str]], None] | None = None
         self._tasks = BackgroundTasks(log_error)
+        self._forwarding = Forwarding(session, self._tasks, self._wait_for, self._published)
         self._changed = asyncio.Event()
         self._applied = asyncio.Event()
         self._leader, self._directory = standing.leader, standing.directory
@@ -98,7 +92,7 @@ class Fronts:
             EngineError: the front that led has ended before it had published anything; this one, which has waited for
                 it, has to start again, and to load the models of its own configuration.
         """
-        self._registry, self._manage = registry, manage
+        self._registry = registry
         self._tasks.start(self._take_part())
         if not self.leads:
             await self._catch_up_first()
@@ -112,7 +106,7 @@ class Fronts:
                     )
         self._starting = False
         self._tasks.start(self._publish())
-        self._tasks.start(self._answer_calls())
+        self._tasks.start(self._forwarding.run_calls(manage))
 
     async def close(self) -> bool:
         """Stop taking part; return whether another front goes on."""
@@ -135,28 +129,11 @@ class Fronts:
         """Pass a request that changes something on to the leading front; return whether that is so."""
         if self.leads or request.method in SAFE_METHODS:
             return False
-        self._tasks.start(self._forward(request))
+        self._tasks.start(self._forwarding.forward(request))
         return True
 
-    async def _forward(self, request: Request) -> None:
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers]
-        call = Call(0, request.method, request.target, headers, request.body)
-        try:
-            answer: Answer | None = await self._session.directory.call.remote(call, _CALL_SECONDS)
-        except Exception as error:
-            answer = None
-            logs.SERVER.error("%s %s is not passed on: %s", request.method, request.path, error)
-        if answer is None:
-            message = "No other server of the cluster has answered; whether it has done this is not known."
-            request.respond_error(ApiError(503, "ServiceUnavailableException", message))
-            return
-        # The client sees here what it has changed.
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wait_for(answer.revision), 5 * ANNOUNCE_SECONDS)
-        request.respond(answer.status, answer.body, answer.content_type, answer.headers)
-
     @property
-    def _may_try_again(self) -> bool:
+    def _retry_due(self) -> bool:
         """Whether a version could not be served, and some time has passed since."""
         return any(time.monotonic() - at >= _RETRY_SECONDS for at in self._failed.values())
 
@@ -188,7 +165,7 @@ class Fronts:
                         self._lead()
                 elif (
                     not self.leads
-                    and (leader or standing.revision > self._revision or self._may_try_again)
+                    and (leader or standing.revision > self._revision or self._retry_due)
                     and (not self._following or self._following.done())
                 ):
                     # Beside this task: archives may take long to copy.
@@ -267,7 +244,7 @@ class Fronts:
         registry, pools = self._registry, self._pools
         assert registry
         revision, state = await self._session.directory.state.remote()
-        if revision < self._revision or (revision == self._revision and not self._may_try_again):
+        if revision < self._revision or (revision == self._revision and not self._retry_due):
             return
         for (name, version), shared in state.versions.items():
             if (entry := state.models.get(name, {}).get(version)) is None:
@@ -333,7 +310,7 @@ class Fronts:
             model = replace(SHARED, url=entry["marName"], name=name)
             registry.startup.failures[name] = StartupFailure(model, message)
             registry.on_change()
-            if content and pools.attach_no_more(name, version):
+            if content and pools.cancel_attach(name, version):
                 content.close()
             return
         self._failed.pop(shared.key, None)
@@ -343,89 +320,11 @@ class Fronts:
             registered.archive, size=shared.size, modified=shared.modified, digest=digest, url=registered.url
         )
 
-    async def _answer_calls(self) -> None:
-        """Answer requests that other fronts pass on."""
-        directory = self._session.directory
-        while True:
-            try:
-                call: Call | None = await directory.next_call.remote(self._session.front)
-                taken = call and await directory.take.remote(self._session.front, call.id)
-            except Exception:
-                await asyncio.sleep(ANNOUNCE_SECONDS)
-                continue
-            if call and taken:
-                self._tasks.start(self._answer(call))
-
-    async def _answer(self, call: Call) -> None:
-        assert self._manage
-        answered = asyncio.Event()
-        writer = _Collected()
-        fields = {name.lower(): value for name, value in reversed(call.headers)}
-        request = Request(
-            _CONTEXT,
-            writer,
-            lambda request: answered.set(),
-            "cluster",
-            call.method,
-            call.target,
-            call.headers,
-            fields,
-            http_1_0=False,
-        )
-        request.content = call.body
-        try:
-            segments = request.path.rstrip("/").split("/")[1:]
-            self._manage(request, segments)
-        except ApiError as error:
-            request.respond_error(error)
-        except Exception as error:
-            request.fail(error)
-        await answered.wait()
-        await self._published()
-        content_type = _CONTENT_TYPE.search(bytes(writer.head))
-        answer = Answer(
-            request.status,
-            content_type[1].decode("latin-1") if content_type else "",
-            list(request.response_headers),
-            bytes(writer.body),
-            self._revision,
-        )
-        await self._session.directory.answer.remote(call.id, answer)
-
-    async def _published(self) -> None:
-        """Wait until what has changed is published."""
+    async def _published(self) -> int:
+        """Wait until what has changed is published; return the revision."""
         while self.leads and (self._changed.is_set() or self._publishing):
             await asyncio.sleep(_PUBLISH_PAUSE_SECONDS)
-
-
-class _Collected:
-    """A `torchmar.server.http.request.ResponseWriter` that keeps what is sent."""
-
-    def __init__(self) -> None:
-        self.head, self.body = bytearray(), bytearray()
-
-    def write_response(self, head: bytes, length: int, body: bytes) -> None:
-        """Of `ResponseWriter`, as all of these."""
-        self.head += head
-        self.body += body
-
-    def write_head(self, head: bytes, *, close: bool = False) -> None:
-        """Keep it."""
-        self.head += head
-
-    def write(self, data: bytes) -> None:
-        """Keep it."""
-        self.body += data
-
-    def write_parts(self, parts: list[bytes]) -> None:
-        """Keep it."""
-        self.body += b"".join(parts)
-
-    async def drain(self) -> None:
-        """Return at once: nothing waits."""
-
-    def abort(self) -> None:
-        """Keep what there is."""
+        return self._revision
 
 
 def log_error(error: BaseException) -> None:

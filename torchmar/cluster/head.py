@@ -11,7 +11,7 @@ from torchmar.errors import EngineError
 from torchmar.server.telemetry import logs
 
 _LIMIT_VARIABLE, _LIMIT_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0  # Ray's, and its default
-_EARLIER_SECONDS = 5.0  # than that time, this process ends by itself; then, Ray ends it without a word
+_EARLIER_SECONDS = 5.0  # than that time, this process ends by itself; then, Ray ends it without a message
 _CHECK_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
 _PATIENCE_SECONDS = 2.0  # before it is a problem

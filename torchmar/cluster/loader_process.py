@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torchmar.cluster import log_lines
 from torchmar.cluster.node_loader import LoaderSpec, is_of_this_user
 from torchmar.errors import WorkerError
 from torchmar.server.background_tasks import BackgroundTasks
@@ -175,10 +176,7 @@ class _Forwarding(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Of `logging.Handler`."""
-        text = record.getMessage()
-        if record.exc_info:
-            text += f"\n{logging.Formatter().formatException(record.exc_info)}"
-        self._process.log(record.levelno, text)
+        self._process.log(record.levelno, log_lines.text_of(record))
 
 
 if __name__ == "__main__":

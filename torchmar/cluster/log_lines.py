@@ -50,10 +50,7 @@ class LogLines(logging.Handler):
             return
         if len(self._lines) == _CAPACITY:
             self._dropped += 1
-        text = record.getMessage()
-        if record.exc_info:
-            text += f"\n{logging.Formatter().formatException(record.exc_info)}"
-        self._lines.append(LogLine(worker, record.levelno, text))
+        self._lines.append(LogLine(worker, record.levelno, text_of(record)))
 
     def take(self) -> list[LogLine]:
         """Return the lines since the last call; the first says how many are missing."""
@@ -63,6 +60,12 @@ class LogLines(logging.Handler):
         if dropped:
             lines.insert(0, LogLine(False, logging.WARNING, f"{dropped} lines of its log are missing"))
         return lines
+
+
+def text_of(record: logging.LogRecord) -> str:
+    """Return the message of a log record, with its traceback if there is one."""
+    text = record.getMessage()
+    return f"{text}\n{logging.Formatter().formatException(record.exc_info)}" if record.exc_info else text
 
 
 def write(line: LogLine, replica: str, node: str, name: str, version: str) -> None:

@@ -19,11 +19,11 @@ import torchmar
 from torchmar.archive import Archive
 from torchmar.cluster import node_loader
 from torchmar.cluster.autoscaling import DEMAND
-from torchmar.cluster.contents import reader
+from torchmar.cluster.content_reader import reader
 from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
 from torchmar.cluster.listener import Listener
 from torchmar.cluster.log_lines import LogLines
-from torchmar.cluster.node_archives import NodeContent, PackedContent, fetch
+from torchmar.cluster.node_contents import NodeContent, PackedContent, fetch
 from torchmar.cluster.node_loader import LoaderSpec, NodeLoader
 from torchmar.errors import EngineError, TorchmarError
 from torchmar.server.models import venvs

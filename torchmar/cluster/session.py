@@ -22,10 +22,10 @@ from urllib.parse import quote
 import torchmar
 from torchmar.cluster.autoscaling import POLICY
 from torchmar.cluster.capacity import Resources
-from torchmar.cluster.contents import ContentReader, reader
+from torchmar.cluster.content_reader import ContentReader, reader
 from torchmar.cluster.directory import Directory, ReplicaState, Standing
 from torchmar.cluster.head import Head
-from torchmar.cluster.node_archives import PackedContent
+from torchmar.cluster.node_contents import PackedContent
 from torchmar.cluster.processes import group_name
 from torchmar.cluster.replica import Replica, ReplicaSpec
 from torchmar.errors import EngineError

@@ -14,15 +14,13 @@ from typing import Any
 import yaml
 
 from torchmar import manifest
-from torchmar.archive import Archive, digests
+from torchmar.archive import Archive, digests, file_digest
 from torchmar.checks.admission import admit
 from torchmar.checks.finding import Code, matches
 from torchmar.errors import ArchiveError, ManifestError
 from torchmar.manifest import Manifest, Model
 from torchmar.recipe import Runtime
 from torchmar.server.telemetry import logs
-
-_CHUNK = 1 << 20
 
 Stamp = tuple[int, int, int, int]
 """Inode, size, and times of the last changes of a file: another content has another stamp."""
@@ -117,7 +115,7 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
             key = archive.digest
         else:
             # Without the comparison, the archive's own list of digests proves nothing.
-            key = _file_digest(path)
+            key = file_digest.of(path)
     return ArchiveMetadata(
         path=path,
         stamp=stamp_before,
@@ -131,14 +129,6 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
 
 def _folder_key(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _manifest(archive: Archive) -> Manifest:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torchmar import file_lock
 from torchmar.errors import WorkerError
 
 VARIABLE = "TORCHMAR_VENV_FOLDER"
@@ -182,25 +183,10 @@ def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:
 
 def _acquire(lock: Path, kind: int) -> int:
     """Return the descriptor of a lock file, which is locked."""
-    while True:
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            # Of another user, or on a file system that is read-only; it can be used all the same.
-            try:
-                descriptor = os.open(lock, os.O_RDONLY)
-            except OSError:
-                raise _unwritable(lock.parent, error) from None
-        try:
-            fcntl.flock(descriptor, kind)
-            if os.path.samestat(os.fstat(descriptor), lock.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # it was removed with its environment, and does not lock the next one
+    try:
+        return file_lock.acquire(lock, kind)
+    except OSError as error:
+        raise _unwritable(lock.parent, error) from None
 
 
 def _is_held(folder: Path) -> bool:

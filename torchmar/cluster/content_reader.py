@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torchmar.cluster import node_archives
+from torchmar.cluster import node_contents
 from torchmar.errors import ArchiveError
 
 
@@ -15,7 +15,7 @@ class ContentReader:
 
     def read(self, path: str, offset: int) -> bytes:
         """Return a chunk of a packed content."""
-        return node_archives.read_at(Path(path), offset)
+        return node_contents.read_at(Path(path), offset)
 
 
 def reader(directory: Any, digest: str) -> Callable[[int], bytes]:

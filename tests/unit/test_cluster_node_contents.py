@@ -1,4 +1,4 @@
-"""torchmar.cluster.node_archives: contents are copied to a node once, compared, and removed with their last user."""
+"""torchmar.cluster.node_contents: contents are copied to a node once, compared, and removed with their last user."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from torchmar.cluster import node_archives
-from torchmar.cluster.node_archives import PackedContent, fetch, pack
+from torchmar.cluster import node_contents
+from torchmar.cluster.node_contents import PackedContent, fetch, pack
 from torchmar.errors import ArchiveError
 
 ELSEWHERE = "/on/another/machine"  # so that bytes are read from there
@@ -30,7 +30,7 @@ def packed(tmp_path: Path) -> PackedContent:
 def reading(packed: PackedContent, offsets: list[int]) -> Callable[[int], bytes]:
     def read(offset: int) -> bytes:
         offsets.append(offset)
-        return node_archives.read_at(Path(packed.path), offset)
+        return node_contents.read_at(Path(packed.path), offset)
 
     return read
 
@@ -38,7 +38,7 @@ def reading(packed: PackedContent, offsets: list[int]) -> Callable[[int], bytes]
 def test_a_content_is_copied_once_for_all_users_and_removed_with_the_last(
     tmp_path: Path, packed: PackedContent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_archives, "CHUNK", 4096)
+    monkeypatch.setattr(node_contents, "CHUNK", 4096)
     offsets: list[int] = []
     elsewhere = replace(packed, path=ELSEWHERE)
     first = fetch(elsewhere, reading(packed, offsets), tmp_path / "node")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -21,7 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torchmar import atomic
+from torchmar import atomic, file_lock
+from torchmar.archive import file_digest
 from torchmar.archive.built_archive import show_size
 from torchmar.errors import ArchiveError
 
@@ -90,7 +90,7 @@ def pack(folder: Path, packages: Path | None, target: Path) -> PackedContent:
             packed.add(folder, _CONTENT)
             if packages:
                 packed.add(packages, _PACKAGES)
-        digest = _digest(part)
+        digest = file_digest.of(part)
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -162,7 +162,7 @@ def _remove_unused(root: Path, packed: PackedContent) -> None:
         if place.name == packed.digest:
             continue
         with contextlib.suppress(OSError):  # it is used
-            descriptor = _acquire(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = file_lock.acquire(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(place, ignore_errors=True)
             _part_of(place).unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
@@ -176,13 +176,13 @@ def _share(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> 
     """
     lock = _lock_of(place)
     while True:
-        descriptor = _acquire(lock, fcntl.LOCK_SH)
+        descriptor = file_lock.acquire(lock, fcntl.LOCK_SH)
         if _is_whole(place):
             return descriptor
         complete = (place / _COMPLETE).exists()
         os.close(descriptor)
         try:
-            descriptor = _acquire(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if complete else 0))
+            descriptor = file_lock.acquire(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if complete else 0))
         except BlockingIOError:
             return None
         try:
@@ -241,7 +241,7 @@ def _check_room(packed: PackedContent, folder: Path) -> None:
 def _is_here(packed: PackedContent) -> bool:
     """Return whether this node can read the file that was packed."""
     file = Path(packed.path)
-    return file.is_file() and file.stat().st_size == packed.size and _digest(file) == packed.digest
+    return file.is_file() and file.stat().st_size == packed.size and file_digest.of(file) == packed.digest
 
 
 def _write(packed: PackedContent, read: Callable[[int], bytes], file: Path) -> None:
@@ -253,7 +253,7 @@ def _write(packed: PackedContent, read: Callable[[int], bytes], file: Path) -> N
         with file.open("wb") as stream:
             for chunk in _chunks(packed, read):
                 stream.write(chunk)
-    if (digest := _digest(file)) != packed.digest:
+    if (digest := file_digest.of(file)) != packed.digest:
         raise ArchiveError(f"a content arrived with SHA-256 {digest}, not {packed.digest}")
 
 
@@ -267,37 +267,9 @@ def _chunks(packed: PackedContent, read: Callable[[int], bytes]) -> Iterator[byt
         offset += len(chunk)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _lock_of(place: Path) -> Path:
     return place.with_name(f"{place.name}.lock")
 
 
 def _part_of(place: Path) -> Path:
     return place.with_name(f".{place.name}.part")
-
-
-def _acquire(lock: Path, kind: int) -> int:
-    """Return the descriptor of a locked file; a lock file that was removed meanwhile is made again.
-
-    Raises:
-        BlockingIOError: others have it, and ``kind`` has LOCK_NB.
-    """
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, kind)
-            if os.path.samestat(os.fstat(descriptor), lock.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
