@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.support.command import run_module
 from tests.support.waiting import until
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.server_records import ServerRecord
 
 Make = Callable[..., Path]
-COMMAND = [sys.executable, "-m", "torchmar.cli.tensorflow_serving_flags"]
+MODULE = "torchmar.cli.tensorflow_serving_flags"
+COMMAND = [sys.executable, "-m", MODULE]
 HANDLER = "def handle(rows, context):\n    return rows and [{'predictions': [VERSION]} for _ in rows]\n"
 CONFIG = """
 model_config_list {
@@ -143,7 +145,7 @@ def test_wrong_flags_are_rejected_before_anything_starts(
     (tmp_path / "bad.config").write_text("model_config_list {")
     (tmp_path / "empty.config").write_text("")
     (tmp_path / "nameless.config").write_text('model_config_list { config { base_path: "x" } }')
-    ran = subprocess.run([*COMMAND, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    ran = run_module(MODULE, *flags, cwd=tmp_path)
     assert ran.returncode == code
     assert message in " ".join(ran.stderr.split())
     assert not (tmp_path / ".torchmar").exists()

@@ -17,13 +17,15 @@ from requests.adapters import HTTPAdapter
 from ts.arg_parser import ArgParser
 from urllib3 import Retry
 
+from tests.support.command import run_module
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from torchmar import properties
 from torchmar.cli import torchserve_flags
 from torchmar.engines.server_records import ServerRecord
 
-COMMAND = [sys.executable, "-m", "torchmar.cli.torchserve_flags"]
+MODULE = "torchmar.cli.torchserve_flags"
+COMMAND = [sys.executable, "-m", MODULE]
 
 
 class Shell:
@@ -38,14 +40,7 @@ class Shell:
         self.environment.pop("TS_CONFIG_FILE", None)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return run_module(MODULE, *arguments, cwd=self.folder, environment={**self.environment, **environment})
 
     def start(self, *arguments: str, **environment: str) -> str:
         """Start a server in the background; return what the command prints."""
@@ -119,7 +114,7 @@ def test_a_server_starts_in_the_background_and_is_stopped(shell: Shell, make: Ca
     assert "torchmar-serve --stop" in again.stderr
     elsewhere = shell.folder / "elsewhere"
     elsewhere.mkdir()
-    stopped = subprocess.run([*COMMAND, "--stop"], cwd=elsewhere, env=shell.environment, capture_output=True, text=True)
+    stopped = run_module(MODULE, "--stop", cwd=elsewhere, environment=shell.environment)
     assert (stopped.returncode, stopped.stdout) == (0, "TorchServe has stopped.\n")
     assert ServerRecord.find(shell.folder / ".torchmar") is None
     assert not list(shell.folder.glob("key_file.json"))
@@ -275,7 +270,7 @@ def test_a_server_that_has_the_number_of_an_earlier_one_is_not_stopped(shell: Sh
     os.utime(file, (0, 0))
     elsewhere = shell.folder / "elsewhere"
     elsewhere.mkdir()
-    stopped = subprocess.run([*COMMAND, "--stop"], cwd=elsewhere, env=shell.environment, capture_output=True, text=True)
+    stopped = run_module(MODULE, "--stop", cwd=elsewhere, environment=shell.environment)
     assert stopped.stdout == "TorchServe is not currently running.\n"
     assert ServerRecord.find(shell.folder / ".torchmar")
     assert shell.run("--stop").stdout == "TorchServe has stopped.\n"

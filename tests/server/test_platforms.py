@@ -21,7 +21,7 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from tests.support.command import torchmar
+from tests.support.command import run_module, torchmar
 from tests.support.waiting import until
 from torchmar.cli.app import app_for
 from torchmar.engines.addresses import free_ports
@@ -373,14 +373,7 @@ def test_a_wrong_environment_is_one_error(
 
 
 def test_a_variable_of_a_platform_suggests_it_and_changes_nothing(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "torchmar", "serve"],
-        cwd=tmp_path,
-        env={**os.environ, "AIP_HTTP_PORT": "8080"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ran = run_module("torchmar", "serve", cwd=tmp_path, environment={**os.environ, "AIP_HTTP_PORT": "8080"})
     assert ran.returncode == 1 and "model_store is not a folder" in ran.stderr
     assert "AIP_HTTP_PORT is set, and has no effect without --platform vertex" in ran.stderr
 

@@ -19,12 +19,13 @@ from tests.support.preloaded.client import process
 
 
 def run_command(
-    arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout: float
+    module: str, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str] | None:
-    """Return the result of ``python -m torchmar``; None: it must be started.
+    """Return the result of ``python -m MODULE``; None: it must be started.
 
     Args:
-        arguments: those of the command, after ``torchmar``.
+        module: the command.
+        arguments: those of the command, after its name.
         cwd: its working folder.
         environment: its variables.
         timeout: seconds after which it is killed.
@@ -35,7 +36,7 @@ def run_command(
     server = environment.get(VARIABLES["commands"])
     if not server:
         return None
-    words = ["-m", "torchmar", *arguments]
+    words = ["-m", module, *arguments]
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         connection.settimeout(timeout)
