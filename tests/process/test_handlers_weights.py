@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import platform
 import re
 import signal
 import subprocess
@@ -27,7 +28,7 @@ onnx_package = pytest.importorskip("onnx")
 
 from tests.support.paths import ROOT  # noqa: E402
 from torchmar_handlers import weights  # noqa: E402
-from torchmar_handlers.weights import LoadError, onnx_runtime, openvino_ir  # noqa: E402
+from torchmar_handlers.weights import LoadError, machine, onnx_runtime, openvino_ir  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -631,6 +632,22 @@ def test_aotinductor_rejects_inputs_that_it_would_misread(load: Callable[..., An
     assert weights.fixed_rows(model) == 2
     with pytest.raises(ValueError, match=r"takes \(2, 3, 8, 8\)"):
         model(images(5))
+
+
+def test_aotinductor_loads_without_a_compiler_and_names_missing_instructions(
+    load: Callable[..., Any], compiled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Torch finds the instructions of a processor by a dozen runs of a compiler, which servers need not have."""
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    before = valid_vec_isa_list.cache_info()
+    load("any.pt2", folder=compiled)
+    assert valid_vec_isa_list.cache_info() == before
+    assert not caplog.records
+    monkeypatch.setenv(machine.MASK, "avx2 avx512f")
+    load("any.pt2", folder=compiled)
+    if platform.machine() == "x86_64":
+        assert "and this processor has no avx" in caplog.text
 
 
 def edited(source: Path, target: Path, pattern: str, old: str, new: str) -> None:

@@ -62,7 +62,7 @@ class Use:
 
     Attributes:
         seconds: the time between the readings.
-        client_cores: the cores that this process used on average.
+        client_cores: the cores that this process used on average, with its child processes if they were read.
         server_cores: those of the server; None if its process is not known.
         other_cores: those of all others; None if the server's share is unknown.
     """
@@ -79,13 +79,15 @@ class Reading:
     Args:
         server: the server's processes; None: they are not known.
         local: whether the server runs on this machine.
+        children: whether what child processes of this one compute is its own use, such as that of a compiler which it
+            starts; they must not be the server.
     """
 
-    def __init__(self, server: Sequence[psutil.Process] | None, local: bool) -> None:
+    def __init__(self, server: Sequence[psutil.Process] | None, local: bool, *, children: bool = False) -> None:
         self._known = server is not None or not local
         self._times = None if server is None else _times(server)
         self._busy = _busy_seconds()
-        self._client = time.process_time()
+        self._client = time.process_time() + (_children_seconds() if children else 0.0)
         self._at = time.perf_counter()
 
     def add(self, server: Sequence[psutil.Process]) -> None:
@@ -116,6 +118,18 @@ def _busy_seconds() -> float:
     per_core = psutil.cpu_times(percpu=True)
     chosen = [per_core[number] for number in cores() if number < len(per_core)]
     return sum(times.user + times.system + getattr(times, "nice", 0) + getattr(times, "steal", 0) for times in chosen)
+
+
+def _children_seconds() -> float:
+    """Return the CPU seconds of all child processes of this one and of theirs, living and ended."""
+    ended = os.times()
+    seconds = ended.children_user + ended.children_system
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            spent = process.cpu_times()
+            # Of its ended children, too, which macOS and Windows do not count.
+            seconds += spent.user + spent.system + spent.children_user + spent.children_system
+    return seconds
 
 
 def _times(processes: Sequence[psutil.Process]) -> dict[psutil.Process, float]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from torchmar_handlers.weights import machine
 from torchmar_handlers.weights.exported_model import ExportedModel, Input, signature
 from torchmar_handlers.weights.load_error import LoadError, summary
+
+logger = logging.getLogger(__name__)
+
+# Flags of /proc/cpuinfo by the names that packages have for instructions of the processor that they were compiled on.
+_FLAGS = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_tile"}
 
 
 class Compiled(ExportedModel):
@@ -53,16 +61,26 @@ def load(path: Path, device: torch.device) -> Compiled:
     Raises:
         LoadError: it is damaged, or made for another kind of device, processor or torch.
     """
-    kind, source = _read(path)
+    kind, instructions, source = _read(path)
     if kind and kind != device.type:
         raise LoadError(
             f"{path.name} was compiled for {kind}, and this worker runs on {device.type}: compile it for "
             f"{device.type}, or set deviceType: {'gpu' if kind == 'cuda' else kind} in model-config.yaml"
         )
-    try:
-        model = torch._inductor.aoti_load_package(
-            str(path), device_index=-1 if device.type == "cpu" else device.index or 0
+    if device.type == "cpu" and (
+        lack := machine.missing([_FLAGS[name] for name in instructions.split() if name in _FLAGS], device)
+    ):
+        logger.warning(
+            "%s was compiled for a processor with %s, and %s: if the worker crashes, compile it again on this machine",
+            path.name,
+            instructions,
+            lack,
         )
+    try:
+        with _without_compiler():
+            model = torch._inductor.aoti_load_package(
+                str(path), device_index=-1 if device.type == "cpu" else device.index or 0
+            )
     except Exception as error:
         raise LoadError(
             f"{path.name} is an AOTInductor package that torch {torch.__version__} cannot load: compile it again "
@@ -106,17 +124,42 @@ def _contiguous(value: Any, channels_last: bool = False) -> Any:
     return value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _read(path: Path) -> tuple[str, str]:
-    """Return the kind of device that a package was compiled for, and its C++ source; empty where it lacks them."""
-    kind = source = ""
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Leave out torch's comparison of the processor with that of the compilation, which only logs a difference.
+
+    To find this processor's instructions, torch compiles a program for each set of them: 18 seconds of CPU unless a
+    cache has the results, and a C++ compiler that only this needs.
+    """
+    from torch._inductor import codecache
+
+    # Of torch's before 2.6 there is none.
+    original = getattr(codecache, "get_device_information", None)
+    if original is not None:
+        codecache.get_device_information = lambda device_type: {}
+    try:
+        yield
+    finally:
+        if original is not None:
+            codecache.get_device_information = original
+
+
+def _read(path: Path) -> tuple[str, str, str]:
+    """Return the kind of device and the instructions that a package was compiled for, and its C++ source.
+
+    Each is empty where it is not in the package.
+    """
+    kind = instructions = source = ""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith("_metadata.json"):
-                kind = json.loads(archive.read(name)).get("AOTI_DEVICE_KEY", kind)
+                metadata = json.loads(archive.read(name))
+                kind = metadata.get("AOTI_DEVICE_KEY", kind)
+                instructions = metadata.get("AOTI_CPU_ISA", instructions)
             elif name.endswith(".cpp"):
                 text = archive.read(name).decode("utf-8", "replace")
                 source = text if "check_input_0" in text else source
-    return kind, source
+    return kind, instructions, source
 
 
 def _checks(source: str) -> list[tuple[Input, bool]]:

@@ -48,7 +48,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     inputs = [each for each in captured.load(Path(job["inputs"])) if each.name in names]
     device = source.device_of(weights)
     gc.collect()
-    process, use = psutil.Process(), machine_use.Reading(None, local=False)
+    # Compilers are child processes: that of torch.compile, and that with which AOTInductor looks at the processor.
+    process, use = psutil.Process(), machine_use.Reading(None, local=False, children=True)
     before = process.memory_full_info().uss
     started = time.perf_counter()
     model = source.model_of(weights)
@@ -76,7 +77,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
         "load_seconds": load_seconds,
         "memory": max(0, process.memory_full_info().uss - before),
         "times": times,
-        "others": use.use_until(machine_use.Reading(None, local=False)).other_cores or 0.0,
+        "others": use.use_until(machine_use.Reading(None, local=False, children=True)).other_cores or 0.0,
         "outputs": [name for name, _ in source.flat(first)],
         "differentiable": handlers_weights.differentiable(model),
     }
