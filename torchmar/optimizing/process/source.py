@@ -152,21 +152,11 @@ def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured)
     They are those that the weights declare as free; else those in which inputs differ, and those in which the module
     takes other sizes, since requests may have them although the recorded ones have not.
     """
+    declared = _declared_sizes(source, example)
+    if declared is not None:
+        return declared
     tensors = example.tensors or ()
-    from torchmar_handlers import weights as handlers_weights
-
-    declared = {
-        known.name or str(place): known.shape for place, known in enumerate(handlers_weights.inputs(source.module))
-    }
-    names = source.names_of(example)
-    shapes = [declared.get(name, declared.get(str(place))) for place, name in enumerate(names)]
-    if all(shape is not None and len(shape) == tensor.dim() for shape, tensor in zip(shapes, tensors, strict=True)):
-        return tuple(frozenset(axis for axis, size in enumerate(shape or ()) if size is None) for shape in shapes)
-    free: list[set[int]] = [{0} for _ in tensors]
-    for place, column in enumerate(zip(*(each.tensors or () for each in inputs), strict=True)):
-        for axis in range(1, tensors[place].dim()):
-            if len({value.shape[axis] for value in column}) > 1:
-                free[place].add(axis)
+    free = [{0, *axes} for axes in _differing_sizes(inputs, tensors)]
     for axis in range(1, max((tensor.dim() for tensor in tensors), default=0)):
         for size in {tensor.shape[axis] for tensor in tensors if tensor.dim() > axis}:
             places = [
@@ -178,6 +168,32 @@ def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured)
                 for place in places:
                     free[place].add(axis)
     return tuple(map(frozenset, free))
+
+
+def _declared_sizes(source: Source, example: Captured) -> tuple[frozenset[int], ...] | None:
+    """Return of each tensor the dimensions that the weights declare as free; None: they do not declare all."""
+    from torchmar_handlers import weights as handlers_weights
+
+    tensors = example.tensors or ()
+    declared = {
+        known.name or str(place): known.shape for place, known in enumerate(handlers_weights.inputs(source.module))
+    }
+    names = source.names_of(example)
+    shapes = [declared.get(name, declared.get(str(place))) for place, name in enumerate(names)]
+    if any(shape is None or len(shape) != tensor.dim() for shape, tensor in zip(shapes, tensors, strict=True)):
+        return None
+    return tuple(frozenset(axis for axis, size in enumerate(shape or ()) if size is None) for shape in shapes)
+
+
+def _differing_sizes(inputs: Sequence[Captured], tensors: Sequence[torch.Tensor]) -> list[set[int]]:
+    """Return of each tensor the dimensions, except that of the batch, in which inputs differ."""
+    columns = zip(*(each.tensors or () for each in inputs), strict=True)
+    differing: list[set[int]] = [set() for _ in tensors]
+    for place, column in enumerate(columns):
+        differing[place] = {
+            axis for axis in range(1, tensors[place].dim()) if len({value.shape[axis] for value in column}) > 1
+        }
+    return differing
 
 
 def other_sizes(source: Source, inputs: Sequence[Captured]) -> Iterator[Captured]:
