@@ -1,0 +1,1 @@
+"""Arrays of requests and answers, for models of tensors."""

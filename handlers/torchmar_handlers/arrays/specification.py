@@ -1,0 +1,108 @@
+"""The inputs of a model, as it declares them or the options of the handler do, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torchmar_handlers import weights
+from torchmar_handlers.common.options import OptionError
+from torchmar_handlers.weights import Input
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    )
+}
+
+
+def declared(model: torch.nn.Module) -> list[Input]:
+    """Return the inputs that a model declares, without the dimension of the batch."""
+    known = weights.inputs(model)
+    return [
+        Input(
+            tensor.name or (f"input_{place}" if len(known) > 1 else ""),
+            tensor.dtype,
+            tensor.shape[1:] if tensor.shape else None,
+        )
+        for place, tensor in enumerate(known)
+    ]
+
+
+def of_option(given: Any, known: Sequence[Input]) -> list[Input]:
+    """Return the inputs of an instance: those of the option ``inputs``, else those that the model declares.
+
+    Raises:
+        OptionError: the option is wrong, or names inputs that the model does not have.
+    """
+    if given is None:
+        return list(known) or [Input()]
+    if not isinstance(given, list) or not given:
+        raise OptionError("inputs", "a list of inputs is expected, each with name, dtype and shape")
+    inputs: dict[str, Input] = {}
+    for position, entry in enumerate(given):
+        read = _entry(position, entry)
+        if read.name in inputs:
+            raise OptionError("inputs", f"two are called {read.name!r}")
+        inputs[read.name] = read
+    names = [entry.name for entry in known if entry.name]
+    unknown = [name for name in inputs if name not in names]
+    # All of them may be called anew, in the model's order; if only some are, they are probably misspelt.
+    if names and unknown and (len(unknown) < len(inputs) or len(inputs) > len(names)):
+        raise OptionError("inputs", f"the model has no input {unknown[0]!r}; it has {', '.join(names)}")
+    return list(inputs.values())
+
+
+def _entry(position: int, entry: Any) -> Input:
+    """Return the input that an item of the option describes."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"]:
+        raise OptionError("inputs", f"item {position} is not an object with a name")
+    name, dtype, shape = entry["name"], entry.get("dtype", "float32"), entry.get("shape")
+    if extra := [key for key in entry if key not in ("name", "dtype", "shape")]:
+        raise OptionError("inputs", f"{name}: there is no {extra[0]!r}; there are name, dtype, shape")
+    if dtype not in _DTYPES:
+        raise OptionError("inputs", f"{name}: dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+    sizes = shape if isinstance(shape, list) else []
+    if (shape is not None and not isinstance(shape, list)) or not all(
+        size is None or (type(size) is int and size >= 0) for size in sizes
+    ):
+        raise OptionError("inputs", f"{name}: shape {shape!r} is not a list of sizes, null for any")
+    return Input(name, _DTYPES[dtype], None if shape is None else tuple(shape))
+
+
+def output_names(given: Any) -> tuple[str, ...]:
+    """Return the names of the option ``outputs``; empty: it is not set.
+
+    Raises:
+        OptionError: it is no list of names.
+    """
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
+        raise OptionError("outputs", f"{given!r} is not a list of names")
+    return tuple(given)
+
+
+def called(spec: Input) -> str:
+    """Return what an error calls an input."""
+    return f"the input {spec.name!r}" if spec.name else "the input"
+
+
+def described(spec: Input) -> str:
+    """Return what an input takes, in words."""
+    dtype = str(spec.dtype).removeprefix("torch.") if spec.dtype else "numbers"
+    shape = (
+        "" if spec.shape is None else f" of the shape [{', '.join('*' if s is None else str(s) for s in spec.shape)}]"
+    )
+    return f"{spec.name}: {dtype}{shape}" if spec.name else f"{dtype}{shape}"
