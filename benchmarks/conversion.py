@@ -29,8 +29,8 @@ from harness.rounds import in_turn, interval
 from torch import nn
 from torch.nn import functional
 
-from torchmar import conversion
 from torchmar.cli.terminal import show_table, table
+from torchmar.conversion import converting
 from torchmar.recipe import Recipe
 from torchmar_handlers.weights import exported
 
@@ -115,7 +115,7 @@ def main() -> int:
             values = np.load(folder / f"{net}.npz")
             written = build([values[key] for key in values.files])
             made = Recipe(name=net, version="1", handler=handler, weights=f"{net}.keras")
-            converted = conversion.convert(made, folder)
+            converted = converting.convert(made, folder)
             assert converted is not None
             program = exported.load(converted.file, torch.device("cpu"))
             for rows in options.rows:

@@ -19,7 +19,8 @@ import torch
 from tests.support import keras_models
 from tests.support.environments import environment_without
 from tests.support.paths import ROOT
-from torchmar import archive, checks, conversion, recipe, sample_check, scaffolding
+from torchmar import archive, checks, recipe, sample_check, scaffolding
+from torchmar.conversion import converting
 from torchmar.errors import ArchiveError
 from torchmar.exchange import Request
 from torchmar.worker import Worker
@@ -108,7 +109,7 @@ def test_a_table_classifier_has_the_probability_that_the_sigmoid_of_the_model_ma
 ) -> None:
     folder = lay_down(tmp_path / "made", models / "table.keras", "torchmar_handlers.tabular_classifier")
     known = np.load(models / "table.keras.npz")
-    converted = conversion.convert(*recipe.read(folder))
+    converted = converting.convert(*recipe.read(folder))
     assert converted is not None
     assert "without its last sigmoid, which the handler computes" in converted.notes
     program = torch.export.load(converted.file).module()
@@ -118,7 +119,7 @@ def test_a_table_classifier_has_the_probability_that_the_sigmoid_of_the_model_ma
 
 
 def test_the_program_is_what_one_writes_in_torch(models: Path, tmp_path: Path) -> None:
-    converted = conversion.convert(*recipe.read(lay_down(tmp_path / "made", models / "pictures.keras")))
+    converted = converting.convert(*recipe.read(lay_down(tmp_path / "made", models / "pictures.keras")))
     assert converted is not None
     program = torch.export.load(converted.file)
     names = [str(node.target).split(".")[1] for node in program.graph.nodes if node.op == "call_function"]
@@ -215,7 +216,7 @@ def test_what_cannot_be_converted_is_rejected_with_the_reason(
 
 
 def test_what_has_one_answer_for_a_batch_gets_one_row_at_a_time(models: Path, tmp_path: Path) -> None:
-    converted = conversion.convert(*recipe.read(lay_down(tmp_path / "made", models / "per_batch.keras")))
+    converted = converting.convert(*recipe.read(lay_down(tmp_path / "made", models / "per_batch.keras")))
     assert converted is not None
     assert converted.notes == ("for one row at a time",)
 

@@ -19,8 +19,8 @@ from tests import oracles
 from tests.support import tensorflow_models
 from tests.support.environments import environment_without
 from tests.support.paths import ROOT
-from torchmar import archive, checks, conversion, recipe, sample_check, scaffolding
-from torchmar.conversion import tflite_signature
+from torchmar import archive, checks, recipe, sample_check, scaffolding
+from torchmar.conversion import converting, tflite_signature
 from torchmar.errors import ArchiveError, RecipeError
 from torchmar.exchange import Request
 from torchmar.worker import Worker
@@ -135,20 +135,20 @@ def test_answers_are_compared_with_tensorflows_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = lay_down(tmp_path / "made", "named", samples=[{"json": {"image": [[[1.0]] * 8] * 8, "temperature": [0]}}])
-    without = conversion.convert(*recipe.read(folder))
+    without = converting.convert(*recipe.read(folder))
     assert without is not None
     assert without.notes == ("not compared with TensorFlow (tensorflow is not installed)",)
     python = oracles.python_of("tensorflow")
     (packages,) = python.parent.parent.glob("lib/python*/site-packages")
     monkeypatch.setenv("PYTHONPATH", str(packages))
     monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
-    compared = conversion.convert(*recipe.read(folder))
+    compared = converting.convert(*recipe.read(folder))
     assert compared is not None
     assert compared.notes[0].startswith("compared with TensorFlow 2.")
     assert (compared.random, compared.samples) == (2, 1)  # the sample divides by zero, as in TensorFlow
     assert 0 < compared.difference < 1e-5
     assert [file.read_bytes() for file in compared.files] == [file.read_bytes() for file in without.files]
-    lite = conversion.convert(*recipe.read(lay_down(tmp_path / "lite", "digits_int8.tflite")))
+    lite = converting.convert(*recipe.read(lay_down(tmp_path / "lite", "digits_int8.tflite")))
     assert lite is not None
     assert lite.notes[0].startswith("compared with TensorFlow Lite 2.")
     assert any("quantised" in note for note in lite.notes)

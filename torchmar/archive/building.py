@@ -65,9 +65,10 @@ def build(
         return known
     file = _file(recipe_path)
 
-    from torchmar import conversion, recipe
+    from torchmar import recipe
     from torchmar.archive import copying, packing
     from torchmar.archive.collecting import collect_members
+    from torchmar.conversion import converting
 
     # What is noted of a file is from before it was read: a change since then must show.
     before = build_cache.stats([file]) if file.exists() else {}
@@ -77,7 +78,7 @@ def build(
     if read.weights:
         source = folder / read.weights
         before |= build_cache.stats([source, *(source.rglob("*") if source.is_dir() else ())])
-    converted = conversion.convert(read, folder)
+    converted = converting.convert(read, folder)
     members = collect_members(read, folder, converted)
     sources = {path: source for path, source in members.items() if not converted or source not in converted.files}
     before = build_cache.stats(_inputs(read, folder, sources)) | before

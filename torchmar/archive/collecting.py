@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from torchmar import conversion, manifest
+from torchmar import manifest
 from torchmar.archive import runtime as runtimes
 from torchmar.archive.copying import ArchiveSlice, MemberContent
-from torchmar.conversion import Conversion
+from torchmar.conversion import converting
+from torchmar.conversion.converting import Conversion
 from torchmar.errors import ArchiveError
 from torchmar.handler_names import CARRIED_PACKAGE, carried_folder
 from torchmar.recipe import Recipe, Runtime
@@ -36,7 +37,7 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     Raises:
         ArchiveError: two sources would land on one path, or a file cannot be used or converted.
     """
-    converted = converted or conversion.convert(recipe, folder)
+    converted = converted or converting.convert(recipe, folder)
     members: dict[str, MemberContent] = {}
     module, _, function = recipe.handler.partition(":")
     handler = PurePosixPath(module).name

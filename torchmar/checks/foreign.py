@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchmar import conversion
+from torchmar.conversion import model_formats
 
 _HANDLER = "or load it in a handler of your own, with its framework in the requirements"
 _NAMED = "in a recipe with one of torchmar's handlers, and torchmar build will convert it"
@@ -21,7 +21,7 @@ _SIGNATURES = (
     (4, b"TFL3", "a TensorFlow Lite model", _LITE_REMEDY),
     (0, b"ftrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     (0, b"ptrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
-    (0, conversion.HDF5, "an HDF5 file, as Keras saves models and weights", _CONVERTED),
+    (0, model_formats.HDF5, "an HDF5 file, as Keras saves models and weights", _CONVERTED),
 )
 _SUFFIXES = {
     ".pb": ("a TensorFlow graph", _GRAPH_REMEDY),

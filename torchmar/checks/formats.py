@@ -12,10 +12,10 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import IO
 
-from torchmar import conversion
 from torchmar.checks import foreign
 from torchmar.checks.pickled_files import ZIP, is_tar, open_entry, open_zip
 from torchmar.checks.pickles import BROKEN, Budget, scan, shown
+from torchmar.conversion import model_formats
 
 _DOWNLOAD = "download it again: what was saved is a login or an error page"
 
@@ -196,7 +196,7 @@ def _zip_of(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> We
         return Weights(Format.TORCHSCRIPT, too_new=too_new)
     if "data.pkl" in entries:
         return Weights(Format.SAVED, too_new=too_new)
-    if {entry.filename for entry in archive.infolist()} >= conversion.KERAS_ENTRIES:
+    if {entry.filename for entry in archive.infolist()} >= model_formats.KERAS_ENTRIES:
         return Weights(Format.OTHER, foreign.KERAS[0], remedy=foreign.KERAS[1])
     return Weights(Format.ZIP)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from torchmar import conversion
 from torchmar.checks.formats import Format, identify
+from torchmar.conversion import model_formats
 from torchmar.errors import TorchmarError
 from torchmar.manifest import NAME_PATTERN
 from torchmar.recipe import FILE_NAME
@@ -76,7 +76,7 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
         files = custom(name)
         write(folder, files)
         return Created(folder, tuple(sorted(files)), "custom")
-    converted = conversion.is_keras(weights) or conversion.is_tensorflow(weights)
+    converted = model_formats.is_keras(weights) or model_formats.is_tensorflow(weights)
     if weights.is_dir() and not converted:
         raise TorchmarError(f"{weights} is a folder, and no SavedModel", hint="name the file that the model is in")
     external = () if converted else _check(weights)

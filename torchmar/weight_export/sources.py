@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchmar import conversion, manifest, recipe
+from torchmar import manifest, recipe
 from torchmar.archive import Archive, collect_members, pack_folder
+from torchmar.conversion import converting, model_formats
 from torchmar.errors import TorchmarError
 
 _OPTIONS = ("dtype", "channels_last")  # of the handler, which change the weights that are exported
@@ -36,7 +37,7 @@ class Source:
     model_file: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     archive: Path | None = None
-    converted: conversion.Conversion | None = None
+    converted: converting.Conversion | None = None
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def opened(model: Path, model_file: Path | None, scratch: Path) -> Iterator[Sour
     archive = None
     if recipe.is_recipe(model):
         read, folder = recipe.read(model)
-        archive = pack_folder(collect_members(read, folder, conversion.convert(read, folder)), scratch / "packed").path
+        archive = pack_folder(collect_members(read, folder, converting.convert(read, folder)), scratch / "packed").path
     elif _is_archive(model):
         archive = model
     if archive is not None:
@@ -64,10 +65,10 @@ def opened(model: Path, model_file: Path | None, scratch: Path) -> Iterator[Sour
             raise TorchmarError(f"{model} has its own model file", hint="leave --model-file out")
         yield _of_archive(model, archive, scratch)
         return
-    if conversion.is_keras(model) or conversion.is_tensorflow(model):
+    if model_formats.is_keras(model) or model_formats.is_tensorflow(model):
         if model_file is not None:
             raise TorchmarError(f"{model} has its code in it", hint="leave --model-file out")
-        converted = conversion.convert_file(model)
+        converted = converting.convert_file(model)
         yield Source(str(model), converted.file.parent, converted.file.name, converted=converted)
         return
     if model.is_dir():
