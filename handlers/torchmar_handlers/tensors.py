@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import math
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,33 +11,18 @@ import numpy as np
 import torch
 
 from torchmar_handlers import weights
+from torchmar_handlers.arrays import specification
+from torchmar_handlers.arrays.decoding import array_of, is_many, numpy_dtype
+from torchmar_handlers.arrays.outputs import is_finite, to_numpy
+from torchmar_handlers.arrays.specification import described
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.common import npy, signatures
-from torchmar_handlers.common.options import OptionError
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.protocols import plain_json
 from torchmar_handlers.protocols.tensors import datatype
 from torchmar_handlers.request import MAPPINGS, TEXTS, BadRequest, NotFinite, Request
 from torchmar_handlers.weights import Input, first_layer
-from torchmar_handlers.weights.exported_model import has_shape
 
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    )
-}
-_TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # the kinds of numbers that can stand for another's
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 _SIZES = (1, 8, 32)  # of dimensions that may have any, to try a model with
 _BESIDE = "parameters"  # what a JSON object may hold that is no input
 _STEPS_OF_PLAIN = ("rows", "decode", "group", "preprocess", "predict_handle")  # what `answer_plain` does in fewer steps
@@ -75,10 +58,10 @@ class TensorHandler(BaseHandler):
 
     def initialize(self, context: Any) -> None:
         super().initialize(context)
-        known = _known(self.model)
-        self.inputs = _inputs(self.options.get("inputs"), known)
+        known = specification.declared(self.model)
+        self.inputs = specification.of_option(self.options.get("inputs"), known)
         self.by_name = {tensor.name for tensor in self.inputs} <= set(weights.input_names(self.model))
-        self.output_names = _outputs(self.options.get("outputs"))
+        self.output_names = specification.output_names(self.options.get("outputs"))
         self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
         # Numbers that are not finite are an error here, for which the model may run once more.
         own = all(getattr(type(self), name) is getattr(TensorHandler, name) for name in _STEPS_OF_PLAIN)
@@ -96,14 +79,14 @@ class TensorHandler(BaseHandler):
                 return payload
         elif isinstance(payload, MAPPINGS):
             named = {name: value for name, value in payload.items() if name != _BESIDE}
-            if not named or not all(_many(value, self._input(name)) for name, value in named.items()):
+            if not named or not all(is_many(value, self._input(name)) for name, value in named.items()):
                 return None
             counts = {name: len(value) for name, value in named.items()}
             if len(set(counts.values())) > 1:
                 message = ", ".join(f"{name}: {count}" for name, count in counts.items())
                 raise BadRequest(f"the inputs have different numbers of instances: {message}")
             return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
-        return list(payload) if len(self.inputs) == 1 and _many(payload, self.inputs[0]) else None
+        return list(payload) if len(self.inputs) == 1 and is_many(payload, self.inputs[0]) else None
 
     def typical_inputs(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield zeros of the shapes that are known, or that the first layer of the model suggests."""
@@ -112,7 +95,7 @@ class TensorHandler(BaseHandler):
                 yield {
                     known.name: np.zeros(
                         [size if free is None else free for free in known.shape or ()],
-                        np.float32 if known.dtype is None else _numpy_dtype(known.dtype),
+                        np.float32 if known.dtype is None else numpy_dtype(known.dtype),
                     )
                     for known in self.inputs
                 }
@@ -129,10 +112,10 @@ class TensorHandler(BaseHandler):
         if isinstance(payload, list) or not isinstance(payload, MAPPINGS):
             if len(self.inputs) > 1:
                 raise BadRequest(f"the model has {len(self.inputs)} inputs; {self._expected()}")
-            return {self.inputs[0].name: _array(payload, self.inputs[0])}
+            return {self.inputs[0].name: array_of(payload, self.inputs[0])}
         named = {name: value for name, value in payload.items() if name != _BESIDE}
         if len(self.inputs) == len(named) == 1 and not self.inputs[0].name:
-            return {"": _array(next(iter(named.values())), self.inputs[0])}
+            return {"": array_of(next(iter(named.values())), self.inputs[0])}
         names = [tensor.name for tensor in self.inputs]
         for name in named:
             if name not in names:
@@ -142,7 +125,7 @@ class TensorHandler(BaseHandler):
         for name in names:
             if name not in named:
                 raise BadRequest(f"the input {name!r} is missing; {self._expected()}")
-        return {tensor.name: _array(named[tensor.name], tensor) for tensor in self.inputs}
+        return {tensor.name: array_of(named[tensor.name], tensor) for tensor in self.inputs}
 
     def answer_plain(self, data: Sequence[Any], context: Any) -> tuple[float, list[Reply]] | None:
         """Answer a batch of arrays in JSON, all of one shape and each one instance of the only input.
@@ -158,7 +141,7 @@ class TensorHandler(BaseHandler):
                 body = row["body"]
                 if type(body) is not list or len(row) > 1 or not plain_json(context, index):
                     return None
-                array = _array(body, spec)
+                array = array_of(body, spec)
                 if not array.size or array.ndim > self.max_json_depth:
                     return None
                 if arrays and (array.shape != arrays[0].shape or array.dtype != arrays[0].dtype):
@@ -166,7 +149,7 @@ class TensorHandler(BaseHandler):
                 arrays.append(array)
             decoded = time.perf_counter()
             (output,) = self._outputs({spec.name: super().preprocess(arrays)}, len(arrays)).values()
-            if not _finite(output):
+            if not is_finite(output):
                 return None
             replies = [Reply.json(answer) for answer in output.tolist()]
         except Exception:  # `handle` repeats it, and finds whose fault it is
@@ -190,7 +173,7 @@ class TensorHandler(BaseHandler):
         if self._observes:
             self._taken.see({name: tensor.cpu().numpy() for name, tensor in batch.items()})
             self._given.see(outputs)
-        finite = all(map(_finite, outputs.values()))
+        finite = all(map(is_finite, outputs.values()))
         return [
             self._answer({name: array[index, ...] for name, array in outputs.items()}, request, finite)
             for index, request in enumerate(requests)
@@ -229,7 +212,7 @@ class TensorHandler(BaseHandler):
     def _outputs(self, batch: dict[str, torch.Tensor], rows: int) -> dict[str, np.ndarray]:
         """Return the model's outputs for a batch by name, each with ``rows`` items."""
         output = self.inference(batch if self.by_name else tuple(batch.values()))
-        return {name: _numpy(value, name, rows) for name, value in self._named(output).items()}
+        return {name: to_numpy(value, name, rows) for name, value in self._named(output).items()}
 
     def _named(self, output: Any) -> dict[str, Any]:
         """Return the model's outputs by name."""
@@ -272,7 +255,7 @@ class TensorHandler(BaseHandler):
     def _specified(self, spec: Input) -> signatures.Tensor | None:
         """Return the description of an input; None where its type or its dimensions are not known."""
         seen = self._taken.tensor(spec.name, sizes=False)
-        kind = datatype(_numpy_dtype(spec.dtype)) if spec.dtype is not None else seen["datatype"] if seen else None
+        kind = datatype(numpy_dtype(spec.dtype)) if spec.dtype is not None else seen["datatype"] if seen else None
         shape = spec.shape if spec.shape is not None else seen["shape"][1:] if seen else None
         return None if kind is None or shape is None else signatures.tensor(spec.name or "input", kind, *shape)
 
@@ -280,7 +263,7 @@ class TensorHandler(BaseHandler):
         return next((spec for spec in self.inputs if spec.name == name), None)
 
     def _expected(self) -> str:
-        inputs = [_described(spec) for spec in self.inputs]
+        inputs = [described(spec) for spec in self.inputs]
         if len(inputs) == 1:
             return f"send {inputs[0]}"
         return f"send an object with {', '.join(inputs)}"
@@ -295,184 +278,3 @@ def _payload(request: Request) -> Any:
         if request.whole is None:
             return request.json()
     return payload
-
-
-def _known(model: torch.nn.Module) -> list[Input]:
-    """Return the inputs that a model declares, without the dimension of the batch."""
-    known = weights.inputs(model)
-    return [
-        Input(
-            tensor.name or (f"input_{place}" if len(known) > 1 else ""),
-            tensor.dtype,
-            tensor.shape[1:] if tensor.shape else None,
-        )
-        for place, tensor in enumerate(known)
-    ]
-
-
-def _inputs(given: Any, known: Sequence[Input]) -> list[Input]:
-    """Return the inputs of an instance: those of the option, else those that the model declares."""
-    if given is None:
-        return list(known) or [Input()]
-    if not isinstance(given, list) or not given:
-        raise OptionError("inputs", "a list of inputs is expected, each with name, dtype and shape")
-    inputs: dict[str, Input] = {}
-    for position, entry in enumerate(given):
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"]:
-            raise OptionError("inputs", f"item {position} is not an object with a name")
-        name, dtype, shape = entry["name"], entry.get("dtype", "float32"), entry.get("shape")
-        if extra := [key for key in entry if key not in ("name", "dtype", "shape")]:
-            raise OptionError("inputs", f"{name}: there is no {extra[0]!r}; there are name, dtype, shape")
-        if dtype not in _DTYPES:
-            raise OptionError("inputs", f"{name}: dtype {dtype!r} is none of {', '.join(_DTYPES)}")
-        sizes = shape if isinstance(shape, list) else []
-        if (shape is not None and not isinstance(shape, list)) or not all(
-            size is None or (type(size) is int and size >= 0) for size in sizes
-        ):
-            raise OptionError("inputs", f"{name}: shape {shape!r} is not a list of sizes, null for any")
-        if name in inputs:
-            raise OptionError("inputs", f"two are called {name!r}")
-        inputs[name] = Input(name, _DTYPES[dtype], None if shape is None else tuple(shape))
-    names = [entry.name for entry in known if entry.name]
-    unknown = [name for name in inputs if name not in names]
-    # All of them may be called anew, in the model's order; if only some are, they are probably misspelt.
-    if names and unknown and (len(unknown) < len(inputs) or len(inputs) > len(names)):
-        raise OptionError("inputs", f"the model has no input {unknown[0]!r}; it has {', '.join(names)}")
-    return list(inputs.values())
-
-
-def _outputs(given: Any) -> tuple[str, ...]:
-    if given is None:
-        return ()
-    if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
-        raise OptionError("outputs", f"{given!r} is not a list of names")
-    return tuple(given)
-
-
-def _many(value: Any, spec: Input | None) -> bool:
-    """Return whether a value has one dimension more than an instance of an input."""
-    if spec is None or spec.shape is None:
-        return False
-    rank = 0
-    if isinstance(value, np.ndarray):
-        rank = value.ndim
-    else:
-        while isinstance(value, list):
-            rank += 1
-            value = value[0] if value else None
-    return rank == len(spec.shape) + 1
-
-
-def _array(value: Any, spec: Input) -> np.ndarray:
-    """Return the array of one input.
-
-    Raises:
-        BadRequest: it is none, or one of another type or shape.
-    """
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise BadRequest(f"{_called(spec)} is nested unevenly, or too deep; {_described(spec)} is expected") from None
-    if array.dtype.kind not in "biuf":
-        for place, leaf in _leaves(value.tolist() if isinstance(value, np.ndarray) else value):
-            if isinstance(leaf, bool) or not isinstance(leaf, int | float) or abs(leaf) >= 2**63:
-                where = f" at {list(place)}" if place else ""
-                raise BadRequest(f"{_called(spec)} is {leaf!r:.40}{where}; {_described(spec)} is expected")
-        raise BadRequest(f"{_called(spec)} is of {array.dtype}; {_described(spec)} is expected")
-    if spec.shape is not None and not has_shape(array, spec.shape):
-        raise BadRequest(f"{_called(spec)} has the shape {list(array.shape)}; {_described(spec)} is expected")
-    return _cast(array, _wanted(array, value, spec), spec)
-
-
-def _called(spec: Input) -> str:
-    return f"the input {spec.name!r}" if spec.name else "the input"
-
-
-def _wanted(array: np.ndarray, value: Any, spec: Input) -> np.dtype:
-    if spec.dtype is not None:
-        return _numpy_dtype(spec.dtype)
-    if array.dtype.kind == "f" and not isinstance(value, np.ndarray):
-        return _FLOAT32
-    dtype: np.dtype = array.dtype.newbyteorder("=")
-    return dtype
-
-
-def _cast(array: np.ndarray, dtype: np.dtype, spec: Input) -> np.ndarray:
-    if array.dtype == _FLOAT64 and dtype == _FLOAT32 and _fits_float32(array):
-        return array.astype(dtype, order="C")
-    if array.dtype.kind not in _TAKEN[dtype.kind] and array.size:
-        raise BadRequest(f"{_called(spec)} is of {_kind(array.dtype)}; {dtype} is expected")
-    if dtype.kind in "iu" and array.dtype != dtype and array.size:
-        limits = np.iinfo(dtype)
-        low, high = int(array.min()), int(array.max())
-        if low < limits.min or high > limits.max:
-            beyond = low if low < limits.min else high
-            message = f"{_called(spec)} has {beyond}, which {dtype} does not hold ({limits.min} to {limits.max})"
-            raise BadRequest(message)
-    if dtype.kind == "f" and array.dtype != dtype:
-        with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(array, dtype)
-        if np.isinf(cast).any() and not np.isinf(array).any():
-            number = float(array[np.isinf(cast)].ravel()[0])
-            raise BadRequest(f"{_called(spec)} has {number:g}, which {dtype} does not hold")
-    else:
-        cast = np.ascontiguousarray(array, dtype)
-    # A view of a request's bytes is read-only, which torch does not know.
-    cast = cast if cast.flags.writeable else cast.copy()
-    return cast if cast.shape == array.shape else cast.reshape(array.shape)
-
-
-@functools.cache
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    # NumPy knows no bfloat16; from float32 the model casts it itself.
-    numpy_dtype: np.dtype = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
-    return numpy_dtype
-
-
-def _fits_float32(array: np.ndarray) -> bool:
-    """Return whether all numbers are known to be finite as float32; a square of one that is not would tell."""
-    flat = array.ravel()
-    return bool(flat.dot(flat) <= _LARGEST_SQUARE)
-
-
-def _finite(array: np.ndarray) -> bool:
-    """Return whether no number of an array is NaN or infinite."""
-    if array.dtype.kind != "f":
-        return True
-    # The sum of squares is computed in a fraction of the time; it is finite only if all numbers are.
-    flat = array.ravel()
-    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(array).all())
-
-
-def _kind(dtype: np.dtype) -> str:
-    return {"b": "booleans", "f": "numbers with fractions"}.get(dtype.kind, "whole numbers")
-
-
-def _leaves(value: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _leaves(item, (*place, index))
-    else:
-        yield place, value
-
-
-def _described(spec: Input) -> str:
-    """Return what an input takes, in words."""
-    dtype = str(spec.dtype).removeprefix("torch.") if spec.dtype else "numbers"
-    shape = (
-        "" if spec.shape is None else f" of the shape [{', '.join('*' if s is None else str(s) for s in spec.shape)}]"
-    )
-    return f"{spec.name}: {dtype}{shape}" if spec.name else f"{dtype}{shape}"
-
-
-def _numpy(value: Any, name: str, rows: int) -> np.ndarray:
-    """Return an output as an array with ``rows`` items."""
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"the output {name!r} is {type(value).__name__}, not a tensor")
-    shape = value.shape
-    if not shape or shape[0] != rows:
-        raise ValueError(f"the output {name!r} has the shape {list(shape)}, whose first size is not {rows}")
-    if value.dtype == torch.bfloat16:  # NumPy knows none
-        value = value.float()
-    array: np.ndarray = (value if value.is_cpu else value.cpu()).numpy()
-    return array
