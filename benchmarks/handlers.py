@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import rounds
 from harness.machine import processor
 from harness.rounds import interval
 
@@ -73,7 +74,10 @@ def main() -> int:
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     warnings.simplefilter("ignore")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
+    print(
+        f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"load average {os.getloadavg()[0]:.1f}"
+    )
     # Each new thread sets the process's number, too: all of them start first.
     start = threading.Barrier(_DECODERS)
     list(POOL.map(lambda _: start.wait(), range(_DECODERS)))
@@ -165,26 +169,58 @@ class Bench:
         torch.set_num_threads(1)
         exact, scaled = (Inputs(Options({"scaled_decoding": flag}), torch.device("cpu")) for flag in (False, True))
         rows = []
-        for title, files in {"640x480": photographs(8), "2560x1920": mosaics(4, 8), "5120x3840": mosaics(8, 2)}.items():
-            took: dict[str, list[float]] = {STOCK: [], "ours": [], "scaled": []}
-            for file in files * self.rounds * (4 if len(files) == 8 else 2):
-                sides: dict[str, Callable[[], object]] = {
-                    STOCK: partial(theirs, file),
-                    "ours": partial(model_input, exact, file),
-                    "scaled": partial(model_input, scaled, file),
-                }
-                for side, call in sides.items():
-                    started = time.thread_time()
-                    call()
-                    took[side].append(time.thread_time() - started)
+        for title, files, repeats in (
+            ("640x480", photographs(8), 4),
+            ("2560x1920", mosaics(4, 4), 1),
+            ("3840x2880", mosaics(6, 2), 1),
+            ("5120x3840", mosaics(8, 2), 1),
+        ):
+            calls: dict[str, Callable[[bytes], object]] = {
+                STOCK: theirs,
+                "ours": partial(model_input, exact),
+                "scaled": partial(model_input, scaled),
+            }
+            took = for_each(calls, files, self.rounds * repeats)
             each = (f"{statistics.median(seconds) * 1000:.2f}" for seconds in took.values())
             ratios = (with_interval(took[STOCK], took[side]) for side in ("ours", "scaled"))
             worst = max(float((model_input(exact, file) - theirs(file)).abs().max()) for file in files)
             assert worst < 0.03, f"preprocessed images differ by {worst}"
             rows.append((title, *each, *ratios, *differences(files)))
+        head = ("", "stock ms", "ours", "scaled", "stock : ours", "stock : scaled", "levels", "labels", "probabilities")
+        show("From one JPEG to the model's input, CPU milliseconds; what decoding at a scale changes", head, rows)
+        self.steps(exact, theirs)
         torch.set_num_threads(before)
-        head = ("", "stock ms", "ours", "scaled", "stock : ours", "stock : scaled", "labels", "probabilities")
-        show("From one JPEG to the model's input, CPU milliseconds", head, rows)
+
+    def steps(self, inputs: Any, theirs: Callable[[bytes], torch.Tensor]) -> None:
+        """Show which part each step has of the CPU time that TorchServe's transforms need for a JPEG of 640x480.
+
+        At an eighth of the sides, a decoder computes hardly anything but the Huffman code, of which it can leave out
+        nothing, whatever part of the image is needed.
+        """
+        from PIL import Image
+        from simplejpeg import decode_jpeg
+
+        from torchmar_handlers.images.reading import Pixels
+
+        files = photographs(8)
+        pixels: dict[bytes, Pixels] = {file: decode_jpeg(file) for file in files}
+        values = {file: inputs.fit(pixels[file]).values[None] for file in files}
+        calls: dict[str, Callable[[bytes], object]] = {
+            STOCK: theirs,
+            "ours": partial(model_input, inputs),
+            "header, by Pillow": lambda file: Image.open(io.BytesIO(file)).close(),
+            "decoding": decode_jpeg,
+            "decoding at an eighth": lambda file: decode_jpeg(file, min_width=80, min_height=60),
+            "resize and crop": lambda file: inputs.fit(pixels[file]),
+            "normalisation": lambda file: inputs.normalise(values[file]),
+        }
+        took = for_each(calls, files, self.rounds * 4)
+        lowest = {name: sorted(seconds)[len(seconds) // 10] for name, seconds in took.items()}
+        rows = [
+            (name, f"{seconds * 1000:.2f}", f"{seconds / lowest[STOCK]:.0%}", f"{seconds / lowest['ours']:.0%}")
+            for name, seconds in lowest.items()
+        ]
+        show("A JPEG of 640x480, lowest tenth of the CPU times", ("", "ms", "of stock", "of ours"), rows)
 
     def worker(self) -> None:
         """Images per second in one worker process, by batch size, against the floor."""
@@ -424,6 +460,15 @@ def calls(folder: Path, bodies: Sequence[Path]) -> Iterator[Callable[[int, int],
         given.close()
 
 
+def for_each(calls: dict[str, Callable[[bytes], object]], files: Sequence[bytes], turns: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each call for each file, the calls in turn."""
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for file in files:
+        for name, seconds in rounds.in_turn({name: partial(call, file) for name, call in calls.items()}, turns).items():
+            took[name] += seconds
+    return took
+
+
 def with_interval(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Return the median of the ratios of each round, and its interval."""
     middle, low, high = interval([one / other for one, other in zip(ours, theirs, strict=True)])
@@ -438,26 +483,32 @@ def model_input(inputs: Any, file: bytes) -> torch.Tensor:
     return tensor
 
 
-def differences(files: Sequence[bytes]) -> tuple[str, str]:
-    """Return how many labels decoding at a scale keeps, and its largest difference of a probability, by `imagenet`."""
-    weights = ROOT / "archives" / "imagenet" / "imagenet.onnx"
-    if not weights.is_file():
-        return "", ""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime
+def differences(files: Sequence[bytes]) -> tuple[str, str, str]:
+    """Return what decoding at a scale changes: the pixels, labels and probabilities.
 
+    They are the largest mean difference of an image in levels of 255; how many labels stay; and the largest difference
+    of a probability. Labels and probabilities are those of `imagenet`; empty where it is not trained.
+    """
+    weights = ROOT / "archives" / "imagenet" / "imagenet.onnx"
     from torchmar_handlers.common.options import Options
     from torchmar_handlers.images.inputs import Inputs
 
-    session = onnxruntime.InferenceSession(weights)
-    answers = []
+    batches = []
     for scaled in (False, True):
         options = Options({"scaled_decoding": scaled, "mean": [0.49804] * 3, "std": [0.50196] * 3})
         inputs = Inputs(options, torch.device("cpu"))
-        batch = np.stack([model_input(inputs, file).numpy() for file in files])
-        answers.append(torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch})[0]).softmax(1))
-    same = int((answers[0].argmax(1) == answers[1].argmax(1)).sum())
-    return f"{same} of {len(files)}", f"{float((answers[0] - answers[1]).abs().max()):.4f}"
+        batches.append(np.stack([model_input(inputs, file).numpy() for file in files]))
+    levels = f"{float(np.abs(batches[0] - batches[1]).mean((1, 2, 3)).max()) * 0.50196 * 255:.2f}"
+    if not weights.is_file():
+        return levels, "", ""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(weights)
+    name = session.get_inputs()[0].name
+    exact, scaled_ones = (torch.from_numpy(session.run(None, {name: batch})[0]).softmax(1) for batch in batches)
+    same = int((exact.argmax(1) == scaled_ones.argmax(1)).sum())
+    return levels, f"{same} of {len(files)}", f"{float((exact - scaled_ones).abs().max()):.4f}"
 
 
 def mosaics(side: int, count: int) -> list[bytes]:

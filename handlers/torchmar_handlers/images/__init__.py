@@ -1,6 +1,6 @@
 """Images: from the bytes of a request to the pixels that a model takes, and exactly those.
 
-What TorchServe's own handlers do with Pillow and torchvision, at a third of the time and less:
+What TorchServe's own handlers do with Pillow and torchvision, in little more than half of the time:
 
 * `torchmar_handlers.images.reading`: bytes to pixels, within limits;
 * `torchmar_handlers.images.jpeg`: the same for JPEG, by libjpeg-turbo where ``simplejpeg`` is installed;

@@ -71,7 +71,7 @@ def quantise(model: Any, calibration: Calibration, target: Path) -> tuple[Attemp
     openvino, nncf = imported()
     inputs, threads = calibration.inputs, calibration.threads
     return attempts.first_that_agrees(
-        _attempts(openvino, nncf, _folded(model), inputs, transformer=attempts.is_transformer(kinds)),
+        _attempts(openvino, nncf, folded(model), inputs, transformer=attempts.is_transformer(kinds)),
         target,
         lambda path, dtype: outputs(openvino_ir.shared_core().read_model(path), inputs, threads, dtype),
         outputs(model, inputs, threads),
@@ -113,7 +113,7 @@ def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | Non
     ]
 
 
-def _folded(model: Any) -> Any:
+def folded(model: Any) -> Any:
     """Return a model whose weights are constants, not reshaped ones: those would stay floats in the layers they are of.
 
     The depthwise convolutions of ONNX models are of this kind.
