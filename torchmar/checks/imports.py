@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from torchmar.checks.finding import Code, Content, Finding
-from torchmar.checks.modules import Module, Modules, dotted, executed, read_member
+from torchmar.checks.modules import Module, Modules, read_member
 from torchmar.handler_names import CARRIED_PACKAGE
 
 SERVER = frozenset({"torch", "ts", "numpy", "packaging", "yaml", "psutil", "PIL", "typing_extensions"})
@@ -84,11 +84,11 @@ def reach(modules: Modules, name: str, provided: set[str]) -> tuple[list[Module]
     walk = _Walk(modules, provided)
     walk.enter(name)
     for module in walk.reached:  # grows while it is walked
-        for node, certain in executed(module.tree.body):
-            if certain and isinstance(node, ast.Import):
+        for node in module.certain_imports:
+            if isinstance(node, ast.Import):
                 for alias in node.names:
                     walk.follow(module, node, alias.name)
-            elif certain and isinstance(node, ast.ImportFrom):
+            else:
                 walk.follow_from(module, node)
     return walk.reached, walk.findings
 
@@ -191,7 +191,6 @@ class _Walk:
         self._provided = provided
         self._seen: set[str] = set()
         self._told: set[str] = set()
-        self._path_changes = False
         self.reached: list[Module] = []
         self.findings: list[Finding] = []
 
@@ -207,9 +206,6 @@ class _Walk:
                     self.findings.append(module)
                 else:
                     self.reached.append(module)
-                    self._path_changes |= any(
-                        isinstance(node, ast.Attribute) and dotted(node) == "sys.path" for node in ast.walk(module.tree)
-                    )
 
     def follow(self, module: Module, node: ast.AST, name: str, wanted: str = "") -> bool:
         """Follow an import of ``name`` (of ``wanted`` from it); return whether it is a module of the archive."""
@@ -283,7 +279,7 @@ class _Walk:
         self._told.add(package)
         own = [self._modules.file(inner) for inner in self._modules if inner.endswith(f".{root}")]
         own += [_folder(folder) for folder in self._modules.folders if folder.endswith(f".{root}")]
-        if own and self._path_changes:
+        if own and any(module.changes_path for module in self.reached):
             return  # the archive puts a folder of its own on the path; only running it would show which one
         remedy = f"add {package} to the requirements or install it on the server"
         if own:

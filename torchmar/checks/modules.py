@@ -46,6 +46,20 @@ class Module:
         return found
 
     @cached_property
+    def certain_imports(self) -> list[ast.Import | ast.ImportFrom]:
+        """The imports that are certain to run when the module is imported, and must not fail."""
+        return [
+            node
+            for node, certain in executed(self.tree.body)
+            if certain and isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+
+    @cached_property
+    def changes_path(self) -> bool:
+        """Whether it may change ``sys.path``."""
+        return any(isinstance(node, ast.Attribute) and dotted(node) == "sys.path" for node in ast.walk(self.tree))
+
+    @cached_property
     def imports(self) -> dict[str, str]:
         """The full name of everything imported, by the name that it has here."""
         imported = {}
