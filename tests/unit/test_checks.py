@@ -111,7 +111,7 @@ GOOD = "responseTimeout: 60\n"
         ("a: [\n", {"MAR501": "c.yaml:2"}),
         ("- a\n", {"MAR501": "c.yaml"}),
         ("a: \0\n", {"MAR501": "c.yaml"}),
-        ("[" * 5000, {"MAR501": "c.yaml"}),
+        ("[" * 1500, {"MAR501": "c.yaml"}),
         ("when: 2026-13-45\n", {"MAR501": "c.yaml"}),
     ],
 )
