@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support import manifests
 from tests.support.command import torchmar
@@ -46,8 +45,13 @@ VARIANTS = {
 
 def made(cluster: Cluster, config: Properties) -> dict[str, Any]:
     """Return the objects by kind, as they are in the file."""
-    text = show(objects(cluster, config), comment(cluster, config))
-    return {each["kind"]: each for each in yaml.safe_load_all(text)}
+    return {each["kind"]: each for each in manifests.read(_text(cluster, tuple(config.values.items())))}
+
+
+@cache
+def _text(cluster: Cluster, values: tuple[tuple[str, str], ...]) -> str:
+    config = Properties(None, dict(values))
+    return show(objects(cluster, config), comment(cluster, config))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -63,7 +67,7 @@ def test_kubernetes_takes_all_objects_strictly(variant: str) -> None:
 
 @pytest.mark.parametrize("kind", ["Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "ServiceMonitor"])
 def test_a_misspelt_key_is_found(kind: str) -> None:
-    document = deepcopy(made(*VARIANTS["full"])[kind])
+    document = made(*VARIANTS["full"])[kind]
     key = next(iter(document["spec"]))
     document["spec"][f"{key}s"] = document["spec"].pop(key)
     with pytest.raises(Exception, match=f"{key}s"):
@@ -232,7 +236,7 @@ def test_a_deployment_gives_models_workers_and_gpus(tmp_path: Path, make: Callab
     )
     flags = ("--image", "torchmar:1", "--deployment", "deployment.yaml")
     ran = torchmar("export", "kubernetes", *flags, cwd=tmp_path)
-    by_kind = {each["kind"]: each for each in yaml.safe_load_all(ran.stdout)}
+    by_kind = {each["kind"]: each for each in manifests.read(ran.stdout)}
     (container,) = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["requests"]["cpu"] == "5"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"  # 6 GiB each: two do not fit on one

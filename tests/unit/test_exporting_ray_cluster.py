@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,13 @@ MACHINES = Machines(head="10.0.0.1", workers=("10.0.0.2", "10.0.0.3"), version="
 
 def made(cluster: RayPods, **config: str) -> dict[str, Any]:
     """Return the objects by kind, as they are in the file, after a strict check."""
-    given = Properties(None, config)
-    return {each["kind"]: each for each in manifests.objects(show(objects(cluster, given), comment(cluster, given)))}
+    return {each["kind"]: each for each in manifests.objects(_text(cluster, tuple(config.items())))}
+
+
+@cache
+def _text(cluster: RayPods, values: tuple[tuple[str, str], ...]) -> str:
+    config = Properties(None, dict(values))
+    return show(objects(cluster, config), comment(cluster, config))
 
 
 def test_kuberay_takes_the_service_strictly_and_starts_the_front_as_its_only_application() -> None:
@@ -107,7 +112,7 @@ def test_a_redis_keeps_the_state_of_the_head() -> None:
 
 @pytest.mark.parametrize("place", ["spec", "rayClusterConfig", "headGroupSpec", "template"])
 def test_a_misspelt_key_of_the_service_is_found(place: str) -> None:
-    document = deepcopy(made(FULL)["RayService"])
+    document = made(FULL)["RayService"]
     section = {"spec": document["spec"], "rayClusterConfig": document["spec"]["rayClusterConfig"]}
     section["headGroupSpec"] = section["rayClusterConfig"]["headGroupSpec"]
     section["template"] = section["headGroupSpec"]["template"]["spec"]
