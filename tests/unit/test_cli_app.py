@@ -40,6 +40,12 @@ def test_an_application_for_one_command_has_that_alone() -> None:
     ):
         built = typer.main.get_command(app_for(words)).commands  # type: ignore[attr-defined]
         assert built.keys() == names
+    for words, names in ((["export", "ray-cluster"], {"ray-cluster"}), (["bench", "compare"], {"compare"})):
+        built = typer.main.get_command(app_for(words)).commands[words[0]]  # type: ignore[attr-defined]
+        assert built.commands.keys() == names
+    for words in (["export", "--help"], ["export", "dokcer"]):
+        built = typer.main.get_command(app_for(words)).commands["export"]  # type: ignore[attr-defined]
+        assert {"docker", "kubernetes"} <= built.commands.keys()
     mistaken = CliRunner().invoke(app_for(["biuld"]), ["biuld"])
     assert mistaken.exit_code == 2
     assert "Did you mean 'build'?" in mistaken.output

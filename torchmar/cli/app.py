@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import typer
+from typer.main import get_command_name
+from typer.models import CommandInfo
 
 import torchmar
 from torchmar.cli import (
@@ -106,15 +108,27 @@ def _main(
 
 
 def app_for(arguments: Sequence[str]) -> typer.Typer:
-    """Return the application with only the command or group that arguments name; with all, if they name none.
+    """Return the application with only the command that arguments name; with all, if they name none.
 
     typer evaluates the annotations of every command of an application before it runs one: a tenth of a second.
 
     Args:
         arguments: of the command line, without the program.
     """
+    return _narrowed(app, arguments)
+
+
+def _narrowed(whole: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
     first = arguments[0] if arguments else ""
-    chosen = copy.copy(app)
-    chosen.registered_commands = [each for each in app.registered_commands if each.name == first]
-    chosen.registered_groups = [each for each in app.registered_groups if each.name == first]
-    return chosen if chosen.registered_commands or chosen.registered_groups else app
+    chosen = copy.copy(whole)
+    chosen.registered_commands = [each for each in whole.registered_commands if _name_of(each) == first]
+    chosen.registered_groups = [copy.copy(each) for each in whole.registered_groups if each.name == first]
+    for group in chosen.registered_groups:
+        if group.typer_instance:
+            group.typer_instance = _narrowed(group.typer_instance, arguments[1:])
+    return chosen if chosen.registered_commands or chosen.registered_groups else whole
+
+
+def _name_of(command: CommandInfo) -> str:
+    """Return the name of a command, as typer makes it of that of its function."""
+    return command.name or (get_command_name(command.callback.__name__) if command.callback else "")
