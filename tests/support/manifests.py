@@ -15,6 +15,8 @@ import yaml
 
 _SCHEMAS = Path(__file__).with_name("kserve_schemas")
 _KUBERNETES = "1.37"
+# They are read from their files for every object.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of libyaml, at a tenth of the time
 # What is used of a ServiceMonitor, by hand: its schema is in no package.
 # https://github.com/prometheus-operator/prometheus-operator/blob/main/Documentation/api-reference/api.md

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.support.command import torchmar
+from tests.support.command import torchmar_here
 from tests.support.paths import ROOT
 from tests.support.servers import write_config
 from torchmar import properties
@@ -282,7 +282,7 @@ def test_a_baked_image_has_the_newest_archives_of_its_models_alone(tmp_path: Pat
     make(store=store, name="other")
     make(store=store, name="irs", weights="m.xml", disk={"m.xml": b"<?xml?><net></net>"})
     baking = ("--package", "t.whl", "--bake", "photos", "--bake", "texts", "--extras", "text,images", "-o", ".")
-    torchmar("export", "docker", *baking, cwd=tmp_path)
+    torchmar_here("export", "docker", *baking, cwd=tmp_path)
     text = (tmp_path / "Dockerfile").read_text()
     copied = [json.loads(rest) for name, rest in instructions(text) if name == "COPY" and "model_store" in rest]
     archives = ["model_store/photos-1.10.mar", "model_store/texts-1.0.mar"]
@@ -292,51 +292,51 @@ def test_a_baked_image_has_the_newest_archives_of_its_models_alone(tmp_path: Pat
     assert all(let_in(archive, ignore) for archive in archives)
     assert not let_in("model_store/photos-1.9.mar", ignore) and not let_in("model_store/other-1.0.mar", ignore)
     (tmp_path / "other").mkdir()
-    torchmar("export", "docker", "--package", "t.whl", "--bake", "irs", "-o", "other", cwd=tmp_path)
+    torchmar_here("export", "docker", "--package", "t.whl", "--bake", "irs", "-o", "other", cwd=tmp_path)
     assert "t.whl[server,openvino]'" in (tmp_path / "other" / "Dockerfile").read_text()
     disk = {"lock.txt": "", "t.json": "{}"}
     runtime = {"python": "3.11", "requirements": "lock.txt"}
     make(store=store, name="own", files={"tokenizer.json": "t.json"}, disk=disk, runtime=runtime)
-    torchmar("export", "docker", "--package", "t.whl", "--bake", "own", "-o", "other", cwd=tmp_path)
+    torchmar_here("export", "docker", "--package", "t.whl", "--bake", "own", "-o", "other", cwd=tmp_path)
     text = (tmp_path / "other" / "Dockerfile").read_text()
     assert "t.whl[server,venv]'" in text and "torchmar venv build ./model_store/own-1.0.mar" in text
-    unknown = torchmar("export", "docker", "--package", "t.whl", "--bake", "none", cwd=tmp_path, code=1)
+    unknown = torchmar_here("export", "docker", "--package", "t.whl", "--bake", "none", cwd=tmp_path, code=1)
     assert "no archive of a model 'none'" in unknown.stderr and "other, own, photos, texts" in unknown.stderr
-    assert "--bake" in torchmar("export", "docker", "--bake", "texts", "--mount", cwd=tmp_path, code=2).stderr
+    assert "--bake" in torchmar_here("export", "docker", "--bake", "texts", "--mount", cwd=tmp_path, code=2).stderr
 
 
 def test_the_commands_write_the_files_and_print_where_to_put_them(tmp_path: Path) -> None:
     write_config(tmp_path)
-    ran = torchmar("export", "systemd", cwd=tmp_path)
+    ran = torchmar_here("export", "systemd", cwd=tmp_path)
     assert ran.stdout.startswith("# ~/.config/systemd/user/torchmar.service")
     assert not (tmp_path / ".torchmar").exists()
-    wrote = torchmar("export", "systemd", "--system", "--user", "daemon", "-o", "t.service", cwd=tmp_path)
+    wrote = torchmar_here("export", "systemd", "--system", "--user", "daemon", "-o", "t.service", cwd=tmp_path)
     assert "wrote t.service" in wrote.stderr
     assert "\nUser=daemon\n" in (tmp_path / "t.service").read_text()
     assert (tmp_path / ".torchmar").is_dir()
     assert "model_store does not exist yet" in wrote.stderr
     if Path(tmp_path).owner() != "daemon":
         assert "chown -R daemon .torchmar" in wrote.stderr
-    assert "--system" in torchmar("export", "systemd", "--user", "daemon", cwd=tmp_path, code=2).stderr
+    assert "--system" in torchmar_here("export", "systemd", "--user", "daemon", cwd=tmp_path, code=2).stderr
     (tmp_path / "file").touch()
     nowhere = ("--run-folder", "file/run", "-o", "t.service")
-    assert "cannot be created" in torchmar("export", "systemd", *nowhere, cwd=tmp_path, code=1).stderr
+    assert "cannot be created" in torchmar_here("export", "systemd", *nowhere, cwd=tmp_path, code=1).stderr
     assert "--engine builtin\n" in ran.stdout
     assert "JAVA" not in ran.stdout
-    assert "--engine torchserve\n" in torchmar("export", "systemd", "--engine", "torchserve", cwd=tmp_path).stdout
-    failed = torchmar("export", "docker", cwd=tmp_path, code=1)
+    assert "--engine torchserve\n" in torchmar_here("export", "systemd", "--engine", "torchserve", cwd=tmp_path).stdout
+    failed = torchmar_here("export", "docker", cwd=tmp_path, code=1)
     assert "not the source of torchmar" in failed.stderr
-    ran = torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
+    ran = torchmar_here("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
     assert "t.whl does not exist yet" in ran.stderr
     text = (tmp_path / "Dockerfile").read_text()
     assert re.search(r"pip install '/src/t\.whl\[server,onnx\]'", text)
     assert "!t.whl" in (tmp_path / ".dockerignore").read_text()
-    assert "FROM python" in torchmar("export", "docker", cwd=ROOT).stdout
-    assert '"--engine", "torchserve"]' in torchmar("export", "docker", "--engine", "torchserve", cwd=ROOT).stdout
-    outside = torchmar("export", "docker", "--package", "/tmp/t.whl", cwd=tmp_path, code=1)
+    assert "FROM python" in torchmar_here("export", "docker", cwd=ROOT).stdout
+    assert '"--engine", "torchserve"]' in torchmar_here("export", "docker", "--engine", "torchserve", cwd=ROOT).stdout
+    outside = torchmar_here("export", "docker", "--package", "/tmp/t.whl", cwd=tmp_path, code=1)
     assert "not in the folder that the image is built in" in outside.stderr
     (tmp_path / "config.properties").unlink()
-    ran = torchmar("export", "docker", "--package", "t.whl", "-o", ".", cwd=tmp_path)
+    ran = torchmar_here("export", "docker", "--package", "t.whl", "-o", ".", cwd=tmp_path)
     assert "has TorchServe's defaults" in ran.stderr
     text = (tmp_path / "Dockerfile").read_text()
     assert "config.properties" not in re.sub("^#.*", "", text, flags=re.M) and "-p 127.0.0.1:8080:8080" in text

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.command import torchmar
+from tests.support.command import torchmar_here
 from torchmar.archive import Archive
 from torchmar.checks import check
 from torchmar.exporting import containers, sagemaker, vertex, vllm
@@ -123,7 +123,7 @@ def test_a_version_that_is_a_command_or_a_path_is_in_no_file(tmp_path: Path) -> 
         folder.mkdir(parents=True)
         (folder / "MANIFEST.json").write_text(json.dumps(manifest))
         for platform in ("vertex", "sagemaker", "ray"):
-            ran = torchmar("export", platform, folder.parent, "-o", tmp_path / "out", cwd=tmp_path, code=1)
+            ran = torchmar_here("export", platform, folder.parent, "-o", tmp_path / "out", cwd=tmp_path, code=1)
             assert "cannot be part of a file's name" in " ".join(ran.stderr.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
@@ -154,7 +154,7 @@ def test_vertex_gets_the_archive_as_model_mar_for_a_model_of_that_name(tmp_path:
     archive = make(name="digits", version="2.1")
     wheel = tmp_path / "torchmar-1-py3-none-any.whl"
     wheel.write_bytes(b"")
-    ran = torchmar("export", "vertex", archive, "-o", "out", "--package", wheel, cwd=tmp_path)
+    ran = torchmar_here("export", "vertex", archive, "-o", "out", "--package", wheel, cwd=tmp_path)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "model.mar",
@@ -171,28 +171,30 @@ def test_vertex_gets_the_archive_as_model_mar_for_a_model_of_that_name(tmp_path:
         assert {name: copied.sha256(name) for name in kept} == {name: original.sha256(name) for name in kept}
     assert not [finding for finding in check(out / "model.mar") if finding.severity == "error"]
     before = (out / "model.mar").read_bytes()
-    torchmar("export", "vertex", archive, "-o", "out", cwd=tmp_path)
+    torchmar_here("export", "vertex", archive, "-o", "out", cwd=tmp_path)
     assert (out / "model.mar").read_bytes() == before
     assert f"!{wheel.name}\n!model.mar\n" in (out / ".dockerignore").read_text()
-    no_wheel = torchmar("export", "vertex", archive, "-o", "out", "--package", archive, cwd=tmp_path, code=1)
+    no_wheel = torchmar_here("export", "vertex", archive, "-o", "out", "--package", archive, cwd=tmp_path, code=1)
     assert "is no wheel" in no_wheel.stderr
 
 
 def test_sagemaker_gets_the_content_of_archives_as_tar_gz(tmp_path: Path, make: Make) -> None:
     archive = make(name="digits")
-    torchmar("export", "sagemaker", archive, "-o", "one", cwd=tmp_path)
+    torchmar_here("export", "sagemaker", archive, "-o", "one", cwd=tmp_path)
     with tarfile.open(tmp_path / "one" / "model.tar.gz") as packed, Archive(archive) as original:
         # At the top, where TorchServe finds the manifest in /opt/ml/model.
         assert set(packed.getnames()) == set(original.sizes)
     with Archive(tmp_path / "one" / "model.tar.gz") as copied:
         assert copied.mismatched() == []
     before = (tmp_path / "one" / "model.tar.gz").read_bytes()
-    torchmar("export", "sagemaker", archive, "-o", "one", cwd=tmp_path)
+    torchmar_here("export", "sagemaker", archive, "-o", "one", cwd=tmp_path)
     assert (tmp_path / "one" / "model.tar.gz").read_bytes() == before
-    torchmar("export", "sagemaker", archive, make(name="topics"), "-o", "two", cwd=tmp_path)
+    torchmar_here("export", "sagemaker", archive, make(name="topics"), "-o", "two", cwd=tmp_path)
     files = {path.name for path in (tmp_path / "two").iterdir()}
     assert files == {"digits.tar.gz", "topics.tar.gz", "deploy.sh"}
-    twice = torchmar("export", "sagemaker", archive, make(name="digits", version="2"), "-o", "no", cwd=tmp_path, code=1)
+    twice = torchmar_here(
+        "export", "sagemaker", archive, make(name="digits", version="2"), "-o", "no", cwd=tmp_path, code=1
+    )
     assert "two archives are of the model digits" in twice.stderr and not (tmp_path / "no").exists()
 
 
@@ -241,11 +243,11 @@ def test_an_archive_for_vllm_is_refused_with_the_command_that_serves_it(tmp_path
     for path in (archive, own):
         (finding,) = [finding for finding in check(path) if finding.severity == "error"]
         assert finding.code.name == "MAR311" and "torchmar export vllm" in finding.cause
-    ran = torchmar("export", "vllm", archive, cwd=tmp_path)
+    ran = torchmar_here("export", "vllm", archive, cwd=tmp_path)
     assert ran.stdout.startswith("vllm serve meta-llama/Meta-Llama-3.1-8B \\\n")
     assert "left out: vllm_engine_config.num_scheduler_steps" in ran.stderr
-    torchmar("export", "vllm", archive, "-o", "new", cwd=tmp_path)
+    torchmar_here("export", "vllm", archive, "-o", "new", cwd=tmp_path)
     subprocess.run(["sh", "-n", tmp_path / "new" / "llama.sh"], check=True)
     assert "kind: Deployment" in (tmp_path / "new" / "llama.yaml").read_text()
-    other = torchmar("export", "vllm", make(), cwd=tmp_path, code=1)
+    other = torchmar_here("export", "vllm", make(), cwd=tmp_path, code=1)
     assert "is no archive of a language model" in " ".join(other.stderr.split())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import manifests
-from tests.support.command import torchmar
+from tests.support.command import torchmar_here
 from torchmar import properties
 from torchmar.exporting.kserve import (
     PRIORITY,
@@ -110,11 +110,11 @@ def test_the_command_writes_runtime_service_and_the_folder_of_the_service(
     make(store=tmp_path / "model_store", name="other")
     (tmp_path / "deployment.yaml").write_text('models: {a: {versions: {"1.0": {}}}}\n')
     flags = ("--image", IMAGE, "--storage", "gs://b/m", "--deployment", "deployment.yaml", "--layout", "upload")
-    ran = torchmar("export", "kserve", *flags, cwd=tmp_path)
+    ran = torchmar_here("export", "kserve", *flags, cwd=tmp_path)
     made, service = manifests.objects(ran.stdout)
     assert service["spec"]["predictor"]["model"]["runtime"] == made["metadata"]["name"]
     assert service["spec"]["predictor"]["model"]["resources"]["requests"]["cpu"] == "2"
-    assert torchmar("export", "kserve", *flags, cwd=tmp_path).stdout == ran.stdout
+    assert torchmar_here("export", "kserve", *flags, cwd=tmp_path).stdout == ran.stdout
     folder = tmp_path / "upload"
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == ["config/config.properties", "model-store/a-1.0.mar"]
@@ -136,5 +136,5 @@ def test_the_command_writes_runtime_service_and_the_folder_of_the_service(
     ],
 )
 def test_options_that_do_not_fit_are_rejected(tmp_path: Path, flags: tuple[str, ...], code: int, message: str) -> None:
-    assert message in torchmar("export", "kserve", *flags, cwd=tmp_path, code=code).stderr
+    assert message in torchmar_here("export", "kserve", *flags, cwd=tmp_path, code=code).stderr
     assert not list(tmp_path.iterdir())

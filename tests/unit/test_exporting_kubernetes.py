@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import manifests
-from tests.support.command import torchmar
+from tests.support.command import torchmar_here
 from torchmar import properties
 from torchmar.errors import TorchmarError
 from torchmar.exporting.kubernetes import CONFIG, MODEL_STORE, SECRETS, Cluster, comment, objects
@@ -198,14 +198,14 @@ def test_addresses_that_need_more_than_the_objects_are_rejected(values: dict[str
 
 
 def test_the_command_writes_one_file(tmp_path: Path) -> None:
-    ran = torchmar("export", "kubernetes", "--image", "torchmar:1", "-o", "all.yaml", cwd=tmp_path)
+    ran = torchmar_here("export", "kubernetes", "--image", "torchmar:1", "-o", "all.yaml", cwd=tmp_path)
     text = (tmp_path / "all.yaml").read_text()
     assert ran.stdout == "" and "wrote all.yaml" in ran.stderr
     assert len(manifests.objects(text)) == 6
-    assert torchmar("export", "kubernetes", "--image", "torchmar:1", cwd=tmp_path).stdout == text
+    assert torchmar_here("export", "kubernetes", "--image", "torchmar:1", cwd=tmp_path).stdout == text
     assert CONFIG in text
     flags = ("--image", "torchmar:1", "--replicas", "5", "--max-replicas", "2")
-    assert "--replicas 5 is more than" in torchmar("export", "kubernetes", *flags, cwd=tmp_path, code=1).stderr
+    assert "--replicas 5 is more than" in torchmar_here("export", "kubernetes", *flags, cwd=tmp_path, code=1).stderr
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_deployment_gives_models_workers_and_gpus(tmp_path: Path, make: Callab
         'models:\n  a: {versions: {"1.0": {}}}\n  b: {versions: {"1.0": {worker_memory: 6GiB}}}\n'
     )
     flags = ("--image", "torchmar:1", "--deployment", "deployment.yaml")
-    ran = torchmar("export", "kubernetes", *flags, cwd=tmp_path)
+    ran = torchmar_here("export", "kubernetes", *flags, cwd=tmp_path)
     by_kind = {each["kind"]: each for each in manifests.read(ran.stdout)}
     (container,) = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["requests"]["cpu"] == "5"
@@ -244,4 +244,4 @@ def test_a_deployment_gives_models_workers_and_gpus(tmp_path: Path, make: Callab
     written.write_text(by_kind["ConfigMap"]["data"]["config.properties"])
     assert properties.read(written).get("load_models") == "a-1.0.mar,b-1.0.mar"
     (store / "a-1.0.mar").unlink()
-    assert "no archive of a 1.0" in torchmar("export", "kubernetes", *flags, cwd=tmp_path, code=1).stderr
+    assert "no archive of a 1.0" in torchmar_here("export", "kubernetes", *flags, cwd=tmp_path, code=1).stderr

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.command import torchmar
+from tests.support.command import torchmar_here
 from torchmar.exporting.monitoring import Limits, alerts, dashboard
 from torchmar.server.telemetry.metrics import Metrics
 
@@ -92,10 +92,10 @@ def test_an_alert_fires_for_its_fault_and_not_for_a_healthy_server(
 
 
 def test_both_files_are_written(tmp_path: Path) -> None:
-    torchmar("export", "monitoring", "--latency", "200ms", "--job", "models", cwd=tmp_path)
+    torchmar_here("export", "monitoring", "--latency", "200ms", "--job", "models", cwd=tmp_path)
     assert (tmp_path / "alerts.yaml").read_text() == alerts(LIMITS)
     assert (tmp_path / "dashboard.json").read_text() == dashboard(LIMITS)
-    torchmar("export", "monitoring", "--output", "new/folder", cwd=tmp_path)
+    torchmar_here("export", "monitoring", "--output", "new/folder", cwd=tmp_path)
     assert (tmp_path / "new" / "folder" / "alerts.yaml").exists()
-    ran = torchmar("export", "monitoring", "--output", "alerts.yaml", cwd=tmp_path, code=1)
+    ran = torchmar_here("export", "monitoring", "--output", "alerts.yaml", cwd=tmp_path, code=1)
     assert "alerts.yaml is not a folder" in ran.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.command import torchmar
+from tests.support.command import torchmar_here
 from torchmar.archive import Archive
 from torchmar.errors import RecipeError, TorchmarError
 from torchmar.exporting import ray, ray_config
@@ -81,7 +81,7 @@ def test_the_command_writes_a_folder_and_checks_what_was_edited(tmp_path: Path, 
         make(name="first"),
         make(name="second", disk={"requirements.txt": "einops\n"}, requirements="requirements.txt"),
     )
-    ran = torchmar("export", "ray", first, second, "-o", tmp_path / "folder", cwd=tmp_path)
+    ran = torchmar_here("export", "ray", first, second, "-o", tmp_path / "folder", cwd=tmp_path)
     assert "wrote" in ran.stderr
     names = {str(path.relative_to(tmp_path / "folder")) for path in (tmp_path / "folder").rglob("*") if path.is_file()}
     expected = {"config.yaml", "deployment.py", "code/requirements.txt"}
@@ -89,7 +89,7 @@ def test_the_command_writes_a_folder_and_checks_what_was_edited(tmp_path: Path, 
     requirements = (tmp_path / "folder" / "code" / "requirements.txt").read_text().splitlines()
     assert {"einops", "torchserve==0.12.0", "python-multipart"} <= set(requirements)
     config = tmp_path / "folder" / "config.yaml"
-    torchmar("export", "ray", "--check", config, cwd=tmp_path)
+    torchmar_here("export", "ray", "--check", config, cwd=tmp_path)
     config.write_text(config.read_text().replace("num_replicas", "replicas"))
-    ran = torchmar("export", "ray", "--check", config, cwd=tmp_path, code=1)
+    ran = torchmar_here("export", "ray", "--check", config, cwd=tmp_path, code=1)
     assert "no key is called 'replicas'" in ran.stderr.replace("\n", " ")

@@ -13,7 +13,7 @@ import yaml
 
 from tests import oracles
 from tests.support import manifests
-from tests.support.command import torchmar
+from tests.support.command import torchmar_here
 from torchmar import properties
 from torchmar.errors import TorchmarError
 from torchmar.exporting import ray_config
@@ -143,7 +143,7 @@ def test_what_is_no_machine_is_an_error(machines: dict[str, Any], message: str) 
 @pytest.mark.oracle
 def test_ray_takes_the_cluster_file(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
-    torchmar("export", "ray-cluster", "--head", "10.0.0.1", "--worker", "10.0.0.2", "-o", file, cwd=tmp_path)
+    torchmar_here("export", "ray-cluster", "--head", "10.0.0.1", "--worker", "10.0.0.2", "-o", file, cwd=tmp_path)
     code = """if True:
         import sys, yaml
         from ray.autoscaler._private.util import prepare_config, validate_config
@@ -169,14 +169,14 @@ def test_the_cluster_file_starts_ray_with_a_token_and_the_server_on_the_head() -
 
 def test_the_command_writes_either(tmp_path: Path) -> None:
     file = tmp_path / "service.yaml"
-    torchmar("export", "ray-cluster", "--image", IMAGE, "-o", file, cwd=tmp_path)
+    torchmar_here("export", "ray-cluster", "--image", IMAGE, "-o", file, cwd=tmp_path)
     assert "kubectl create secret generic torchmar-tokens" in file.read_text()
     assert {each["kind"] for each in manifests.objects(file.read_text())} >= {"RayService", "ConfigMap"}
     machine, service = ("--head", "10.0.0.1"), ("--image", IMAGE)
     wrong = [[*machine, "--gpus", "1"], [*machine, "--redis-secret", "redis"]]
     wrong += [[*service, "--worker", "10.0.0.2"], [*service, "--model-store", "store"]]
     for arguments in (*wrong, []):
-        failed = torchmar("export", "ray-cluster", *arguments, cwd=tmp_path, code=2)
+        failed = torchmar_here("export", "ray-cluster", *arguments, cwd=tmp_path, code=2)
         assert "only" in failed.stderr or "give --image" in failed.stderr
-    written = yaml.safe_load(torchmar("export", "ray-cluster", "--head", "10.0.0.1", cwd=tmp_path).stdout)
+    written = yaml.safe_load(torchmar_here("export", "ray-cluster", "--head", "10.0.0.1", cwd=tmp_path).stdout)
     assert written["provider"] == {"type": "local", "head_ip": "10.0.0.1", "worker_ips": []}
