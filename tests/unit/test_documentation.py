@@ -69,6 +69,7 @@ def test_python_code_compiles(block: Block) -> None:
     compile(block.code, str(block), "exec")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "file",
     [file for file in documents.FILES if any(block.marks == {"run"} for block in documents.blocks(file))],
