@@ -58,6 +58,6 @@ def torchmar_here(*arguments: object, cwd: Path, code: int = 0) -> subprocess.Co
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    printed, complaints = (stream.buffer.getvalue().decode() for stream in (output, errors))  # type: ignore[attr-defined]
+    printed, complaints = (stream.buffer.getvalue().decode() for stream in (output, errors))
     assert status == code, f"{status}: {printed}{complaints}"
     return subprocess.CompletedProcess(words, code, printed, complaints)
