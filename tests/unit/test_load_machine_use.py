@@ -19,11 +19,11 @@ def test_what_child_processes_compute_is_no_other_programs_use() -> None:
         before = Reading(None, local=False, children=True)
         alone = Reading(None, local=False)
         child.stdout.readline()
+        without = alone.use_until(Reading(None, local=False))
         living = before.use_until(Reading(None, local=False, children=True))
         child.stdin.close()
         child.wait()
         ended = before.use_until(Reading(None, local=False, children=True))
-        without = alone.use_until(Reading(None, local=False))
     # A clock tick is 10 ms; some of the time is spent before the first reading.
     for use in (living, ended):
         assert use.client_cores * use.seconds > SECONDS / 2
