@@ -18,7 +18,7 @@ from hypothesis import settings
 from tests.support import java_options
 from tests.support.packing import pack_handler
 from tests.support.paths import DIGITS, ROOT, TESTS
-from tests.support.preloaded import VARIABLES, fork_processes
+from tests.support.preloaded import fork_processes, unforked
 from tests.support.preloaded.server import loading_variables
 from tests.support.servers import ECHO, ENGINES, write_config
 from torchmar import archive
@@ -116,12 +116,8 @@ def _start_processes_of_tests(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _started(request: pytest.FixtureRequest) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("unforked"):
-            patch.delenv(VARIABLES["workers"], raising=False)
-        yield
+def _started(request: pytest.FixtureRequest) -> contextlib.AbstractContextManager[None]:
+    return unforked() if request.node.get_closest_marker("unforked") else contextlib.nullcontext()
 
 
 @pytest.fixture(scope="session")

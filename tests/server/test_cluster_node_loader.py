@@ -25,7 +25,6 @@ from torchmar.server.workers.pool import Pool
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.unforked,
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract sockets"),
 ]
 SIZE = 64 << 20
@@ -131,6 +130,7 @@ def test_replicas_share_what_is_loaded_also_when_the_first_one_is_killed(
     until(lambda: not loaders(key))
 
 
+@pytest.mark.unforked  # it kills them by their parents
 def test_a_loader_or_its_fork_server_that_is_killed_is_started_again_and_the_replicas_stay(
     large: Path, key: str, observer: PoolHarness, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from tests.support.command import torchmar
 from tests.support.families import descendants
 from tests.support.moods import MOODY, Make
 from tests.support.paths import SAMPLES
+from tests.support.preloaded import unforked
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from torchmar import exchange, properties
@@ -28,19 +30,19 @@ from torchmar.errors import BindError, ConnectError, EngineError, ModelFailedErr
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
-pytestmark = pytest.mark.unforked
-
 SEVEN = SAMPLES / "seven.png"
 
 
 @pytest.fixture(scope="module")
 def builtin(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Builtin]:
-    """Run the built-in server with the digits loaded; its model store may be added to."""
+    """Run the built-in server with the digits loaded, and its real processes; its model store may be added to."""
     folder = tmp_path_factory.mktemp("builtin")
     store = folder / "model_store"
     store.mkdir()
     shutil.copy(digits, store)
-    with Builtin(write_config(folder), store, folder / "run") as running:
+    with contextlib.ExitStack() as stack:
+        with unforked():
+            running = stack.enter_context(Builtin(write_config(folder), store, folder / "run"))
         running.load(store / digits.name)
         yield running
 
@@ -196,6 +198,7 @@ def test_a_rejected_configuration_is_reported_with_the_servers_output(tmp_path: 
     assert "Traceback" not in caught.value.log
 
 
+@pytest.mark.unforked
 def test_it_stops_without_a_trace(tmp_path: Path, digits: Path) -> None:
     before = descendants()
     with Builtin(write_config(tmp_path), digits.parent, tmp_path / "run") as server:

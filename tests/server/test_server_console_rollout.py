@@ -213,7 +213,6 @@ def test_a_reader_sees_plans_and_changes_nothing(site: Rollouts) -> None:
         assert site.post("rollback", **wrong).status_code == 400, wrong
 
 
-@pytest.mark.unforked
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_server_that_ends_in_the_middle_says_so_when_it_is_started_again(tmp_path: Path, number: int) -> None:
     pack(tmp_path / "store", "slow", "1.0", load_s=20)

@@ -5,13 +5,14 @@ half a second, and the tests start more than a thousand of both. `fork_processes
 one that loads the packages of the command line, one with Keras for its conversions and one with ONNX and OpenVINO for
 exports; each loads them when the first process of its kind is started. All processes of pytest-xdist share them.
 Python runs `startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours, in our fork server, in the
-built-in server, in the processes of conversions and in `torchmar` that has the process forked which would run, and only
-passes signals and the exit status on. Commands whose results tests read are forked without a Python that is started
-(`direct`). The code that runs is the same. Its arguments, environment, working folder, open files, limits, process
-group and folders of modules are those of the process that was started; where they cannot be, this process runs the code
-itself (`server.objection` has the reasons).
+built-in server, in the jobs of its console, in the processes of conversions and in `torchmar` that has the process
+forked which would run, and only passes signals and the exit status on. Commands whose results tests read are forked
+without a Python that is started (`direct`). The code that runs is the same. Its arguments, environment, working folder,
+open files, limits, process group and folders of modules are those of the process that was started; where they cannot
+be, this process runs the code itself (`server.objection` has the reasons).
 
-Modules of tests with the mark ``unforked`` are about workers and servers as processes; there they are started.
+Modules of tests with the mark ``unforked`` are about workers and servers as processes; there they are started, as
+`unforked` does for what a fixture starts.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ def fork_processes(*soon: Kind) -> Iterator[None]:
         for kind in soon:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                 connection.connect(os.environ[VARIABLES[kind]])
+        yield
+
+
+@contextlib.contextmanager
+def unforked() -> Iterator[None]:
+    """Have workers and servers that are started meanwhile started as users start them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLES["workers"], raising=False)
         yield
 
 

@@ -154,7 +154,8 @@ def objection(request: dict[str, Any]) -> str:
     if request["arguments"][0].endswith("start.py"):
         message = json.loads(request["arguments"][1])
         folders.append(message.get("model", {}).get("model_dir", ""))
-    known = sys.modules.keys() - {"sitecustomize", "__main__"}
+    # Nothing is imported in place of what Python itself has, such as the folder /sys where the working folder is /.
+    known = sys.modules.keys() - {"sitecustomize", "__main__", *sys.builtin_module_names}
     for folder in set(folders) - {"", *sys.path}:
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder):

@@ -12,7 +12,8 @@ def _kind() -> str:
     first, second, *_ = (*sys.orig_argv[1:], "", "")
     if first.endswith(("/ts/model_service_worker.py", "/torchmar/worker/start.py")):
         return "WORKERS"
-    if first == "-m" and second == "torchmar.server":  # it is a process of its own where its workers are
+    # These are processes of their own where workers are.
+    if first == "-m" and second in ("torchmar.server", "torchmar.deployment.job"):
         return "COMMANDS" if "TORCHMAR_TESTS_WORKERS" in os.environ else ""
     if (first == "-m" and second == "torchmar") or first.endswith("/bin/torchmar"):
         # Tests look for the processes that it starts, unless it ends at once.
