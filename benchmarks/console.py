@@ -116,7 +116,7 @@ def _cpu_seconds(running: Builtin, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class _Block:
-    """What one side did in one round: requests a second, and CPU microseconds of a request."""
+    """The measurement of one side in one round: requests a second, and CPU microseconds of a request."""
 
     rate: float
     cpu_us: float

@@ -31,7 +31,7 @@ _REST_SECONDS = 3.0
 
 @dataclass
 class Results:
-    """What was measured, each of several rounds; keys of sides first.
+    """The measurements, each of several rounds; keys of sides first.
 
     Attributes:
         loads: figures by side, model and connections.

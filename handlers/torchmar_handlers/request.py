@@ -46,7 +46,7 @@ class NotFinite(PredictionException):  # type: ignore[misc]
 
 @dataclass(slots=True)  # frozen it would take three times as long to make, and there are five such records a request
 class Request:
-    """What TorchServe hands over for one client: ``row`` maps ``body``, ``data`` or form fields to values."""
+    """The row that TorchServe passes for one client: ``row`` maps ``body``, ``data`` or form fields to values."""
 
     index: int
     row: Mapping[str, Any]

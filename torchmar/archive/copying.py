@@ -57,7 +57,7 @@ MemberContent = bytes | Path | ArchiveSlice
 
 @dataclass(frozen=True)
 class Copied:
-    """What was copied: its digest in hexadecimal and its checksum."""
+    """A copy: the digest of its content in hexadecimal, and the checksum."""
 
     sha256: str
     crc: int

@@ -1,4 +1,4 @@
-"""Whether an archive carries torchmar's handlers as they are installed, so that their imports need no check."""
+"""The check that an archive carries torchmar's handlers as they are installed; their imports then need no check."""
 
 from __future__ import annotations
 

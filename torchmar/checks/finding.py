@@ -137,7 +137,7 @@ def unknown(prefixes: Iterable[str]) -> list[str]:
 
 
 class Content(Protocol):
-    """What is checked: the members of an archive, of a folder or of a recipe, by name."""
+    """Content to check: the members of an archive, of a folder or of a recipe, by name."""
 
     @property
     def sizes(self) -> Mapping[str, int]:

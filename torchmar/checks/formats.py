@@ -64,7 +64,7 @@ _CHUNK = 1 << 20
 
 
 class Format(Enum):
-    """What weights may be, in words that follow "is"."""
+    """A format of weights; the value is its name, in words that follow "is"."""
 
     TORCHSCRIPT = "a TorchScript archive"
     SAVED = "what torch.save writes"
@@ -84,7 +84,7 @@ class Format(Enum):
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file is.
+    """A weights file: its format, and the details that checks need.
 
     Args:
         format: identified by the content.

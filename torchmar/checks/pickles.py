@@ -108,7 +108,7 @@ class TooLarge(Exception):
 
 @dataclass
 class Budget:
-    """What one check may still spend on pickles, whatever their number."""
+    """The effort that one check may still spend on pickles, whatever their number."""
 
     opcodes: int = 5_000_000  # some six seconds
     bytes: int = 2 << 30
@@ -132,7 +132,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found in a row of pickles.
+    """The content of a row of pickles.
 
     Args:
         imports: every global, once, in the order of the file.

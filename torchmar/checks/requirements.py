@@ -54,7 +54,7 @@ class Line:
 
 @dataclass
 class _Seen:
-    """What the lines of all files have in common."""
+    """The state that the lines of all files share."""
 
     files: set[str] = field(default_factory=set)
     pins: dict[str, str] = field(default_factory=dict)

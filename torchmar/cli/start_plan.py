@@ -18,7 +18,7 @@ from torchmar.server.models.state_file import State
 
 @dataclass(frozen=True, kw_only=True)
 class StartPlan:
-    """What a server loads at its start, and what is registered after it.
+    """The archives that a server loads at its start, and those that are registered after it.
 
     Attributes:
         config: the user's configuration.

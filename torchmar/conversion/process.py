@@ -1,4 +1,4 @@
-"""What the processes of conversions have in common: the job, the result or the rejection, and the samples of a recipe.
+"""The common parts of the processes of conversions: the job, the result or the rejection, and the samples of a recipe.
 
 Job and result are JSON, on standard input and output; `torchmar.conversion.starting` is the other end.
 """

@@ -1,4 +1,4 @@
-"""What a recipe determines of the conversion of its weights: the layout of images, last activations, samples."""
+"""The job of converting the weights of a recipe: the layout of images, last activations, samples."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _WRAPPED = "\n\nDuring handling of the above exception, another exception occurr
 
 @dataclass(frozen=True)
 class Failure:
-    """How workers of a model version die.
+    """The death of workers of a model version.
 
     Attributes:
         deaths: the number of deaths in a row, as far as the log reaches back.

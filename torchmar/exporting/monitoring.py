@@ -26,7 +26,7 @@ _HEAD = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What alerts are raised for.
+    """The limits beyond which alerts are raised.
 
     Attributes:
         job: the name of the job with which Prometheus scrapes the servers.

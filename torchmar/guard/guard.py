@@ -23,7 +23,7 @@ _TIMEOUTS = (TimeoutError, asyncio.TimeoutError, FutureTimeoutError)  # three cl
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model returned for a request.
+    """The answer of the model for a request.
 
     Attributes:
         blocked: whether the request is to be blocked.

@@ -1,1 +1,1 @@
-"""What other tools have packed or written, as recipes and as a deployment."""
+"""Packages of other tools as recipes, and their installations as a deployment."""

@@ -24,7 +24,7 @@ _TAKEN = (recipe.FILE_NAME, handler_names.CARRIED_PACKAGE, "MAR-INF", "model-con
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has written.
+    """The result of an import.
 
     Attributes:
         folder: with the recipe.

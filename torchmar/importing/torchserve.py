@@ -67,7 +67,7 @@ class Installation:
 
 @dataclass(frozen=True)
 class Imported:
-    """What the import of an installation has written."""
+    """The result of the import of an installation."""
 
     installation: Installation
     deployment: Path

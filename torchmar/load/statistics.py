@@ -54,7 +54,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Stability:
-    """Whether the windows of a measurement are of one steady state; ``reason`` is empty if they are."""
+    """The judgement of whether windows are of one steady state; ``reason`` is empty if they are."""
 
     stable: bool
     reason: str

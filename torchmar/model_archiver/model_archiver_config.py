@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass
 class ModelArchiverConfig:
-    """What goes into an archive, and where it is written.
+    """The content of an archive, and the place where it is written.
 
     Attributes:
         model_name: the model's name, and the archive's file name.

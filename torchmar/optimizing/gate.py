@@ -19,7 +19,7 @@ from torchmar.optimizing.results import Agreement, Verdict
 
 @dataclass(frozen=True)
 class Metric:
-    """What the user's own check measured; a greater value is the better one unless it says otherwise."""
+    """The result of the user's own check; a greater value is the better one unless it says otherwise."""
 
     value: float
     lower_is_better: bool = False
@@ -32,7 +32,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the gate found.
+    """The verdict of the gate, with its reason.
 
     Attributes:
         verdict: `Verdict.REJECTED` or `Verdict.UNDECIDED`; None: the variant may be chosen.

@@ -1,4 +1,4 @@
-"""What a variant must agree in: requirements as users write them, and those of each kind of model; pure.
+"""Requirements of agreement: as users write them, and those of each kind of model; pure.
 
 A requirement is a bound for a measure of agreement, over inputs that the variant was not calibrated with:
 
@@ -66,7 +66,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Classes:
-    """Where the classes of an output are.
+    """The place of the classes in an output.
 
     Attributes:
         axis: of the classes in the output of one input.
@@ -81,7 +81,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the numbers of a model mean.
+    """A kind of model: the meaning of the numbers in its outputs.
 
     Attributes:
         name: with its article, such as ``a classifier``.

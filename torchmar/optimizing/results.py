@@ -21,7 +21,7 @@ SCHEMA: Literal["torchmar-optimization/1"] = "torchmar-optimization/1"
 
 
 class Verdict(str, Enum):
-    """What became of a variant; the value is how it is called."""
+    """The outcome of a variant; the value is its name."""
 
     BASELINE = "baseline"
     CHOSEN = "chosen"
@@ -38,7 +38,7 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How the answers of a variant agree with those of the baseline, on inputs that it was not calibrated with.
+    """The agreement of a variant's answers with the baseline's, on inputs that it was not calibrated with.
 
     Attributes:
         inputs: that were compared.

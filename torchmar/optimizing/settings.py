@@ -1,4 +1,4 @@
-"""What the user wants of an optimisation."""
+"""The settings of an optimisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the user wants.
+    """The settings of an optimisation.
 
     Attributes:
         keep: requirements of agreement, such as ``labels>=0.99``; empty: the defaults of the kind of model.

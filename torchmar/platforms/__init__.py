@@ -32,7 +32,7 @@ _MARKS: Mapping[str, PlatformName] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Demands:
-    """What a platform demands of a server.
+    """The demands of a platform on a server.
 
     Attributes:
         values: keys of ``config.properties``, which replace those of the configuration.

@@ -1,4 +1,4 @@
-"""What happened between two readings of another server, as events of the console. Pure."""
+"""The changes between two readings of another server, as events of the console; pure."""
 
 from __future__ import annotations
 

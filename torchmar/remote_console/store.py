@@ -21,7 +21,7 @@ _LARGEST = 32 << 20  # bytes of a sample
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What an archive says of a version, beside what the server reports."""
+    """Facts about a version that its archive has and the server does not report."""
 
     digest: str = ""
     size: int | None = None

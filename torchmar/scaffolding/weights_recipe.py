@@ -1,4 +1,4 @@
-"""What the recipes of archives with weights have in common: the text of the recipe, and labels beside the weights."""
+"""The common parts of recipes with weights: the text of the recipe, and labels beside the weights."""
 
 from __future__ import annotations
 

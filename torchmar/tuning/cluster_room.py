@@ -1,4 +1,4 @@
-"""How many replicas of an archive the nodes of a cluster have room for, from the metrics of its server."""
+"""The number of replicas that the nodes of a cluster have room for, from the metrics of its server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _THREADS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterRoom:
-    """What a cluster has room for.
+    """The replicas that a cluster has room for.
 
     Attributes:
         replicas: pairs of a number of CPUs, of which each has as many threads, and how many of these replicas fit.

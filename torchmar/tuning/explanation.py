@@ -1,4 +1,4 @@
-"""Why a setting was chosen: what excludes the others, how much the choice matters, how wrong predictions were."""
+"""The reasons for a chosen setting: the exclusion of others, the weight of the choice, errors of predictions."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _DOWN = 0.8  # factor of the next lower rate, at the most
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """What the measurements of one setting show about its highest rate.
+    """The highest rate of a setting, as far as its measurements show it.
 
     Attributes:
         kept: the highest rate at which it kept the target, in requests per second; 0: it kept it at none.

@@ -53,7 +53,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is to be found.
+    """The goal of a search.
 
     Attributes:
         target: the bound for the latency.

@@ -22,7 +22,7 @@ _BYTES = {"": 1, "b": 1} | {
 
 
 class Objective(Enum):
-    """What is optimised among the settings that keep the target."""
+    """The quantity that is optimised among the settings that keep the target."""
 
     THROUGHPUT = "throughput"  # the highest rate at which the target is kept
     LATENCY = "latency"  # the lowest latency at a given rate

@@ -23,7 +23,7 @@ from torchmar.tuning.target import Objective, Target
 
 
 class Verdict(Enum):
-    """What a trial says about a target; the value is how it is called."""
+    """The verdict of a trial on a target; the value is its name."""
 
     KEPT = "kept"
     MISSED = "missed"

@@ -1,1 +1,1 @@
-"""What the handlers that run packages of other tools have in common: SageMaker's PyTorch toolkit, and MLflow."""
+"""The common parts of the handlers that run packages of other tools: SageMaker's PyTorch toolkit, and MLflow."""

@@ -32,7 +32,7 @@ _EXPECTED = f"send an object with one of {', '.join(_FORMATS)}"
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What a model is called with.
+    """The arguments that a model is called with.
 
     Attributes:
         values: the array.

@@ -106,7 +106,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes; without columns and tensors, a table or a tensor of any kind."""
+    """The inputs of a model; without columns and tensors, a table or a tensor of any kind."""
 
     columns: tuple[Column, ...] = ()
     tensors: tuple[TensorSpec, ...] = ()

@@ -28,7 +28,7 @@ _LONGEST = 300  # characters of an error that a client gets
 
 
 class Handler(protocols.HandlerInfo, Protocol):
-    """What is needed of a handler."""
+    """The methods of a handler that are needed here."""
 
     def decode(self, request: Request) -> Any: ...
     def preprocess(self, inputs: Sequence[Any]) -> Any: ...

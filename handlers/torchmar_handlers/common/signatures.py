@@ -1,4 +1,4 @@
-"""What a model takes and gives as tensors of the Open Inference Protocol: names, datatypes and shapes."""
+"""The inputs and outputs of a model as tensors of the Open Inference Protocol: names, datatypes and shapes."""
 
 from __future__ import annotations
 

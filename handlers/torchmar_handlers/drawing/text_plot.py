@@ -23,7 +23,7 @@ _DARK = 150  # the brightness of a ground below which its letters are white
 
 @dataclass
 class _Piece:
-    """What stands between two places of a line: characters of one token, or of none (-1)."""
+    """A part of a line: characters of one token, or of none (-1)."""
 
     token: int
     text: str

@@ -1,4 +1,4 @@
-"""How much each part of an input speaks for or against an answer.
+"""Explanations: the share of each part of an input in an answer, for or against it.
 
 From a request to its answer, in the order of the modules:
 

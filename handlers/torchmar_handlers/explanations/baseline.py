@@ -1,4 +1,4 @@
-"""What stands for "nothing there" in an input."""
+"""Baselines: values that stand for "nothing there" in an input."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torchmar_handlers.request import NotFinite
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What speaks for and against one output for one input.
+    """The shares of the parts of one input in one output, for and against it.
 
     Attributes:
         method: what was computed.

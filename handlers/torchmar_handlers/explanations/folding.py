@@ -45,7 +45,7 @@ class Convolution:
 
 @dataclass
 class Plan:
-    """What is folded in each pass of a model.
+    """The batch norms that are folded in each pass of a model.
 
     Attributes:
         convolutions: by the identity of their original weights.

@@ -1,4 +1,4 @@
-"""What the handlers of texts have in common.
+"""The common parts of the handlers of texts.
 
 From a text to an answer, in the order of the modules:
 

@@ -42,7 +42,7 @@ class Encoded:
 
 
 class Reader(Protocol):
-    """What turns texts into the arguments of a model."""
+    """An encoder of texts to the arguments of a model."""
 
     length: int | None  # tokens of every text, where the model takes no other number of them
 

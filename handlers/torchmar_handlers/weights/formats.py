@@ -12,7 +12,7 @@ from torchmar_handlers.weights.load_error import LoadError, summary
 
 
 class Format(Enum):
-    """What weights may be, in words that follow "is"."""
+    """A format of weights; the value is its name, in words that follow "is"."""
 
     TORCHSCRIPT = "a TorchScript archive"
     EXPORTED = "a torch.export program"

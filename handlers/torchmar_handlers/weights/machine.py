@@ -1,4 +1,4 @@
-"""What a machine has that optimised weights may need: flags of its processor, and the compute capability of a GPU."""
+"""Features of a machine that optimised weights may need: flags of its processor, compute capability of a GPU."""
 
 from __future__ import annotations
 

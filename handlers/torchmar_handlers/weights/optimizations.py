@@ -27,7 +27,7 @@ _COMPILE = {"backend": str, "mode": str, "dynamic": bool, "fullgraph": bool}
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizations:
-    """What is to be done with a model once it is loaded.
+    """The changes to make to a model once it is loaded.
 
     Args:
         dtype: the type of its weights, or that OpenVINO computes with; None: as they are stored, float32 of OpenVINO.

@@ -1,4 +1,4 @@
-"""What decides whether a check is right: TorchServe's own Java classes, run in a process beside the tests."""
+"""Judges of checks: TorchServe's own Java classes, run in a process beside the tests."""
 
 from __future__ import annotations
 

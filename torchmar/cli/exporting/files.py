@@ -1,4 +1,4 @@
-"""What the commands of ``torchmar export`` share: the configuration, the model store, and the files they write."""
+"""The common parts of the commands of ``torchmar export``: configuration, model store, and files to write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a model could not be exported: the operation, and the line of its source."""
+"""The reason why a model could not be exported: the operation, and the line of its source."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _DATA = "GuardOnDataDependent"
 
 
 class DependsOnValuesError(Rejected):
-    """What the model computes depends on the values of its input."""
+    """The computation of a model depends on the values of its input."""
 
 
 def export_program(model: Model, example: Example, dynamic: Axes) -> ExportedProgram:

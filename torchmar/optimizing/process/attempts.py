@@ -29,7 +29,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What calibrates int8 weights, and what they must keep.
+    """Inputs that calibrate int8 weights, and requirements that hold for them.
 
     Attributes:
         inputs: that calibrate, at least one; none of them judges the variant.

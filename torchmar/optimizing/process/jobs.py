@@ -1,4 +1,4 @@
-"""What the steps get and give back, as values that become JSON; and the errors that are rows of the report."""
+"""The arguments and results of steps, as values that become JSON, and errors that are rows of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a variant needs of a processor, as far as the one that it was measured on has it."""
+"""The flags of a processor that a variant needs, as far as the one that it was measured on has them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ TOKEN_VARIABLES = {api: f"TORCHMAR_SERVER_{api.upper()}_TOKEN" for api in ("infe
 
 
 class ConfigKey(NamedTuple):
-    """How the value of a key is read.
+    """A key of the configuration: the parser of its value, and the setting that gets it.
 
     Attributes:
         field: of `torchmar.server.config.settings.Settings`; empty where a field is made of several keys.

@@ -63,7 +63,7 @@ async def listen(
 
 
 class Listener:
-    """What `listen` returns.
+    """A listening socket with its connections, as `listen` returns it.
 
     Attributes:
         port: the port listened on; 0 with a Unix socket.

@@ -19,7 +19,7 @@ _PENDING, _STARTED, _COMPLETE = range(3)
 
 
 class ResponseWriter(Protocol):
-    """What a request sends its response with."""
+    """The methods that a request sends its response with."""
 
     def write_response(self, head: bytes, length: int, body: bytes) -> None:
         """Send a whole response; the writer adds the header ``connection``, here and in `write_head`.
@@ -47,7 +47,7 @@ class ResponseWriter(Protocol):
 
 
 class RequestObserver(Protocol):
-    """What is called at the end of a request."""
+    """Callbacks for the end of a request."""
 
     def on_end(self, request: Request) -> None:
         """Note that the response is complete, or that the client has disconnected."""

@@ -35,7 +35,7 @@ class _StoppedError(Exception):
 
 
 class RequestReceiver(Protocol):
-    """What a parser calls."""
+    """Callbacks of a parser."""
 
     def head_received(self, request: Request, keep_alive: bool) -> bool:
         """Respond to a request whose body is still to come, or return False.

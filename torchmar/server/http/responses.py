@@ -47,7 +47,7 @@ _CACHE_SIZE = 1024
 
 @dataclass(frozen=True)
 class Cors:
-    """What pages of other origins may do; TorchServe's ``cors_allowed_origin``, ``_methods`` and ``_headers``.
+    """The rights of pages of other origins; TorchServe's ``cors_allowed_origin``, ``_methods`` and ``_headers``.
 
     Each is sent as it stands, with every response; an empty one is not sent.
     """

@@ -16,7 +16,7 @@ _UNCHANGED_S = 5.0  # an entry that changes is being copied
 
 
 class LeftOut:
-    """What is known of the entries that are not served."""
+    """The entries that are not served, with their reasons."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, ...], float]] = {}  # the stamp, and since when it is the same

@@ -67,7 +67,7 @@ class StateFile:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a state file says about a model store as it is now.
+    """The content of a state file, as far as it fits the model store as it is now.
 
     Attributes:
         path: of the file.

@@ -23,7 +23,7 @@ _CONNECT_SECONDS, _READ_SECONDS = 10, 20
 
 
 class Package(NamedTuple):
-    """What reads the objects of a store.
+    """A package that reads the objects of a store.
 
     Attributes:
         name: of the package and of its module.

@@ -19,7 +19,7 @@ _GPU = ("Level", "DeviceId", "Hostname")
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """What is shown.
+    """The metrics that are shown.
 
     Attributes:
         server: what the server measures; ``ts_metrics`` in the file.

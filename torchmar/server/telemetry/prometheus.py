@@ -26,7 +26,7 @@ _LABEL = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """What a metric is.
+    """The name, type, help and labels of a metric.
 
     Attributes:
         name: ``ts_inference_requests_total``.
@@ -84,7 +84,7 @@ class Gauge(Child):
 
 
 class Histogram(Child):
-    """How many values were not above each of several bounds, and their sum.
+    """Counts of values that were not above each of several bounds, and their sum.
 
     Attributes:
         counts: of values by bucket; the last has those above all bounds.

@@ -262,7 +262,7 @@ class _Sender:
 
 
 class _LibraryLog(logging.Handler):
-    """What OpenTelemetry logs: warnings of its configuration; all else may contain headers, which are secrets.
+    """The log of OpenTelemetry: warnings of its configuration pass; all else may contain headers, which are secrets.
 
     Attributes:
         reason: of the collector's last answer, or why there is none.

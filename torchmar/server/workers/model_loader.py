@@ -18,7 +18,7 @@ from torchmar.worker.process.messages import ModelDescription, ModelSpec
 
 
 class Loader(Protocol):
-    """What starts the processes of a version's workers.
+    """The methods that start the processes of a version's workers.
 
     Attributes:
         description: of the handler's tensors; empty until the model has loaded once.
@@ -41,7 +41,7 @@ class Loader(Protocol):
 
 
 class RequestLog(Protocol):
-    """Where a `ModelLoader` logs what concerns one worker; see `WorkerLog`."""
+    """The log of one worker, for a `ModelLoader`; see `WorkerLog`."""
 
     def output(self, line: str) -> None:
         """Log a line of the worker's output."""

@@ -1,4 +1,4 @@
-"""What makes the pools of versions: workers of this machine, or in their place those of another engine."""
+"""The factory of the pools of versions: workers of this machine, or in their place those of another engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an environment is made of, and the key of all that ask for the same."""
+"""The specification of an environment, and the key that all archives with the same one share."""
 
 from __future__ import annotations
 

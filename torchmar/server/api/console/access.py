@@ -1,4 +1,4 @@
-"""Who may use the console's API: clients with a token, and browsers with a session.
+"""Access to the console's API: by clients with a token, and browsers with a session.
 
 The cookie of a session is sent only to paths below ``/console``, and by no page of another site. A request that changes
 something must also have a header that a form cannot send, and must come from a page of this server.

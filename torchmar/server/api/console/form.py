@@ -38,7 +38,7 @@ _LARGEST_SAMPLE = 32 << 20  # bytes
 
 
 class Version(Protocol):
-    """What a form is made of: a registered version (`torchmar.server.models.registry`), or that of another server."""
+    """The source of a form: a registered version (`torchmar.server.models.registry`), or that of another server."""
 
     name: str
     version: str

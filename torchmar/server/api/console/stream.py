@@ -24,7 +24,7 @@ _FIRST_LOGS = 300  # entries of a snapshot
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a stream is about.
+    """The content of a stream.
 
     Attributes:
         model: whose load is sent; empty: that of all models.
