@@ -27,8 +27,6 @@ from torchmar.server.workers.pools import Pools, VersionPool
 
 LABEL = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # as ECMA 262, which OpenAPI has, and Python read it
 
-__all__ = ["Model", "Registration", "Registry", "Version"]
-
 
 class Version:
     """One registered version of a model.
