@@ -22,13 +22,13 @@ from torchmar.diagnosis import (
     store,
     venvs,
 )
-from torchmar.diagnosis.finding import Finding, Severity, error
+from torchmar.diagnosis.finding import Finding, error
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.engines.server_records import ServerRecord
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
 
-__all__ = ["Finding", "Severity", "examine"]
+__all__ = ["Finding", "examine"]
 
 
 def examine(

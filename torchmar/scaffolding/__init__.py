@@ -4,7 +4,7 @@
 model takes. The files are made of `templates/`.
 """
 
-from torchmar.scaffolding.archive import KINDS, Created, Kind, create
+from torchmar.scaffolding.archive import Created, Kind, create
 from torchmar.scaffolding.project import create_project
 
-__all__ = ["KINDS", "Created", "Kind", "create", "create_project"]
+__all__ = ["Created", "Kind", "create", "create_project"]

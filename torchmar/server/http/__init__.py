@@ -9,7 +9,7 @@ from torchmar.server.http.access import Access
 from torchmar.server.http.context import App, OnHead
 from torchmar.server.http.limits import Limits
 from torchmar.server.http.listener import Listener, listen
-from torchmar.server.http.request import Request, RequestObserver
+from torchmar.server.http.request import Request
 from torchmar.server.http.responses import Cors
 
-__all__ = ["Access", "App", "Cors", "Limits", "Listener", "OnHead", "Request", "RequestObserver", "listen"]
+__all__ = ["Access", "App", "Cors", "Limits", "Listener", "OnHead", "Request", "listen"]
