@@ -118,6 +118,31 @@ def test_a_front_that_is_killed_and_started_again_finds_its_replicas(
         again.management.unregister("m")
 
 
+def test_a_front_that_has_lost_its_run_folder_finds_the_replicas_of_its_archives(
+    cluster: RayCluster, store: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "store"
+    shutil.copytree(store, own)
+    with start_front(cluster, tmp_path / "front", own, **OPEN) as front:
+        for name in ("m", "other"):
+            front.management.register(f"{name}-1.0.mar", timeout=120)
+        workers = {name: pid(front, name) for name in ("m", "other")}
+        time.sleep(2)  # a change of the last moment would be lost
+        front._process.send_signal(signal.SIGKILL)
+        front._process.wait()
+    shutil.rmtree(tmp_path / "front")
+    pack(own, "other", "1.0", PIDS.replace("0.02", "0.01"), batchSize=2)
+    with start_front(cluster, tmp_path / "another", own, **OPEN) as again:
+        assert pid(again) == workers["m"]
+        # What has changed meanwhile is deployed anew, and nothing that runs is served for it.
+        until(lambda: list(again.management.names()) == ["m", "other"], 60)
+        until(lambda: again.management.describe("other")[0].ready == 1, 120)
+        assert pid(again, "other") != workers["other"]
+        assert pid(again) == workers["m"]
+        again.management.scale("m", min_worker=2, max_worker=2, timeout=120)
+        assert requests.get(f"{again.server.inference}/ping", timeout=60).json()["status"] == "Healthy"
+
+
 def test_a_front_of_another_release_does_not_take_part(cluster: RayCluster, store: Path, tmp_path: Path) -> None:
     code = f"""if True:
         import torchmar

@@ -27,6 +27,21 @@ def packed(tmp_path: Path) -> PackedContent:
     return pack(folder, packages, tmp_path / "packed.tar")
 
 
+def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    digests = set()
+    for name, mode in (("a", 0o600), ("b", 0o644)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in ("x", "y") if name == "a" else ("y", "x"):
+            (folder / file).write_bytes(file.encode())
+            (folder / file).chmod(mode)
+            os.utime(folder / file, (mode, mode))
+        digests.add(pack(folder, None, tmp_path / f"{name}.tar").digest)
+    assert len(digests) == 1
+    (folder / "x").write_bytes(b"z")
+    assert pack(folder, None, tmp_path / "c.tar").digest not in digests
+
+
 def reading(packed: PackedContent, offsets: list[int]) -> Callable[[int], bytes]:
     def read(offset: int) -> bytes:
         offsets.append(offset)

@@ -28,6 +28,7 @@ from torchmar.errors import ArchiveError
 CHUNK = 32 << 20  # bytes that a node asks for at once; Ray keeps each in its object store until it is read
 _CONTENT, _PACKAGES = "content", "packages"
 _COMPLETE = "complete"  # a file with the stamps of all others, written last
+_TIME = 315_532_800  # of all files, in seconds since 1970: the beginning of 1980, before which zip files have no time
 _Stamps = dict[str, list[int]]
 
 
@@ -74,7 +75,7 @@ class NodeContent:
 
 
 def pack(folder: Path, packages: Path | None, target: Path) -> PackedContent:
-    """Pack the content of an archive. Blocking.
+    """Pack the content of an archive: the same files give the same bytes, so that digests can be compared. Blocking.
 
     Args:
         folder: the extracted archive.
@@ -87,15 +88,24 @@ def pack(folder: Path, packages: Path | None, target: Path) -> PackedContent:
     part = atomic.temporary_path(target)
     try:
         with tarfile.open(part, "w") as packed:
-            packed.add(folder, _CONTENT)
+            packed.add(folder, _CONTENT, filter=_normalized)
             if packages:
-                packed.add(packages, _PACKAGES)
+                packed.add(packages, _PACKAGES, filter=_normalized)
         digest = file_digest.of(part)
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ArchiveError(f"{folder} cannot be packed for the cluster: {error.strerror}") from None
     return PackedContent(str(target), digest, target.stat().st_size, packages is not None)
+
+
+def _normalized(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return a member without its owner and time, and with one of two modes."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = _TIME
+    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    return member
 
 
 def fetch(packed: PackedContent, read: Callable[[int], bytes], root: Path | None = None) -> NodeContent:

@@ -55,7 +55,7 @@ class ClusterPools:
         self._pools: dict[str, ClusterPool] = {}
         self._fronts = Fronts(session, self, folder, standing, former)
         self._standing = standing
-        self._next: dict[tuple[str, str], tuple[str, PackedContent, NodeContent]] = {}  # see `attach_next`
+        self._next: dict[tuple[str, str], str] = {}  # see `attach_next`
         self._tasks = BackgroundTasks(log_error)
         self._head_changed: Callable[[], None] = lambda: None
         self._nodes: tuple[Mapping[str, Resources], Mapping[str, Resources]] = ({}, {})
@@ -88,13 +88,10 @@ class ClusterPools:
                 "not have; give its recipe a runtime in place of it, or serve it with --engine builtin."
             )
             raise ApiError(400, "InvalidModelException", message)
-        attached = self._next.pop((options.name, options.version), None)
-        key = attached[0] if attached else ""
+        key = self._next.pop((options.name, options.version), "")
         pool = ClusterPool(
             self._session, options, observer, packages, venv is not None, self._settings, self._folder, key
         )
-        if attached:
-            pool.attach(attached[1], attached[2])
         self._pools[pool.key] = pool
         return pool
 
@@ -163,13 +160,25 @@ class ClusterPools:
         kept = {name_of(pool.options.name, pool.options.version) for pool in self._pools.values()}
         await self._session.run(self._session.delete_others, kept)
 
-    def attach_next(self, name: str, version: str, key: str, packed: PackedContent, content: NodeContent) -> None:
+    def attach_next(self, name: str, version: str, key: str) -> None:
         """Make the next pool of a version one whose replicas another front has deployed."""
-        self._next[name, version] = key, packed, content
+        self._next[name, version] = key
 
-    def cancel_attach(self, name: str, version: str) -> bool:
-        """Undo `attach_next`; return False if there is such a pool already."""
-        return self._next.pop((name, version), None) is not None
+    def cancel_attach(self, name: str, version: str) -> None:
+        """Undo `attach_next`, if there is no such pool yet."""
+        self._next.pop((name, version), None)
+
+    @staticmethod
+    def attach(pool: VersionPool, packed: PackedContent, content: NodeContent) -> None:
+        """Let a pool have this front's copy of a content that another front has packed, packed and extracted."""
+        assert isinstance(pool, ClusterPool)
+        pool.attach(packed, content)
+
+    @staticmethod
+    async def pack(pool: VersionPool) -> PackedContent:
+        """Return the packed content of a pool."""
+        assert isinstance(pool, ClusterPool)
+        return await pool.pack()
 
     @staticmethod
     def key_of(pool: VersionPool) -> str:
