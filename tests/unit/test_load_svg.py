@@ -11,8 +11,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from torchmar.load import svg
-from torchmar.load.svg import Axis, Band, Bars, Line, Point, Points, Rule, Span, Whiskers, chart, number
+from torchmar.load import svg, svg_axis, svg_style
+from torchmar.load.numbers import number
+from torchmar.load.svg import Band, Bars, Line, Point, Points, Rule, Span, Whiskers, chart
+from torchmar.load.svg_axis import Axis
 
 X, Y = Axis("requests/s"), Axis("latency, ms")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,7 +32,7 @@ def texts(text: str) -> list[str]:
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 8))
 def test_linear_ticks_are_multiples_of_1_2_or_5_within_the_axis(low: float, length: float, count: int) -> None:
     high = low + length
-    ticks = svg.linear_ticks(low, high, count)
+    ticks = svg_axis.linear_ticks(low, high, count)
     assert all(low - length * 1e-6 <= tick <= high + length * 1e-6 for tick in ticks)
     assume(len(ticks) > 1)
     step = ticks[1] - ticks[0]
@@ -40,7 +42,7 @@ def test_linear_ticks_are_multiples_of_1_2_or_5_within_the_axis(low: float, leng
 
 @given(VALUES, st.floats(1.5, 1e6))
 def test_logarithmic_ticks_are_round_within_the_axis_and_not_too_many(low: float, factor: float) -> None:
-    ticks = svg.log_ticks(low, low * factor)
+    ticks = svg_axis.log_ticks(low, low * factor)
     assert all(low * 0.99 <= tick <= low * factor * 1.01 for tick in ticks)
     assert all(f"{tick:e}"[0] in "1235" and set(f"{tick:e}"[1:8]) <= {".", "0"} for tick in ticks)
     assert len(ticks) <= 9
@@ -176,7 +178,7 @@ def test_an_empty_chart_has_axes() -> None:
 
 
 def test_a_file_of_its_own_has_the_colours_of_both_themes() -> None:
-    text = svg.standalone(chart([Points("p", [Point(1, 1)])], X, Y, title="t"))
+    text = svg_style.standalone(chart([Points("p", [Point(1, 1)])], X, Y, title="t"))
     assert parse(text).tag == f"{SVG}svg"
     assert parse(text).attrib["viewBox"] == "-12 -12 464 304"
     assert "prefers-color-scheme:dark" in text

@@ -85,7 +85,7 @@ def _rows(result: ReportComparison) -> Iterator[tuple[str, ...]]:
 
 
 def _figures(change: Change) -> tuple[str, str, str, str]:
-    from torchmar.load.svg import number
+    from torchmar.load.numbers import number
 
     ratio = change.ratio
     if change.of_shares:

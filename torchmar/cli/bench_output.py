@@ -12,8 +12,8 @@ from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import TITLES
 from torchmar.load.few_answers import MARK, too_few
 from torchmar.load.kinds import PROTOCOL_TITLES
+from torchmar.load.numbers import number
 from torchmar.load.step_label import step_label
-from torchmar.load.svg import number
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from torchmar.load.numbers import number
 from torchmar.load.recorder import PERCENTILES
 from torchmar.load.results import Step
 from torchmar.load.statistics import LEAST_BEYOND, least_count
-from torchmar.load.svg import number
 
 MARK = " ?"  # at a percentile in a table
 _NAMED = ("p50", "p90", "p95", "p99")  # p99.9 needs 10,000 answers, and is marked only

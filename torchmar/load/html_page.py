@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from torchmar.load import svg
+from torchmar.load import svg_style
 from torchmar.load.verdicts import Level
 
 _WORDS = {"bad": "Fault", "warn": "Caution", "good": "Good", "note": "Note"}
@@ -69,7 +69,7 @@ def page(title: str, body: Iterable[str]) -> str:
             '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">',
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
             f"<title>{escape(title)}</title>",
-            f"<style>{svg.STYLE}{_STYLE}</style></head>",
+            f"<style>{svg_style.STYLE}{_STYLE}</style></head>",
             "<body>",
             *(part for part in body if part),
             "</body></html>",

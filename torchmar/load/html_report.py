@@ -10,9 +10,9 @@ from torchmar.load import html_page, report_charts
 from torchmar.load.few_answers import MARK
 from torchmar.load.html_tables import NOTHING, table, with_interval
 from torchmar.load.kinds import PROTOCOL_TITLES
+from torchmar.load.numbers import number
 from torchmar.load.results import Report, Step
 from torchmar.load.step_label import step_label
-from torchmar.load.svg import number
 from torchmar.load.verdicts import Verdict, verdicts
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from torchmar.load.numbers import number
 from torchmar.load.results import Bounds
-from torchmar.load.svg import number
 
 NOTHING = "–"
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from html import escape
 
-from torchmar.load import svg
+from torchmar.load import svg, svg_style
 from torchmar.load.histogram import Histogram
 from torchmar.load.html_tables import NOTHING, table, with_range
+from torchmar.load.numbers import number
 from torchmar.load.results import Latency, Step
 from torchmar.load.step_label import step_label
-from torchmar.load.svg import Axis, Band, Line, Mark, Point, Points, Span, Whiskers, number
+from torchmar.load.svg import Band, Line, Mark, Point, Points, Span, Whiskers
+from torchmar.load.svg_axis import Axis
 from torchmar.load.verdicts import counted
 
 _PERCENTILES = (("p50", 0), ("p95", 1), ("p99", 4))
@@ -21,7 +23,7 @@ _LOG_FROM = 15
 #: The percents of the curve of percentiles, at equal distances on its axis.
 _CURVE = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 99.995, 99.999)
 _CURVE_TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
-_MAX_CURVES = svg.COLOURS
+_MAX_CURVES = svg_style.COLOURS
 
 
 def _figure(chart: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -262,7 +264,7 @@ def batch_sizes(steps: Sequence[Step]) -> str:
         names[size] = f"over {max(sizes)}" if not size else str(size) if low == size else f"{low}–{size}"
     shares = [{size: count / sum(batches.values()) for size, count in batches.items()} for _, batches in counted]
     parts = [
-        (names[size], [100 * share.get(size, 0.0) for share in shares], index % svg.COLOURS)
+        (names[size], [100 * share.get(size, 0.0) for share in shares], index % svg_style.COLOURS)
         for index, size in enumerate(sizes)
     ]
     drawn = [step for step, _ in counted]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from torchmar.load.numbers import number
 from torchmar.load.results import Step
-from torchmar.load.svg import number
 
 
 def step_label(step: Step) -> str:

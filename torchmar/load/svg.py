@@ -1,13 +1,13 @@
 """Charts as SVG text: axes with round ticks, lines, bands, bars, points and labels; no script, light and dark.
 
-A chart is `WIDTH` units wide and its text is 12 units high: it is readable when shown at 360 to 600 pixels. Colours are
-the classes of `STYLE`, which follow the reader's ``prefers-color-scheme``; `standalone` includes them for a file of its
-own.
+A chart is `WIDTH` units wide and its text is 12 units high: it is readable when shown at 360 to 600 pixels. Its classes
+are those of `torchmar.load.svg_style`.
 
 Example:
     >>> from torchmar.load import svg
+    >>> from torchmar.load.svg_axis import Axis
     >>> line = svg.Line("p99", [(50, 21.0), (100, 24.5), (200, 61.0)])
-    >>> text = svg.chart([line], svg.Axis("requests/s"), svg.Axis("latency, ms"), title="Latency against rate")
+    >>> text = svg.chart([line], Axis("requests/s"), Axis("latency, ms"), title="Latency against rate")
     >>> text.startswith("<svg"), "latency, ms" in text
     (True, True)
 """
@@ -15,68 +15,18 @@ Example:
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
+
+from torchmar.load.numbers import number
+from torchmar.load.svg_axis import Axis, Scale
 
 WIDTH, HEIGHT = 440, 280
 #: The width of a character in units, on average: no font is measured.
 _CHARACTER = 6.4
 _LINE = 15
-_MARGIN = 12  # of a file of its own
-_LIGHT = ("#2368b5", "#c2570c", "#2c7d4f", "#8a4fb0", "#bf2f38", "#0f7f8f", "#8a6d00", "#64697a")
-_DARK = ("#6db1ff", "#ff9f5a", "#6fcf97", "#cfa0f5", "#ff7b7b", "#5fd0df", "#e2c55c", "#a5abbc")
-COLOURS = len(_LIGHT)
-
-
-def _variables(colours: Sequence[str], text: str, muted: str, grid: str, span: str, paper: str) -> str:
-    listed = "".join(f"--c{index}:{colour};" for index, colour in enumerate(colours))
-    return f"{listed}--text:{text};--muted:{muted};--grid:{grid};--span:{span};--paper:{paper}"
-
-
-_LIGHT_VARIABLES = _variables(_LIGHT, "#1c2030", "#565d70", "#e1e4ec", "#e3e6ee", "#ffffff")
-_DARK_VARIABLES = _variables(_DARK, "#e8eaf2", "#a3aabd", "#343a4a", "#30364a", "#161922")
-STYLE = "\n".join(
-    [
-        f":root{{color-scheme:light dark;{_LIGHT_VARIABLES}}}",
-        f"@media(prefers-color-scheme:dark){{:root{{{_DARK_VARIABLES}}}}}",
-        ".chart{font:12px system-ui,sans-serif;fill:var(--text)}",
-        ".chart .title{font-weight:600;font-size:13px}",
-        ".chart .axis{fill:var(--muted)}",
-        ".chart .grid{stroke:var(--grid);stroke-width:1}",
-        ".chart .base{stroke:var(--muted);stroke-width:1}",
-        ".chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}",
-        ".chart .thin{stroke-width:1.25}",
-        ".chart .dashed{stroke-dasharray:5 4}",
-        ".chart .band{opacity:.18;stroke:none}",
-        ".chart .span{fill:var(--span)}",
-        ".chart .hollow{fill:var(--paper);stroke-width:2}",
-        ".chart .halo{stroke:var(--paper);stroke-width:3px;paint-order:stroke;stroke-linejoin:round}",
-        *(f".chart .f{index}{{fill:var(--c{index})}}" for index in range(COLOURS)),
-        *(f".chart .s{index}{{stroke:var(--c{index})}}" for index in range(COLOURS)),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis.
-
-    Attributes:
-        label: the quantity with its unit.
-        log: whether equal distances are equal factors; values up to 0 are then not drawn.
-        low: its first value; default: from the marks (0 for the vertical one, if it is not logarithmic).
-        high: its last value; default: from the marks.
-        ticks: value and text of each tick; default: round numbers.
-    """
-
-    label: str
-    log: bool = False
-    low: float | None = None
-    high: float | None = None
-    ticks: Sequence[tuple[float, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,25 +118,6 @@ class Rule:
 Mark = Line | Band | Whiskers | Points | Bars | Span | Rule
 
 
-def number(value: float, fixed: bool = False) -> str:
-    """Return a number with three significant digits, whole from 100, with separators from 1,000.
-
-    Args:
-        value: the number.
-        fixed: whether zeros at its end are kept, so that the numbers of a column have equal precision.
-    """
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "-∞" if value < 0 else "-"
-    if not value:
-        return "0"
-    magnitude = abs(value)
-    if magnitude >= 99.95:
-        return f"{value:,.0f}"
-    digits = 1 if magnitude >= 9.995 else 2 if magnitude >= 0.9995 else 3
-    text = f"{value:.{digits}f}" if magnitude >= 0.001 else f"{value:.1e}"
-    return text if fixed or "e" in text else text.rstrip("0").rstrip(".")
-
-
 def stacked(parts: Sequence[tuple[str, Sequence[float | None], int]], unit: str = "") -> list[Bars]:
     """Return bars that stand upon each other: of each part its name, its values at x = 0, 1, ..., and its colour."""
     tops: dict[int, float] = {}
@@ -200,26 +131,6 @@ def stacked(parts: Sequence[tuple[str, Sequence[float | None], int]], unit: str 
                 bars.append((float(x), low, low + value, f"{name}: {number(value)}{unit}"))
         result.append(Bars(name, bars, colour))
     return result
-
-
-def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten, from ``low`` to ``high``."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / max(1, count)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten between two values above 0, with their doubles and quintuples if there are few."""
-    decades = math.log10(high / low)
-    factors = (1, 2, 5) if decades <= 2.5 else (1, 3) if decades <= 4 else (1,)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    values = [round(factor * 10.0**exponent, 12) for exponent in exponents for factor in factors]
-    return [value for value in values if low * 0.999 <= value <= high * 1.001]
 
 
 def chart(
@@ -254,8 +165,8 @@ def chart(
         or (isinstance(mark, Line | Bars | Points) and mark.name and mark not in labelled and mark.points)
     ]
     scattered = all(isinstance(mark, Points | Rule) for mark in marks)
-    xs = _Scale(x, (value for mark in marks for value in _x_values(mark)), margin=0.03 if scattered else 0.0)
-    ys = _Scale(y, (value for mark in marks for value in _y_values(mark)), margin=0.06, from_zero=True)
+    xs = Scale(x, (value for mark in marks for value in _x_values(mark)), margin=0.03 if scattered else 0.0)
+    ys = Scale(y, (value for mark in marks for value in _y_values(mark)), margin=0.06, from_zero=True)
     rows = _legend_rows(legend, width)
     left = 14 + max(18.0, _CHARACTER * max((len(text) for _, text in ys.ticks), default=0)) + _LINE
     right = 12 + max((_CHARACTER * len(line.name) + 4 for line in labelled), default=0)
@@ -274,56 +185,14 @@ def chart(
     return "\n".join(part for part in parts if part)
 
 
-def standalone(chart: str) -> str:
-    """Return a chart as the text of an SVG file, with its style, a background and a margin."""
-    head, _, rest = chart.partition(">")
-    width, height = (float(number) for number in re.findall(r'viewBox="0 0 (\S+) (\S+)"', head)[0])
-    box = f"-{_MARGIN} -{_MARGIN} {width + 2 * _MARGIN:g} {height + 2 * _MARGIN:g}"
-    head = re.sub(r'viewBox="[^"]*"', f'viewBox="{box}"', head)
-    background = f'<rect x="-{_MARGIN}" y="-{_MARGIN}" width="100%" height="100%" style="fill:var(--paper)"/>'
-    return f"{head}>\n<style>{STYLE}</style>\n{background}{rest}\n"
-
-
-class _Scale:
-    """Values of an axis to shares of its length."""
-
-    def __init__(self, axis: Axis, values: Iterable[float], margin: float, from_zero: bool = False) -> None:
-        usable = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]
-        low, high = axis.low, axis.high
-        if low is None or (axis.log and low <= 0):
-            low = 0.0 if from_zero and not axis.log else min(usable)
-        if high is None:
-            high = max(usable)
-        if not high > low:
-            low, high = (low / 2, low * 2) if axis.log else (low if from_zero else low - 0.5, low + 1)
-        elif axis.log:
-            factor = (high / low) ** margin
-            low, high = low / factor if axis.low is None else low, high * factor if axis.high is None else high
-        else:
-            length = (high - low) * margin
-            low = low - length if axis.low is None and not from_zero else low
-            high = high + length if axis.high is None else high
-        self._log = axis.log
-        self._low, self._high = (math.log(low), math.log(high)) if axis.log else (low, high)
-        self.start = low
-        values = log_ticks(low, high) if axis.log else linear_ticks(low, high)
-        self.ticks = list(axis.ticks) if axis.ticks is not None else [(value, number(value)) for value in values]
-
-    def share(self, value: float) -> float:
-        """Return 0 for the first and 1 for the last value of the axis; other values are moved to its ends."""
-        if self._log:
-            value = math.log(value) if value > 0 else -math.inf
-        return min(1.0, max(0.0, (value - self._low) / (self._high - self._low)))
-
-
 @dataclass(frozen=True)
 class _Frame:
     left: float
     top: float
     right: float
     bottom: float
-    x_scale: _Scale
-    y_scale: _Scale
+    x_scale: Scale
+    y_scale: Scale
 
     def x(self, value: float) -> float:
         return self.left + (self.right - self.left) * self.x_scale.share(value)

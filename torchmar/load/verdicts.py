@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchmar.load.few_answers import too_few
+from torchmar.load.numbers import number
 from torchmar.load.results import Limit, Report, Step
 from torchmar.load.statistics import LEAST_BEYOND
 from torchmar.load.step_label import step_label
-from torchmar.load.svg import number
 
 Level = Literal["bad", "warn", "note", "good"]
 

@@ -8,7 +8,7 @@ from html import escape
 import torchmar
 from torchmar.load import html_page
 from torchmar.load.html_tables import NOTHING, table
-from torchmar.load.svg import number
+from torchmar.load.numbers import number
 from torchmar.optimizing import picture
 from torchmar.optimizing.results import Agreement, Report, Row, Verdict
 

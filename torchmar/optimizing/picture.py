@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from torchmar.load import svg
+from torchmar.load import svg, svg_axis
+from torchmar.load.numbers import number
 from torchmar.optimizing.results import Report, Row, Verdict
 
 WIDTH = 520
@@ -41,18 +42,18 @@ def draw(report: Report, batch_size: int | None = None) -> str:
         svg.text_element(0, 13, _title(report, size), "title"),
         *_legend([row.verdict for row, _ in timed]),
     ]
-    for value in svg.linear_ticks(0, highest, 5):
+    for value in svg_axis.linear_ticks(0, highest, 5):
         place = _LEFT + value * scale
         parts += [
             svg.line_element(place, _TOP - 4, place, bottom, "grid"),
-            svg.text_element(place, bottom + 14, svg.number(value), "axis", "middle"),
+            svg.text_element(place, bottom + 14, number(value), "axis", "middle"),
         ]
     for index, (row, timing) in enumerate(timed):
         middle = _TOP + _ROW * (index + 0.5)
         milliseconds = timing.seconds * 1000
         end = _LEFT + milliseconds * scale
         low, high = (_LEFT + each * 1000 * scale for each in timing.interval)
-        label = f"{svg.number(milliseconds)} ms"
+        label = f"{number(milliseconds)} ms"
         if baseline and row is not report.baseline:
             label += f", {baseline.seconds / timing.seconds:.2f}x"
         colour = _COLOURS[row.verdict]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from torchmar.load import svg
+from torchmar.load import svg, svg_style
+from torchmar.load.svg_axis import Axis
 from torchmar.tuning.explanation import pareto_front
 from torchmar.tuning.prediction import Prediction
 from torchmar.tuning.space import Setting
@@ -37,15 +38,15 @@ def draw(tuning: Tuning) -> str:
     marks.append(svg.Rule(target.seconds * 1000, str(target)))
     chart = svg.chart(
         marks,
-        svg.Axis("requests/s", low=0),
-        svg.Axis(f"{tuning.compared.name}, ms", log=True),
+        Axis("requests/s", low=0),
+        Axis(f"{tuning.compared.name}, ms", log=True),
         title=f"{tuning.name} {tuning.version}: latency against rate, by workers x threads",
         description="Predicted latency against rate of the settings that no other exceeds in rate, latency and memory.",
         end_labels=False,
         width=640,
         height=380,
     )
-    return svg.standalone(chart)
+    return svg_style.standalone(chart)
 
 
 def _chosen(tuning: Tuning) -> list[Prediction]:

@@ -1,0 +1,80 @@
+"""The axes of charts: round ticks, and values to places on an axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torchmar.load.numbers import number
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis.
+
+    Attributes:
+        label: the quantity with its unit.
+        log: whether equal distances are equal factors; values up to 0 are then not drawn.
+        low: its first value; default: from the marks (0 for the vertical one, if it is not logarithmic).
+        high: its last value; default: from the marks.
+        ticks: value and text of each tick; default: round numbers.
+    """
+
+    label: str
+    log: bool = False
+    low: float | None = None
+    high: float | None = None
+    ticks: Sequence[tuple[float, str]] | None = None
+
+
+def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten, from ``low`` to ``high``."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / max(1, count)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten between two values above 0, with their doubles and quintuples if there are few."""
+    decades = math.log10(high / low)
+    factors = (1, 2, 5) if decades <= 2.5 else (1, 3) if decades <= 4 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [round(factor * 10.0**exponent, 12) for exponent in exponents for factor in factors]
+    return [value for value in values if low * 0.999 <= value <= high * 1.001]
+
+
+class Scale:
+    """Values of an axis to shares of its length."""
+
+    def __init__(self, axis: Axis, values: Iterable[float], margin: float, from_zero: bool = False) -> None:
+        usable = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]
+        low, high = axis.low, axis.high
+        if low is None or (axis.log and low <= 0):
+            low = 0.0 if from_zero and not axis.log else min(usable)
+        if high is None:
+            high = max(usable)
+        if not high > low:
+            low, high = (low / 2, low * 2) if axis.log else (low if from_zero else low - 0.5, low + 1)
+        elif axis.log:
+            factor = (high / low) ** margin
+            low, high = low / factor if axis.low is None else low, high * factor if axis.high is None else high
+        else:
+            length = (high - low) * margin
+            low = low - length if axis.low is None and not from_zero else low
+            high = high + length if axis.high is None else high
+        self._log = axis.log
+        self._low, self._high = (math.log(low), math.log(high)) if axis.log else (low, high)
+        self.start = low
+        values = log_ticks(low, high) if axis.log else linear_ticks(low, high)
+        self.ticks = list(axis.ticks) if axis.ticks is not None else [(value, number(value)) for value in values]
+
+    def share(self, value: float) -> float:
+        """Return 0 for the first and 1 for the last value of the axis; other values are moved to its ends."""
+        if self._log:
+            value = math.log(value) if value > 0 else -math.inf
+        return min(1.0, max(0.0, (value - self._low) / (self._high - self._low)))
