@@ -258,7 +258,7 @@ def test_a_front_whose_leader_ends_before_it_has_published_serves_its_own_models
 def pid_or_zero(server: Ray) -> int:
     try:
         response = requests.post(f"{server.server.inference}/predictions/m", b"", timeout=60)
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):  # it starts, or the request waits for the model
         return 0
     return int(response.text) if response.status_code == 200 else 0
 
