@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from torchmar.server.workers.batch_times import BatchTimes, DeadlineError, seconds_until_free
+from torchmar.server.workers.batch_times import BatchTimes, seconds_until_free
+from torchmar.server.workers.deadline_error import DeadlineError
 from torchmar.server.workers.job_queue import JobQueue
 from torchmar.server.workers.jobs import Job, Reply
 

@@ -23,7 +23,7 @@ from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.spans import JobSpans, RequestSpan
 from torchmar.server.telemetry.tracing import Tracer
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.batch_times import DeadlineError
+from torchmar.server.workers.deadline_error import DeadlineError
 from torchmar.server.workers.jobs import Job, Part
 
 _JSON = "application/json"

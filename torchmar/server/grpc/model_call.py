@@ -16,7 +16,7 @@ from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import request_ids
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.spans import JobSpans
-from torchmar.server.workers.batch_times import DeadlineError
+from torchmar.server.workers.deadline_error import DeadlineError
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.worker.process.trace_context import TRACEPARENT, TRACESTATE
 

@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from torchmar.server.api_error import ApiError
-
 if TYPE_CHECKING:
     from torchmar.server.workers.jobs import Job
 
@@ -20,14 +18,6 @@ if TYPE_CHECKING:
 _MEAN_WEIGHT, _DEVIATION_WEIGHT = 1 / 8, 1 / 16
 _FIRST_DEVIATION = 0.5  # until it is measured
 _MARGIN = 3  # deviations above the mean in which 99 of 100 normally distributed times lie
-
-
-class DeadlineError(ApiError):
-    """A request cannot be answered before its deadline, and is not run."""
-
-    def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
-        headers = {"Retry-After": str(max(1, math.ceil(retry_seconds)))}
-        super().__init__(503, "ServiceUnavailableException", message, headers)
 
 
 class BatchTimes:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry.spans import JobSpans
-from torchmar.server.workers.batch_times import DeadlineError
+from torchmar.server.workers.deadline_error import DeadlineError
 
 
 class Part(NamedTuple):

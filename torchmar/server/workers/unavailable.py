@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from torchmar.server.api_error import ApiError
-from torchmar.server.workers.batch_times import DeadlineError
+from torchmar.server.workers.deadline_error import DeadlineError
 from torchmar.server.workers.pool_options import PoolOptions
 
 # After the model's name; TorchServe has the first text for all of these cases.
