@@ -20,17 +20,18 @@ from torchmar.tuning.target import Objective, parse_target
 from torchmar.tuning.trials import Trial, numbers
 
 SPACE = Space(cores=2, batch_sizes=(1, 16))
+SMALL = Space(cores=2, batch_sizes=(16,))
 
 
 @functools.cache
 def searched(
-    kind: tuple[float, float, float], target: str, rate: float | None = None
+    kind: tuple[float, float, float], target: str, rate: float | None = None, space: Space = SPACE
 ) -> tuple[SimulatedServer, Question, Result]:
     """Search for the highest rate, or for the lowest latency at a rate; each search takes a second."""
     objective = Objective.THROUGHPUT if rate is None else Objective.LATENCY
     question = Question(target=parse_target(target), objective=objective, rate=rate)
     server = SimulatedServer(kind, question.target)
-    return server, question, search(server, SPACE, question, kind)
+    return server, question, search(server, space, question, kind)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_the_highest_rate_is_measured_again_and_lowered_if_it_misses_the_target_
         return trial
 
     predictor = Predictor(profiles(CONVOLUTIONS), question.target, cores=2)
-    result = Search(predictor, SPACE, question, measure).run()
+    result = Search(predictor, SMALL, question, measure).run()
     assert result.best
     assert len(repeated) == 2
     assert 0.9 * repeated[0] < result.best.rate == repeated[1] < repeated[0]
@@ -123,18 +124,18 @@ def test_an_unreachable_target_has_no_best_setting_but_a_nearest() -> None:
 
 
 def test_an_interrupted_search_measures_only_what_is_left() -> None:
-    whole, question, expected = searched(CONVOLUTIONS, "p95<50ms")
+    whole, question, expected = searched(CONVOLUTIONS, "p95<50ms", space=SMALL)
     half = whole.measured[: len(whole.measured) // 2]
     again = SimulatedServer(CONVOLUTIONS, question.target)
     again.measured = list(half)  # the seeds of the noise
     predictor = Predictor(profiles(CONVOLUTIONS), question.target, cores=2)
-    result = Search(predictor, SPACE, question, again.measure, trials=half).run()
+    result = Search(predictor, SMALL, question, again.measure, trials=half).run()
     assert again.measured == whole.measured
     assert result.best == expected.best
 
 
 def test_a_trial_that_a_stall_has_spoiled_is_measured_again() -> None:
-    _, question, quiet = searched(CONVOLUTIONS, "p95<50ms")
+    _, question, quiet = searched(CONVOLUTIONS, "p95<50ms", space=SMALL)
     assert quiet.best
     best = quiet.best.setting
     server = SimulatedServer(CONVOLUTIONS, question.target)
@@ -148,7 +149,7 @@ def test_a_trial_that_a_stall_has_spoiled_is_measured_again() -> None:
         return trial
 
     predictor = Predictor(profiles(CONVOLUTIONS), question.target, cores=2)
-    result = Search(predictor, SPACE, question, measure).run()
+    result = Search(predictor, SMALL, question, measure).run()
     stalled, after = next((first, second) for first, second in pairwise(server.measured) if second.purpose == "again")
     assert (stalled.setting, stalled.rate) == (after.setting, after.rate)
     assert result.best

@@ -27,6 +27,7 @@ TITLE, TEXT, NOTE = 30, 20, 17
 LEGEND = 46  # height of a legend
 
 _DPI = 200  # a page of 1000 pixels is five inches wide in print
+_COMPRESSION = 4  # a heat map in 60 % of the time that 6, the default, takes, and 3 % larger
 _RAMP = 12  # height of a legend's colours
 # What Pillow's own font, which knows little more than ASCII, leaves out is taken from one of these, if there is one.
 _MORE_FONTS = (
@@ -90,7 +91,7 @@ class Page:
     def png(self) -> bytes:
         """Return the page as a file."""
         stream = io.BytesIO()
-        self.image.save(stream, "PNG", dpi=(_DPI, _DPI))
+        self.image.save(stream, "PNG", dpi=(_DPI, _DPI), compress_level=_COMPRESSION)
         return stream.getvalue()
 
 
