@@ -57,7 +57,7 @@ class SimulatedServer:
 
     def measure(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
         self.correct(setting)
-        requests = max(300, min(10_000, int(rate * 8)))
+        requests = max(300, min(5_000, int(rate * 8)))
         outcome = simulate(self.truth.system(setting), rate, requests=requests, seed=len(self.measured) + 1)
         trial = Trial(
             setting=setting,

@@ -90,12 +90,12 @@ def test_the_interval_of_a_percentile_from_batches_contains_it_in_19_of_20_measu
     generator = random.Random(2)
     for percent in (50, 99):
         contained = 0
-        for _ in range(40):
+        for _ in range(20):
             batches = [Histogram(int(generator.expovariate(1 / 20_000)) for _ in range(500)) for _ in range(10)]
             value = Histogram.merged(batches).percentile(percent)
             interval = around(value, [batch.percentile(percent) for batch in batches])
             contained += interval is not None and interval.contains(-20_000 * math.log(1 - percent / 100))
-        assert contained >= 34, percent
+        assert contained >= 17, percent
 
 
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 12))

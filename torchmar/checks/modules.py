@@ -113,6 +113,7 @@ class Modules:
         self._content = content
         self._ranked: dict[str, tuple[int, str]] = {}
         self._read: dict[str, Module | Finding | None] = {}
+        self._names: dict[str, set[str] | None] = {}
         self.folders: set[str] = set()
         for member in content.sizes:
             *folders, last = member.split("/")
@@ -157,6 +158,11 @@ class Modules:
 
     def names(self, module: Module) -> set[str] | None:
         """Return the names that a module has once it is imported; None if only running it would show them."""
+        if module.name not in self._names:
+            self._names[module.name] = self._collected_names(module)
+        return self._names[module.name]
+
+    def _collected_names(self, module: Module) -> set[str] | None:
         names_in_module: set[str] = set()
         waiting, seen = [module], set()
         while waiting:
