@@ -39,19 +39,10 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     """
     converted = converted or converting.convert(recipe, folder)
     members: dict[str, MemberContent] = {}
-    module, _, function = recipe.handler.partition(":")
-    handler = PurePosixPath(module).name
-    if module.endswith(".py"):
-        add(members, handler, folder / module)
-        # The spelling that torch-model-archiver knows, so that manifests look alike.
-        handler = f"{handler.removesuffix('.py')}:{function}" if function else handler
+    handler = _add_handler(members, recipe, folder)
     weights = converted.file if converted else folder / recipe.weights if recipe.weights else None
     if weights:
-        add(members, weights.name, weights)
-        # OpenVINO reads the tensors of model.xml in model.bin, whose name is not in the file.
-        beside = weights.with_suffix(".bin")
-        if weights.suffix == ".xml" and beside.is_file():
-            add(members, beside.name, beside)
+        _add_weights(members, weights)
     # TorchServe installs the lock file of a runtime as it does other requirements.
     requirements = recipe.runtime.requirements if recipe.runtime else recipe.requirements
     for name in (recipe.model_file, requirements):
@@ -59,22 +50,13 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
             add(members, PurePosixPath(name).name, folder / name)
     if recipe.labels is not None:
         add(members, LABELS_FILE, _labels(recipe.labels, folder))
-    config_file = CONFIG_FILE
-    if isinstance(recipe.config, str):
-        config_file = PurePosixPath(recipe.config).name
-        add(members, config_file, folder / recipe.config)
-    elif config := recipe.config.to_yaml():
-        add(members, config_file, config)
+    config_file = _add_config(members, recipe, folder)
     for path, name in recipe.files.items():
         for inside, file in files_below(folder / name):
             add(members, str(PurePosixPath(path, inside)), file)
-    for sample in recipe.samples:
-        if sample.input and sample.input not in members:
-            add(members, sample.input, folder / sample.input)
+    _add_samples(members, recipe, folder)
     if recipe.runtime:
         _add_runtime(members, recipe.runtime, folder)
-    if recipe.samples:
-        add(members, SAMPLES_FILE, _json([sample.document() for sample in recipe.samples]))
     # A recipe may bring a version of its own of the handlers, as one does that was made of an archive.
     brought = any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members)
     if not brought and carries(handler, members):
@@ -92,6 +74,44 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     add(members, manifest.PATH, manifest.Manifest(model=model).to_json())
     check_clashes(members)
     return members
+
+
+def _add_handler(members: dict[str, MemberContent], recipe: Recipe, folder: Path) -> str:
+    """Add the file of the handler, if it is one; return the handler as the manifest names it."""
+    module, _, function = recipe.handler.partition(":")
+    handler = PurePosixPath(module).name
+    if not module.endswith(".py"):
+        return handler
+    add(members, handler, folder / module)
+    # The spelling that torch-model-archiver knows, so that manifests look alike.
+    return f"{handler.removesuffix('.py')}:{function}" if function else handler
+
+
+def _add_weights(members: dict[str, MemberContent], weights: Path) -> None:
+    add(members, weights.name, weights)
+    # OpenVINO reads the tensors of model.xml in model.bin, whose name is not in the file.
+    beside = weights.with_suffix(".bin")
+    if weights.suffix == ".xml" and beside.is_file():
+        add(members, beside.name, beside)
+
+
+def _add_config(members: dict[str, MemberContent], recipe: Recipe, folder: Path) -> str:
+    """Add the configuration, if there is one; return its name in the archive."""
+    if isinstance(recipe.config, str):
+        name = PurePosixPath(recipe.config).name
+        add(members, name, folder / recipe.config)
+        return name
+    if config := recipe.config.to_yaml():
+        add(members, CONFIG_FILE, config)
+    return CONFIG_FILE
+
+
+def _add_samples(members: dict[str, MemberContent], recipe: Recipe, folder: Path) -> None:
+    for sample in recipe.samples:
+        if sample.input and sample.input not in members:
+            add(members, sample.input, folder / sample.input)
+    if recipe.samples:
+        add(members, SAMPLES_FILE, _json([sample.document() for sample in recipe.samples]))
 
 
 def add(members: dict[str, MemberContent], path: str, source: MemberContent) -> None:
