@@ -18,6 +18,7 @@ import psutil
 import pytest
 import requests
 
+from tests.support.packing import pack_handler
 from tests.support.processes import kill_worker
 from tests.support.servers import write_config
 from torchmar.engines.builtin import Builtin
@@ -53,14 +54,28 @@ def handle(rows, context):
 """
 
 
-@pytest.fixture
-def server(tmp_path: Path, make: Make) -> Iterator[Builtin]:
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Builtin]:
     """Run a server with a model that does what requests name."""
-    store = tmp_path / "model_store"
+    store = folder / "model_store"
     config = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "responseTimeout": 5}
-    archive = make(OBEDIENT, name="m", config=config, store=store)
-    with Builtin(write_config(tmp_path, max_request_size="100000"), store, tmp_path / "run") as running:
+    archive = pack_handler(store, OBEDIENT, name="m", config=config)
+    with Builtin(write_config(folder, max_request_size="100000"), store, folder / "run") as running:
         running.load(archive)
+        yield running
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Builtin]:
+    """Run a server that a test ends."""
+    with serving(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builtin]:
+    """Run a server that outlives what tests do to it."""
+    with serving(tmp_path_factory.mktemp("lasting")) as running:
         yield running
 
 
@@ -87,19 +102,19 @@ def test_a_killed_server_leaves_no_process(server: Builtin) -> None:
     assert alive == []
 
 
-def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: Builtin) -> None:
+def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(lasting: Builtin) -> None:
     outcomes: Counter[str] = Counter()
     ended = threading.Event()
 
     def parent() -> psutil.Process | None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for supervisor in psutil.Process(pid(server)).children():
+            for supervisor in psutil.Process(pid(lasting)).children():
                 for child in supervisor.children():
                     return child
         return None
 
     def client(number: int) -> None:
-        with InferenceClient(server.server, timeout=60, retries=0) as client:
+        with InferenceClient(lasting.server, timeout=60, retries=0) as client:
             while not ended.is_set():
                 try:
                     answer = json.loads(client.request("m", request_of(number)).body)
@@ -114,7 +129,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
         thread.start()
     killed = []
     for _ in range(2):
-        while outcomes["right"] < 50 or server.management.describe("m")[0].ready < 2:
+        while outcomes["right"] < 50 or lasting.management.describe("m")[0].ready < 2:
             time.sleep(0.05)
         old = parent()
         assert old
@@ -131,7 +146,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
     # The only request at a worker that dies fails at once; requests in the queue are answered.
     assert set(outcomes) <= {"right", "500 Worker died."}, outcomes
     assert outcomes["500 Worker died."] <= 4
-    log = (server.folder / "logs" / "server.log").read_text()
+    log = (lasting.folder / "logs" / "server.log").read_text()
     for process in killed:
         assert f"the fork server (process {process.pid}) has ended by signal 9; it is restarted" in log
 
@@ -166,18 +181,18 @@ def _busy(server: Builtin) -> bool:
     return len(connections) >= 3
 
 
-def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure(server: Builtin, make: Make) -> None:
+def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure(lasting: Builtin, make: Make) -> None:
     """A bounded soak test: kills, hangs, slow and disconnecting clients, invalid input, models added and removed."""
     drawn, ended = random.Random(11), threading.Event()
     outcomes: Counter[str] = Counter()
-    other = make("def handle(rows, context): return rows and ['x'] * len(rows)", name="o", store=server.model_store)
-    host, port = "127.0.0.1", server.properties.addresses()[0].port
-    token = json.loads((server.folder / "key_file.json").read_text())["inference"]["key"]
+    other = make("def handle(rows, context): return rows and ['x'] * len(rows)", name="o", store=lasting.model_store)
+    host, port = "127.0.0.1", lasting.properties.addresses()[0].port
+    token = json.loads((lasting.folder / "key_file.json").read_text())["inference"]["key"]
     head = f"POST /predictions/m HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n".encode()
 
     def innocent(number: int) -> None:
-        with InferenceClient(server.server, timeout=30, retries=0) as client:
-            while not ended.is_set():
+        with InferenceClient(lasting.server, timeout=30, retries=0) as client:
+            while not ended.wait(0.05):  # several seconds, most of them while a model hangs
                 try:
                     answer = json.loads(client.request("m", request_of(number)).body)
                     outcomes["right" if answer == {"value": number} else "wrong"] += 1
@@ -187,7 +202,7 @@ def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure
                     outcomes[type(error).__name__] += 1
 
     def evil() -> None:
-        with InferenceClient(server.server, timeout=30, retries=0) as client, contextlib.suppress(TorchmarError):
+        with InferenceClient(lasting.server, timeout=30, retries=0) as client, contextlib.suppress(TorchmarError):
             client.request("m", request_of(drawn.choice(["die", "raise", "raise", "hang"])))
 
     def oversize() -> None:
@@ -215,13 +230,13 @@ def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure
             connection.recv(1000)
 
     def kill() -> None:
-        worker = drawn.choice(server.management.describe("m")[0].workers)
+        worker = drawn.choice(lasting.management.describe("m")[0].workers)
         kill_worker(worker.pid)
 
     def come_and_go() -> None:
-        server.management.register(other.name, initial_workers=1)
-        assert InferenceClient(server.server).request("o", request_of(1)).body == b"x"
-        server.management.unregister("o")
+        lasting.management.register(other.name, initial_workers=1)
+        assert InferenceClient(lasting.server).request("o", request_of(1)).body == b"x"
+        lasting.management.unregister("o")
 
     innocents = [threading.Thread(target=innocent, args=(number,)) for number in range(6)]
     for thread in innocents:
@@ -230,9 +245,9 @@ def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure
     for round_ in range(ROUNDS):
         for what in drawn.sample([evil, evil, oversize, vanish, vanish, dawdle, babble, babble, kill, come_and_go], 10):
             what()
-        while server.management.describe("m")[0].ready < 2:
+        while lasting.management.describe("m")[0].ready < 2:
             time.sleep(0.05)
-        process = psutil.Process(pid(server))
+        process = psutil.Process(pid(lasting))
         state = process.num_fds(), len(process.children(recursive=True))
         if round_ == ROUNDS // 2:
             before = state, process.memory_info().rss
@@ -247,4 +262,4 @@ def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure
     (files, children), memory = before
     assert state[0] <= files + 8
     assert state[1] <= children + 4  # a model process or a worker, with its supervisor each, may be on their way
-    assert psutil.Process(pid(server)).memory_info().rss < memory + (50 << 20)
+    assert psutil.Process(pid(lasting)).memory_info().rss < memory + (50 << 20)
