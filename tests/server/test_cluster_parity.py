@@ -50,7 +50,7 @@ def test_an_archive_of_another_tool_gives_the_same_answers(pair: EnginePair, nam
     assert mismatches(compare_model(pair, name, tmp_path)) == []
 
 
-@pytest.mark.parametrize("name", ALL if EVERYTHING else ())
+@pytest.mark.parametrize("name", ALL if EVERYTHING else ("clinic",))
 def test_an_archive_of_this_repository_gives_the_same_answers(
     pair: EnginePair, name: str, tmp_path: Path, weights: None
 ) -> None:
