@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -56,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
         stack = contextlib.ExitStack()
         stack.enter_context(fork_processes())
         config.add_cleanup(stack.close)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is loaded by now from garbage collections, which take a twelfth of the time otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 def folder_of(item: pytest.Item) -> str:
