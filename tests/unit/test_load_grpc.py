@@ -97,7 +97,7 @@ def test_many_calls_share_a_connection_and_each_gets_its_own_answer() -> None:
 
 def test_a_closed_loop_has_one_call_on_each_connection() -> None:
     with serving() as target:
-        step = _measure(target, _workload(b"one"), kind="closed", connections=3, rate=None)
+        step = _measure(target, _workload(b"one"), kind="closed", connections=3, rate=None, duration_s=1.0)
     assert step.connections == 3
     assert step.completed > 3
     assert step.errors == ()
