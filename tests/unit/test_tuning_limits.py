@@ -32,6 +32,7 @@ def trial(rate: float, latency: float) -> Trial:
 def test_a_rate_that_was_missed_once_excludes_the_rates_above_it() -> None:
     shown = limit([trial(100, 0.01), trial(140, 0.06), trial(150, 0.04)], TARGET)
     assert (shown.kept, shown.missed, shown.rates, shown.known) == (100, 140, 3, False)
+    assert shown.share == pytest.approx(0.2)
 
 
 def test_a_rate_that_was_kept_and_missed_is_near_the_limit() -> None:
@@ -40,7 +41,7 @@ def test_a_rate_that_was_kept_and_missed_is_near_the_limit() -> None:
     assert shown.next_rate(120) == pytest.approx(140 / 1.05)
 
 
-def test_a_limit_is_known_within_five_percent_or_after_six_rates() -> None:
+def test_a_limit_is_known_within_five_percent_or_after_eight_rates() -> None:
     assert Limit(kept=100, missed=105, rates=2).known
     assert not Limit(kept=100, missed=106, rates=MOST_RATES - 1).known
     assert Limit(kept=100, missed=math.inf, rates=MOST_RATES).known
@@ -55,6 +56,7 @@ def test_a_limit_is_known_within_five_percent_or_after_six_rates() -> None:
         (Limit(kept=100, missed=math.inf, rates=1), 130, 130),
         (Limit(kept=100, missed=math.inf, rates=1), 90, 105),
         (Limit(kept=100, missed=math.inf, rates=1), 500, 160),
+        (Limit(kept=100, missed=math.inf, rates=1, share=0.5), 90, 115),
         (Limit(kept=100, missed=144, rates=2), 130, 130),
         (Limit(kept=100, missed=144, rates=2), 143, 120),
         (Limit(kept=100, missed=144, rates=2), 80, 120),

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
 
-MOST_RATES = 6  # at which a setting is measured
+MOST_RATES = 8  # at which a setting is measured
 _PRECISION = 1.05  # of the limit
 _LEAST_STEP, _MOST_STEP = 1.05, 1.6  # factor of the next higher rate
+_ROOMY_STEP, _ROOMY = 1.15, 0.6  # the least one, while the statistic is below this part of the target
 _DOWN = 0.8  # factor of the next lower rate, at the most
 
 
@@ -23,12 +24,14 @@ class Limit:
         kept: the highest rate at which it kept the target, in requests per second; 0: it kept it at none.
         missed: the lowest at which it missed it; infinite: it missed it at none.
         rates: the number of rates at which it was measured.
+        share: the part of the target that the statistic has at the rate ``kept``.
         marginal: whether it kept the target at the lowest missed rate, too, in another measurement.
     """
 
     kept: float
     missed: float
     rates: int
+    share: float = 1.0
     marginal: bool = False
 
     @property
@@ -47,7 +50,8 @@ class Limit:
         if not self.kept:
             return min(predicted, _DOWN * self.missed)
         if math.isinf(self.missed):
-            return min(max(predicted, _LEAST_STEP * self.kept), _MOST_STEP * self.kept)
+            least = _ROOMY_STEP if self.share < _ROOMY else _LEAST_STEP
+            return min(max(predicted, least * self.kept), _MOST_STEP * self.kept)
         nearest = math.sqrt(_PRECISION)  # a rate that is nearer to a measured one shows no more
         if nearest * self.kept < predicted < self.missed / nearest:
             return predicted
@@ -58,10 +62,13 @@ def limit(trials: Iterable[Trial], target: Target) -> Limit:
     """Return what the trials of one setting show; a rate counts as missed if any trial at it, or below, missed it."""
     trials = list(trials)
     missed = min((trial.rate for trial in trials if not trial.keeps(target)), default=math.inf)
-    kept = {trial.rate for trial in trials if trial.keeps(target)}
+    kept = [trial for trial in trials if trial.keeps(target)]
+    highest = max((trial.rate for trial in kept if trial.rate < missed), default=0.0)
+    statistics = [trial.latency for trial in kept if trial.rate == highest and trial.latency is not None]
     return Limit(
-        kept=max((rate for rate in kept if rate < missed), default=0.0),
+        kept=highest,
         missed=missed,
         rates=len({trial.rate for trial in trials}),
-        marginal=missed in kept,
+        share=max(statistics, default=target.seconds) / target.seconds,
+        marginal=any(trial.rate == missed for trial in kept),
     )
