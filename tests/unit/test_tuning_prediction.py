@@ -23,3 +23,14 @@ def test_the_servers_time_of_a_request_is_that_of_the_highest_rate() -> None:
     assert predictor.loop == 0.0001
     assert predictor.refit(replace(wrong, rate=3_000, loop=0.0002))
     assert predictor.loop == 0.0001
+
+
+def test_near_the_capacity_the_last_trials_are_fitted_together() -> None:
+    target = parse_target("p99<5ms")
+    server = SimulatedServer(TINY, target)
+    predictor = Predictor(profiles(TINY), target, cores=2)
+    predictor.calibrate(server.measure(SETTING, 4_000, 0.001, "probe"))
+    trial = replace(server.measure(SETTING, 7_000, 0.001, "search"), median=0.001)
+    for latency in (0.004, 0.009):
+        predictor.refit(replace(trial, latency=latency, predicted=0.001))
+    assert 0.005 < predictor.latency(SETTING, 7_000) < 0.0075

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -28,6 +28,8 @@ _COARSE, _FINE = 600, 2_500  # simulated requests
 _MOST_UTILISATION = 0.95
 _LEAST_EFFICIENCY = 0.4
 _COMMON = 0.5  # of the time of a request; what takes more of it than this explains what a trial shows
+_MOST_FITTED = 4  # other trials near the capacity that are fitted with one
+_MOST_ERROR = 8.0  # times the measured latency; a larger error counts as this one
 _KEPT_UP = 0.97  # of the capacity, at the most, is a rate that a server keeps up with
 
 
@@ -92,6 +94,14 @@ class Correction:
         return self.tail * min(1.0, _growth(utilisation) / _growth(self.utilisation)) if self.tail > 0 else self.tail
 
 
+def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Return from where on a condition holds, between two positive bounds, within a thousandth of their ratio."""
+    for _ in range(10):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return math.sqrt(low * high)
+
+
 def _growth(utilisation: float) -> float:
     bounded = min(max(utilisation, 0.01), _MOST_UTILISATION)
     return bounded / (1 - bounded)
@@ -129,6 +139,7 @@ class Predictor:
         self.efficiency = 1.0  # the part of the cores, and of the event loop's core, that requests can use
         self._engine, self._cores, self._queue_size = engine, cores, queue_size
         self.step_shares = (0.0, 0.0)  # of the time of a request, before and after the model; from the first trial
+        self._near: dict[tuple[int, int, int, int, bool], list[Trial]] = {}  # trials near the capacity, by layout
         self._timed_at = 0.0  # the rate at which the two times were measured
         self._worker_memory = max(profile.memory for profile in profiles)
         self._measured_memory: dict[int, int] = {}  # by the number of workers
@@ -222,6 +233,10 @@ class Predictor:
         """
         if trial.memory:
             self._measured_memory[trial.setting.processes] = trial.memory
+        unsaturated = trial.latency is not None and not trial.saturated
+        near = unsaturated and trial.rate > _NEAR_CAPACITY * capacity(self.system(trial.setting))
+        if near:
+            self._near.setdefault(trial.setting.layout, []).append(trial)
         miss = trial.miss
         if not always and miss is not None and abs(miss) <= REFIT and trial.failed == 0:
             return False
@@ -236,13 +251,20 @@ class Predictor:
             shown = trial.rate / (_KEPT_UP * capacity(self.system(trial.setting)))
             self.efficiency = min(1.0, self.efficiency * shown)
         before = self._tail(trial.setting, trial.rate)
-        correction = self._fitted(trial, trial.median, 50.0, 0.0, requests)
+        correction = self._fitted([(trial, trial.median)], 50.0, 0.0, requests)
         if trial.rate > _NEAR_CAPACITY * capacity(self.system(trial.setting)):
             # There, a little more time is much more latency: it explains the whole of it.
             tail = min(max(0.0, before), 0.5 * trial.latency)
+            # There, latency differs much from one measurement to the next: all that are near are fitted together.
+            others = [each for each in self._near.get(trial.setting.layout, []) if each is not trial]
+            wanted = [
+                (each, max(each.latency - tail, each.latency / 2))
+                for each in (trial, *others[-_MOST_FITTED:])
+                if each.latency is not None
+            ]
             if self._common_share(trial.setting) > _COMMON:
-                self._fit_efficiency(trial, trial.latency - tail, requests)
-            correction = self._fitted(trial, trial.latency - tail, self.target.percent, tail, requests)
+                self._fit_efficiency(wanted, requests)
+            correction = self._fitted(wanted, self.target.percent, tail, requests)
         else:
             simulated = self._simulated(trial, self.target.percent, requests)
             correction = replace(correction, tail=trial.latency - simulated)
@@ -262,28 +284,32 @@ class Predictor:
         if trial.client:
             self.client = trial.client
 
-    def _fitted(self, trial: Trial, wanted: float, percent: float | None, tail: float, requests: int) -> Correction:
-        """Return the correction with which a simulated statistic is the wanted one, and use it from now on.
+    def _fitted(
+        self, wanted: Sequence[tuple[Trial, float]], percent: float | None, tail: float, requests: int
+    ) -> Correction:
+        """Return the correction with which simulated statistics are the wanted ones, and use it from now on.
 
         Args:
-            trial: the trial.
-            wanted: seconds.
+            wanted: trials of the same workers and threads, and the seconds of each; the simulated ones are as much
+                above as below them, in logarithms.
             percent: the percentile; None: the mean.
             tail: of the correction.
             requests: that are simulated.
         """
-        layout = trial.setting.layout
+        layout = wanted[0][0].setting.layout
 
-        def simulated(scale: float) -> float:
+        def slower(scale: float) -> bool:
             self.corrections[layout] = Correction(scale=scale, tail=tail)
-            return self._simulated(trial, percent, requests)
+            return self._error(wanted, percent, requests) > 0
 
-        low, high = 1 / _MOST_SCALE, _MOST_SCALE
-        for _ in range(10):
-            middle = math.sqrt(low * high)
-            low, high = (low, middle) if simulated(middle) > wanted else (middle, high)
-        self.corrections[layout] = Correction(scale=math.sqrt(low * high), tail=tail)
+        scale = _first(slower, 1 / _MOST_SCALE, _MOST_SCALE)
+        self.corrections[layout] = Correction(scale=scale, tail=tail)
         return self.corrections[layout]
+
+    def _error(self, wanted: Sequence[tuple[Trial, float]], percent: float | None, requests: int) -> float:
+        """Return the sum of the logarithms of the simulated statistics relative to the wanted ones."""
+        ratios = (self._simulated(trial, percent, requests) / seconds for trial, seconds in wanted)
+        return sum(math.log(min(max(ratio, 1 / _MOST_ERROR), _MOST_ERROR)) for ratio in ratios)
 
     def _saturate(self, trial: Trial) -> None:
         """Make the throughput of a trial the capacity of its setting.
@@ -305,13 +331,14 @@ class Predictor:
         system = self.system(setting)
         return 1 - capacity(system) / capacity(replace(system, loop=0.0, client=0.0))
 
-    def _fit_efficiency(self, trial: Trial, wanted: float, requests: int) -> None:
-        """Set the efficiency with which a trial's simulated statistic is the wanted one, with the scale as it is."""
-        low, high = _LEAST_EFFICIENCY, 1.0
-        for _ in range(10):
-            self.efficiency = math.sqrt(low * high)
-            slower = self._simulated(trial, self.target.percent, requests) > wanted
-            low, high = (self.efficiency, high) if slower else (low, self.efficiency)
+    def _fit_efficiency(self, wanted: Sequence[tuple[Trial, float]], requests: int) -> None:
+        """Set the efficiency with which simulated statistics are the wanted ones, with the scale as it is."""
+
+        def fast_enough(efficiency: float) -> bool:
+            self.efficiency = efficiency
+            return self._error(wanted, self.target.percent, requests) <= 0
+
+        self.efficiency = _first(fast_enough, _LEAST_EFFICIENCY, 1.0)
 
     def _simulated(self, trial: Trial, percent: float | None, requests: int) -> float:
         """Return a statistic of a trial's setting and rate as they are simulated now, without the tail."""

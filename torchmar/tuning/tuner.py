@@ -296,7 +296,9 @@ class Tuner:
         if server:
             server.compared = predictor.target
         self._observer.on_step("predicting all settings")
-        seconds = self._deadline - time.monotonic() - _TRIAL_SECONDS if server else 0.0
+        each = (self._seconds_at_rate() if self._question.rate else _TRIAL_SECONDS) + _CHANGE_SECONDS
+        # The last measurement begins early enough to end in time; the first one begins in any case.
+        seconds = max(1.0, self._deadline - time.monotonic() - each) if server else 0.0
         search = Search(
             predictor,
             self._space,
@@ -305,7 +307,7 @@ class Tuner:
             trials=tuple(self.record.trials),
             most_trials=self._most,
             seconds=seconds,
-            trial_seconds=(self._seconds_at_rate() if self._question.rate else _TRIAL_SECONDS) + _CHANGE_SECONDS,
+            trial_seconds=each,
         )
         return search.run()
 
