@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import platform
 
 from torchmar.load.results import Machine
@@ -99,7 +101,12 @@ def search(server: SimulatedServer, space: Space, question: Question, kind: tupl
 
 
 def tuned(kind: tuple[float, float, float], question: Question, space: Space) -> Tuning:
-    """Return a tuning on the simulated server."""
+    """Return a tuning on the simulated server, which tests may change: it is searched once."""
+    return copy.deepcopy(_tuned(kind, question, space))
+
+
+@functools.cache
+def _tuned(kind: tuple[float, float, float], question: Question, space: Space) -> Tuning:
     engine = "torchserve" if space.delays_ms != (0,) else "builtin"
     server = SimulatedServer(kind, question.target, engine=engine)
     predictor = Predictor(profiles(kind), question.target, engine=engine, cores=2, memory=question.memory)
