@@ -95,6 +95,10 @@ def test_a_setting_that_did_more_than_was_predicted_is_not_called_saturated() ->
     tuning.record.trials.append(replace(best, setting=other.setting, rate=rate))
     (reason,) = [reason for reason in explain(tuning) if "as measured" in reason]
     assert f"the target is kept at {rate:,.0f} requests/s (90% of the best), as measured" in reason
+    # A rate that it kept once, and missed when it was measured again, is none that it keeps.
+    again = replace(best, setting=other.setting, rate=rate, latency=0.2, answered=0, purpose="repeat")
+    tuning.record.trials.append(again)
+    assert not any("as measured" in reason for reason in explain(tuning))
 
 
 def test_the_front_has_what_no_other_exceeds(tuning: Tuning) -> None:

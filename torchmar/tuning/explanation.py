@@ -8,6 +8,7 @@ from statistics import median
 
 from torchmar.load.statistics import LEAST_BEYOND
 from torchmar.tuning.finalists import Measured
+from torchmar.tuning.limits import limit, standing
 from torchmar.tuning.prediction import Bound, Prediction
 from torchmar.tuning.profile import DRIFT
 from torchmar.tuning.search import REPEATABLE
@@ -125,9 +126,9 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
     if question.objective is Objective.THROUGHPUT:
         highest = max(each.rate for each in members)
         settings = {each.setting for each in members}
-        kept = [trial.rate for trial in tuning.record.trials if trial.setting in settings and _is_kept(trial, tuning)]
-        if kept and max(kept) > highest:  # the prediction was too low
-            return f"{region}: the target is kept at {_rate(max(kept))} ({_share(max(kept), best.rate)}), as measured."
+        kept = max(_measured_limit(setting, tuning) for setting in settings)
+        if kept > highest:  # the prediction was too low
+            return f"{region}: the target is kept at {_rate(kept)} ({_share(kept, best.rate)}), as measured."
         if not highest:
             return f"{region}: {_LIMITS[bound]} at every rate."
         return f"{region}: {_LIMITS[bound]} above {_rate(highest)} ({_share(highest, best.rate)})."
@@ -140,8 +141,10 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
     return f"{region}: {_LIMITS[bound]} at {_rate(best.rate)}."
 
 
-def _is_kept(trial: Trial, tuning: Tuning) -> bool:
-    return trial.verdict(tuning.question.target) is Verdict.KEPT
+def _measured_limit(setting: Setting, tuning: Tuning) -> float:
+    """Return the highest rate at which a setting kept the target whenever it was measured; 0: there is none."""
+    target = tuning.question.target
+    return limit((trial for trial in standing(tuning.record.trials, target) if trial.setting == setting), target).kept
 
 
 def _rank(each: Prediction, tuning: Tuning) -> float:

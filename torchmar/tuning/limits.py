@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torchmar.tuning.target import Target
@@ -56,6 +56,19 @@ class Limit:
         if nearest * self.kept < predicted < self.missed / nearest:
             return predicted
         return math.sqrt(self.kept * self.missed)
+
+
+def standing(trials: Sequence[Trial], target: Target) -> list[Trial]:
+    """Return the trials without those of which a second measurement showed that a stall had spoiled them."""
+    return [
+        trial
+        for index, trial in enumerate(trials)
+        if trial.keeps(target)
+        or not any(
+            (later.setting, later.rate, later.purpose) == (trial.setting, trial.rate, "again")
+            for later in trials[index + 1 :]
+        )
+    ]
 
 
 def limit(trials: Iterable[Trial], target: Target) -> Limit:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torchmar.tuning.finalists import Measured, finalists, spread
-from torchmar.tuning.limits import Limit, limit
+from torchmar.tuning.limits import Limit, limit, standing
 from torchmar.tuning.prediction import Bound, Prediction, Predictor
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, Target
@@ -276,13 +276,7 @@ class Search:
         )
 
     def _standing(self) -> list[Trial]:
-        """Return the trials without those of which a second measurement showed that a stall had spoiled them."""
-        return [
-            trial
-            for index, trial in enumerate(self.trials)
-            if trial.keeps(self.question.target)
-            or not any(_same(trial, later) and later.purpose == "again" for later in self.trials[index + 1 :])
-        ]
+        return standing(self.trials, self.question.target)
 
     def _again(self) -> tuple[Setting, float, float, str] | None:
         """Return the last trial for a second measurement, if it is doubtful."""
