@@ -135,6 +135,7 @@ class Search:
     ) -> None:
         self.predictor, self.question = predictor, question
         self.trials: list[Trial] = []
+        self._standing: list[Trial] = []  # those that count, see `standing`
         self._settings = list(space.settings())
         self._measure, self._most = measure, most_trials
         self._clock, self._deadline, self._trial_seconds = clock, clock() + seconds, trial_seconds
@@ -200,12 +201,12 @@ class Search:
 
     def _others(self, trial: Trial) -> list[Trial]:
         """Return the other measurements of a trial's setting at its rate."""
-        return [other for other in self._standing() if other is not trial and _same(other, trial)]
+        return [other for other in self._standing if other is not trial and _same(other, trial)]
 
     def _measured(self) -> dict[tuple[Setting, float], Measured]:
         """Return the latencies of trials by setting and rate; the probe's, of a cold server, only where it is alone."""
         trials: dict[tuple[Setting, float], list[tuple[Trial, float]]] = {}
-        for trial in self._standing():
+        for trial in self._standing:
             if trial.latency is not None:
                 trials.setdefault((trial.setting, trial.rate), []).append((trial, trial.latency))
         measured = {}
@@ -234,7 +235,7 @@ class Search:
         """Return whether a setting did not keep the target at this rate, or at a lower one."""
         target = self.question.target
         return any(
-            trial.setting == setting and trial.rate <= rate and not trial.keeps(target) for trial in self._standing()
+            trial.setting == setting and trial.rate <= rate and not trial.keeps(target) for trial in self._standing
         )
 
     def _cost(self, trial: Trial) -> tuple[float, ...]:
@@ -261,6 +262,7 @@ class Search:
 
     def _learn(self, trial: Trial) -> None:
         self.trials.append(trial)
+        self._standing = standing(self.trials, self.question.target)
         if trial.purpose == "probe":
             self.predictor.calibrate(trial)
         elif not self._doubtful(trial):
@@ -274,9 +276,6 @@ class Search:
         return (
             stalled and not trial.keeps(self.question.target) and sum(_same(trial, each) for each in self.trials) == 1
         )
-
-    def _standing(self) -> list[Trial]:
-        return standing(self.trials, self.question.target)
 
     def _again(self) -> tuple[Setting, float, float, str] | None:
         """Return the last trial for a second measurement, if it is doubtful."""
@@ -401,10 +400,10 @@ class Search:
 
     def _rate_for(self, prediction: Prediction) -> float | None:
         """Return the rate at which a setting should be measured next; None: what is known about it is enough."""
-        trials = [trial for trial in self._standing() if trial.setting == prediction.setting]
         if self.question.rate is not None:
             # The first trial is of a cold server, which is good enough where latency need only be within the target.
             cost = self.question.objective is Objective.COST
+            trials = [trial for trial in self._standing if trial.setting == prediction.setting]
             warm = [trial for trial in trials if cost or trial.purpose != "probe"]
             measured = any(trial.rate >= 0.99 * self.question.rate for trial in warm)
             return None if measured else self.question.rate
@@ -418,7 +417,7 @@ class Search:
 
     def _limit(self, setting: Setting) -> Limit:
         """Return what is known about the highest rate of a setting."""
-        return limit((trial for trial in self._standing() if trial.setting == setting), self.question.target)
+        return limit((trial for trial in self._standing if trial.setting == setting), self.question.target)
 
     def _knows_layout(self, setting: Setting) -> bool:
         """Return whether a setting with the same workers and threads was measured."""
