@@ -36,11 +36,10 @@ from harness.measures import ready
 from harness.models import JSON, Model
 from harness.processes import cpu_seconds, memory
 from harness.sides import Builtin, Shipped, Side
-from packing import size_of
 from safetensors.torch import save_file
 from torch import nn
 
-from torchmar import archive, recipe
+from torchmar import archive, byte_sizes, recipe
 from torchmar.cli.terminal import show_table, table
 
 _WIDTH = 4096
@@ -116,7 +115,7 @@ def main() -> int:
 def _compare(home: Path, kind: str, size: str, rounds: int) -> bool:
     """Measure and print one format; return whether nothing failed."""
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        model = _model(Path(folder), kind, size_of(size))
+        model = _model(Path(folder), kind, byte_sizes.parse(size))
         sides = {"TorchServe": Shipped(), "built in": Builtin(), "built in, fork: true": _Forking()}
         found: dict[str, list[Figures]] = {title: [] for title in sides}
         problems = []

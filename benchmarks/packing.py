@@ -28,8 +28,9 @@ from pathlib import Path
 
 from harness.machine import processor
 
+from torchmar import byte_sizes
+
 UNIT = 1 if sys.platform == "darwin" else 1024  # what the system counts memory in
-UNITS = {"MB": 10**6, "GB": 10**9}
 HANDLER = "def handle(rows, context):\n    return rows\n"
 
 
@@ -54,7 +55,7 @@ def main() -> int:
     print(f"{machine}, median of {options.rounds}\n")
     for size in options.sizes:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="packing-") as folder:
-            results[size] = measure(Path(folder), size_of(size), options.rounds)
+            results[size] = measure(Path(folder), byte_sizes.parse(size), options.rounds)
         _print(size, results[size])
     if options.picture:
         draw(results, options.picture)
@@ -177,14 +178,6 @@ def draw(results: dict[str, dict[str, Timed]], file: Path) -> None:
             top += row
         top += 12
     page.save(file)
-
-
-def size_of(text: str) -> int:
-    """Return the bytes of a size like ``100MB``; exit with what is wrong."""
-    number, unit = text[:-2], text[-2:].upper()
-    if unit not in UNITS or not number.isdigit():
-        sys.exit(f"{text}: write a size like 100MB or 4GB")
-    return int(number) * UNITS[unit]
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ from harness import models, report
 from harness.machine import processor
 from harness.measures import Measurement
 from harness.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_competitors
-from packing import size_of
+
+from torchmar import byte_sizes
 
 _BUSY = ("builtin", "builtin-stock", "mosec")  # the sides that are measured beside neighbours
 _WITH_WRK = ("tiny", "resnet", "explain")
@@ -83,7 +84,14 @@ def main() -> int:
     measurement = Measurement(sides, options.seconds, options.rounds)
     with tempfile.TemporaryDirectory(prefix="serving-") as home:
         if options.neighbours is None:
-            _measure(measurement, Path(home), options.only, options.connections, options.rates, size_of(options.large))
+            _measure(
+                measurement,
+                Path(home),
+                options.only,
+                options.connections,
+                options.rates,
+                byte_sizes.parse(options.large),
+            )
         else:
             for name, make in (("tiny", models.tiny), ("resnet", models.resnet)):
                 if name in options.only:

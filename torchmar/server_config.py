@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from torchmar import optimized_section
+from torchmar import byte_sizes, optimized_section
 from torchmar.strict_yaml import StrictModel
 
 _MAX = 2**31 - 1  # TorchServe's integers are Java's; it drops a larger one
@@ -38,12 +37,7 @@ Amount = Annotated[float, Field(gt=0, le=_MAX, allow_inf_nan=False, strict=False
 
 def _bytes(value: object) -> object:
     """Return a number of bytes for a text such as 4GiB."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]+) ?([KMGT]iB)", value)
-    if not match:
-        raise ValueError("not a number of bytes, as it is or in KiB, MiB, GiB or TiB")
-    return int(match[1]) << 10 * " KMGT".index(match[2][0])
+    return byte_sizes.parse(value, unit_required=True) if isinstance(value, str) else value
 
 
 class Replica(StrictModel):

@@ -109,7 +109,7 @@ def test_an_unreachable_target_shows_what_is_possible(slept: Path, tmp_path: Pat
         (["--slo", "fast"], 1, "'fast' is no latency target"),
         (["--slo", "p99<50ms", "--budget", "5s"], 1, "a budget of 5 s is too short"),
         (["--slo", "p99<50ms", "--trial", "0.1s"], 1, "a measurement of 0.1 s is too short"),
-        (["--slo", "p99<50ms", "--memory", "much"], 1, "'much' is no size of memory"),
+        (["--slo", "p99<50ms", "--memory", "much"], 1, "'much' is no size"),
         (["--slo", "p99<50ms", "--cheapest"], 2, "needs --rate"),
         (["--slo", "p99<50ms", "--rate", "0"], 2, "--rate"),
         (["--slo", "p99<50ms", "--rate", "5", "--max-throughput"], 2, "does not go together"),

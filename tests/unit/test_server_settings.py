@@ -141,8 +141,8 @@ def test_an_unknown_key_is_reported_with_a_suggestion(store: Path) -> None:
         ("inference_address=unix:relative", "not an address"),
         (f"inference_address=unix:/{'x' * 200}", "not an address"),
         ("torchmar_log_format=xml", "not text or json"),
-        ("torchmar_worker_memory=4GB", "not a number of bytes above 0"),
-        ("torchmar_worker_memory=0", "not a number of bytes above 0"),
+        ("torchmar_worker_memory=much", "no size; write a number and its unit"),
+        ("torchmar_worker_memory=0", "no size"),
         ("metrics_mode=loud", "not log, prometheus or legacy"),
         ("allowed_urls=https://a/.*,*(", "*( is not a regular expression"),
         ("blacklist_env_vars=(", "not a regular expression"),
@@ -357,9 +357,7 @@ def test_the_protocol_over_grpc_is_a_variable_in_either_case(store: Path) -> Non
     ).ts_open_inference_protocol
 
 
-@pytest.mark.parametrize(
-    ("text", "bytes_"), [("1073741824", 1 << 30), ("512MiB", 1 << 29), ("4 GiB", 4 << 30), ("1TiB", 1 << 40), ("", 0)]
-)
+@pytest.mark.parametrize(("text", "bytes_"), [("1073741824", 1 << 30), ("512MiB", 1 << 29), ("", 0)])
 def test_a_size_is_bytes_or_has_a_unit(store: Path, text: str, bytes_: int) -> None:
     assert read(store, f"torchmar_worker_memory={text}").worker_memory == bytes_
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from torchmar.errors import TorchmarError
-from torchmar.tuning.target import Target, parse_bytes, parse_duration, parse_target
+from torchmar.tuning.target import Target, parse_duration, parse_target
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,6 @@ def test_durations_have_units() -> None:
     assert [parse_duration(text) for text in ("90", "90s", "5m", "1.5h", "500ms")] == [90, 90, 300, 5400, 0.5]
     with pytest.raises(TorchmarError, match="no time"):
         parse_duration("soon")
-
-
-def test_sizes_have_units() -> None:
-    assert [parse_bytes(text) for text in ("512", "8GiB", "2GB", "1.5 mib")] == [512, 8 << 30, 2 * 10**9, 3 << 19]
-    with pytest.raises(TorchmarError, match="no size"):
-        parse_bytes("much")
 
 
 @pytest.mark.parametrize(

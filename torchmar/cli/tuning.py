@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from torchmar import byte_sizes
 from torchmar.atomic import write_text
 from torchmar.cli.options import AsJson, Engine, Head
 from torchmar.cli.progress import StepLine
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import DEFAULT, TITLES
+from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.tuning.profile import Profile
@@ -143,16 +145,18 @@ def tune(
 
 def _question(slo: str, rate: float | None, max_throughput: bool, cheapest: bool, memory: str | None) -> Question:
     from torchmar.tuning.search import Question
-    from torchmar.tuning.target import Objective, parse_bytes, parse_target
+    from torchmar.tuning.target import Objective, parse_target
 
     if max_throughput and (rate or cheapest):
         raise typer.BadParameter("does not go together with --rate or --cheapest", param_hint="--max-throughput")
     if cheapest and not rate:
         raise typer.BadParameter("needs --rate: the least memory for how many requests?", param_hint="--cheapest")
     objective = Objective.COST if cheapest else Objective.LATENCY if rate else Objective.THROUGHPUT
-    return Question(
-        target=parse_target(slo), objective=objective, rate=rate, memory=parse_bytes(memory) if memory else None
-    )
+    try:
+        limit = byte_sizes.parse(memory) if memory else None
+    except ValueError as error:
+        raise TorchmarError(f"--memory: {memory!r} is {error}") from None
+    return Question(target=parse_target(slo), objective=objective, rate=rate, memory=limit)
 
 
 @contextlib.contextmanager

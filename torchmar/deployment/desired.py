@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from torchmar import strict_yaml
+from torchmar import byte_sizes, strict_yaml
 from torchmar.deployment import gpu_sizes, versions
 from torchmar.errors import Problem, RecipeError, TorchmarError
 from torchmar.manifest import NAME_PATTERN
@@ -31,9 +31,9 @@ VersionName = Annotated[str, Field(pattern=VERSION_PATTERN)]
 def _size(value: object) -> object:
     if isinstance(value, str):
         try:
-            return gpu_sizes.parse_size(value)
-        except TorchmarError as error:
-            raise ValueError(error.message) from None
+            return byte_sizes.parse(value, unit_required=True)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is {error}") from None
     raise ValueError('write a size with its unit: "6GiB"')
 
 

@@ -1,25 +1,11 @@
-"""GPUs and sizes of memory as text: ``2x80GiB``, ``6GiB``."""
+"""GPUs as text, by their memory: ``2x80GiB``."""
 
 from __future__ import annotations
 
 import re
 
+from torchmar import byte_sizes
 from torchmar.errors import TorchmarError
-
-_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as ``6GiB``, ``500 MiB`` or ``80GB``.
-
-    Raises:
-        TorchmarError: ``text`` is no size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
-        raise TorchmarError(f'{text!r} is no size; write a number and its unit: "6GiB"')
-    return int(float(match[1]) * unit)
 
 
 def parse(text: str) -> tuple[int, ...]:
@@ -33,7 +19,11 @@ def parse(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?(.+)", part)
         if match is None or match[1] == "0":
             raise TorchmarError(f'{text!r} is no list of GPUs; write their number and size: "2x80GiB"')
-        sizes += [parse_size(match[2])] * int(match[1] or 1)
+        try:
+            size = byte_sizes.parse(match[2], unit_required=True)
+        except ValueError as error:
+            raise TorchmarError(f"{match[2]!r} is {error}") from None
+        sizes += [size] * int(match[1] or 1)
     return tuple(sizes)
 
 

@@ -11,14 +11,8 @@ from torchmar.load.statistics import least_count
 
 _LATENCY = re.compile(r"\s*(mean|p50|p90|p95|p99|p999)\s*<=?\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s)\s*", re.IGNORECASE)
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?\s*", re.IGNORECASE)
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB|)\s*", re.IGNORECASE)
 _PERCENT = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-_BYTES = {"": 1, "b": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("kmgt", start=1)
-    for suffix, base in (("b", 1000), ("ib", 1024))
-}
 
 
 class Objective(Enum):
@@ -99,15 +93,3 @@ def parse_duration(text: str) -> float:
     if not match or not float(match[1]):
         raise TorchmarError(f"{text!r} is no time", hint="5m, 90s or 1h")
     return float(match[1]) * _SECONDS[(match[2] or "").lower()]
-
-
-def parse_bytes(text: str) -> int:
-    """Return the bytes of a text such as ``8GiB``.
-
-    Raises:
-        TorchmarError: it is no size.
-    """
-    match = _SIZE.fullmatch(text)
-    if not match or not float(match[1]):
-        raise TorchmarError(f"{text!r} is no size of memory", hint="8GiB, 512MiB or 2GB")
-    return int(float(match[1]) * _BYTES[match[2].lower()])

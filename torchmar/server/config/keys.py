@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from torchmar import properties
+from torchmar import byte_sizes, properties
 from torchmar.server.config import base_paths, routes, startup_models
 from torchmar.server.config import values as values
 
@@ -142,7 +142,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_venv_folder": _path("venv_folder", "/var/lib/torchmar/venvs"),
     "torchmar_watch": ConfigKey("watch", values.watch_policy, "latest"),
     "torchmar_watch_seconds": _number("watch_seconds", "10", 0),
-    "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
+    "torchmar_worker_memory": ConfigKey("worker_memory", byte_sizes.parse, "4GiB"),
     "torchmar_worker_poll_us": _number("worker_poll_us", "0", 0),
     "ts_open_inference_protocol": _flag("ts_open_inference_protocol"),
     "unregister_model_timeout": _number("unregister_model_timeout", "120", 0),

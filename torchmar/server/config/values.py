@@ -54,14 +54,6 @@ def codes_of_checks(text: str) -> tuple[str, ...]:
     return codes
 
 
-def size(text: str) -> int:
-    """Return a number of bytes: ``1048576``, ``512MiB``, ``4GiB``."""
-    match = re.fullmatch(r"([0-9]+) ?([KMGT]iB)?", text)
-    if not match or not int(match[1]):
-        raise ValueError("not a number of bytes above 0, as it is or in KiB, MiB, GiB or TiB")
-    return int(match[1]) << 10 * " KMGT".index((match[2] or " ")[0])
-
-
 def watch_policy(text: str) -> VersionPolicy | None:
     """Return the versions of a watched model store to serve; None for ``false``."""
     if text.lower() == "false":
