@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from torchmar.atomic import write_text
-from torchmar.cli.options import AsJson, CaFile, Config, KeyFile, PlainHttp, RunFolder, Version
+from torchmar.cli.endpoint import ServerOptions, with_server_options
+from torchmar.cli.options import WHERE, Address, AsJson, Config, ResponseTimeout, Version, in_panel
 from torchmar.cli.terminal import complain, err
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import ConnectError, TorchmarError
 from torchmar.load.kinds import Arrivals, Protocol
 
 if TYPE_CHECKING:
-    from torchmar.connection import Endpoint
     from torchmar.load.measuring import StepSpec
     from torchmar.load.results import Report
     from torchmar.load.target import Target
@@ -47,6 +47,7 @@ def _numbers(text: str | None, option: str, kind: type) -> list[Any]:
     return values
 
 
+@with_server_options
 def measure(
     name: Annotated[
         str | None, typer.Argument(help="The model's name; with --archive the archive's.", show_default=False)
@@ -102,10 +103,7 @@ def measure(
         float,
         typer.Option(metavar="SECONDS", min=0, help="Load before each step that is not counted.", rich_help_panel=LOAD),
     ] = 2.0,
-    timeout: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0.001, help="How long to wait for an answer.", rich_help_panel=LOAD),
-    ] = 30.0,
+    timeout: Annotated[float, in_panel(ResponseTimeout, LOAD)] = 30.0,
     seed: Annotated[int, typer.Option(help="Of the times of Poisson arrivals.", rich_help_panel=LOAD)] = 0,
     explain: Annotated[
         bool,
@@ -146,15 +144,13 @@ def measure(
         typer.Option(metavar="MAR", help="The archive that it serves.", show_default=False, rich_help_panel=SERVER),
     ] = None,
     config: Config = None,
-    run_folder: RunFolder = None,
     address: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL",
-            help="The API's address; default: that of the run folder's server. With --engine ray: the head of the "
-            "cluster, HOST:PORT; default: a cluster of this machine alone.",
-            show_default=False,
-            rich_help_panel="Which server",
+        in_panel(
+            Address,
+            WHERE,
+            "The API's address; default: that of the run folder's server. With --engine ray: the head of the cluster, "
+            "HOST:PORT; default: a cluster of this machine alone.",
         ),
     ] = None,
     metrics: Annotated[
@@ -163,7 +159,7 @@ def measure(
             metavar="URL",
             help="The metrics API's address; default: that of the run folder's server.",
             show_default=False,
-            rich_help_panel="Which server",
+            rich_help_panel=WHERE,
         ),
     ] = None,
     server_pid: Annotated[
@@ -173,12 +169,11 @@ def measure(
             min=1,
             help="The process of a local server, if it is not the one that listens, as with containers.",
             show_default=False,
-            rich_help_panel="Which server",
+            rich_help_panel=WHERE,
         ),
     ] = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Measure latency and throughput of a model under load.
 
@@ -210,10 +205,10 @@ def measure(
                 raise typer.BadParameter(f"{archive} is the model {target.model}, not {name}", param_hint="NAME")
             target = replace(target, protocol=protocol, path=path)
         else:
-            endpoint = _endpoint(protocol, address, run_folder, key_file, ca_file, allow_plain_http)
+            endpoint = server.endpoint("grpc_inference" if protocol.startswith("grpc") else "inference", address)
             model = cast("str", name)
             target = Target(endpoint=endpoint, model=model, version=version, protocol=protocol, path=path)
-            target = servers.running(replace(target, pid=server_pid, metrics=metrics), run_folder or RUN_FOLDER)
+            target = servers.running(replace(target, pid=server_pid, metrics=metrics), server.run_folder or RUN_FOLDER)
         specs = [replace(common, rate=number) for number in rates]
         specs += [replace(common, kind="closed", connections=number) for number in closed]
         if replay:
@@ -304,20 +299,6 @@ def _run(
                 complain(error)
                 return session.report(), 1
     return session.report(), 0 if session.complete else _INTERRUPTED
-
-
-def _endpoint(
-    protocol: Protocol,
-    address: str | None,
-    run_folder: Path | None,
-    key_file: Path | None,
-    ca_file: Path | None,
-    allow_plain_http: bool,
-) -> Endpoint:
-    from torchmar.cli.endpoint import endpoint
-
-    field = "grpc_inference" if protocol.startswith("grpc") else "inference"
-    return endpoint(field, address, run_folder, key_file, ca_file, allow_plain_http)
 
 
 def _write(report: Report, output: Path | None, html: Path | None, *, as_json: bool) -> None:

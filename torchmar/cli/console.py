@@ -11,14 +11,11 @@ from urllib.parse import urlsplit
 
 import typer
 
+from torchmar.cli.endpoint import ServerOptions, same_server, with_server_options
 from torchmar.cli.options import (
     WHERE,
-    CaFile,
     InferenceAddress,
-    KeyFile,
     ManagementAddress,
-    PlainHttp,
-    RunFolder,
     ServerModelStore,
 )
 from torchmar.cli.terminal import err
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
 _PORT = 8089
 
 
+@with_server_options
 def console(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the link in this machine's browser, too.")] = False,
     serve_here: Annotated[
@@ -63,10 +61,8 @@ def console(
         ),
     ] = None,
     model_store: ServerModelStore = None,
-    run_folder: RunFolder = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Print a link that opens the console of a server in a browser, signed in.
 
@@ -77,16 +73,14 @@ def console(
     For TorchServe the page is served here, on 127.0.0.1, until Ctrl-C. Its token
     is sent to the server alone, never to the browser.
     """
-    from torchmar.cli.endpoint import endpoint
-
-    server = endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http)
+    endpoint = server.endpoint("management", address)
     url = ""
     with contextlib.suppress(NotFoundError):
-        url = link(server)
-    if url and not serve_here and not server.management.startswith("unix:"):
+        url = link(endpoint)
+    if url and not serve_here and not endpoint.management.startswith("unix:"):
         _show(url, open_browser)
         return
-    target = _target(server, inference, metrics, model_store, run_folder)
+    target = _target(endpoint, inference, metrics, model_store, server.run_folder)
     _serve(target, port, open_browser, has_console=bool(url))
 
 
@@ -128,7 +122,6 @@ def _target(
     from dataclasses import replace
 
     from torchmar import properties
-    from torchmar.cli.endpoint import same_server
     from torchmar.connection import RUN_FOLDER, Endpoint
     from torchmar.engines.server_records import ServerRecord
     from torchmar.remote_console.reader import Target, beside

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from torchmar.cli.endpoint import ServerOptions, with_server_options
 from torchmar.cli.operating import complain_of_failing
 from torchmar.cli.options import (
     Address,
     AsJson,
-    CaFile,
     Check,
     Ignore,
-    KeyFile,
-    PlainHttp,
     RunFolder,
     ServerModelStore,
 )
@@ -129,28 +127,26 @@ def apply(
         out.print(f"the server is as {file} says", markup=False)
 
 
+@with_server_options
 def capture(
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
     model_store: ServerModelStore = None,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Print the state of a server as a desired state: torchmar capture > deployment.yaml."""
-    from torchmar.cli.endpoint import endpoint
     from torchmar.deployment import actual, store_index
     from torchmar.deployment.capture import capture as text_of
     from torchmar.deployment.context import local_model_store
 
-    server = endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http)
-    live = actual.read(server)
+    endpoint, run_folder = server.endpoint("management", address), server.run_folder
+    live = actual.read(endpoint)
     if not live:
         raise TorchmarError("the server has no models", hint="torchmar register ARCHIVE adds one")
     index = store_index.read(model_store or local_model_store(run_folder), live)
-    options = {"run_folder": run_folder, "management": address, "key_file": key_file, "model_store": model_store}
+    options = {"run_folder": run_folder, "management": address, "key_file": server.key_file, "model_store": model_store}
     section = {key: str(value) for key, value in options.items() if value}
-    typer.echo(text_of(live, index, section, actual.read_routes(server)), nl=False)
+    typer.echo(text_of(live, index, section, actual.read_routes(endpoint)), nl=False)
 
 
 def startup(file: File = _DEFAULT, run_folder: RunFolder = None) -> None:

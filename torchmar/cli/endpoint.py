@@ -1,49 +1,79 @@
-"""The endpoint of the server that the options of a command name."""
+"""The options of commands that connect to a running server, and the endpoint that they name."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, get_type_hints
 from urllib.parse import urlsplit
+
+from torchmar.cli.options import CaFile, KeyFile, PlainHttp, RunFolder
 
 if TYPE_CHECKING:
     from torchmar.connection import Endpoint
 
 
-def endpoint(
-    field: str,
-    address: str | None,
-    run_folder: Path | None,
-    key_file: Path | None,
-    ca_file: Path | None,
-    allow_plain_http: bool,
-) -> Endpoint:
-    """Return the endpoint of a server.
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """The options of every command that connects to a running server, beside the address.
 
-    Args:
-        field: the field of the endpoint that ``address`` is for: inference, management, grpc_inference or
-            grpc_management.
-        address: default: the run folder's. The token and the certificate of the run folder are not
-            used for another address.
-        run_folder: the run folder of ``torchmar serve``; default: ``.torchmar``.
+    Attributes:
+        run_folder: the run folder of ``torchmar serve``; None: ``.torchmar``.
         key_file: takes the place of the run folder's and the environment's tokens.
         ca_file: takes the place of the usual certificates.
         allow_plain_http: allow tokens over plain HTTP, even if the environment does not.
     """
-    from torchmar.connection import RUN_FOLDER, Endpoint
 
-    of_folder = Endpoint.from_run_folder(run_folder or RUN_FOLDER)
-    if address and not same_server(address, getattr(of_folder, field)):
-        of_folder = Endpoint()
-    changes: dict[str, Any] = {field: address} if address else {}
-    return replace(
-        of_folder,
-        **changes,
-        key_file=key_file or of_folder.key_file,
-        verify=ca_file or of_folder.verify,
-        allow_plain_http=allow_plain_http or of_folder.allow_plain_http,
-    )
+    run_folder: RunFolder = None
+    key_file: KeyFile = None
+    ca_file: CaFile = None
+    allow_plain_http: PlainHttp = False
+
+    def endpoint(self, field: str, address: str | None) -> Endpoint:
+        """Return the endpoint of the server.
+
+        Args:
+            field: the field of the endpoint that ``address`` is for: inference, management, grpc_inference or
+                grpc_management.
+            address: None: the run folder's. The token and the certificate of the run folder are not used for another
+                address.
+        """
+        from torchmar.connection import RUN_FOLDER, Endpoint
+
+        of_folder = Endpoint.from_run_folder(self.run_folder or RUN_FOLDER)
+        if address and not same_server(address, getattr(of_folder, field)):
+            of_folder = Endpoint()
+        changes: dict[str, Any] = {field: address} if address else {}
+        return replace(
+            of_folder,
+            **changes,
+            key_file=self.key_file or of_folder.key_file,
+            verify=self.ca_file or of_folder.verify,
+            allow_plain_http=self.allow_plain_http or of_folder.allow_plain_http,
+        )
+
+
+def with_server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter ``server`` of a command, a `ServerOptions`, by the options that it consists of."""
+    hints = get_type_hints(ServerOptions, include_extras=True)
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != "server"]
+    parameters += [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(ServerOptions)
+    ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        server = ServerOptions(**{field.name: values.pop(field.name) for field in fields(ServerOptions)})
+        command(**values, server=server)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # which typer reads
+    return run
 
 
 def same_server(first: str, second: str) -> bool:

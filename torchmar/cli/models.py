@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from torchmar.cli.endpoint import ServerOptions, with_server_options
 from torchmar.cli.operating import complain_of_failing
 from torchmar.cli.options import (
     Address,
     AsJson,
-    CaFile,
     Check,
     Ignore,
-    KeyFile,
     Name,
-    PlainHttp,
-    RunFolder,
     Synchronous,
     Version,
     WorkersTimeout,
@@ -39,20 +36,19 @@ _SETTINGS = "Workers and batches"
 _POLL_SECONDS = 0.5
 
 
+@with_server_options
 def models(
     name: Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)] = None,
     customized: Annotated[
         bool, typer.Option("--customized", help="Include the metadata that each handler returns.")
     ] = False,
     as_json: AsJson = False,
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """List models, their versions, workers and batching."""
-    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
+    client = _client(server, address)
     rows = []
     for model in [name] if name else sorted(client.names()):
         try:
@@ -87,9 +83,10 @@ def models(
         document = json.dumps(version.customized, indent=2, ensure_ascii=False)
         out.print(f"\n{version.name} {version.version}: {document}", markup=False)
     if address is None and any(version.ready < version.min_workers for version, _ in rows):
-        complain_of_failing(run_folder or Path(".torchmar"))
+        complain_of_failing(server.run_folder or Path(".torchmar"))
 
 
+@with_server_options
 def register(
     archive: Annotated[
         str,
@@ -164,22 +161,20 @@ def register(
     timeout: WorkersTimeout = 300.0,
     check: Check = True,
     ignore: Ignore = None,
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Register an archive and wait until its workers answer.
 
     An archive on this machine is checked first, digests included.
     """
-    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
+    client = _client(server, address)
     # The server takes file names in its model store, but people type the path of the file.
     url = Path(archive).name if Path(archive).exists() else archive
     ignored = (ignore or []) if check else ["MAR"]
-    _admit(Path(archive), run_folder, ignored, remote=address is not None)
-    polling = _client(address, run_folder, key_file, ca_file, allow_plain_http)
+    _admit(Path(archive), server.run_folder, ignored, remote=address is not None)
+    polling = _client(server, address)
     with err.status(f"registering {url}") as status, _download_shown(url, polling, status.update):
         document = client.register(
             url,
@@ -200,6 +195,7 @@ def register(
     out.print(document, markup=False)
 
 
+@with_server_options
 def scale(
     name: Name,
     min_worker: Annotated[int, typer.Argument(metavar="WORKERS", min=0, help="Workers to run.", show_default=False)],
@@ -209,14 +205,12 @@ def scale(
     ] = None,
     synchronous: Synchronous = True,
     timeout: WorkersTimeout = 300.0,
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Set the number of workers of a model and wait until they answer."""
-    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
+    client = _client(server, address)
     with err.status(f"scaling {name}"):
         document = client.scale(
             name, version, min_worker=min_worker, max_worker=max_worker, synchronous=synchronous, timeout=timeout
@@ -224,32 +218,28 @@ def scale(
     out.print(document, markup=False)
 
 
+@with_server_options
 def set_default(
     name: Name,
     version: Annotated[str, typer.Argument(help="The version to make the default.", show_default=False)],
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Set the version that answers requests without a version."""
-    out.print(
-        _client(address, run_folder, key_file, ca_file, allow_plain_http).set_default(name, version), markup=False
-    )
+    out.print(_client(server, address).set_default(name, version), markup=False)
 
 
+@with_server_options
 def unregister(
     name: Name,
     version: Version = None,
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Remove a model, or one version of it, from the server."""
-    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
+    client = _client(server, address)
     out.print(client.unregister(name, version), markup=False)
 
 
@@ -303,10 +293,7 @@ def _admit(archive: Path, run_folder: Path | None, ignored: list[str], *, remote
             findings.warn(admit(path, ignored))
 
 
-def _client(
-    address: str | None, run_folder: Path | None, key_file: Path | None, ca_file: Path | None, allow_plain_http: bool
-) -> ManagementClient:
-    from torchmar.cli.endpoint import endpoint
+def _client(server: ServerOptions, address: str | None) -> ManagementClient:
     from torchmar.management import ManagementClient
 
-    return ManagementClient(endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http))
+    return ManagementClient(server.endpoint("management", address))

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from torchmar.archive.built_archive import show_size
-from torchmar.cli.options import AsJson, RunFolder
+from torchmar.cli.options import AsJson, RunFolder, in_panel
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
 
@@ -27,15 +27,7 @@ _FOLLOW_SECONDS = 0.2
 
 
 def status(
-    run_folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Only the server of this folder.",
-            envvar="TORCHMAR_RUN_FOLDER",
-            show_default=False,
-            show_envvar=False,
-        ),
-    ] = None,
+    run_folder: Annotated[Path | None, in_panel(RunFolder, "", "Only the server of this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the state of all servers on this machine, or of the one of --run-folder.

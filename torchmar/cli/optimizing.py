@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from torchmar.atomic import write_text
+from torchmar.cli.options import ArchiveOrRecipe, Budget
 from torchmar.cli.terminal import err
 
 if TYPE_CHECKING:
@@ -18,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def optimize(
-    archive: Annotated[
-        Path,
-        typer.Argument(metavar="ARCHIVE|RECIPE", help="A .mar file, or a recipe or its folder.", show_default=False),
-    ],
+    archive: ArchiveOrRecipe,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,7 +53,7 @@ def optimize(
         int | None,
         typer.Option(metavar="N", min=1, help="Threads of the model; default: the handler's.", show_default=False),
     ] = None,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="How long it may take.")] = "10m",
+    budget: Budget = "10m",
     variant: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this variant. May be repeated; default: all.", show_default=False),

@@ -18,7 +18,7 @@ def in_panel(declared: object, panel: str, help: str = "") -> OptionInfo:
 
     Args:
         declared: its type, with the option: ``Annotated[T, in_panel(declared, panel)]``.
-        panel: the title.
+        panel: the title; empty: among the options without one.
         help: another text than the declared one; empty: the same.
     """
     option: OptionInfo = copy.copy(get_args(declared)[1])
@@ -30,6 +30,13 @@ def in_panel(declared: object, panel: str, help: str = "") -> OptionInfo:
 # Output.
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+# An archive, and the requests that are measured with it.
+
+ArchiveOrRecipe = Annotated[
+    Path, typer.Argument(metavar="ARCHIVE|RECIPE", help="A .mar file, or a recipe or its folder.", show_default=False)
+]
+Budget = Annotated[str, typer.Option(metavar="TIME", help="How long it may take.")]
 
 # A running server, and how to reach it.
 

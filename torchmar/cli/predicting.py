@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchmar.cli.endpoint import ServerOptions, with_server_options
 from torchmar.cli.options import (
     Address,
     Baseline,
-    CaFile,
-    KeyFile,
     Method,
     Name,
-    PlainHttp,
     ResponseTimeout,
-    RunFolder,
     Steps,
     Target,
     Version,
@@ -42,6 +39,7 @@ InOrder = Annotated[
 ]
 
 
+@with_server_options
 def predict(
     name: Name,
     inputs: Inputs,
@@ -57,11 +55,9 @@ def predict(
     ] = False,
     jobs: Jobs = 4,
     in_order: InOrder = False,
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Request predictions: one is printed as it is, several as lines of JSON.
 
@@ -69,25 +65,23 @@ def predict(
     command continues; it also repeats requests that the server could not
     answer, and those whose input has been edited.
     """
-    from torchmar.cli.endpoint import endpoint
-
-    field = "grpc_inference" if grpc else "inference"
-    server = endpoint(field, address, run_folder, key_file, ca_file, allow_plain_http)
+    endpoint = server.endpoint("grpc_inference" if grpc else "inference", address)
 
     def client() -> InferenceClient | GrpcInference:
         if not grpc:
             from torchmar.inference import InferenceClient
 
-            return InferenceClient(server, timeout)
+            return InferenceClient(endpoint, timeout)
         try:
             from torchmar.grpc import GrpcInference
         except ModuleNotFoundError as error:
             raise TorchmarError(f"{error.name} is not installed", hint="pip install 'torchmar[grpc]'") from None
-        return GrpcInference(server, timeout)
+        return GrpcInference(endpoint, timeout)
 
     _request(client, name, inputs, version, None, output, jobs, in_order)
 
 
+@with_server_options
 def explain(
     name: Name,
     inputs: Inputs,
@@ -108,22 +102,19 @@ def explain(
     baseline: Baseline = None,
     jobs: Jobs = 4,
     in_order: InOrder = False,
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Request explanations: which parts of an input speak for the prediction.
 
     Several inputs are handled as by predict.
     """
-    from torchmar.cli.endpoint import endpoint
     from torchmar.inference import InferenceClient
 
-    server = endpoint("inference", address, run_folder, key_file, ca_file, allow_plain_http)
+    endpoint = server.endpoint("inference", address)
     headers = explain_headers(method, target, n_steps, baseline)
-    _request(lambda: InferenceClient(server, timeout), name, inputs, version, headers, output, jobs, in_order)
+    _request(lambda: InferenceClient(endpoint, timeout), name, inputs, version, headers, output, jobs, in_order)
 
 
 def _request(

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from torchmar.cli.endpoint import ServerOptions, with_server_options
 from torchmar.cli.options import (
     Address,
     AsJson,
-    CaFile,
     InferenceAddress,
-    KeyFile,
     ManagementAddress,
     Name,
-    PlainHttp,
-    RunFolder,
     ServerModelStore,
     share,
 )
@@ -30,24 +27,22 @@ if TYPE_CHECKING:
     from torchmar.deployment.promotion import Promotion
 
 
+@with_server_options
 def rollback(
     name: Name,
     to: Annotated[
         str | None,
         typer.Option(metavar="VERSION", help="Default: the newest older version with workers.", show_default=False),
     ] = None,
-    run_folder: RunFolder = None,
     address: Address = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Make the previous version the default again, at once."""
-    from torchmar.cli.endpoint import endpoint
     from torchmar.deployment import rollback as back
     from torchmar.management import ManagementClient
 
-    with ManagementClient(endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http)) as client:
+    with ManagementClient(server.endpoint("management", address)) as client:
         rolled = back.rollback(client, name, to)
         out.print(f"{name} is back at {rolled.after} (it was {rolled.before})", markup=False)
         if rolled.workers_after < rolled.workers_before:
@@ -59,6 +54,7 @@ def rollback(
     _remind(rolled.before)
 
 
+@with_server_options
 def promote(
     name: Name,
     version: Annotated[str, typer.Argument(help="A registered version with workers.", show_default=False)],
@@ -86,13 +82,11 @@ def promote(
         ),
     ] = None,
     as_json: AsJson = False,
-    run_folder: RunFolder = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    allow_plain_http: PlainHttp = False,
     inference: InferenceAddress = None,
     management: ManagementAddress = None,
     model_store: ServerModelStore = None,
+    *,
+    server: ServerOptions,
 ) -> None:
     """Make a version the default if it passes its tests.
 
@@ -101,21 +95,20 @@ def promote(
     answers, and its median time must be within the limit with 95 % confidence.
     If the version does not pass, nothing is changed.
     """
-    from torchmar.cli.endpoint import endpoint
     from torchmar.deployment import ab_comparison, promotion
     from torchmar.deployment.context import local_model_store
 
     if requests and not against_current:
         raise typer.BadParameter("requests are for a comparison: add --against-current", param_hint="--requests")
-    server = endpoint("management", management, run_folder, key_file, ca_file, allow_plain_http)
-    server = replace(server, inference=inference) if inference else server
+    endpoint = server.endpoint("management", management)
+    endpoint = replace(endpoint, inference=inference) if inference else endpoint
     bounds = promotion.Bounds(ab_comparison.agreement(answers), share(max_regression), share(max_differences), repeat)
     with err.status("") as status:
         result = promotion.promote(
-            server,
+            endpoint,
             name,
             version,
-            model_store=model_store or local_model_store(run_folder),
+            model_store=model_store or local_model_store(server.run_folder),
             requests=requests,
             bounds=bounds if against_current else None,
             on_step=lambda text: status.update(escape(text)),

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from torchmar import byte_sizes
 from torchmar.atomic import write_text
-from torchmar.cli.options import AsJson, Engine, Head
+from torchmar.cli.options import ArchiveOrRecipe, AsJson, Budget, Engine, Head
 from torchmar.cli.progress import StepLine
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import DEFAULT, TITLES
@@ -31,10 +31,7 @@ _PURPOSES = {"probe": "first", "again": "again", "repeat": "again"}  # as the ta
 
 
 def tune(
-    archive: Annotated[
-        Path,
-        typer.Argument(metavar="ARCHIVE|RECIPE", help="A .mar file, or a recipe or its folder.", show_default=False),
-    ],
+    archive: ArchiveOrRecipe,
     slo: Annotated[
         str,
         typer.Option(
@@ -68,7 +65,7 @@ def tune(
         str | None,
         typer.Option(metavar="SIZE", help="The memory that the server may use: 8GiB.", show_default=False),
     ] = None,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="How long it may take.")] = "5m",
+    budget: Budget = "5m",
     trial: Annotated[
         str | None,
         typer.Option(

@@ -26,6 +26,10 @@ Package = Annotated[
     Path | None,
     typer.Option(metavar="WHEEL", help="A wheel of torchmar, for an image of its server.", show_default=False),
 ]
+OutputFile = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
+]
+ForGpus = Annotated[bool, typer.Option("--gpus", help="For machines with a GPU.")]
 
 
 def store(config: Properties, given: Path | None) -> Path:

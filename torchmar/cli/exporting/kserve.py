@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from torchmar.cli.exporting.files import write
+from torchmar.cli.exporting.files import OutputFile, write
 from torchmar.cli.exporting.replicas import (
     Cpu,
     DeploymentFile,
@@ -19,6 +19,7 @@ from torchmar.cli.exporting.replicas import (
     Models,
     Namespace,
     Queue,
+    Replicas,
     ServiceAccount,
     check_names,
     check_replicas,
@@ -97,7 +98,7 @@ def kserve(
         int, typer.Option(min=0, max=100, help="The part of the requests, in percent.", rich_help_panel=_SERVICE)
     ] = 10,
     namespace: Namespace = None,
-    replicas: Annotated[int, typer.Option(min=1, help="The least number of replicas.")] = 1,
+    replicas: Replicas = 1,
     max_replicas: MaxReplicas = 4,
     queue: Queue = None,
     prometheus: Annotated[
@@ -108,9 +109,7 @@ def kserve(
     memory: Memory = None,
     gpus: GpuCount = None,
     service_account: ServiceAccount = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
-    ] = None,
+    output: OutputFile = None,
 ) -> None:
     """Write a serving runtime of KServe, an InferenceService, or both.
 

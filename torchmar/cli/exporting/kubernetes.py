@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from torchmar.cli.exporting.files import write
+from torchmar.cli.exporting.files import OutputFile, write
 from torchmar.cli.exporting.replicas import (
     Allow,
     Claim,
@@ -19,6 +18,7 @@ from torchmar.cli.exporting.replicas import (
     Models,
     Namespace,
     Queue,
+    Replicas,
     ServiceAccount,
     check_names,
     check_replicas,
@@ -35,7 +35,7 @@ def kubernetes(
     deployment: DeploymentFile = None,
     name: Annotated[str, typer.Option(help="The name of the objects.")] = "torchmar",
     namespace: Namespace = None,
-    replicas: Annotated[int, typer.Option(min=1, help="The least number of replicas.")] = 2,
+    replicas: Replicas = 2,
     max_replicas: MaxReplicas = 4,
     queue: Queue = None,
     cpu: Cpu = None,
@@ -53,9 +53,7 @@ def kubernetes(
     service_monitor: Annotated[
         bool, typer.Option("--service-monitor", help="Add a ServiceMonitor of the Prometheus Operator.")
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
-    ] = None,
+    output: OutputFile = None,
 ) -> None:
     """Write the objects of Kubernetes for replicas of a server.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import torchmar
-from torchmar.cli.exporting.files import Package, write
+from torchmar.cli.exporting.files import OutputFile, Package, write
 from torchmar.cli.exporting.replicas import (
     Allow,
     Claim,
@@ -110,9 +110,7 @@ def ray_cluster(
     ] = None,
     name: Annotated[str, typer.Option(help="The name of the objects, or of the cluster.")] = "torchmar",
     config: Config = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
-    ] = None,
+    output: OutputFile = None,
 ) -> None:
     """Write a cluster for torchmar serve --engine ray.
 

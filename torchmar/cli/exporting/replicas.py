@@ -30,6 +30,7 @@ DeploymentFile = Annotated[
         show_default=False,
     ),
 ]
+Replicas = Annotated[int, typer.Option(min=1, help="The least number of replicas.")]
 MaxReplicas = Annotated[int, typer.Option(min=1, help="The largest number of replicas.")]
 Queue = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from torchmar.cli.exporting.files import (
+    ForGpus,
     Package,
     copy_package,
     extras_of,
@@ -32,7 +33,7 @@ def sagemaker(
         ),
     ],
     package: Package = None,
-    gpus: Annotated[bool, typer.Option("--gpus", help="For machines with a GPU.")] = False,
+    gpus: ForGpus = False,
 ) -> None:
     """Write what deploys an archive, or several behind one endpoint, on SageMaker.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from torchmar.cli.exporting.files import Config, store, write
+from torchmar.cli.exporting.files import Config, OutputFile, store, write
 from torchmar.cli.options import Engine, ModelStore, Port, ServerFolder
 from torchmar.cli.terminal import err
 from torchmar.engines import DEFAULT
@@ -44,9 +44,7 @@ def systemd(
         ),
     ] = None,
     engine: Engine = DEFAULT,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
-    ] = None,
+    output: OutputFile = None,
 ) -> None:
     """Write a systemd unit that serves this folder with this Python."""
     from torchmar import properties

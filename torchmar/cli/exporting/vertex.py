@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from torchmar.cli.exporting.files import (
+    ForGpus,
     Package,
     copy_package,
     extras_of,
@@ -29,7 +30,7 @@ def vertex(
         ),
     ],
     package: Package = None,
-    gpus: Annotated[bool, typer.Option("--gpus", help="For machines with a GPU.")] = False,
+    gpus: ForGpus = False,
 ) -> None:
     """Write what deploys an archive on Vertex AI or Google Distributed Cloud.
 
