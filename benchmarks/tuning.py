@@ -30,14 +30,16 @@ from harness.machine import processor
 import torchmar
 from torchmar.engines import EngineName
 from torchmar.load import machine_use, workload
+from torchmar.tuning.completed import Tuning
 from torchmar.tuning.limits import Limit, limit
 from torchmar.tuning.live_server import LiveServer
+from torchmar.tuning.options import TuningOptions
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.search import MOST_TRIALS, Question
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, milliseconds, parse_target
 from torchmar.tuning.trials import Trial, Verdict, numbers
-from torchmar.tuning.tuner import Tuner, Tuning
+from torchmar.tuning.tuner import Tuner
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 16)
@@ -114,11 +116,9 @@ def run(name: str, case: Case, folder: Path, seconds: float) -> None:
         built.path,
         workload.read(built.path),
         case.question,
-        engine=case.engine,
-        seconds=BUDGET,
+        TuningOptions(engine=case.engine, seconds=BUDGET, space=space),
         folder=folder,
         observer=Silent(),
-        space=space,
     )
     started = time.monotonic()
     tuning = tuner.run()

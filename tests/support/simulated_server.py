@@ -7,6 +7,7 @@ import functools
 import platform
 
 from torchmar.load.results import Machine
+from torchmar.tuning.completed import Tuning
 from torchmar.tuning.prediction import Correction, Predictor
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.search import Question, Result, Search
@@ -15,7 +16,6 @@ from torchmar.tuning.simulation import simulate
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Record, Trial
-from torchmar.tuning.tuner import Tuning
 
 MIB = 1 << 20
 # Seconds of a batch: fixed, for each request; and how many of two cores two threads use.

@@ -14,6 +14,7 @@ from torchmar import recipe, server_config
 from torchmar.errors import TorchmarError
 from torchmar.tuning import evidence, front_picture
 from torchmar.tuning.cluster_room import ClusterRoom
+from torchmar.tuning.completed import Tuning
 from torchmar.tuning.explanation import explain, pareto_front
 from torchmar.tuning.finalists import Measured
 from torchmar.tuning.recipe_writing import settings_of, write
@@ -21,7 +22,6 @@ from torchmar.tuning.search import Question
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, parse_target
 from torchmar.tuning.trials import Verdict
-from torchmar.tuning.tuner import Tuning
 
 SPACE = Space(cores=2, batch_sizes=(1, 16))
 RECIPE = """\

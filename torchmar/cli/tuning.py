@@ -20,11 +20,11 @@ from torchmar.engines import DEFAULT, TITLES
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
+    from torchmar.tuning.completed import Tuning
     from torchmar.tuning.profile import Profile
     from torchmar.tuning.search import Question
     from torchmar.tuning.target import Target
     from torchmar.tuning.trials import Trial
-    from torchmar.tuning.tuner import Tuning
 
 _RECORDS = "tune"  # in the run folder
 _PURPOSES = {"probe": "first", "again": "again", "repeat": "again"}  # as the table calls them
@@ -95,6 +95,7 @@ def tune(
     from torchmar.connection import RUN_FOLDER
     from torchmar.load import workload
     from torchmar.tuning import evidence, front_picture, recipe_writing
+    from torchmar.tuning.options import TuningOptions
     from torchmar.tuning.target import parse_duration
     from torchmar.tuning.tuner import Tuner
 
@@ -110,13 +111,12 @@ def tune(
             path,
             workload.read(requests or path),
             question,
-            engine=engine,
-            seconds=seconds,
+            TuningOptions(
+                engine=engine, seconds=seconds, trial_seconds=parse_duration(trial) if trial else None, head=head
+            ),
             folder=RUN_FOLDER / _RECORDS,
             observer=display,
             anew=anew,
-            trial_seconds=parse_duration(trial) if trial else None,
-            head=head,
         )
         if tuner.continued and not as_json:
             number = len(tuner.record.trials)

@@ -12,7 +12,8 @@ Few settings are measured: most are predicted.
 * `torchmar.tuning.limits`: at which rates a setting is measured, to find its highest;
 * `torchmar.tuning.live_server`: a server whose settings are changed and measured;
 * `torchmar.tuning.trials`: measured trials, and their record;
-* `torchmar.tuning.tuner`: all of this for one archive;
+* `torchmar.tuning.tuned_archive`, `options`, `identity`: the archive, the options, and by what a record is found again;
+* `torchmar.tuning.tuner`: all of this for one archive, which becomes a `torchmar.tuning.completed.Tuning`;
 * `torchmar.tuning.explanation`, `front_picture`, `evidence`: why a setting was chosen, as text, picture and JSON;
 * `torchmar.tuning.recipe_writing`: the result in the recipe, by `torchmar.yaml_editing`.
 """

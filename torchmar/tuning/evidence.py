@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 import torchmar
+from torchmar.tuning.completed import Tuning
 from torchmar.tuning.explanation import explain, pareto_front
 from torchmar.tuning.service_model import fit
 from torchmar.tuning.trials import SCHEMA
-from torchmar.tuning.tuner import Tuning
 
 FILE_NAME = "tuning.json"
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from torchmar.load.statistics import LEAST_BEYOND
+from torchmar.tuning.completed import Tuning
 from torchmar.tuning.finalists import Measured
 from torchmar.tuning.limits import limit, standing
 from torchmar.tuning.prediction import Bound, Prediction
@@ -15,7 +16,6 @@ from torchmar.tuning.search import REPEATABLE
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Objective, milliseconds
 from torchmar.tuning.trials import Trial, Verdict
-from torchmar.tuning.tuner import Tuning
 
 _REGIONS = 6  # that are named
 _NEAR = 0.05  # relative distance from the best one, within which a setting is as good

@@ -6,11 +6,11 @@ import math
 
 from torchmar.load import svg, svg_style
 from torchmar.load.svg_axis import Axis
+from torchmar.tuning.completed import Tuning
 from torchmar.tuning.explanation import pareto_front
 from torchmar.tuning.prediction import Prediction
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import milliseconds
-from torchmar.tuning.tuner import Tuning
 
 _LINES = 5  # settings at the most
 _SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98)  # of the capacity, at which latency is predicted

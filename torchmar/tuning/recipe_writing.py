@@ -10,8 +10,8 @@ from torchmar import recipe
 from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.tuning import evidence
+from torchmar.tuning.completed import Tuning
 from torchmar.tuning.space import Setting
-from torchmar.tuning.tuner import Tuning
 from torchmar.yaml_editing import REMOVED, edit
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torchmar.engines import EngineName
+from torchmar.tuning.target import Target
+
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 DELAYS_MS = (1, 2, 5, 10, 20, 50, 100)  # TorchServe ignores a delay of 0 in model-config.yaml
 _MOST_WORKERS = 64
@@ -135,3 +138,23 @@ class Space:
         if not self.choose_threads:
             return [share]
         return sorted({1, share, *(number for number in (2, 4, 8, 16) if number < share)})
+
+
+def on_machine(cores: int, engine: EngineName, target: Target, *, handler_options: bool, gpus: int) -> Space:
+    """Return the settings that make sense for an archive.
+
+    Args:
+        cores: of the machine.
+        engine: the server.
+        target: the target; delays leave most of its time for the batch.
+        handler_options: whether the handler has torchmar's options, and can be split into stages.
+        gpus: that its workers may use.
+    """
+    delays = tuple(delay for delay in DELAYS_MS if delay <= 500 * target.seconds) or DELAYS_MS[:1]
+    return Space(
+        cores=cores,
+        delays_ms=delays if engine == "torchserve" else (0,),
+        choose_threads=handler_options,
+        stages=handler_options and engine == "builtin" and cores > 1,
+        gpus=gpus,
+    )

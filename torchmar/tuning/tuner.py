@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import torchmar
-from torchmar import gpus, properties
-from torchmar.archive import Archive, derive
-from torchmar.engines import EngineName
+from torchmar import gpus
+from torchmar.archive import derive
 from torchmar.errors import LoadError, TorchmarError
-from torchmar.exchange import Request
 from torchmar.load import machine_use
-from torchmar.load.results import Machine
 from torchmar.load.workload import Workload
+from torchmar.tuning.completed import Tuning
+from torchmar.tuning.identity import identity, torch_version
 from torchmar.tuning.live_server import BRIEF_SECONDS, LEAST_SECONDS, LiveServer, trial_config, trial_seconds
+from torchmar.tuning.options import TuningOptions
 from torchmar.tuning.prediction import Predictor
 from torchmar.tuning.profile import Profile, Subject, profile
-from torchmar.tuning.search import MOST_TRIALS, Question, Result, Search
-from torchmar.tuning.space import DELAYS_MS, Setting, Space
+from torchmar.tuning.search import Question, Result, Search
+from torchmar.tuning.space import Setting, Space, on_machine
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Record, RecordFile, Trial, numbers
+from torchmar.tuning.tuned_archive import TunedArchive
 
-SHORTEST_BUDGET = 30.0  # seconds
-SHORTEST_TRIAL = 1.0  # seconds
 _TRIAL_SECONDS = 10.0  # that one trial takes, about
 _LEAST_TRIALS = 6  # for which the budget is enough, however many requests the percentile needs
 _CHANGE_SECONDS = 3.0  # of a trial, until its setting is loaded and warm
-_HANDLERS = "torchmar_handlers"
-_QUEUE_SIZE = 100  # TorchServe's default
-_HEAD_KEY = "torchmar_ray_address"
 
 
 class Observer(Protocol):
@@ -52,71 +45,24 @@ class Observer(Protocol):
         """Show a measurement; the numbers of trials begin at 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """A tuning that has ended.
-
-    Attributes:
-        name: of the model.
-        version: of the archive.
-        engine: the server.
-        machine: that it ran on.
-        torch: the version of torch.
-        question: what was to be found.
-        space: the settings.
-        requests: the number of different requests.
-        record: all that was measured.
-        result: of the search.
-        seconds: that it took, without interruptions.
-        had_stages: whether the archive has stages.
-        had_threads: whether it has a number of threads.
-        predictor: with all corrections.
-    """
-
-    name: str
-    version: str
-    engine: EngineName
-    machine: Machine
-    torch: str
-    question: Question
-    space: Space
-    requests: int
-    record: Record
-    result: Result
-    seconds: float
-    had_stages: bool = False
-    had_threads: bool = False
-    predictor: Predictor
-
-    @property
-    def compared(self) -> Target:
-        """The target, or that of the lower percentile by which settings were compared, as trials had few requests."""
-        return self.predictor.target
-
-
 class Tuner:
     """Finds the setting of an archive for a target.
 
     Args:
         archive: the ``.mar``.
-        workload: the requests; explanations and requests that are to fail are left out.
+        workload: the requests; those that are to fail are left out.
         question: what is to be found.
-        engine: the server.
-        seconds: that it may take.
+        options: the server, how long it may take, what is searched.
         folder: of the records, with which an interrupted tuning continues.
         observer: gets the progress.
         anew: whether to ignore the record of an earlier tuning.
-        most_trials: measured at the most.
-        space: the settings; None: all that make sense on this machine.
-        trial_seconds: of each measurement; None: as many as the rate needs.
-        head: of the cluster, for the engine ray; None: that of the configuration, or a cluster of this machine alone.
 
     Attributes:
         workload: the requests that are sent.
         record: all that was measured so far.
 
     Raises:
-        TorchmarError: there are no requests, or the time is too short.
+        TorchmarError: there are no requests.
     """
 
     def __init__(
@@ -124,74 +70,33 @@ class Tuner:
         archive: Path,
         workload: Workload,
         question: Question,
+        options: TuningOptions,
         *,
-        engine: EngineName,
-        seconds: float,
         folder: Path,
         observer: Observer,
         anew: bool = False,
-        most_trials: int = MOST_TRIALS,
-        space: Space | None = None,
-        trial_seconds: float | None = None,
-        head: str | None = None,
     ) -> None:
-        if seconds < SHORTEST_BUDGET:
-            raise TorchmarError(
-                f"a budget of {seconds:.0f} s is too short: profiles and one trial take about {SHORTEST_BUDGET:.0f} s",
-                hint="--budget 5m is usually enough; a tuning that runs out of time continues when it is started again",
-            )
-        if trial_seconds is not None and trial_seconds < SHORTEST_TRIAL:
-            raise TorchmarError(
-                f"a measurement of {trial_seconds:g} s is too short to show a percentile", hint="--trial 10s"
-            )
-        cases = tuple(case for case in workload.cases if not case.sample or case.sample.status < 300)
-        if not cases:
-            raise TorchmarError(
-                f"{workload.source} has no request that is to succeed", hint="--requests names a folder of inputs"
-            )
-        self.workload = Workload(workload.source, cases)
-        self._archive, self._question, self._engine = archive, question, engine
-        self._observer, self._most, self._trial_seconds = observer, most_trials, trial_seconds
-        self._on_cluster, self._head = engine == "ray", head
+        self.workload = _succeeding(workload)
+        self._question, self._options, self._observer = question, options, observer
         self._started = time.monotonic()
-        self._deadline = self._started + seconds
-        self._longest_trial = max(_TRIAL_SECONDS, seconds / _LEAST_TRIALS - _CHANGE_SECONDS)
+        self._deadline = self._started + options.seconds
+        self._longest_trial = max(_TRIAL_SECONDS, options.seconds / _LEAST_TRIALS - _CHANGE_SECONDS)
         self._machine = machine_use.describe()
-        with Archive(archive) as opened:
-            self._name, self._version = opened.manifest.name, opened.manifest.version
-            self._queue_size = int(opened.number("jobQueueSize", _QUEUE_SIZE))
-            self._had_stages = "stages" in opened.config
-            options = opened.config.get("handler")
-            self._had_threads = isinstance(options, dict) and "threads" in options
-            # Handlers that build on torchmar's have their options, and can be split into stages.
-            own = any(member.name == f"{_HANDLERS}/base.py" for member in opened.members)
-            # The threads of a replica are its CPUs, whatever its handler is; an option of its handler says the same.
-            self._choose_threads = own and (self._had_threads or not self._on_cluster)
-            identity = {
-                "name": self._name,
-                "version": self._version,
-                "archive": opened.digest,
-                "engine": engine,
-                "target": asdict(question.target),
-                "objective": question.objective.value,
-                "rate": question.rate,
-                "memory": question.memory,
-                "requests": _digest([case.request for case in cases]),
-                "machine": asdict(self._machine),
-                "torch": _torch(),
-                "torchmar": torchmar.__version__,
-                **({"cluster": head or properties.read_or_default(None).get(_HEAD_KEY)} if self._on_cluster else {}),
-            }
-        self._space = space or Space(
-            cores=self._machine.cores,
-            delays_ms=_delays(question) if engine == "torchserve" else (0,),
-            choose_threads=own,
-            stages=own and engine == "builtin" and self._machine.cores > 1,
-            gpus=0 if self._on_cluster else gpus.count(),
+        self._archive = TunedArchive.read(archive)
+        # The threads of a replica are its CPUs, whatever its handler is; an option of its handler says the same.
+        self._choose_threads = self._archive.carries_handlers and (self._archive.has_threads or not options.on_cluster)
+        self._space = options.space or on_machine(
+            self._machine.cores,
+            options.engine,
+            question.target,
+            handler_options=self._archive.carries_handlers,
+            gpus=0 if options.on_cluster else gpus.count(),
         )
-        self._given_space = space is not None
-        self._file = RecordFile(folder, identity)
-        self.record = Record(question=identity) if anew else self._file.load()
+        known = identity(
+            self._archive, [case.request for case in self.workload.cases], question, options, self._machine
+        )
+        self._file = RecordFile(folder, known)
+        self.record = Record(question=known) if anew else self._file.load()
         self._seconds_before = self.record.seconds
         if not self.record.choose_threads:
             self._leave_threads()
@@ -216,10 +121,10 @@ class Tuner:
         """
         with contextlib.ExitStack() as stack:
             server = None
-            if self._on_cluster and not self.record.complete:
+            if self._options.on_cluster and not self.record.complete:
                 server = self._start(stack)  # before all else: the settings depend on the cluster
                 self.record.cluster = server.room(self._machine.cores)
-            if self.record.cluster and not self._given_space:
+            if self.record.cluster and self._options.space is None:
                 self._space = replace(self._space, replicas=self.record.cluster.replicas)
             return self._run(stack, server)
 
@@ -227,14 +132,14 @@ class Tuner:
         """Start the server, which ends with the stack."""
         self._observer.on_step("starting the server")
         server = LiveServer(
-            self._engine,
-            self._archive,
+            self._options.engine,
+            self._archive.path,
             self.workload,
             self._question.target,
             choose_threads=self._choose_threads,
             choose_device=self._space.gpus > 0,
-            seconds=self._trial_seconds,
-            head=self._head,
+            seconds=self._options.trial_seconds,
+            head=self._options.head,
         )
         return stack.enter_context(server)
 
@@ -243,10 +148,10 @@ class Tuner:
         predictor = Predictor(
             self.record.profiles,
             self._compared(),
-            engine=self._engine,
+            engine=self._options.engine,
             cores=self.record.cluster.cores if self.record.cluster else self._machine.cores,
             memory=self._question.memory,
-            queue_size=self._queue_size,
+            queue_size=self._archive.queue_size,
         )
         self._check_memory(predictor)
         if self.record.complete:
@@ -262,19 +167,19 @@ class Tuner:
             self.record.complete, self.record.reason = not result.out_of_time, result.reason
             self._save()
         return Tuning(
-            name=self._name,
-            version=self._version,
-            engine=self._engine,
+            name=self._archive.name,
+            version=self._archive.version,
+            engine=self._options.engine,
             machine=self._machine,
-            torch=_torch(),
+            torch=torch_version(),
             question=self._question,
             space=self._space,
             requests=len(self.workload.cases),
             record=self.record,
             result=result,
             seconds=self.record.seconds,
-            had_stages=self._had_stages,
-            had_threads=self._had_threads,
+            had_stages=self._archive.has_stages,
+            had_threads=self._archive.has_threads,
             predictor=predictor,
         )
 
@@ -305,7 +210,7 @@ class Tuner:
             self._question,
             measure,
             trials=tuple(self.record.trials),
-            most_trials=self._most,
+            most_trials=self._options.most_trials,
             seconds=seconds,
             trial_seconds=each,
         )
@@ -323,7 +228,9 @@ class Tuner:
     def _seconds_at_rate(self) -> float:
         """Return how long each setting is measured at the given rate."""
         assert self._question.rate
-        return self._trial_seconds or trial_seconds(self._question.target, self._question.rate, self._longest_trial)
+        return self._options.trial_seconds or trial_seconds(
+            self._question.target, self._question.rate, self._longest_trial
+        )
 
     def _save(self) -> None:
         self.record.seconds = self._seconds_before + time.monotonic() - self._started
@@ -360,14 +267,14 @@ class Tuner:
             subjects = []
             for number, (threads, gpu) in enumerate(wanted):
                 config = trial_config(
-                    self._archive,
+                    self._archive.path,
                     Setting(workers=1, threads=threads, batch_size=1, gpu=gpu),
                     choose_threads=self._choose_threads,
                     choose_device=self._space.gpus > 0,
-                    replicas=self._on_cluster,
+                    replicas=self._options.on_cluster,
                 )
-                version = f"{self._version}-tune{number}"
-                archive = derive(self._archive, Path(folder), version=version, config=config).path
+                version = f"{self._archive.version}-tune{number}"
+                archive = derive(self._archive.path, Path(folder), version=version, config=config).path
                 subjects.append(Subject(archive=archive, threads=threads, gpu=gpu))
 
             def on_size(size: int) -> None:
@@ -390,7 +297,7 @@ class Tuner:
         least = min(measured.memory for measured in self.record.profiles)
         if limit is not None and least > limit:
             raise TorchmarError(
-                f"one worker of {self._name} takes {least / 2**20:,.0f} MiB, more than --memory allows "
+                f"one worker of {self._archive.name} takes {least / 2**20:,.0f} MiB, more than --memory allows "
                 f"({limit / 2**20:,.0f} MiB)"
             )
 
@@ -404,21 +311,11 @@ def profiled_threads(space: Space, cores: int) -> list[int]:
     return sorted({counts[0], counts[len(counts) // 2], counts[-1]})
 
 
-def _delays(question: Question) -> tuple[int, ...]:
-    """Return delays that leave most of the time of the target for the batch."""
-    return tuple(delay for delay in DELAYS_MS if delay <= 500 * question.target.seconds) or DELAYS_MS[:1]
-
-
-def _torch() -> str:
-    try:
-        return version("torch")
-    except PackageNotFoundError:
-        return ""
-
-
-def _digest(requests: Sequence[Request]) -> str:
-    digest = hashlib.sha256()
-    for request in requests:
-        for part in (request.content_type.encode(), request.body):
-            digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
+def _succeeding(workload: Workload) -> Workload:
+    """Return the requests of a workload that are to succeed."""
+    cases = tuple(case for case in workload.cases if not case.sample or case.sample.status < 300)
+    if not cases:
+        raise TorchmarError(
+            f"{workload.source} has no request that is to succeed", hint="--requests names a folder of inputs"
+        )
+    return Workload(workload.source, cases)
