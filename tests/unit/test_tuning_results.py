@@ -17,6 +17,7 @@ from torchmar.tuning.cluster_room import ClusterRoom
 from torchmar.tuning.completed import Tuning
 from torchmar.tuning.explanation import explain, pareto_front
 from torchmar.tuning.finalists import Measured
+from torchmar.tuning.prediction import Bound
 from torchmar.tuning.recipe_writing import settings_of, write
 from torchmar.tuning.search import Question
 from torchmar.tuning.space import Setting, Space
@@ -83,6 +84,28 @@ def test_the_highest_rate_has_its_sensitivity_and_unsteady_profiles_are_named() 
     text = " ".join(explain(tuning))
     assert "With 5% fewer requests, p99 is predicted to be " in text
     assert "Batches took 30% longer at the end of the profiles than at their begin" in text
+    # What was measured goes before what is predicted.
+    best = tuning.result.best
+    assert best
+    tuning.record.trials.append(replace(best, rate=1.03 * best.rate, latency=0.2, answered=0))
+    (reason,) = [reason for reason in explain(tuning) if reason.startswith("With 5% fewer")]
+    assert reason.endswith("; with 3% more, the target was missed: leave room.")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [((1, 2, 4, 8), "1 to 8"), ((1, 4, 8), "1 and 4 to 8"), ((1, 4, 16), "1, 4 and 16"), ((2,), "2")],
+)
+def test_a_region_does_not_name_sizes_that_are_not_in_it(tuning: Tuning, sizes: tuple[int, ...], text: str) -> None:
+    """The chosen batch size between two others, for example, is not said to be rejected."""
+    first = tuning.result.predictions[0]
+    grid = [replace(first, setting=Setting(workers=9, threads=1, batch_size=size)) for size in (1, 2, 4, 8, 16)]
+    members = [replace(each, bound=Bound.WORKERS, latency=9.0) for each in grid if each.setting.batch_size in sizes]
+    others = [replace(each, bound=Bound.MEMORY) for each in grid if each.setting.batch_size not in sizes]
+    again = replace(tuning, result=replace(tuning.result, predictions=(*members, *others)))
+    assert any(
+        reason.startswith(f"9 workers with 1 thread, batch size {text}: the workers") for reason in explain(again)
+    )
 
 
 def test_a_setting_that_did_more_than_was_predicted_is_not_called_saturated() -> None:

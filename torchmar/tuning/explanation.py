@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from statistics import median
 
 from torchmar.load.statistics import LEAST_BEYOND
 from torchmar.tuning.completed import Tuning
 from torchmar.tuning.finalists import Measured
-from torchmar.tuning.limits import limit, standing
+from torchmar.tuning.limits import Limit, limit, standing
 from torchmar.tuning.prediction import Bound, Prediction
 from torchmar.tuning.profile import DRIFT
 from torchmar.tuning.search import REPEATABLE
@@ -19,6 +19,7 @@ from torchmar.tuning.trials import Trial, Verdict
 
 _REGIONS = 6  # that are named
 _NEAR = 0.05  # relative distance from the best one, within which a setting is as good
+_ROUNDING = 0.005  # a rate that is 5.4 % higher is shown as 5 %
 
 
 def explain(tuning: Tuning) -> list[str]:
@@ -72,18 +73,22 @@ def _unproven(tuning: Tuning) -> Iterator[str]:
 
 
 def _near_limit(tuning: Tuning) -> Iterator[str]:
-    """Yield how the latency of the chosen setting changes with the rate, from its measurement."""
+    """Yield how the latency of the chosen setting changes with the rate, from its measurements."""
     best, chosen = tuning.result.best, tuning.result.chosen
     if best is None or chosen is None or tuning.question.objective is not Objective.THROUGHPUT:
         return
+    target = tuning.question.target
+    known = _limit(best.setting, tuning)
     here = tuning.predictor.latency(best.setting, best.rate)
     less, more = (
         tuning.predictor.latency(best.setting, best.rate * factor) * chosen.mean / here
         for factor in (1 - _NEAR, 1 + _NEAR)
     )
-    target = tuning.question.target
-    text = f"With {_NEAR:.0%} fewer requests, {target.name} is predicted to be {milliseconds(less)}, "
-    text += f"with {_NEAR:.0%} more "
+    text = f"With {_NEAR:.0%} fewer requests, {target.name} is predicted to be {milliseconds(less)}"
+    if known.missed < (1 + _NEAR + _ROUNDING) * best.rate:
+        yield f"{text}; with {known.missed / best.rate - 1:.0%} more, the target was missed: leave room."
+        return
+    text += f", with {_NEAR:.0%} more "
     text += f"{milliseconds(more)}" if math.isfinite(more) else "the server to be saturated"
     yield text + (": leave room." if more >= target.seconds else ".")
 
@@ -119,14 +124,14 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
     """Return why the settings of a region were rejected."""
     best, question, bound = tuning.result.best, tuning.question, members[0].bound
     assert best
-    region = _region([each.setting for each in members])
+    region = _region([each.setting for each in members], tuning)
     if bound is Bound.MEMORY:
         least = min(each.memory for each in members)
         return f"{region}: more memory than allowed ({least / 2**20:,.0f} MiB or more)."
     if question.objective is Objective.THROUGHPUT:
         highest = max(each.rate for each in members)
         settings = {each.setting for each in members}
-        kept = max(_measured_limit(setting, tuning) for setting in settings)
+        kept = max(_limit(setting, tuning).kept for setting in settings)
         if kept > highest:  # the prediction was too low
             return f"{region}: the target is kept at {_rate(kept)} ({_share(kept, best.rate)}), as measured."
         if not highest:
@@ -141,10 +146,10 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
     return f"{region}: {_LIMITS[bound]} at {_rate(best.rate)}."
 
 
-def _measured_limit(setting: Setting, tuning: Tuning) -> float:
-    """Return the highest rate at which a setting kept the target whenever it was measured; 0: there is none."""
+def _limit(setting: Setting, tuning: Tuning) -> Limit:
+    """Return what measurements show about the highest rate at which a setting keeps the target."""
     target = tuning.question.target
-    return limit((trial for trial in standing(tuning.record.trials, target) if trial.setting == setting), target).kept
+    return limit((trial for trial in standing(tuning.record.trials, target) if trial.setting == setting), target)
 
 
 def _rank(each: Prediction, tuning: Tuning) -> float:
@@ -209,26 +214,40 @@ def _sensitivity(tuning: Tuning) -> Iterator[str]:
     good = [each.setting for each in tuning.result.predictions if _as_good(each, tuning)]
     others = [setting for setting in good if setting not in shown]
     if others:
-        yield f"Within {near:.0%} of it, as predicted: {_region(others)}; the choice among them matters little."
+        yield f"Within {near:.0%} of it, as predicted: {_region(others, tuning)}; the choice among them matters little."
     else:
         yield f"No other setting of the grid is predicted within {near:.0%} of it: the choice matters."
 
 
-def _region(settings: Sequence[Setting]) -> str:
-    """Return the values of each dimension: ``3 to 4 workers with 1 thread, batch size 1 to 128``."""
+def _region(settings: Sequence[Setting], tuning: Tuning) -> str:
+    """Return the values of each dimension: ``3 to 4 workers with 1 thread, batch size 1 and 8 to 128``."""
 
-    def span(name: str) -> str:
-        values = sorted({getattr(setting, name) for setting in settings})
-        return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+    def values(name: str) -> str:
+        grid = sorted({getattr(each.setting, name) for each in tuning.result.predictions})
+        return _runs({getattr(setting, name) for setting in settings}, grid)
 
-    workers, threads = span("workers"), span("threads")
+    workers, threads = values("workers"), values("threads")
     text = f"{workers} worker{'' if workers == '1' else 's'} with {threads} thread{'' if threads == '1' else 's'}"
     if any(setting.preprocess for setting in settings):
-        text += f" and {span('preprocess')} that preprocess"
-    text += f", batch size {span('batch_size')}"
+        text += f" and {values('preprocess')} that preprocess"
+    text += f", batch size {values('batch_size')}"
     if any(setting.delay_ms for setting in settings):
-        text += f", delay {span('delay_ms')} ms"
+        text += f", delay {values('delay_ms')} ms"
     return text + (", on the GPU" if all(setting.gpu for setting in settings) else "")
+
+
+def _runs(values: Collection[int], grid: Sequence[int]) -> str:
+    """Return values of a grid, those that follow each other there as a range: ``1, 2 and 16 to 128``."""
+    groups: list[list[int]] = []
+    for place, value in enumerate(grid):
+        if value not in values:
+            continue
+        if groups and place and grid[place - 1] == groups[-1][-1]:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    texts = [f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in groups]
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def _cluster(tuning: Tuning) -> Iterator[str]:
