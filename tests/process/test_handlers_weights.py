@@ -650,6 +650,22 @@ def test_aotinductor_loads_without_a_compiler_and_names_missing_instructions(
         assert "and this processor has no avx" in caplog.text
 
 
+@pytest.mark.skipif("amx_tile" not in machine.cpu_flags(), reason="this processor has no AMX")
+def test_compiled_code_may_use_amx(compiled: Path) -> None:
+    """The system ends a process that uses AMX without having asked for it; other libraries of this process have."""
+    code = """
+import ctypes, pathlib, sys, torch
+from torchmar_handlers.weights import aotinductor
+allowed = ctypes.c_uint64()
+aotinductor.load(pathlib.Path(sys.argv[1]), torch.device("cpu"))
+get_permission, arch_prctl, tile_data = 0x1022, 158, 1 << 18
+assert ctypes.CDLL(None).syscall(arch_prctl, get_permission, ctypes.byref(allowed)) == 0
+print(bool(allowed.value & tile_data))
+"""
+    command = [sys.executable, "-c", code, str(compiled / "any.pt2")]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout == "True\n"
+
+
 def edited(source: Path, target: Path, pattern: str, old: str, new: str) -> None:
     """Copy a zip file, with ``old`` replaced in the members whose names match."""
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:

@@ -76,6 +76,7 @@ def load(path: Path, device: torch.device) -> Compiled:
             instructions,
             lack,
         )
+    _allow_amx()
     try:
         with _without_compiler():
             model = torch._inductor.aoti_load_package(
@@ -108,6 +109,7 @@ def load_library(path: Path, device: torch.device) -> Compiled:
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    _allow_amx()
     try:
         run = torch._export.aot_load(str(path), str(device))
     except Exception as error:
@@ -122,6 +124,16 @@ def _contiguous(value: Any, channels_last: bool = False) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     return value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _allow_amx() -> None:
+    """Have the system let this process use AMX, if the processor has it.
+
+    A program has no call for it: compiled products of matrices would end the process with SIGILL.
+    """
+    # Of torch's before 2.6 there is none, nor does its compiler write such products.
+    if allow := getattr(torch.cpu, "_init_amx", None):
+        allow()
 
 
 @contextlib.contextmanager
