@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive
 from torchmar.errors import TorchmarError
+from torchmar.optimizing.process import processor
 from torchmar.optimizing.results import Row, Verdict
 from torchmar.optimizing.session import Optimization, Optimizer
 from torchmar.optimizing.settings import Settings
@@ -97,7 +99,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def optimization(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Optimization, Silent]:
     folder = tmp_path_factory.mktemp("optimizing")
     path = archive.build(recipe(folder / "recipe"), folder).path
-    return optimize(path, folder / "work", data, "bfloat16", "openvino", "cuda-graphs")
+    return optimize(path, folder / "work", data, "bfloat16", "openvino", "export-aoti-bfloat16", "cuda-graphs")
 
 
 def test_variants_with_the_originals_answers_pass(optimization: tuple[Optimization, Silent]) -> None:
@@ -115,6 +117,34 @@ def test_a_variant_without_files_is_the_original_with_options(optimization: tupl
     assert row.agreement is not None
     assert row.agreement.relative_error > 1e-4
     assert row.options == {"dtype": "bfloat16", "channels_last": True}
+
+
+@pytest.mark.skipif(not processor.needs("bfloat16"), reason="this processor does not compute in bfloat16")
+def test_compiled_bfloat16_needs_the_processor_that_it_was_compiled_for(
+    optimization: tuple[Optimization, Silent],
+) -> None:
+    row = row_of(optimization, "export-aoti-bfloat16")
+    assert row.agreement is not None, row
+    rounded = row_of(optimization, "bfloat16").agreement
+    assert rounded is not None
+    assert 1e-4 < row.agreement.relative_error < 2 * rounded.relative_error
+    assert row.options == {"weights": "optimized/model.pt2"}
+    assert set(row.needs) >= {*processor.needs("bfloat16"), *processor.all_of(["amx_bf16", "amx_tile"])}
+
+
+@pytest.mark.parametrize(("layers", "timed"), [("matrices", True), ("many matrices", False), ("convolutions", False)])
+def test_products_of_few_sizes_are_compiled_in_several_ways(layers: str, timed: bool) -> None:
+    """Each size takes ten seconds, and convolutions are compiled in one way only."""
+    import torch
+
+    from torchmar.optimizing.process import aoti
+
+    sizes = range(4, 20) if layers == "many matrices" else (4, 8)
+    parts = [torch.nn.Linear(before, after) for before, after in pairwise(sizes)]
+    if layers == "convolutions":
+        parts.insert(0, torch.nn.Conv1d(4, 4, 1))
+    program = torch.export.export(torch.nn.Sequential(*parts), (torch.ones(4, 4),))
+    assert aoti.settings(program).get("max_autotune", False) == timed
 
 
 def test_what_this_machine_has_not_is_skipped_with_the_reason(optimization: tuple[Optimization, Silent]) -> None:

@@ -97,6 +97,7 @@ CATALOGUE = (
         calibrated=True,
     ),
     Variant(name="export-aoti", title="AOTInductor", family="aoti", device="any"),
+    Variant(name="export-aoti-bfloat16", title="AOTInductor bfloat16", family="aoti", arguments={"dtype": "bfloat16"}),
     Variant(name="compile", title="torch.compile", family="compiled", device="any"),
     Variant(
         name="cuda-float16",

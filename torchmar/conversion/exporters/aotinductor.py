@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -19,7 +22,9 @@ _SETTINGS = {"aot_inductor.precompile_headers": False, "cpp_cache_precompile_hea
 _COMPILERS = ("g++", "clang++", "c++")
 
 
-def to_aoti(model: Model, example: Example, dynamic: Axes, path: Path) -> list[str]:
+def to_aoti(
+    model: Model, example: Example, dynamic: Axes, path: Path, *, settings: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
     """Compile a model.
 
     Args:
@@ -27,6 +32,7 @@ def to_aoti(model: Model, example: Example, dynamic: Axes, path: Path) -> list[s
         example: its inputs.
         dynamic: the names of the dimensions of any size.
         path: of the ``.pt2`` file.
+        settings: of torch._inductor.config, beside those that every compilation has.
 
     Returns:
         What to know about it.
@@ -44,7 +50,7 @@ def to_aoti(model: Model, example: Example, dynamic: Axes, path: Path) -> list[s
         try:
             with torch.no_grad():
                 torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(path), inductor_configs=dict(_SETTINGS)
+                    program, package_path=str(path), inductor_configs={**_SETTINGS, **settings}
                 )
         except Exception as error:  # of the compilers of torch and of C++
             raise failure.rejection(error, "AOTInductor", program) from error
