@@ -31,6 +31,11 @@ def _echo(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
     return bytes(request.input["body"])
 
 
+def _slowly(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
+    time.sleep(0.02)
+    return _echo(request, context)
+
+
 @contextlib.contextmanager
 def serving(predict: Predict = _echo) -> Iterator[Target]:
     """Run a server whose predictions are those of a function."""
@@ -96,7 +101,7 @@ def test_many_calls_share_a_connection_and_each_gets_its_own_answer() -> None:
 
 
 def test_a_closed_loop_has_one_call_on_each_connection() -> None:
-    with serving() as target:
+    with serving(_slowly) as target:
         step = _measure(target, _workload(b"one"), kind="closed", connections=3, rate=None, duration_s=1.0)
     assert step.connections == 3
     assert step.completed > 3
@@ -223,7 +228,7 @@ def test_a_connection_of_a_closed_loop_goes_on_after_a_timeout() -> None:
 
     def predict(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
         calls.append(1)
-        time.sleep(1 if len(calls) == 10 else 0)
+        time.sleep(1 if len(calls) == 10 else 0.01)
         return b"ok"
 
     with serving(predict) as target:

@@ -88,14 +88,14 @@ def test_a_batch_without_requests_is_left_out() -> None:
 def test_the_interval_of_a_percentile_from_batches_contains_it_in_19_of_20_measurements() -> None:
     """Independent exponential latencies with a mean of 20 ms, 500 in each of 10 batches."""
     generator = random.Random(2)
-    for percent in (50, 99):
-        contained = 0
-        for _ in range(20):
-            batches = [Histogram(int(generator.expovariate(1 / 20_000)) for _ in range(500)) for _ in range(10)]
+    contained = {50: 0, 99: 0}
+    for _ in range(20):
+        batches = [Histogram(int(generator.expovariate(1 / 20_000)) for _ in range(500)) for _ in range(10)]
+        for percent in contained:
             value = Histogram.merged(batches).percentile(percent)
             interval = around(value, [batch.percentile(percent) for batch in batches])
-            contained += interval is not None and interval.contains(-20_000 * math.log(1 - percent / 100))
-        assert contained >= 17, percent
+            contained[percent] += interval is not None and interval.contains(-20_000 * math.log(1 - percent / 100))
+    assert min(contained.values()) >= 17, contained
 
 
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 12))

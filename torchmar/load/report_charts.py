@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from html import escape
 
 from torchmar.load import svg, svg_style
@@ -106,7 +105,7 @@ def percentile_curves(steps: Sequence[Step]) -> str:
     marks, values, rows = [], [], []
     last = 0.0
     for colour, step in enumerate(drawn):
-        histogram = Histogram.from_json(asdict(step.histogram))
+        histogram = Histogram.from_json(vars(step.histogram))
         # A percentile beyond the number of values is the largest value again.
         percents = [percent for percent in _CURVE if percent <= 100 * (1 - 1 / histogram.count)] or [0.0]
         latencies = [value / 1000 for value in histogram.percentiles(percents)]

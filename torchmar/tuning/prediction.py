@@ -9,7 +9,16 @@ from enum import Enum
 
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.service_model import ServiceModel, fit
-from torchmar.tuning.simulation import Outcome, Stage, System, capacity, highest_rate, simulate, usable_capacity
+from torchmar.tuning.simulation import (
+    Outcome,
+    Stage,
+    System,
+    capacity,
+    highest_rate,
+    late_limit,
+    simulate,
+    usable_capacity,
+)
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
@@ -300,16 +309,19 @@ class Predictor:
 
         def slower(scale: float) -> bool:
             self.corrections[layout] = Correction(scale=scale, tail=tail)
-            return self._error(wanted, percent, requests) > 0
+            return self._too_slow(wanted, percent, requests)
 
         scale = _first(slower, 1 / _MOST_SCALE, _MOST_SCALE)
         self.corrections[layout] = Correction(scale=scale, tail=tail)
         return self.corrections[layout]
 
-    def _error(self, wanted: Sequence[tuple[Trial, float]], percent: float | None, requests: int) -> float:
-        """Return the sum of the logarithms of the simulated statistics relative to the wanted ones."""
+    def _too_slow(self, wanted: Sequence[tuple[Trial, float]], percent: float | None, requests: int) -> bool:
+        """Return whether simulated statistics are above the wanted ones, in the sum of their logarithms."""
+        if len(wanted) == 1:
+            ((trial, seconds),) = wanted
+            return self._simulated(trial, percent, requests, bound=seconds) > seconds
         ratios = (self._simulated(trial, percent, requests) / seconds for trial, seconds in wanted)
-        return sum(math.log(min(max(ratio, 1 / _MOST_ERROR), _MOST_ERROR)) for ratio in ratios)
+        return sum(math.log(min(max(ratio, 1 / _MOST_ERROR), _MOST_ERROR)) for ratio in ratios) > 0
 
     def _saturate(self, trial: Trial) -> None:
         """Make the throughput of a trial the capacity of its setting.
@@ -336,13 +348,21 @@ class Predictor:
 
         def fast_enough(efficiency: float) -> bool:
             self.efficiency = efficiency
-            return self._error(wanted, self.target.percent, requests) <= 0
+            return not self._too_slow(wanted, self.target.percent, requests)
 
         self.efficiency = _first(fast_enough, _LEAST_EFFICIENCY, 1.0)
 
-    def _simulated(self, trial: Trial, percent: float | None, requests: int) -> float:
-        """Return a statistic of a trial's setting and rate as they are simulated now, without the tail."""
-        return simulate(self.system(trial.setting), trial.rate, requests=requests).statistic(percent)
+    def _simulated(self, trial: Trial, percent: float | None, requests: int, bound: float | None = None) -> float:
+        """Return a statistic of a trial's setting and rate as they are simulated now, without the tail.
+
+        Args:
+            trial: the trial.
+            percent: the percentile; None: the mean.
+            requests: that are simulated.
+            bound: seconds; a percentile above it is not exact, since the simulation ends early. None: none.
+        """
+        late = None if percent is None or bound is None else late_limit(percent, bound, requests)
+        return simulate(self.system(trial.setting), trial.rate, requests=requests, late=late).statistic(percent)
 
     def _correction(self, setting: Setting) -> Correction:
         if own := self.corrections.get(setting.layout):

@@ -167,17 +167,32 @@ def _unit_arrivals(requests: int, seed: int) -> tuple[float, ...]:
     return tuple(itertools.accumulate(source.expovariate(1.0) for _ in range(requests)))
 
 
-def _admissions(arrivals: list[float], loop: float) -> list[float]:
-    """Return when the event loop has handled each request, one after the other."""
+@functools.lru_cache(maxsize=32)
+def _arrivals(rate: float, loop: float, requests: int, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return when requests arrive at a rate, and when the event loop has handled each, one after the other.
+
+    Kept, since many systems are simulated at the same rate.
+    """
+    arrivals = tuple([unit / rate for unit in _unit_arrivals(requests, seed)])
     if not loop:
-        return arrivals
+        return arrivals, arrivals
     admissions: list[float] = []
     free = 0.0
     admit = admissions.append
     for moment in arrivals:
         free = (moment if moment > free else free) + loop
         admit(free)
-    return admissions
+    return arrivals, tuple(admissions)
+
+
+def late_limit(percent: float, seconds: float, requests: int) -> tuple[float, int]:
+    """Return the argument ``late`` of `simulate` that ends it early if a percentile is above a number of seconds."""
+    counted = requests - _warm_up(requests)
+    return seconds, counted - math.ceil(percent / 100 * counted)
+
+
+def _warm_up(requests: int) -> int:
+    return min(200, requests // 10)
 
 
 class _Simulation:
@@ -187,8 +202,7 @@ class _Simulation:
         self._system = system
         self._noise = random.Random(seed + 1).random
         self._times: dict[tuple[str, int], tuple[tuple[float, ...], float]] = {}  # and cores, by step and size
-        self._arrivals = [unit / rate for unit in _unit_arrivals(requests, seed)]
-        self._admissions = _admissions(self._arrivals, system.loop)
+        self._arrivals, self._admissions = _arrivals(rate, system.loop, requests, seed)
         self._late_after, self._late_left = late or (math.inf, 0)
         self._now = self._virtual = 0.0
         self._demand = rate * (system.client + system.loop)
@@ -205,7 +219,7 @@ class _Simulation:
         self._collected: list[int] = []  # by a worker of TorchServe that waits for a full batch
         self._deadline = math.inf
         self._latencies: list[float] = []
-        self._warm_up = min(200, requests // 10)
+        self._warm_up = _warm_up(requests)
         self._rejected = 0
         self._sizes: dict[int, int] = {}
 
@@ -468,9 +482,7 @@ class _Trials:
     ) -> None:
         self._system, self._percent, self._seconds = system, percent, seconds
         self._requests, self._seed = requests, seed
-        counted = requests - min(200, requests // 10)
-        self._counted = counted
-        self._allowed = None if percent is None else counted - math.ceil(percent / 100 * counted)
+        self._counted = requests - _warm_up(requests)
         self.outcomes: dict[float, Outcome] = {}  # of the rates at which the bound is kept
         self.rejects: dict[float, bool] = {}  # at the rates at which it is not
 
@@ -479,7 +491,7 @@ class _Trials:
         bound = self._seconds(rate)
         if bound <= 0:
             return False
-        late = None if self._allowed is None else (bound, self._allowed)
+        late = None if self._percent is None else late_limit(self._percent, bound, self._requests)
         outcome = simulate(self._system, rate, requests=self._requests, seed=self._seed, late=late)
         kept = len(outcome.latencies) == self._counted and outcome.statistic(self._percent) < bound
         if kept and not outcome.rejected:

@@ -46,6 +46,8 @@ def draw(text: str, spans: Sequence[tuple[int, int, float]], *, title: str, note
     """
     values = np.nan_to_num([value for _, _, value in spans], posinf=0, neginf=0).astype(np.float64)
     limit = float(np.abs(values).max(initial=0)) or 1.0
+    grounds = page.tinted(np.full((len(values), 3), 255.0), values / limit)
+    colours = [tuple(ground) if value else None for ground, value in zip(grounds.tolist(), values, strict=True)]
     tokens = np.full(len(text), -1)
     for number, (begin, end, _) in enumerate(spans):
         tokens[max(begin, 0) : max(end, 0)] = number
@@ -56,7 +58,7 @@ def draw(text: str, spans: Sequence[tuple[int, int, float]], *, title: str, note
     sheet = page.Page(_WIDTH, height + 20 + page.LEGEND, title=title, note=note)
     for number, line in enumerate(lines):
         for piece in line:
-            _write(sheet, piece, sheet.top + number * _LINE, values[piece.token] / limit if piece.token >= 0 else 0.0)
+            _write(sheet, piece, sheet.top + number * _LINE, colours[piece.token] if piece.token >= 0 else None)
     if last:
         base = sheet.top + height - _LINE + page.TEXT + 2
         page.write(sheet.pen, (page.MARGIN, base), last, page.TEXT, page.FAINT)
@@ -113,13 +115,14 @@ def _append(line: list[_Piece], piece: _Piece, left: float) -> None:
         line.append(_piece(piece.token, piece.text, left))
 
 
-def _write(sheet: page.Page, piece: _Piece, top: int, strength: float) -> None:
+def _write(sheet: page.Page, piece: _Piece, top: int, ground: page.Colour | None) -> None:
     left, right = page.MARGIN + piece.left, page.MARGIN + piece.right
-    ground = page.tinted(np.full((1, 3), 255.0), np.array([strength]))[0]
-    if strength:
+    is_dark = False
+    if ground:
         # A pixel of paper separates a token from the next.
         edges = (round(left), top, max(round(right) - 2, round(left)), top + _LINE - 5)
-        sheet.pen.rounded_rectangle(edges, 4, fill=tuple(ground.tolist()))
-    is_dark = ground @ np.array([0.299, 0.587, 0.114]) < _DARK
+        sheet.pen.rounded_rectangle(edges, 4, fill=ground)
+        red, green, blue = ground
+        is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < _DARK
     baseline = left + (_PAD if piece.token >= 0 else 0), top + page.TEXT + 2
     page.write(sheet.pen, baseline, piece.text.expandtabs(4), page.TEXT, page.PAPER if is_dark else page.INK)
