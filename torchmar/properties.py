@@ -52,6 +52,11 @@ class Properties:
         """Return whether a value is ``true``; all other texts are false, as for the server."""
         return self.get(key).strip().lower() == "true"
 
+    @property
+    def serves_metrics(self) -> bool:
+        """Whether the metrics API is served: unless ``enable_metrics_api`` is ``false``."""
+        return self.get("enable_metrics_api").strip().lower() != "false"
+
     def addresses(self) -> list[Address]:
         """Return every address at which the server listens.
 

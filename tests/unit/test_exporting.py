@@ -21,7 +21,8 @@ from tests.support.paths import ROOT
 from tests.support.servers import write_config
 from torchmar import properties
 from torchmar.errors import TorchmarError
-from torchmar.exporting.docker import Image, dockerfile, dockerignore
+from torchmar.exporting.docker import dockerfile, dockerignore
+from torchmar.exporting.image import Image
 from torchmar.exporting.systemd import Service, unit
 
 GIVEN = properties.read(ROOT / "config.properties")

@@ -21,7 +21,7 @@ from tests.support.command import torchmar_here
 from torchmar.archive import Archive
 from torchmar.checks import check
 from torchmar.exporting import containers, sagemaker, vertex, vllm
-from torchmar.exporting.docker import Image
+from torchmar.exporting.image import Image
 
 Make = Callable[..., Path]
 IMAGE = Image(None, PurePosixPath(), package="t.whl", torch="2.13.0")

@@ -26,6 +26,6 @@ def lines(config: Properties, engine: EngineName) -> Iterator[str]:
     for api in ("inference", "management"):
         both = [config.url(f"{api}_address"), *([grpc[f"grpc_{api}_port"]] if speaks_grpc else [])]
         yield f"  {api:{_INDENT}}{'  '.join(both)}"
-    if config.get("enable_metrics_api").strip().lower() != "false":
+    if config.serves_metrics:
         url = config.url("metrics_address")
         yield f"  {'metrics':{_INDENT}}{url}{'' if url.startswith('unix:') else '/metrics'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from torchmar.exporting.docker import UID, Image, build_stage, copy_archives
+from torchmar.exporting.image import UID, Image, copy_archives, stages
 from torchmar.platforms import VARIABLE, PlatformName
 
 _HEAD = """\
@@ -15,20 +15,7 @@ _HEAD = """\
 #   docker run --rm -p 127.0.0.1:8080:8080 {mount}{name}{argument}
 # Requests need no token, since the platform sends none: publish the port only for those who may use the model.
 
-{build}
-FROM python:{python}-slim
-{user}COPY --from=build /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH \\
-    PYTHONUNBUFFERED=1 \\
-    PYTHONDONTWRITEBYTECODE=1 \\
-    TORCHMAR_RUN_FOLDER=/run/torchmar \\
-    {variable}={platform}
-WORKDIR /srv/torchmar
-"""
-_USER = """\
-RUN useradd --system --uid {uid} --no-create-home --home-dir /tmp --shell /usr/sbin/nologin torchmar \\
-    && install --directory --owner={uid} --mode=700 /run/torchmar
-"""
+{stages}"""
 _VERTEX = """\
 {archives}
 USER {uid}
@@ -79,11 +66,7 @@ def _head(image: Image, platform: PlatformName, name: str, *, user: bool) -> str
         name=name,
         mount='-v "$PWD/model:/opt/ml/model:ro" ' if on_sagemaker else "",
         argument=" serve   # after: mkdir model && tar xf model.tar.gz -C model" if on_sagemaker else "",
-        build=build_stage(image),
-        python=image.python,
-        user=_USER.format(uid=UID) if user else "",
-        variable=VARIABLE,
-        platform=platform,
+        stages=stages(image, f"{VARIABLE}={platform}", user=user),
     )
 
 

@@ -166,8 +166,7 @@ def inference_service(service: Service) -> dict[str, Any]:
 
 
 def _predictor(service: Service) -> Mapping[str, Any]:
-    cpu = {"type": "Utilization", "averageUtilization": queue_scaling.CPU_PERCENT}
-    metrics: list[dict[str, Any]] = [{"type": "Resource", "resource": {"name": "cpu", "target": cpu}}]
+    metrics = [queue_scaling.cpu_metric()]
     if service.scaling:
         # A pod of the service has its name at the beginning.
         namespace = f'namespace="{service.namespace}",' if service.namespace else ""
@@ -193,8 +192,7 @@ def _predictor(service: Service) -> Mapping[str, Any]:
             "protocolVersion": service.protocol,
             "storageUri": service.storage,
             "resources": service.resources.manifest(),
-            # Load balancers learn of the end of a pod only after a while.
-            "lifecycle": {"preStop": {"sleep": {"seconds": pods.PRE_STOP_SECONDS}}},
+            "lifecycle": pods.lifecycle(),
             **container,
         },
     }

@@ -27,6 +27,7 @@ SECRETS = "/run/secrets/torchmar"
 TOKENS = {"inference": "inference_token", "management": "management_token"}
 
 _CLIENTS = ("http", "grpc")
+_Targets = Mapping[str, int] | Mapping[str, str]  # ports of containers, by API
 _REMOTE = re.compile("(?<!file)://")
 # Keys with addresses of other machines: of archives, and of what collects spans.
 _REMOTE_KEYS = ("allowed_urls", "load_models", "model_snapshot", "torchmar_otlp_endpoint")
@@ -78,29 +79,52 @@ def objects(cluster: Cluster, config: Properties) -> list[Manifest]:
         TorchmarError: an address is a Unix socket or encrypted, which needs files that no object has.
         PropertiesError: an address is invalid.
     """
-    values = configuration(config)
-    ports = ports_of(Properties(config.file, values))
-    text = properties.show(values)
+    configured = configuration(config)
     made = [
-        config_map(cluster, text),
-        _deployment(cluster, values, ports, hashlib.sha256(text.encode()).hexdigest()),
-        service(cluster, ports),
-        _network_policy(cluster, values, ports),
+        config_map(cluster, configured),
+        _deployment(cluster, configured),
+        service(cluster, configured.ports),
+        _network_policy(cluster, configured),
     ]
     if cluster.max_replicas > 1:
         made.append(_disruption_budget(cluster))
     if cluster.max_replicas > cluster.min_replicas:
         made.append(_autoscaler(cluster))
-    if cluster.service_monitor and "metrics" in ports:
-        made.append(service_monitor(cluster))
-    return made
+    return [*made, *service_monitors(cluster, configured)]
 
 
-def configuration(config: Properties) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class PodConfiguration:
+    """The configuration of the server in a pod.
+
+    Attributes:
+        values: the keys.
+        ports: that other pods reach, by name.
+    """
+
+    values: Mapping[str, str]
+    ports: Mapping[str, int]
+
+    @property
+    def text(self) -> str:
+        """The text of ``config.properties``."""
+        return properties.show(self.values)
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The annotation that makes another pod of another configuration."""
+        return {"torchmar/config": hashlib.sha256(self.text.encode()).hexdigest()}
+
+
+def configuration(config: Properties, changes: Mapping[str, str] | None = None) -> PodConfiguration:
     """Return the configuration of the server in a pod.
 
     Clients and Prometheus reach it from other pods, and management only from its own. It loads its models itself, so
     that it is not ready before they are.
+
+    Args:
+        config: the user's.
+        changes: further keys; an empty value removes one.
 
     Raises:
         TorchmarError: an address is a Unix socket or encrypted.
@@ -118,7 +142,9 @@ def configuration(config: Properties) -> dict[str, str]:
         values["load_models"] = "all"
     if has_tokens(config):
         values |= {f"torchmar_{api}_token_file": f"{SECRETS}/{key}" for api, key in TOKENS.items()}
-    return values
+    if changes:
+        values = {key: value for key, value in {**values, **changes}.items() if value or key not in changes}
+    return PodConfiguration(values=values, ports=_ports(Properties(config.file, values)))
 
 
 def has_tokens(config: Properties) -> bool:
@@ -172,11 +198,10 @@ def _check_plain(address: Address) -> None:
         )
 
 
-def ports_of(config: Properties) -> dict[str, int]:
-    """Return the ports of a server that other pods reach, by name."""
+def _ports(config: Properties) -> dict[str, int]:
     ports = {address.key: address.port for address in config.addresses()}
     named = {"http": ports["inference_address"], "grpc": ports["grpc_inference_port"]}
-    if config.get("enable_metrics_api").strip().lower() != "false" and ports["metrics_address"] not in named.values():
+    if config.serves_metrics and ports["metrics_address"] not in named.values():
         named["metrics"] = ports["metrics_address"]
     return named
 
@@ -195,19 +220,22 @@ def secret(cluster: Cluster) -> str:
     return f"{cluster.name}-tokens"
 
 
-def config_map(cluster: Cluster, text: str) -> Manifest:
-    """Return the ConfigMap with a text as ``config.properties``."""
+def config_map(cluster: Cluster, configured: PodConfiguration) -> Manifest:
+    """Return the ConfigMap with ``config.properties``."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(cluster),
-        "data": {"config.properties": text},
+        "data": {"config.properties": configured.text},
     }
 
 
-def scraped(ports: Mapping[str, int]) -> dict[str, str]:
-    """Return the annotations by which Prometheus finds a pod."""
-    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(ports["metrics"])}
+def pod_annotations(cluster: Cluster, configured: PodConfiguration) -> dict[str, str]:
+    """Return the annotations of a server's pod: its configuration, and how Prometheus finds it without a monitor."""
+    if "metrics" not in configured.ports or cluster.service_monitor:
+        return configured.annotations
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(configured.ports["metrics"])}
+    return {**configured.annotations, **scraped}
 
 
 def volumes_and_mounts(cluster: Cluster, values: Mapping[str, str]) -> tuple[list[Any], list[Any]]:
@@ -227,12 +255,24 @@ def volumes_and_mounts(cluster: Cluster, values: Mapping[str, str]) -> tuple[lis
     return volumes, mounts
 
 
-def _deployment(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str, int], digest: str) -> Manifest:
+def pod_spec(cluster: Cluster, container: Mapping[str, Any], volumes: list[Any], **further: object) -> dict[str, Any]:
+    """Return the specification of a pod with one container; ``further`` keys are those of its placement."""
+    return {
+        "serviceAccountName": cluster.service_account or None,
+        "automountServiceAccountToken": False,
+        # Kubernetes would set TORCHMAR_PORT and others for a Service of this name.
+        "enableServiceLinks": False,
+        "securityContext": pods.pod_security(),
+        "terminationGracePeriodSeconds": pods.GRACE_SECONDS,
+        **further,
+        "containers": [container],
+        "volumes": volumes,
+    }
+
+
+def _deployment(cluster: Cluster, configured: PodConfiguration) -> Manifest:
     scaled = cluster.max_replicas > cluster.min_replicas
-    annotations = {"torchmar/config": digest}  # another configuration is another pod
-    if "metrics" in ports and not cluster.service_monitor:
-        annotations |= scraped(ports)
-    volumes, mounts = volumes_and_mounts(cluster, values)
+    volumes, mounts = volumes_and_mounts(cluster, configured.values)
     selected = dict(pods.labels(cluster.name))
     container = {
         "name": "torchmar",
@@ -240,16 +280,21 @@ def _deployment(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str,
         # It becomes the server, which gets the signals of the container.
         "command": ["torchmar-serve", "--foreground", "--ncs", "--ts-config", CONFIG],
         "env": pods.environment(cluster.resources.gpus),
-        "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
+        "ports": [{"name": name, "containerPort": port} for name, port in configured.ports.items()],
         # It listens before it loads its models: until then it is alive and not ready.
         "startupProbe": pods.probe(pods.LIVE, "http", periodSeconds=2, timeoutSeconds=2, failureThreshold=60),
         "livenessProbe": pods.probe(pods.LIVE, "http", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
         "readinessProbe": pods.probe(pods.READY, "http", periodSeconds=5, timeoutSeconds=3, failureThreshold=2),
-        # Endpoints and load balancers learn of the end of a pod only after a while.
-        "lifecycle": {"preStop": {"sleep": {"seconds": pods.PRE_STOP_SECONDS}}},
+        "lifecycle": pods.lifecycle(),
         "resources": cluster.resources.manifest(),
         "securityContext": pods.container_security(),
         "volumeMounts": mounts,
+    }
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selected},
     }
     return {
         "apiVersion": "apps/v1",
@@ -261,31 +306,16 @@ def _deployment(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str,
             "selector": {"matchLabels": selected},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {
-                "metadata": {"labels": selected, "annotations": annotations},
-                "spec": {
-                    "serviceAccountName": cluster.service_account or None,
-                    "automountServiceAccountToken": False,
-                    # Kubernetes would set TORCHMAR_PORT and others for a Service of this name.
-                    "enableServiceLinks": False,
-                    "securityContext": pods.pod_security(),
-                    "terminationGracePeriodSeconds": pods.GRACE_SECONDS,
-                    "topologySpreadConstraints": [
-                        {
-                            "maxSkew": 1,
-                            "topologyKey": "kubernetes.io/hostname",
-                            "whenUnsatisfiable": "ScheduleAnyway",
-                            "labelSelector": {"matchLabels": selected},
-                        }
-                    ],
-                    "containers": [container],
-                    "volumes": volumes,
-                },
+                "metadata": {"labels": selected, "annotations": pod_annotations(cluster, configured)},
+                "spec": pod_spec(cluster, container, volumes, topologySpreadConstraints=[spread]),
             },
         },
     }
 
 
-def service(cluster: Cluster, ports: Mapping[str, int], targets: Mapping[str, int | str] | None = None) -> Manifest:
+def service(
+    cluster: Cluster, ports: Mapping[str, int], targets: Mapping[str, int] | Mapping[str, str] | None = None
+) -> Manifest:
     """Return the Service of pods with the labels of a cluster.
 
     Args:
@@ -318,7 +348,7 @@ def of_namespace(name: str) -> dict[str, Any]:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
-def ingress(cluster: Cluster, targets: Mapping[str, int | str]) -> list[dict[str, Any]]:
+def ingress(cluster: Cluster, targets: _Targets) -> list[dict[str, Any]]:
     """Return who may send requests to the ports of a server, for a NetworkPolicy.
 
     Args:
@@ -333,7 +363,8 @@ def ingress(cluster: Cluster, targets: Mapping[str, int | str]) -> list[dict[str
     return allowed
 
 
-def _network_policy(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str, int]) -> Manifest:
+def _network_policy(cluster: Cluster, configured: PodConfiguration) -> Manifest:
+    values = configured.values
     reaches = any(_REMOTE.search(values.get(key, "")) for key in _REMOTE_KEYS)
     installs = values.get("install_py_dep_per_model", "").strip().lower() == "true"
     return {
@@ -343,7 +374,7 @@ def _network_policy(cluster: Cluster, values: Mapping[str, str], ports: Mapping[
         "spec": {
             "podSelector": {"matchLabels": dict(pods.labels(cluster.name))},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": ingress(cluster, {api: api for api in ports}),
+            "ingress": ingress(cluster, {api: api for api in configured.ports}),
             "egress": [{}] if cluster.egress or reaches or installs else [],
         },
     }
@@ -359,8 +390,7 @@ def _disruption_budget(cluster: Cluster) -> Manifest:
 
 
 def _autoscaler(cluster: Cluster) -> Manifest:
-    cpu = {"type": "Utilization", "averageUtilization": queue_scaling.CPU_PERCENT}
-    metrics: list[Manifest] = [{"type": "Resource", "resource": {"name": "cpu", "target": cpu}}]
+    metrics = [queue_scaling.cpu_metric()]
     if cluster.queue_wait:
         target = {"type": "AverageValue", "averageValue": f"{round(cluster.queue_wait * 1000)}m"}
         metrics.append({"type": "Pods", "pods": {"metric": {"name": queue_scaling.METRIC}, "target": target}})
@@ -378,8 +408,12 @@ def _autoscaler(cluster: Cluster) -> Manifest:
     }
 
 
-def service_monitor(cluster: Cluster) -> Manifest:
-    """Return the ServiceMonitor of that Service."""
+def service_monitors(cluster: Cluster, configured: PodConfiguration) -> list[Manifest]:
+    """Return the ServiceMonitor of the Service; none if none is wanted, or there is no metrics API of its own."""
+    return [_service_monitor(cluster)] if cluster.service_monitor and "metrics" in configured.ports else []
+
+
+def _service_monitor(cluster: Cluster) -> Manifest:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "ServiceMonitor",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchmar.exporting.docker import UID
+from torchmar.exporting.image import UID
 
 RUN_FOLDER = "/run/torchmar"
 READY, LIVE = "/v2/health/ready", "/v2/health/live"
@@ -82,6 +82,11 @@ def writable_volumes() -> list[dict[str, Any]]:
 def writable_mounts() -> list[dict[str, Any]]:
     """Return where `writable_volumes` are mounted."""
     return [{"name": "run", "mountPath": RUN_FOLDER}, {"name": "tmp", "mountPath": "/tmp"}]
+
+
+def lifecycle() -> dict[str, Any]:
+    """Return the delay of a server's end: load balancers learn of the end of a pod only after a while."""
+    return {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
 
 
 def probe(path: str, port: int | str, **numbers: int) -> dict[str, Any]:

@@ -54,6 +54,12 @@ def adapter_rule() -> str:
 """
 
 
+def cpu_metric() -> dict[str, Any]:
+    """Return the metric of an autoscaler that adds replicas by the use of CPUs."""
+    target = {"type": "Utilization", "averageUtilization": CPU_PERCENT}
+    return {"type": "Resource", "resource": {"name": "cpu", "target": target}}
+
+
 def behavior() -> dict[str, Any]:
     """Return the speed of changes: twice the replicas in half a minute; one less a minute, after five calm ones."""
     return {

@@ -10,19 +10,17 @@ without one is not ready.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from torchmar import properties
 from torchmar.errors import TorchmarError
 from torchmar.exporting import kubernetes, pods, ray_config
-from torchmar.exporting.kubernetes import Cluster
+from torchmar.exporting.kubernetes import Cluster, PodConfiguration
 from torchmar.exporting.manifests import Manifest
 from torchmar.properties import Properties
 
@@ -73,20 +71,16 @@ def objects(cluster: RayPods, config: Properties) -> list[Manifest]:
         raise TorchmarError(
             f"{cluster.servers} servers need as many nodes, and there are {cluster.nodes}", hint="a node has one server"
         )
-    values = kubernetes.configuration(config) | {"torchmar_health_path": _HEALTH_PATH}
-    values.pop("torchmar_ray_address", None)  # the front takes that of its own cluster
-    ports = kubernetes.ports_of(Properties(config.file, values))
-    text = properties.show(values)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    made = [
-        kubernetes.config_map(cluster.pods, text),
-        _ray_service(cluster, values, ports, digest),
-        _service(cluster, ports),
-        _network_policy(cluster, ports),
+    # The front takes the address of its own cluster.
+    configured = kubernetes.configuration(config, {"torchmar_health_path": _HEALTH_PATH, "torchmar_ray_address": ""})
+    return [
+        kubernetes.config_map(cluster.pods, configured),
+        _ray_service(cluster, configured),
+        # The service of the fronts; that of KubeRay has only the port ``serve``.
+        kubernetes.service(cluster.pods, configured.ports, configured.ports),
+        _network_policy(cluster, configured.ports),
+        *kubernetes.service_monitors(cluster.pods, configured),
     ]
-    if cluster.pods.service_monitor and "metrics" in ports:
-        made.append(kubernetes.service_monitor(cluster.pods))
-    return made
 
 
 def comment(cluster: RayPods, config: Properties) -> str:
@@ -134,7 +128,7 @@ def serve_config(servers: int) -> str:
     return text
 
 
-def _ray_service(cluster: RayPods, values: dict[str, str], ports: dict[str, int], digest: str) -> Manifest:
+def _ray_service(cluster: RayPods, configured: PodConfiguration) -> Manifest:
     fault_tolerance = None
     if cluster.redis:
         reference = {"valueFrom": {"secretKeyRef": {"name": cluster.redis_secret, "key": "password"}}}
@@ -158,7 +152,7 @@ def _ray_service(cluster: RayPods, values: dict[str, str], ports: dict[str, int]
                 "headGroupSpec": {
                     # No replica runs on the head: it is what the cluster needs most.
                     "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **metrics_port},
-                    "template": _template(cluster, values, ports, digest, head=True),
+                    "template": _template(cluster, configured, head=True),
                 },
                 "workerGroupSpecs": [
                     {
@@ -168,7 +162,7 @@ def _ray_service(cluster: RayPods, values: dict[str, str], ports: dict[str, int]
                         "maxReplicas": cluster.nodes,
                         # KubeRay passes the value to a shell.
                         "rayStartParams": {"resources": f'"{{\\"{FRONT}\\": 1}}"', **metrics_port},
-                        "template": _template(cluster, values, ports, digest, head=False),
+                        "template": _template(cluster, configured, head=False),
                     }
                 ],
             },
@@ -176,19 +170,15 @@ def _ray_service(cluster: RayPods, values: dict[str, str], ports: dict[str, int]
     }
 
 
-def _template(
-    cluster: RayPods, values: dict[str, str], ports: dict[str, int], digest: str, *, head: bool
-) -> dict[str, Any]:
-    annotations = {"torchmar/config": digest}  # another configuration is another cluster
-    if "metrics" in ports and not cluster.pods.service_monitor and not head:
-        annotations |= kubernetes.scraped(ports)
-    volumes, mounts = kubernetes.volumes_and_mounts(cluster.pods, values)
+def _template(cluster: RayPods, configured: PodConfiguration, *, head: bool) -> dict[str, Any]:
+    annotations = configured.annotations if head else kubernetes.pod_annotations(cluster.pods, configured)
+    volumes, mounts = kubernetes.volumes_and_mounts(cluster.pods, configured.values)
     # The names of these two have a meaning for KubeRay.
-    named = {"serve": ports["http"], "metrics": _RAY_METRICS_PORT}
+    named = {"serve": configured.ports["http"], "metrics": _RAY_METRICS_PORT}
     if head:
         named |= {"gcs-server": GCS_PORT, "dashboard": _DASHBOARD_PORT, "client": _CLIENT_PORT}
     else:
-        named |= {f"front-{api}": port for api, port in ports.items() if api != "http"}
+        named |= {f"front-{api}": port for api, port in configured.ports.items() if api != "http"}
     container = {
         "name": "ray-head" if head else "ray-worker",
         "image": cluster.pods.image,
@@ -198,7 +188,7 @@ def _template(
         "readinessProbe": None
         if head
         else pods.probe(pods.READY, "serve", periodSeconds=5, timeoutSeconds=3, failureThreshold=2),
-        "lifecycle": {"preStop": {"sleep": {"seconds": pods.PRE_STOP_SECONDS}}},
+        "lifecycle": pods.lifecycle(),
         "resources": (pods.Resources() if head else cluster.pods.resources).manifest(),
         "securityContext": pods.container_security(),
         "volumeMounts": mounts,
@@ -206,16 +196,7 @@ def _template(
     role = {} if head else dict(pods.labels(cluster.pods.name))
     return {
         "metadata": {"labels": {_CLUSTER_LABEL: cluster.pods.name, **role}, "annotations": annotations},
-        "spec": {
-            "serviceAccountName": cluster.pods.service_account or None,
-            "automountServiceAccountToken": False,
-            # Kubernetes would set TORCHMAR_PORT and others for a Service of this name.
-            "enableServiceLinks": False,
-            "securityContext": pods.pod_security(),
-            "terminationGracePeriodSeconds": pods.GRACE_SECONDS,
-            "containers": [container],
-            "volumes": volumes,
-        },
+        "spec": kubernetes.pod_spec(cluster.pods, container, volumes),
     }
 
 
@@ -223,12 +204,7 @@ _CLUSTER_LABEL = "torchmar/ray-cluster"  # of all pods of a cluster, the head's 
 _ENVIRONMENT = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
 
 
-def _service(cluster: RayPods, ports: dict[str, int]) -> Manifest:
-    """Return the service of the fronts; that of KubeRay has only the port ``serve``."""
-    return kubernetes.service(cluster.pods, ports, dict(ports))
-
-
-def _network_policy(cluster: RayPods, ports: dict[str, int]) -> Manifest:
+def _network_policy(cluster: RayPods, ports: Mapping[str, int]) -> Manifest:
     """Let only the own pods and KubeRay's operator reach the ports of Ray, over which code can be run."""
     own = {"podSelector": {"matchLabels": {_CLUSTER_LABEL: cluster.pods.name}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {_OPERATOR: "kuberay-operator"}}}
@@ -242,7 +218,7 @@ def _network_policy(cluster: RayPods, ports: dict[str, int]) -> Manifest:
             "ingress": [
                 {"from": [own]},
                 {"from": [operator], "ports": [{"port": port} for port in (_DASHBOARD_PORT, ports["http"])]},
-                *kubernetes.ingress(cluster.pods, dict(ports)),
+                *kubernetes.ingress(cluster.pods, ports),
             ],
         },
     }

@@ -54,7 +54,8 @@ def docker(
 ) -> None:
     """Write a Dockerfile, and with --output also its .dockerignore."""
     from torchmar import properties
-    from torchmar.exporting.docker import Image, dockerfile, dockerignore
+    from torchmar.exporting.docker import dockerfile, dockerignore
+    from torchmar.exporting.image import Image
 
     if bake and mount:
         raise typer.BadParameter("archives are put into the image or mounted, not both", param_hint="--bake")

@@ -60,12 +60,39 @@ def require_folder(folder: Path, content: str, *, make: bool = False) -> None:
         make: whether the folder is made if it does not exist.
     """
     if make and not folder.exists():
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise TorchmarError(f"{folder} cannot be made: {error.strerror}") from None
+        make_folder(folder)
     if not folder.is_dir():
         raise TorchmarError(f"{folder} is not a folder", hint=f"{content} are written to it")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless it exists.
+
+    Raises:
+        TorchmarError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TorchmarError(f"{folder} cannot be made: {error.strerror}") from None
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, atomically, unless it is the target.
+
+    Raises:
+        TorchmarError: it cannot be read, or the target not be written.
+    """
+    if target.exists() and target.samefile(source):
+        return
+    part = atomic.temporary_path(target)
+    try:
+        shutil.copyfile(source, part)
+        part.replace(target)
+    except OSError as error:
+        raise TorchmarError(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def identity(archive: Archive) -> tuple[str, str]:
@@ -121,9 +148,5 @@ def copy_package(wheel: Path, folder: Path) -> str:
     """
     if wheel.suffix != ".whl" or not wheel.is_file():
         raise TorchmarError(f"{wheel} is no wheel", hint="pip wheel --no-deps -w . SOURCE makes one")
-    try:
-        if wheel.resolve() != (folder / wheel.name).resolve():
-            shutil.copyfile(wheel, folder / wheel.name)
-    except OSError as error:
-        raise TorchmarError(f"{wheel} cannot be copied to {folder}: {error.strerror}") from None
+    copy_file(wheel, folder / wheel.name)
     return wheel.name

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from torchmar.cli.exporting.files import OutputFile, write
+from torchmar.cli.exporting.files import OutputFile, copy_file, make_folder, write
 from torchmar.cli.exporting.replicas import (
     Cpu,
     DeploymentFile,
@@ -185,23 +184,6 @@ def kserve(
         write({output: manifests.show(objects)})
 
 
-def _copy(archive: Path, target: Path) -> None:
-    from torchmar.atomic import temporary_path
-
-    if archive.is_dir():
-        raise TorchmarError(
-            f"{archive} is a folder, which KServe's runtimes do not find", hint="torchmar build packs it"
-        )
-    part = temporary_path(target)
-    try:
-        shutil.copyfile(archive, part)
-        part.replace(target)
-    except OSError as error:
-        raise TorchmarError(f"{target} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _write_layout(folder: Path, models: Models, config: Path | None) -> None:
     """Write the folder that a storage URI names."""
     from torchmar import atomic, properties
@@ -210,12 +192,13 @@ def _write_layout(folder: Path, models: Models, config: Path | None) -> None:
     base = {**properties.read_or_default(config).values, "enable_envvars_config": "true"}
     values = {**models.configuration(base), "model_store": MODEL_STORE}
     store = folder / Path(MODEL_STORE).name
-    for part in (folder / "config", store):
-        try:
-            part.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TorchmarError(f"{part} cannot be made: {error.strerror}") from None
+    make_folder(folder / "config")
+    make_folder(store)
     for archive in models.chosen_archives():
-        _copy(archive, store / archive.name)
+        if archive.is_dir():
+            raise TorchmarError(
+                f"{archive} is a folder, which KServe's runtimes do not find", hint="torchmar build packs it"
+            )
+        copy_file(archive, store / archive.name)
     atomic.write_text(properties.show(values), folder / "config" / "config.properties")
     err.print(f"wrote {folder}; upload it to the storage", markup=False)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from torchmar import atomic
-from torchmar.cli.exporting.files import extras_of, identity, write
+from torchmar.cli.exporting.files import copy_file, extras_of, identity, make_folder, write
 from torchmar.cli.terminal import err
-from torchmar.errors import TorchmarError
 
 
 def ray(
@@ -69,24 +66,10 @@ def ray(
             output / "code" / "requirements.txt": exporting.requirements(opened, extras),
         }
     ray_config.parse(texts[output / "config.yaml"])
-    try:
-        for folder in (output / "code", output / exporting.MODELS):
-            folder.mkdir(parents=True, exist_ok=True)
-        for path, model in zip(archives, models, strict=True):
-            _copy(path, output / exporting.MODELS / model.file)
-    except OSError as error:
-        raise TorchmarError(f"{error.filename or output} cannot be written: {error.strerror}") from None
+    make_folder(output / "code")
+    make_folder(output / exporting.MODELS)
+    for path, model in zip(archives, models, strict=True):
+        target = output / exporting.MODELS / model.file
+        copy_file(path, target)
+        err.print(f"wrote {target}", markup=False)
     write(texts)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    part = atomic.temporary_path(target)
-    try:
-        shutil.copyfile(source, part)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    err.print(f"wrote {target}", markup=False)

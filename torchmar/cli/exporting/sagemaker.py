@@ -45,7 +45,7 @@ def sagemaker(
     from torchmar.archive.renaming import copy_archive
     from torchmar.errors import TorchmarError
     from torchmar.exporting import containers
-    from torchmar.exporting.docker import Image
+    from torchmar.exporting.image import Image
     from torchmar.exporting.sagemaker import FILE_NAME, commands, file_name, identifier
 
     names, version = [], ""

@@ -41,7 +41,7 @@ def vertex(
     from torchmar.archive import Archive
     from torchmar.archive.renaming import copy_archive
     from torchmar.exporting import containers
-    from torchmar.exporting.docker import Image
+    from torchmar.exporting.image import Image
     from torchmar.exporting.vertex import commands, identifier
     from torchmar.platforms.vertex import FILE_NAME, MODEL_NAME
 
