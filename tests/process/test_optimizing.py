@@ -32,7 +32,8 @@ class Net(nn.Module):
         self.head = nn.Linear(128, 4)
 
     def forward(self, pixels, factor):
-        return {"scores": self.head(self.layers(pixels)) * factor, "factor": factor}
+        scores = self.head(self.layers(pixels)) * factor
+        return {"scores": scores, "factor": factor, "positive": scores > 0}
 """
 INPUTS = [{"name": "pixels", "shape": [1, None, 8]}, {"name": "factor", "shape": [1]}]
 
@@ -186,6 +187,56 @@ def test_an_archive_with_a_runtime_is_optimised_in_its_environment(
     (made / "lock.txt").write_text(lock_of(*wheels))
     optimized = optimize(archive.build(made, tmp_path).path, tmp_path / "work", data, "openvino")
     assert row_of(optimized, "openvino").verdict in (Verdict.CHOSEN, Verdict.SLOWER), row_of(optimized, "openvino")
+
+
+def test_a_model_that_returns_an_object_is_not_taken_for_one_that_agrees(tmp_path: Path) -> None:
+    """Nothing in the object would be compared."""
+    folder = recipe(
+        tmp_path / "recipe", handler="handler.py", samples=[{"json": {"pixels": [[[0.5] * 8] * 6], "factor": [1]}}]
+    )
+    (folder / "model.py").write_text(
+        NET.replace("import torch\n", "import torch\nfrom types import SimpleNamespace\n", 1)
+        .replace("return {", "return SimpleNamespace(**{")
+        .replace("> 0}", "> 0})")
+    )
+    (folder / "handler.py").write_text(
+        "from torchmar_handlers.tensors import TensorHandler\n\n\nclass Handler(TensorHandler):\n"
+        "    def _named(self, output):\n        return super()._named(vars(output))\n"
+    )
+    with pytest.raises(TorchmarError, match="Net returns a SimpleNamespace, which answers cannot be compared in"):
+        optimize(archive.build(folder, tmp_path).path, tmp_path / "work", None, "bfloat16")
+
+
+def test_numbers_of_an_output_are_compared_as_its_tensors_are() -> None:
+    import torch
+
+    from torchmar.optimizing.process import source
+
+    output = {"scores": torch.ones(1), "length": 3, "loss": None, "more": (torch.zeros(2), [True])}
+    assert [name for name, _ in source.flat(output)] == ["scores", "length", "more.0", "more.1.0"]
+    assert source.incomparable(output) == ""
+    assert source.incomparable({"scores": torch.ones(1), "text": ["a"]}) == "str"
+
+
+def test_sizes_are_compared_with_rows_that_differ() -> None:
+    """A variant that answers the first row for all of a batch would pass with equal ones."""
+    import torch
+
+    from torchmar.optimizing.process import source
+    from torchmar.optimizing.process.captured import Captured
+    from torchmar.optimizing.process.jobs import Weights
+
+    inputs = [Captured(str(place), (torch.full((1, 3), float(place)),), {}) for place in range(3)]
+    original = source.Source(
+        weights=Weights(folder=".", serialized_file=None, model_file=None, options={}, threads=1),
+        module=torch.nn.Linear(3, 1),
+        path=None,
+        kind="an eager model",
+        input_names=("x",),
+        output_names=(),
+    )
+    (rows,) = source.example_of(original, inputs).args
+    assert rows[:, 0].tolist() == [0, 1]
 
 
 def test_a_handler_whose_model_cannot_be_replaced_is_named(tmp_path: Path) -> None:

@@ -115,6 +115,19 @@ def test_outputs_of_other_names_or_shapes_are_rejected() -> None:
     assert judgement.reason == "'logits' for image-4.jpg has the shape (11,), not (10,)"
 
 
+def test_an_output_of_another_type_is_rejected() -> None:
+    """A client of KServe's protocol would get FP32 in the place of FP64."""
+    baseline = scores(ENOUGH)
+    wider = [{"logits": each["logits"].astype(np.float64)} for each in baseline]
+    assert judged(wider, baseline).reason == "'logits' is of the type float32, not float64"
+
+
+def test_outputs_with_nothing_in_them_do_not_agree() -> None:
+    judgement = judged([{}] * ENOUGH, [{}] * ENOUGH)
+    assert judgement.verdict is Verdict.UNDECIDED
+    assert judgement.reason == "the model returns nothing to compare"
+
+
 def test_every_output_of_a_model_is_compared() -> None:
     baseline = [{"boxes": np.ones((2, 4)), "ids": np.array([place, 1])} for place in range(60)]
     assert judged(baseline, baseline, kind=requirements.TENSORS).accepted

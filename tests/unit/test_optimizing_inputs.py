@@ -25,6 +25,12 @@ def test_samples_that_are_answered_and_files_of_subfolders_are_taken(make: Calla
     assert [each.request.content_type for each in read] == ["application/json", "text/plain", "application/json"]
 
 
+def test_a_file_that_is_called_as_a_sample_is_an_input_of_its_own(make: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "sample 1").write_text("7")
+    with Archive(make(samples=SAMPLES)) as archive:
+        assert [each.name for each in inputs.read(archive, tmp_path / "sample 1")] == ["sample 1", "sample 1 (2)"]
+
+
 def test_of_many_files_some_are_taken_evenly(
     make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

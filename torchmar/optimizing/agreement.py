@@ -79,6 +79,8 @@ def flaw(ours: Outputs, theirs: Outputs, name: str) -> tuple[Verdict, str] | Non
     for output, values in theirs.items():
         if values.shape != ours[output].shape:
             return Verdict.REJECTED, f"{output!r} for {name} has the shape {values.shape}, not {ours[output].shape}"
+        if values.dtype != ours[output].dtype:
+            return Verdict.REJECTED, f"{output!r} is of the type {values.dtype}, not {ours[output].dtype}"
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             count = values.size - int(np.isfinite(values).sum())
             also = "" if np.isfinite(ours[output]).all() else "; the original's, too"

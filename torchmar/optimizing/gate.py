@@ -84,6 +84,8 @@ def judge(
         compared.append(compare(ours, theirs, name, kind, scales))
     if not compared:
         return Judgement(verdict=Verdict.UNDECIDED, reason=_too_few(0, required, kind), agreement=None)
+    if not any(baseline):  # nothing agrees with everything
+        return Judgement(verdict=Verdict.UNDECIDED, reason="the model returns nothing to compare", agreement=None)
     agreement = _agreement(compared, explanations, metrics)
     rejections: list[str] = []
     doubts: list[str] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,16 @@ def read(archive: Archive, data: Path | None) -> tuple[Input, ...]:
             f"{archive.path.name} has no samples, so that there is nothing to compare answers on",
             hint="give --data FOLDER with inputs, or the recipe some: samples: [{input: FILE}]",
         )
-    return tuple(inputs)
+    return tuple(_distinct(inputs))
+
+
+def _distinct(inputs: Sequence[Input]) -> Iterator[Input]:
+    """Yield inputs under names that differ: a folder may have files that are called as samples are."""
+    taken: Counter[str] = Counter()
+    for each in inputs:
+        taken[each.name] += 1
+        number = taken[each.name]
+        yield replace(each, name=f"{each.name} ({number})") if number > 1 else each
 
 
 def write(inputs: Sequence[Input], folder: Path) -> Iterator[dict[str, Any]]:

@@ -51,6 +51,7 @@ class Measurements:
         self._recording, self._batch_sizes, self._budget = recording, batch_sizes, budget
         self._times: dict[str, dict[int, list[_Times]]] = {}
         self._baseline: Measured | None = None
+        self._ranks: dict[str, int] = {}  # of the original's answers, with the dimension of the batch
         self._explanations: dict[str, np.ndarray[Any, Any]] | None = None
         self._others = 0.0
         self._disturbances: list[str] = []
@@ -151,7 +152,7 @@ class Measurements:
         job = {
             "weights": asdict(weights),
             "inputs": str(recording.captured),
-            "names": recording.held_out,
+            "places": recording.sides.held_out,
             "batch_sizes": self._batch_sizes,
             "answers": str(file) if answers else "",
         }
@@ -163,21 +164,26 @@ class Measurements:
         return Measured(result, self._outputs(file, result["outputs"]) if answers else [])
 
     def _outputs(self, file: Path, names: Sequence[str]) -> list[Outputs]:
-        """Return the answers in a file of `run`, without the dimension of the batch, named as the original's."""
+        """Return the answers in a file of `run`, without the dimension of the batch, named as the original's.
+
+        Raises:
+            StepError: an answer has the dimension of the batch where the original's has none, or has none.
+        """
         import numpy as np
 
         own = list(self._baseline.result["outputs"]) if self._baseline else list(names)
         called = [name or "output" for name in (own if len(own) == len(names) else names)]
-
-        def row(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            alone: np.ndarray[Any, Any] = array[0] if array.ndim and array.shape[0] == 1 else array
-            return alone
-
+        outputs: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in self._recording.held_out]
         with np.load(file) as arrays:
-            return [
-                {name: row(arrays[f"{place}.{number}"]) for number, name in enumerate(called)}
-                for place in range(len(self._recording.held_out))
-            ]
+            for key, array in arrays.items():
+                place, number = map(int, key.split("."))
+                # Lists need not be of one length for all inputs.
+                name = called[number] if number < len(called) else f"output {number + 1}"
+                rank = self._ranks.setdefault(key, array.ndim)
+                if array.ndim != rank:
+                    raise StepError(f"{name!r} has {array.ndim} dimensions, and {rank} of the original")
+                outputs[place][name] = array[0] if array.ndim and array.shape[0] == 1 else array
+        return list(outputs)
 
     def _explained(
         self, name: str, weights: Weights | None, requests: Sequence[Mapping[str, Any]]

@@ -154,7 +154,7 @@ class Trials:
             "weights": asdict(recorded.original),
             "inputs": str(recorded.captured),
             # Held-out inputs must have no part in what they judge, unless there are no others to trace a model with.
-            "names": recorded.calibration or recorded.held_out[:1],
+            "places": recorded.sides.calibration or recorded.sides.held_out[:1],
             "family": variant.family,
             "arguments": {**variant.arguments, **(calibrated if variant.calibrated else {})},
             "folder": str(folder),

@@ -26,9 +26,12 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
         answer its name and why; ``explains``: whether the handler explains; ``threads``: that it has set.
 
     Raises:
-        ValueError: the handler has no model that can be replaced; the text says why.
+        ValueError: the handler has no model that can be replaced, or one whose outputs cannot be compared; the text
+            says why.
     """
     import torch
+
+    from torchmar.optimizing.process import source
 
     spec = ModelSpec(**job["model"])
     loading.activate_archive(spec.model_dir)
@@ -36,13 +39,17 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
     handler = getattr(service._entry_point, "__self__", None)
     model = replaceable_model(handler)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    incomparable: set[str] = set()
 
     call = type(model).__call__
 
     def recording(module: Any, *args: Any, **kwargs: Any) -> Any:
-        if module is model:
-            calls.append((_copied(args), _copied(kwargs)))
-        return call(module, *args, **kwargs)
+        if module is not model:
+            return call(module, *args, **kwargs)
+        calls.append((_copied(args), _copied(kwargs)))
+        output = call(module, *args, **kwargs)
+        incomparable.update(filter(None, [source.incomparable(output)]))
+        return output
 
     # In the place of a hook, which TorchScript has not.
     type(model).__call__ = recording
@@ -61,6 +68,11 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
             name = request["name"] if place == 1 else f"{request['name']}#{place}"
             inputs += Captured(name, args, kwargs).instances()
     type(model).__call__ = call
+    if incomparable:
+        raise ValueError(
+            f"{type(model).__name__} returns a {min(incomparable)}, which answers cannot be compared in; "
+            "let it return tensors and numbers, in tuples, lists or mappings"
+        )
     save(inputs, Path(job["target"]))
     return {
         "inputs": [(each.name, each.digest) for each in inputs],

@@ -23,8 +23,8 @@ def make(job: Mapping[str, Any]) -> dict[str, Any]:
     **arguments)`` that returns `Made`.
 
     Args:
-        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``names``, those of it that
-            may be used; ``family``, ``arguments`` and ``folder``, where the files are written.
+        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``places``, of those in
+            it that may be used; ``family``, ``arguments`` and ``folder``, where the files are written.
 
     Returns:
         `Made` as a mapping.
@@ -33,8 +33,8 @@ def make(job: Mapping[str, Any]) -> dict[str, Any]:
         NotApplicable: the variant cannot exist of these weights.
     """
     original = source.load(Weights(**job["weights"]))
-    names = frozenset(job["names"])
-    inputs = [each for each in captured.load(Path(job["inputs"])) if each.name in names]
+    recorded = captured.load(Path(job["inputs"]))
+    inputs = [recorded[place] for place in job["places"]]
     family = job["family"]
     function = getattr(importlib.import_module(f"torchmar.optimizing.process.{family}"), f"make_{family}")
     folder = Path(job["folder"])
@@ -83,7 +83,7 @@ def _difference(expected: Sequence[tuple[str, Any]], actual: Sequence[tuple[str,
         if ours.shape != theirs.shape:
             return math.inf
         if ours.numel() and bool(ours.isfinite().all()):
-            scale = max(float(ours.abs().max()), 1e-6)
+            scale = max(float(ours.double().abs().max()), 1e-6)
             difference = float((ours.double() - theirs.double()).abs().max()) / scale
             largest = max(largest, math.inf if math.isnan(difference) else difference)
     return largest

@@ -20,8 +20,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load weights, answer inputs, and time batches.
 
     Args:
-        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``names``, those of it that
-            are answered and timed; ``batch_sizes``; ``answers``, the file of the outputs, which is
+        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``places``, of those in it
+            that are answered and timed; ``batch_sizes``; ``answers``, the file of the outputs, which is
             written unless it is empty.
 
     Returns:
@@ -44,8 +44,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     from torchmar_handlers.common.forward import forward
 
     torch.set_num_threads(weights.threads)
-    names = frozenset(job["names"])
-    inputs = [each for each in captured.load(Path(job["inputs"])) if each.name in names]
+    recorded = captured.load(Path(job["inputs"]))
+    inputs = [recorded[place] for place in job["places"]]
     device = source.device_of(weights)
     gc.collect()
     # Compilers are child processes: that of torch.compile, and that with which AOTInductor looks at the processor.
@@ -112,6 +112,7 @@ def _timed(
 
 def _save_answers(outputs: Sequence[Any], path: Path) -> None:
     import numpy as np
+    import torch
 
     from torchmar.optimizing.process.source import flat
 
@@ -120,5 +121,5 @@ def _save_answers(outputs: Sequence[Any], path: Path) -> None:
         for number, (_, tensor) in enumerate(flat(output)):
             value = tensor.detach().cpu()
             # NumPy has no bfloat16.
-            arrays[f"{place}.{number}"] = (value.float() if value.is_floating_point() else value).numpy()
+            arrays[f"{place}.{number}"] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     np.savez(path, **arrays)

@@ -143,7 +143,8 @@ def example_of(source: Source, inputs: Sequence[Captured]) -> Captured:
     largest = max(inputs, key=lambda each: sum(value.numel() for value in each.tensors or ()) / (each.rows or 1))
     if not largest.rows:
         raise NotApplicable("the inputs of the model share no number of rows, which a batch has")
-    return next(batches([largest], handlers_weights.fixed_rows(source.module) or 2))
+    alike = [each for each in inputs if each is not largest and each.kind == largest.kind]  # rows that differ
+    return next(batches([largest, *alike], handlers_weights.fixed_rows(source.module) or 2))
 
 
 def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured) -> tuple[frozenset[int], ...]:
@@ -244,13 +245,30 @@ def _resized(example: Captured, places: Sequence[int], axis: int, size: int) -> 
 
 
 def flat(output: Any) -> list[tuple[str, torch.Tensor]]:
-    """Return the tensors of an output with their names: keys of mappings, positions of tuples; empty for one alone."""
+    """Return the tensors and numbers of an output with their names: keys of mappings, positions of tuples.
+
+    The name is empty for one alone.
+    """
     return list(_flat(output, ""))
+
+
+def incomparable(output: Any) -> str:
+    """Return the type of the first value in an output that `flat` leaves out; empty: there is none but None."""
+    if output is None or isinstance(output, torch.Tensor | int | float):
+        return ""
+    if hasattr(output, "items"):
+        output = [value for _, value in output.items()]
+    if not isinstance(output, tuple | list):
+        return type(output).__name__
+    return next(filter(None, map(incomparable, output)), "")
 
 
 def _flat(output: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(output, torch.Tensor):
         yield name, output
+        return
+    if isinstance(output, int | float):
+        yield name, torch.tensor(output)
         return
     items = (
         output.items() if hasattr(output, "items") else enumerate(output) if isinstance(output, tuple | list) else ()
