@@ -19,6 +19,7 @@ from torchmar.engines import DEFAULT, TITLES
 from torchmar.errors import EngineError, ModelFailedError, TorchmarError
 
 if TYPE_CHECKING:
+    from torchmar.cli.start_plan import StartPlan
     from torchmar.engines.engine import Engine as Server
     from torchmar.server.models.startup_report import StartupReport
 
@@ -76,8 +77,8 @@ def serve(
     folder and ports: --run-folder .torchmar-b --port 9080.
     """
     from torchmar import engines, platforms, properties
-    from torchmar.checks.admission import EVERYTHING, admit
-    from torchmar.cli import findings, start_plan, startup_output
+    from torchmar.checks.admission import EVERYTHING
+    from torchmar.cli import start_plan, startup_output
     from torchmar.engines.notify import notify
 
     if platform:
@@ -98,10 +99,7 @@ def serve(
     folder = model_store or Path(given.get("model_store") or "model_store")
     plan = start_plan.plan(names or (), given, folder, run_folder, engine, fresh=fresh, watch=watch)
     ignored = (ignore or []) if check else list(EVERYTHING)
-    for archive in plan.at_startup if not plan.state else ():
-        findings.warn(admit(archive, ignored))  # before the start, since the server loads it at once
-    for note in plan.state.notes if plan.state else ():
-        err.print(note, markup=False)
+    _announce(plan, ignored)
     overrides = {**plan.overrides, **_overrides(check=check, ignore=ignore or (), head=head)}
     with contextlib.ExitStack() as stack:
         with err.status(f"starting {TITLES[engine]}"):
@@ -111,15 +109,7 @@ def serve(
             server = stack.enter_context(starting)
         _pass_reloads(server)
         startup_output.show_server(server)
-        # Before any registration, which would conflict with the server's own one of the same archive.
-        report = _wait_for_startup(server)
-        if plan.state:
-            startup_output.show_restored(server, plan.state)
-        loaded = [_load(server, archive, ignored) for archive in plan.to_register]
-        if loaded and not any(loaded) and not plan.state:
-            raise TorchmarError("no model could be loaded; the server is stopped")
-        startup_output.show_startup(server, plan, report)
-        startup_output.show_next_step(server, plan)
+        loaded = _load_models(server, plan, ignored)
         if not detach:
             stack.callback(notify, "STOPPING=1")
         notify(f"READY=1\nSTATUS={sum(loaded)} of {len(loaded)} models are loaded")
@@ -127,6 +117,37 @@ def serve(
             server.detach()
         else:
             _wait_for_end(server)
+
+
+def _announce(plan: StartPlan, ignored: Sequence[str]) -> None:
+    """Print what is known before the start: findings in archives that the server loads at once, notes on its state."""
+    from torchmar.checks.admission import admit
+    from torchmar.cli import findings
+
+    for archive in plan.at_startup if not plan.state else ():
+        findings.warn(admit(archive, ignored))
+    for note in plan.state.notes if plan.state else ():
+        err.print(note, markup=False)
+
+
+def _load_models(server: Server, plan: StartPlan, ignored: list[str]) -> list[bool]:
+    """Wait for the models that the server loads itself, register the others, and print all; return which are loaded.
+
+    Raises:
+        TorchmarError: no model could be loaded.
+    """
+    from torchmar.cli import startup_output
+
+    # Before any registration, which would conflict with the server's own one of the same archive.
+    report = _wait_for_startup(server)
+    if plan.state:
+        startup_output.show_restored(server, plan.state)
+    loaded = [_load(server, archive, ignored) for archive in plan.to_register]
+    if loaded and not any(loaded) and not plan.state:
+        raise TorchmarError("no model could be loaded; the server is stopped")
+    startup_output.show_startup(server, plan, report)
+    startup_output.show_next_step(server, plan)
+    return loaded
 
 
 def _overrides(*, check: bool, ignore: Sequence[str], head: str | None) -> dict[str, str]:
