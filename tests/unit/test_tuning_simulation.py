@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torchmar.tuning.highest_rate import highest_rate
 from torchmar.tuning.service_model import BatchTimes, ServiceModel, fit
-from torchmar.tuning.simulation import Stage, System, capacity, highest_rate, simulate
+from torchmar.tuning.simulation import Stage, System, capacity, simulate
 
 ENDLESS = 10**9
 SERVICES = st.builds(ServiceModel, fixed=st.floats(1e-4, 0.05), per_request=st.floats(1e-4, 0.02))

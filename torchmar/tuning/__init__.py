@@ -7,6 +7,7 @@ Few settings are measured: most are predicted.
 * `torchmar.tuning.profile`: batches that are timed in a worker process;
 * `torchmar.tuning.service_model`: the time of a batch against its size, fitted to these;
 * `torchmar.tuning.simulation`: the queues and workers of a server, simulated;
+* `torchmar.tuning.highest_rate`: the highest rate at which a simulated server keeps a bound;
 * `torchmar.tuning.prediction`: what a setting would do, corrected by trials;
 * `torchmar.tuning.search`: which settings are measured, and when the search ends;
 * `torchmar.tuning.limits`: at which rates a setting is measured, to find its highest;

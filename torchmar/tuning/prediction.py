@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from torchmar.tuning.highest_rate import highest_rate
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.service_model import ServiceModel, fit
 from torchmar.tuning.simulation import (
@@ -14,7 +15,6 @@ from torchmar.tuning.simulation import (
     Stage,
     System,
     capacity,
-    highest_rate,
     late_limit,
     simulate,
     usable_capacity,
