@@ -28,6 +28,7 @@ from torchmar.server.models import snapshots, startup_report
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.models.snapshots import Snapshots
+from torchmar.server.models.startup_loading import StartupLoader
 from torchmar.server.models.state_file import StateFile
 from torchmar.server.models.watcher import Watcher
 from torchmar.server.telemetry import logs, metrics_config, tracing
@@ -78,6 +79,7 @@ class ServerApp:
         self._events, self._recent_logs = Events(), RecentLogs()
         observer = ServerObserver(self._metrics, self._events)
         self.registry = Registry(self._archives, self._pools, settings, observer, self._events)
+        self._loader = StartupLoader(self.registry, self._archives, settings)
         self._console = Console(
             self.registry, self._tokens, settings, self._metrics, self._events, self._recent_logs, folder
         )
@@ -135,7 +137,7 @@ class ServerApp:
             starting.cancel()
             await self.close(0)
             raise
-        await registry.load()
+        await self._loader.load()
         self._loaded = True
         self._save_snapshot("startup")
         self._pools.changed()
@@ -201,6 +203,7 @@ class ServerApp:
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self._pools.leave()
         await self.registry.close(grace)
+        await self._loader.close()
         await self._archives.close()
         await self._pools.close()
         self._recent_logs.close()

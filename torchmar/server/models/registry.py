@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
-from torchmar.server.config import startup_models
 from torchmar.server.config.settings import Settings
-from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models import archive_urls, serving_config
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
 from torchmar.server.models.download import DownloadProgress
@@ -25,6 +23,7 @@ from torchmar.server.telemetry.events import Events
 from torchmar.server.workers.pool_options import PoolObserver
 from torchmar.server.workers.pools import Pools, VersionPool
 
+T = TypeVar("T")
 LABEL = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # as ECMA 262, which OpenAPI has, and Python read it
 
 
@@ -96,7 +95,8 @@ class Registry:
         startup: the progress of loading the models of the configuration.
         routes: paths of the user's choice that lead to models.
         withdrawn: whether the server is about to end: it is not ready for load balancers, and answers all the same.
-        on_change: called when versions, their workers, the default or routes have changed; not while `load` runs.
+        on_change: called when versions, their workers, the default or routes have changed; not while the models of the
+            configuration are loaded.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Registry:
         self.on_change: Callable[[], None] = lambda: None
         self._archives, self._pools, self._settings, self._observer = archives, pools, settings, observer
         self._events = Events() if events is None else events
-        self._tasks = BackgroundTasks(_log_error)
+        self._tasks = BackgroundTasks(log_error)
 
     @property
     def downloads(self) -> list[DownloadProgress]:
@@ -151,69 +151,27 @@ class Registry:
         if refusal := self._pools.refusal():
             raise ApiError(409, "ConflictStatusException", f"{refusal[0].upper()}{refusal[1:]}.")
 
-    async def load(self) -> None:
-        """Register the pending models of `startup`, in their order; failures are logged and recorded there.
+    async def add_at_start(
+        self, registration: Registration, archive: CachedArchive, labels: Iterable[str] = ()
+    ) -> asyncio.Task[bool]:
+        """Register an archive that the server's configuration names, and start its workers in the background.
 
-        Workers start in the background, and are started again if they fail; `startup` finishes when all were tried.
+        Args:
+            registration: its parameters.
+            archive: the archive, which is released if it is not registered.
+            labels: of the version.
+
+        Returns:
+            The task that starts the workers.
+
+        Raises:
+            ApiError: 400, this server cannot serve it; 409, the version is registered already.
         """
-        startup = self.startup
-        models = startup.pending
-        fetching = [self._tasks.start(self._fetch(model)) for model in models]
-        scaling = []
-        for model, archive in zip(models, fetching, strict=True):
-            registration = Registration(
-                model.url,
-                model_name=model.name,
-                handler=model.state.get("handler", ""),
-                runtime=model.state.get("runtimeType"),
-                fallback_name=model.fallback,
-                synchronous=False,
-                state=model.state,
-                version=model.served_version,
-                digest=model.digest,
-            )
-            try:
-                registration.check()
-                version = self._add(registration, await archive, at_start=True)
-            except ApiError as error:
-                if error.status == 409 and self._is_registered(model):  # by a client, since the server started
-                    startup.registered(model)
-                    continue
-                name = model.name or await asyncio.to_thread(self._archives.name_of, model.url) or model.fallback
-                message = startup_models.explain(model, error.message)
-                logs.SERVER.error("%s: %s is not loaded: %s", model.key, registration.shown_url, message)
-                startup.failed(model, name, message)
-                continue
-            self.models[version.name].labels |= dict.fromkeys(model.state.get("labels", ()), version.version)
-            serving = version.serving
-            scaling.append(await self._begin(self._scale(version, serving.min_workers, serving.max_workers)))
-            startup.registered(model)
-            self._record_registration(version)
-        self._warn_of_models_without_match()
-        self._tasks.start(self._finish_startup(scaling))
-
-    def _fetch(self, model: StartupModel) -> Coroutine[Any, Any, CachedArchive]:
-        return self._archives.fetch(model.url, model_name=model.name, by_operator=True, digest=model.digest)
-
-    def _is_registered(self, model: StartupModel) -> bool:
-        """Return whether a client has registered the archive of a startup model, under the same name."""
-        versions = [version for registered in self.models.values() for version in registered.versions.values()]
-        return any(
-            version.url == model.url and model.name in ("", version.name) and not version.loaded_at_startup
-            for version in versions
-        )
-
-    async def _finish_startup(self, scaling: Sequence[asyncio.Task[Any]]) -> None:
-        await asyncio.gather(*scaling, return_exceptions=True)
-        self.startup.finish()
-
-    def _warn_of_models_without_match(self) -> None:
-        for name, versions in self._settings.models.items():
-            for version in versions:
-                if not self._has(name, version):
-                    known = self.models[name].versions if name in self.models else ()
-                    loaded = f"; of {name}, {', '.join(known)} is loaded" if known else ""
-                    self.startup.warn(f"models: {name} {version} matches no model that was loaded at the start{loaded}")
+        version = self._add(registration, archive, at_start=True)
+        self.models[version.name].labels |= dict.fromkeys(labels, version.version)
+        scaling = await self._begin(self._scale(version, version.serving.min_workers, version.serving.max_workers))
+        self._record_registration(version)
+        return scaling
 
     async def register(self, registration: Registration) -> Version:
         """Register an archive and start its workers; if they do not start, nothing stays registered.
@@ -403,7 +361,7 @@ class Registry:
         """End a removed version; if its requests take too long, register it again (408)."""
         response_timeout, timeout = version.serving.pool.response_timeout, self._settings.unregister_model_timeout
         in_time = timeout >= response_timeout or (timeout and await version.pool.drain(timeout))
-        if not in_time and not self._has(version.name, version.version):
+        if not in_time and not self.has(version.name, version.version):
             self._put(version)
             message = f"Timed out while cleaning resources: {version.name}"
             raise ApiError(408, "RequestTimeoutException", message)
@@ -434,7 +392,7 @@ class Registry:
     ) -> Version:
         # Without an await between check and `_put`, so that of concurrent registrations exactly one succeeds.
         name, version = serving.pool.name, serving.pool.version
-        if self._has(name, version):
+        if self.has(name, version):
             message = f"Model version {version} is already registered for model {name}"
             raise ApiError(409, "ConflictStatusException", message)
         added = Version(
@@ -469,7 +427,8 @@ class Registry:
         version.removed.set()
         return True
 
-    def _has(self, name: str, version: str) -> bool:
+    def has(self, name: str, version: str) -> bool:
+        """Return whether a version is registered."""
         return name in self.models and version in self.models[name].versions
 
     async def _scale(self, version: Version, min_workers: int, max_workers: int) -> bool:
@@ -489,7 +448,7 @@ class Registry:
             for task in (scaling, removed):
                 task.cancel()
 
-    async def _begin(self, scaling: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    async def _begin(self, scaling: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start scaling in the background; requests that arrive next wait for its workers."""
         task = self._tasks.start(scaling)
         await asyncio.sleep(0)  # the task runs up to its first await
@@ -503,7 +462,7 @@ class Registry:
         finally:
             await self._pools.release(version.pool)
             self._archives.release(version.archive)
-            if not self._has(version.name, version.version):
+            if not self.has(version.name, version.version):
                 self._observer.on_unregister(version.name, version.version)
 
     async def _undo(self, version: Version) -> None:
@@ -511,7 +470,8 @@ class Registry:
             await self._end(version)
 
 
-def _log_error(error: BaseException) -> None:
+def log_error(error: BaseException) -> None:
+    """Log the error of a task in the background."""
     if not isinstance(error, ApiError):  # which the caller that awaits the task sends or logs
         logs.SERVER.error("a change of workers in the background failed: %s", error)
 
