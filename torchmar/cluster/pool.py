@@ -24,6 +24,7 @@ from torchmar.cluster.replica import NodeVenv, ReplicaSpec
 from torchmar.cluster.session import Scale, Session
 from torchmar.errors import TorchmarError
 from torchmar.server.api_error import ApiError
+from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
 from torchmar.server.telemetry import logs
 from torchmar.server.workers import unavailable
@@ -82,7 +83,6 @@ class ClusterPool:
         self._failure = ""  # of a replica; empty since one has loaded
         self._shortage = ""  # why nodes have no room for a replica
         self._missing_since = 0.0  # by `time.monotonic`; 0: there are as many replicas as there should be
-        self._deploying_again: asyncio.Task[bool] | None = None
         self.description: ModelDescription = {}
         self.batch_times: BatchTimes | None = None
         self.key = key or f"{options.name} {options.version} {secrets.token_hex(4)}"
@@ -105,6 +105,7 @@ class ClusterPool:
         self._scheduled = self._deployed = self._closed = False
         self._changed = asyncio.Event()
         self._deploying = asyncio.Lock()
+        self._tasks = BackgroundTasks()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_CHECK_SECONDS, self._look_after)
 
@@ -399,7 +400,7 @@ class ClusterPool:
             return
         self._set_shortage(capacity.problem(self._needs, missing, nodes, free=True))
         if self.owned and not (self._deployed or self._shortage or self._deploying.locked() or self._closed):
-            self._deploying_again = self._loop.create_task(self._deploy_again())
+            self._tasks.start(self._deploy_again())
 
     def restore(self, applications: Container[str]) -> None:
         """Deploy the application again if another program has deleted it.
@@ -409,13 +410,11 @@ class ClusterPool:
         """
         if self.owned and self.missing and self.deployed and self._application not in applications:
             self._log(logging.WARNING, "another program has deleted its application of Ray Serve; it is deployed again")
-            self._deploying_again = self._loop.create_task(self._deploy_again())
+            self._tasks.start(self._deploy_again())
 
-    async def _deploy_again(self) -> bool:
-        try:
-            return await self.scale(self.min_workers, self.max_workers)
-        except ApiError:  # it is recorded
-            return False
+    async def _deploy_again(self) -> None:
+        with contextlib.suppress(ApiError):  # it is recorded
+            await self.scale(self.min_workers, self.max_workers)
 
     async def described(self) -> None:
         """Wait until a handler has loaded and described its tensors, or no replica will load."""
