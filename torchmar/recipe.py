@@ -167,9 +167,14 @@ def read(path: Path) -> tuple[Recipe, Path]:
     Raises:
         RecipeError: the file is missing, is no YAML or breaks the schema.
     """
-    file = path / FILE_NAME if path.is_dir() else path
+    file = file_of(path)
     text = strict_yaml.read(file, f"a recipe is a file called {FILE_NAME}, or the folder that holds one")
     return parse(text, str(file), file.parent), file.parent
+
+
+def file_of(path: Path) -> Path:
+    """Return the file of a recipe, which is named by itself or by the folder that it lies in."""
+    return path / FILE_NAME if path.is_dir() else path
 
 
 def is_recipe(path: Path) -> bool:

@@ -191,6 +191,8 @@ def test_a_server_that_ends_leaves_the_steps_before(inputs: Path) -> None:
         (("--rate", "0"), "give numbers above 0"),
         (("--rate", "ten"), "give numbers above 0"),
         (("--connections", "1.5"), "give whole numbers above 0"),
+        (("--rate", "1", "--output", "nowhere/report.json"), "there is no folder nowhere"),
+        (("--rate", "1", "--html", "/"), "/ is a folder"),
         (("--rate", "1", "--connections", "1"), "give only one of --rate, --connections, --replay and --find-limit"),
     ],
 )

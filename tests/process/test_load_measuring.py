@@ -166,6 +166,7 @@ def test_an_unknown_model_is_a_clear_error() -> None:
     [
         (StepSpec(rate=0), "a rate is more than 0"),
         (StepSpec(rate=float("inf")), "a rate is more than 0"),
+        (StepSpec(rate=1e12), "more than one client sends"),
         (StepSpec(kind="closed", connections=0), "at least one connection"),
         (StepSpec(kind="replay"), "no requests to replay"),
         (StepSpec(rate=1, duration_s=0), "more than 0 seconds"),

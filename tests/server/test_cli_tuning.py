@@ -114,6 +114,7 @@ def test_an_unreachable_target_shows_what_is_possible(slept: Path, tmp_path: Pat
         (["--slo", "p99<50ms", "--rate", "0"], 2, "--rate"),
         (["--slo", "p99<50ms", "--rate", "5", "--max-throughput"], 2, "does not go together"),
         (["--slo", "p99<50ms", "--requests", "nowhere"], 1, "nowhere does not exist"),
+        (["--slo", "p99<50ms", "--picture", "nowhere/front.svg"], 2, "there is no folder nowhere"),
         (["--slo", "p99<50ms", "--memory", "1MiB"], 1, "more than --memory allows"),
         ([], 2, "--slo"),
     ],
@@ -122,6 +123,11 @@ def test_wrong_options_are_named(slept: Path, tmp_path: Path, options: list[str]
     ran = torchmar("tune", "slept", *options, cwd=tmp_path, code=code)
     assert message in " ".join(ran.stderr.replace("│", " ").split())
     assert "Traceback" not in ran.stderr
+
+
+def test_an_archive_that_does_not_exist_is_not_taken_for_requests(tmp_path: Path) -> None:
+    ran = torchmar("tune", "nowhere", "--slo", "p99<50ms", cwd=tmp_path, code=1)
+    assert ran.stderr.startswith("error: nowhere does not exist\nhint: name a .mar file")
 
 
 def test_an_archive_without_samples_needs_requests(slept: Path, tmp_path: Path) -> None:

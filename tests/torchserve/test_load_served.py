@@ -51,6 +51,7 @@ def test_an_unknown_model_is_a_clear_error(server: Engine) -> None:
 @pytest.mark.unforked  # the processes of the server are measured: a forked one has another parent
 @pytest.mark.parametrize("engine", ["builtin", "torchserve"])
 def test_a_server_is_started_for_a_measurement_and_stopped_after_it(digits: Path, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "config.properties").write_text("default_workers_per_model=1\n")  # which allows no registrations
     options = ("--engine", engine, "--archive", digits, "--rate", "10", "--duration", "1", "--warmup", "0.5")
     command = [sys.executable, "-m", "torchmar", "bench", *options, "--output", "report.json"]
     ran = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=240)

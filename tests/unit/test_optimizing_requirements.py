@@ -71,6 +71,7 @@ def test_help_and_documentation_have_the_defaults() -> None:
         (["cos>=0.9", "cosine>=0.8"], requirements.EMBEDDING, "cos is required twice"),
         (["labels>=0.9"], requirements.EMBEDDING, "an embedding has no labels"),
         (["check<=0.1"], requirements.CLASSIFIER, "there is no check"),
+        ([""], requirements.CLASSIFIER, "'' is no requirement"),
     ],
 )
 def test_requirements_that_make_no_sense_are_errors(texts: list[str], kind: requirements.Kind, message: str) -> None:

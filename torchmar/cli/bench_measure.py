@@ -13,7 +13,7 @@ import typer
 
 from torchmar.atomic import write_text
 from torchmar.cli.endpoint import ServerOptions, with_server_options
-from torchmar.cli.options import WHERE, Address, AsJson, Config, ResponseTimeout, Version, in_panel
+from torchmar.cli.options import WHERE, Address, AsJson, Config, ResponseTimeout, Version, check_folder, in_panel
 from torchmar.cli.terminal import complain, err
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import ConnectError, TorchmarError
@@ -195,6 +195,8 @@ def measure(
     source = requests or archive
     if source is None:
         raise typer.BadParameter("name the requests: an archive, a folder of inputs or a file", param_hint="--requests")
+    check_folder(output, "--output")
+    check_folder(html, "--html")
     common = StepSpec(warmup_s=warmup, duration_s=duration, timeout_s=timeout, seed=seed, arrivals=arrivals)
     load = workload.read(source, explain=explain)
     with contextlib.ExitStack() as stack:
@@ -306,11 +308,13 @@ def _write(report: Report, output: Path | None, html: Path | None, *, as_json: b
     from torchmar.cli.bench_output import show
     from torchmar.load import html_report, results
 
-    if output:
-        results.write(report, output)
-    if html:
-        write_text(html_report.html(report), html)
-    if as_json:
-        typer.echo(results.text(report), nl=False)
-    else:
-        show(report)
+    try:
+        if output:
+            results.write(report, output)
+        if html:
+            write_text(html_report.html(report), html)
+    finally:  # a full disk does not cost what was measured
+        if as_json:
+            typer.echo(results.text(report), nl=False)
+        else:
+            show(report)

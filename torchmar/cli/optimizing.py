@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from torchmar.atomic import write_text
-from torchmar.cli.options import ArchiveOrRecipe, Budget
+from torchmar.cli.options import ArchiveOrRecipe, Budget, check_folder
 from torchmar.cli.terminal import err
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def optimize(
     if version is not None and (is_recipe or not write):
         raise typer.BadParameter("it is for --write with an archive; a recipe has its own", param_hint="--version")
     for option, file in (("--json", json_file), ("--html", html_file)):
-        if file is not None and not file.parent.is_dir():  # now rather than after all measurements
-            raise typer.BadParameter(f"there is no folder {file.parent}", param_hint=option)
+        check_folder(file, option)
+    if write:
+        check_folder((recipe.file_of(archive) if is_recipe else archive).with_suffix(".part"), "--write")
     settings = Settings(
         keep=tuple(keep or ()),
         check=check,

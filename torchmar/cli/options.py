@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -28,6 +29,23 @@ def in_panel(declared: object, panel: str, help: str = "") -> OptionInfo:
 
 
 # Output.
+
+
+def check_folder(file: Path | None, option: str) -> None:
+    """Check that a file can be created, before what takes minutes; None: there is none to write.
+
+    Raises:
+        typer.BadParameter: its folder does not exist, or cannot be written; it is a folder itself.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise typer.BadParameter(f"{file} is a folder", param_hint=option)
+    if not file.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {file.parent}", param_hint=option)
+    if not os.access(file.parent, os.W_OK):
+        raise typer.BadParameter(f"the folder {file.parent} cannot be written", param_hint=option)
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 

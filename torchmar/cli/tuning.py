@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from torchmar import byte_sizes
 from torchmar.atomic import write_text
-from torchmar.cli.options import ArchiveOrRecipe, AsJson, Budget, Engine, Head
+from torchmar.cli.options import ArchiveOrRecipe, AsJson, Budget, Engine, Head, check_folder
 from torchmar.cli.progress import StepLine
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import DEFAULT, TITLES
@@ -106,6 +106,11 @@ def tune(
     is_recipe = recipe.is_recipe(archive)
     if write and not is_recipe:
         raise typer.BadParameter(f"{archive} is no recipe, which the result could be written to", param_hint="--write")
+    if not archive.exists():
+        raise TorchmarError(f"{archive} does not exist", hint="name a .mar file, or a recipe or its folder")
+    check_folder(picture, "--picture")
+    if write:
+        check_folder(recipe.file_of(archive), "--write")
     with _built(archive, is_recipe) as path, _Display(question.target) as display:
         tuner = Tuner(
             path,

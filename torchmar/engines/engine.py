@@ -337,7 +337,12 @@ class Engine(ABC):
         try:
             model = self.management.describe(name, version)[0]
         except NotFoundError as error:
-            raise ModelFailedError(f"{name} {version} is not loaded: {error.message}", traceback="") from None
+            hint = ""
+            if not self.properties.flag("enable_model_api"):
+                hint = "set enable_model_api=true in config.properties, or name the archive in load_models"
+            raise ModelFailedError(
+                f"{name} {version} is not loaded: {error.message}", traceback="", hint=hint
+            ) from None
         except ServerError as error:
             if error.status != _UNAVAILABLE:  # the server has not loaded it yet
                 raise

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torchmar import comparison
 from torchmar.connection import Connection
@@ -26,6 +27,7 @@ _REPETITIONS = 2  # of a request that fails with 5xx before the load
 Send = Callable[[Case], Response]
 Content = Callable[[bytes], bytes]
 _TOLERANCE = 1e-3  # absolute, as that of samples
+_LARGEST_PART = 1e-2  # of the largest fraction in an answer, at the most: an answer may have small numbers alone
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def gather(target: Target, workload: Workload) -> Expectations:
                     send(case)  # the server answers, and knows the model
                 expected.append(Expected(case.name, 200, _of_sample(target, case.sample)))
             elif number < REFERENCES:
-                comparison_ = _of_reference(_content(target), send(case), send(case))
+                comparison_ = of_reference(_content(target), send(case), send(case))
                 if comparison_ is None:
                     varying.append(case.name)
                 expected.append(Expected(case.name, 200, comparison_))
@@ -131,7 +133,7 @@ def _of_sample(target: Target, sample: Sample) -> Comparison:
     return difference
 
 
-def _of_reference(content: Content, first: Response, second: Response) -> Comparison | None:
+def of_reference(content: Content, first: Response, second: Response) -> Comparison | None:
     """Return the comparison with a response; None if another response to the same request differs from it."""
     same = content(first.body)
     reference = _reference(same)
@@ -152,4 +154,17 @@ def _reference(body: bytes) -> Sample | None:
         value = json.loads(body)
     except ValueError:
         return None
-    return None if value is None else Sample(json=0, expect=value, tolerance=_TOLERANCE)
+    if value is None:
+        return None
+    largest = max(map(abs, _fractions(value)), default=0.0)
+    tolerance = min(_TOLERANCE, _LARGEST_PART * largest) if largest else _TOLERANCE
+    return Sample(json=0, expect=value, tolerance=tolerance)
+
+
+def _fractions(value: Any) -> Iterator[float]:
+    """Yield the numbers of an answer in JSON that are no integers: those count or name something."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _fractions(item)

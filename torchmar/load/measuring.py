@@ -30,6 +30,8 @@ MAX_OTHERS = 0.15
 #: How late the latest hundredth of the requests may leave: in milliseconds, or as a share of the 99th percentile of
 #: latency if that is more.
 MAX_DELAY_MS, MAX_DELAY_SHARE = 0.5, 0.1
+#: Requests a second that no client in one process sends; it would be late without an end.
+MOST_RATE = 100_000
 _PROGRESS_S = 0.5
 _OTHER_FILES = 64  # beside connections
 
@@ -326,6 +328,11 @@ def invalid_reasons(client: SelfCheck, p99_ms: float, cores: int, *, scheduled: 
 
 
 def _check(spec: StepSpec) -> None:
+    if spec.kind == "open" and spec.rate and MOST_RATE < spec.rate < math.inf:
+        raise TorchmarError(
+            f"{spec.rate:g} requests a second are more than one client sends: {MOST_RATE:,} at the most",
+            hint="--find-limit finds the highest rate that the server holds",
+        )
     if spec.kind == "open" and not (spec.rate and spec.rate > 0 and math.isfinite(spec.rate)):
         raise TorchmarError(f"a rate is more than 0 requests a second, not {spec.rate or 0:g}")
     if spec.kind == "closed" and spec.connections < 1:

@@ -91,7 +91,8 @@ def started(engine: EngineName, archive: Path, config: Path | None = None, head:
     with Archive(archive) as opened:
         name, version, digest = opened.manifest.name, opened.manifest.version, opened.digest
     kind = engines.named(engine)
-    overrides = {**free_addresses(), "load_models": "", **kind.own_keys("bench", head)}
+    # A configuration that forbids registrations must not forbid that of the archive.
+    overrides = {**free_addresses(), "load_models": "", "enable_model_api": "true", **kind.own_keys("bench", head)}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-bench-")))
         server = stack.enter_context(kind(config, archive.resolve().parent, folder / "run", overrides=overrides))

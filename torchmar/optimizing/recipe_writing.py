@@ -50,7 +50,7 @@ def write(report: Report, files: Mapping[str, Path], path: Path, *, picture: str
     """
     section = section_of(report, files)
     content, folder = recipe.read(path)
-    file = path / recipe.FILE_NAME if path.is_dir() else path
+    file = recipe.file_of(path)
     if any(name.startswith(f"{CARRIED_PACKAGE}/") for name in content.files):
         raise TorchmarError(
             f"{file} packs handlers of its own as {CARRIED_PACKAGE}/, which may not know the section {KEY}",
@@ -102,7 +102,7 @@ def remove(path: Path) -> list[Path]:
         RecipeError: the recipe has problems.
     """
     content, folder = recipe.read(path)
-    file = path / recipe.FILE_NAME if path.is_dir() else path
+    file = recipe.file_of(path)
     texts = _without(content, file, folder)
     _check_made(folder / FOLDER)
     recipe.parse(texts[file], str(file), folder)

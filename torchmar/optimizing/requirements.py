@@ -164,7 +164,7 @@ def required(texts: Sequence[str], kind: Kind, *, check: bool = False) -> tuple[
         TorchmarError: one is none, appears twice, or is not of this kind of model.
     """
     found: dict[Measure, Requirement] = {}
-    for text in (part for each in texts for part in each.split(",") if part.strip()):
+    for text in (part for each in texts for part in each.split(",")):
         requirement = parse(text)
         if requirement.measure in found:
             raise TorchmarError(

@@ -30,7 +30,7 @@ def write(tuning: Tuning, path: Path) -> list[Path]:
     if best is None:
         raise TorchmarError("no setting keeps the target, so that there is nothing to write")
     content, folder = recipe.read(path)
-    file = path / recipe.FILE_NAME if path.is_dir() else path
+    file = recipe.file_of(path)
     changes = settings_of(best.setting, tuning)
     written: list[Path] = []
     text = file.read_text(encoding="utf-8")
