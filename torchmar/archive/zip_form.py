@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from torchmar.archive.layout import Entry, Flaw, Kind, kind_of_mode, plain_name
+from torchmar.archive.layout import MAX_MEMBERS, Entry, Flaw, Kind, kind_of_mode, plain_name
 from torchmar.archive.member_streams import READ_ERRORS
 from torchmar.errors import ArchiveError
 
@@ -44,6 +44,7 @@ class ZipForm:
 
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
+        self._infos: dict[str, zipfile.ZipInfo] = {}
         self.flaws: list[Flaw] = []
         self.frontend_flaws: list[Flaw] = []
         with path.open("rb") as stream:
@@ -59,6 +60,9 @@ class ZipForm:
                 what = "the file does not begin with a member, where TorchServe's frontend begins to read"
                 self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, "", what))
             infos = self._zip.infolist()
+            if len(infos) > MAX_MEMBERS:  # reading the members takes longer than it takes to send them
+                self.flaws.append(Flaw(Kind.BOMB, "", f"it has more than {MAX_MEMBERS} members"))
+                return
             extents = sorted(
                 (self._read(stream, info) for info in infos), key=lambda extent: (extent.start, extent.end)
             )

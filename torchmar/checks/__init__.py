@@ -66,7 +66,10 @@ def check(path: Path, gpus: int | None = None) -> list[Finding]:
         cause = error.message.removeprefix(f"{path} ").removeprefix(f"{path}: ")
         return [Finding(Code.MAR101, "", cause, error.hint or "build it again")]
     with archive:
-        return _sorted([*layout.check(archive), *check_content(archive, gpus)])
+        found = [*layout.check(archive)]
+        if not layout.is_bomb(archive):  # of which no manifest has been read
+            found += check_content(archive, gpus)
+        return _sorted(found)
 
 
 def check_content(content: Content, gpus: int | None = None) -> list[Finding]:

@@ -43,6 +43,11 @@ def check(archive: Archive) -> Iterator[Finding]:
     yield from _content(archive)
 
 
+def is_bomb(archive: Archive) -> bool:
+    """Return whether the archive has too many members to read them."""
+    return any(flaw.kind is Kind.BOMB and not flaw.member for flaw in archive.flaws)
+
+
 def _misnamed(archive: Archive) -> str:
     """Return why TorchServe, which decides by the name, would not unpack the file; empty if it would."""
     name = archive.path.name
