@@ -85,24 +85,20 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
     return install
 
 
-def test_a_full_gpu_is_reported(smi: Callable[[str, int], None]) -> None:
-    smi(SMI.format(used=143000), 0)
+def test_a_full_gpu_is_reported_and_one_without_a_memory_report_is_a_gpu(smi: Callable[[str, int], None]) -> None:
+    unreported = "1, NVIDIA GB10, [N/A], [N/A], 580.95\n2, NVIDIA H200, 143771, [Insufficient Permissions], 580.95\n"
+    smi(SMI.format(used=143000) + unreported, 0)
     output = listed(gpus.check())
     assert "ok GPU 0: NVIDIA H200, 143000 of 143771 MiB used, driver 570.133.20" in output
     assert "warning GPU 0 has 771 MiB left" in output
+    assert "ok GPU 1: NVIDIA GB10, driver 580.95" in output
+    assert "ok GPU 2: NVIDIA H200, driver 580.95" in output
+    assert "reports no GPU" not in output
 
 
 def test_an_nvidia_smi_that_fails_is_an_error(smi: Callable[[str, int], None]) -> None:
     smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9)
     assert "couldn't communicate with the NVIDIA driver" in listed(gpus.check(), "error")
-
-
-def test_a_gpu_without_a_memory_report_is_a_gpu(smi: Callable[[str, int], None]) -> None:
-    smi("0, NVIDIA GB10, [N/A], [N/A], 580.95\n1, NVIDIA H200, 143771, [Insufficient Permissions], 580.95\n", 0)
-    output = listed(gpus.check())
-    assert "ok GPU 0: NVIDIA GB10, driver 580.95" in output
-    assert "ok GPU 1: NVIDIA H200, driver 580.95" in output
-    assert "reports no GPU" not in output
 
 
 def test_every_key_of_torchserve_is_known_and_no_other() -> None:
