@@ -16,6 +16,7 @@ from torchmar.cli.terminal import err
 
 if TYPE_CHECKING:
     from torchmar.optimizing.results import Report
+    from torchmar.optimizing.session import Optimization
 
 
 def optimize(
@@ -86,7 +87,7 @@ def optimize(
     from torchmar import recipe
     from torchmar.archive import Archive, build
     from torchmar.cli.optimizing_output import Display, show
-    from torchmar.optimizing import html_report, picture, recipe_writing
+    from torchmar.optimizing import html_report
     from torchmar.optimizing.session import Optimizer
     from torchmar.optimizing.settings import Settings
     from torchmar.tuning.target import parse_duration
@@ -94,8 +95,12 @@ def optimize(
     is_recipe = recipe.is_recipe(archive)
     if write and not is_recipe and version is None:
         raise typer.BadParameter(f"{archive} is an archive: give the new one a --version", param_hint="--write")
-    if version is not None and (is_recipe or not write):
-        raise typer.BadParameter("it is for --write with an archive; a recipe has its own", param_hint="--version")
+    if version is not None:
+        if is_recipe or not write:
+            raise typer.BadParameter("it is for --write with an archive; a recipe has its own", param_hint="--version")
+        with Archive(archive) as opened:
+            if opened.manifest.version == version:
+                raise typer.BadParameter(f"{archive} is version {version} already", param_hint="--version")
     for option, file in (("--json", json_file), ("--html", html_file)):
         check_folder(file, option)
     if write:
@@ -112,15 +117,10 @@ def optimize(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-optimize-")))
         display = stack.enter_context(Display())
+        path = archive
         if is_recipe:
             display.on_step("building the archive")
             path = build(archive, folder).path
-        else:
-            path = archive
-            if version is not None:
-                with Archive(path) as opened:
-                    if opened.manifest.version == version:
-                        raise typer.BadParameter(f"{archive} is version {version} already", param_hint="--version")
         optimization = Optimizer(path, settings, folder, display).run()
         report = optimization.report
         display.on_step("")
@@ -131,22 +131,30 @@ def optimize(
         if html_file:
             write_text(html_report.html(report), html_file)
             err.print(f"wrote {html_file}", markup=False)
-        if write and report.chosen and not optimization.interrupted:
-            files, drawing = optimization.chosen_files, picture.draw(report)
-            if version is None:
-                written = recipe_writing.write(report, files, archive, picture=drawing)
-            else:
-                store = archive.parent
-                built = recipe_writing.derive(report, files, archive, store, version=version, picture=drawing)
-                written = [built.path]
-            for file in written:
-                err.print(f"wrote {file}", markup=False)
-        elif write and is_recipe and not optimization.interrupted:
-            _withdraw(report, archive)
+        if write and not optimization.interrupted:
+            if report.chosen:
+                _write_choice(optimization, archive, version)
+            elif is_recipe:
+                _withdraw(report, archive)
     if optimization.interrupted:
         err.print("interrupted: only what is in the table was measured", markup=False)
         raise KeyboardInterrupt
     raise typer.Exit(0 if report.chosen else 1)
+
+
+def _write_choice(optimization: Optimization, archive: Path, version: str | None) -> None:
+    """Write the chosen weights to a recipe, or as an archive of another version."""
+    from torchmar.optimizing import picture, recipe_writing
+
+    report, files = optimization.report, optimization.chosen_files
+    drawing = picture.draw(report)
+    if version is None:
+        written = recipe_writing.write(report, files, archive, picture=drawing)
+    else:
+        store = archive.parent
+        written = [recipe_writing.derive(report, files, archive, store, version=version, picture=drawing).path]
+    for file in written:
+        err.print(f"wrote {file}", markup=False)
 
 
 def _withdraw(report: Report, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -125,9 +126,7 @@ def ray_cluster(
     if head:
         given: dict[str, object] = {"--namespace": namespace, "--cpu": cpu, "--memory": memory, "--gpus": gpus}
         given |= {"--claim": claim, "--service-account": service_account, "--allow": allow, "--deployment": deployment}
-        given |= {"--redis": redis, "--redis-secret": redis_secret}
-        if extra := [option for option, value in given.items() if value]:
-            raise typer.BadParameter("only a RayService has it: --image", param_hint=extra[0])
+        _refuse({**given, "--redis": redis, "--redis-secret": redis_secret}, "only a RayService has it: --image")
         local = configured(config, None)
         machines = ray_cluster.Machines(
             head=head,
@@ -142,17 +141,13 @@ def ray_cluster(
         )
         write({output: ray_cluster.show_cluster_file(machines, str(output or "FILE"))})
         return
-    given = {"--worker": workers, "--package": package, "--model-store": model_store, "--key": key}
-    if extra := [option for option, value in given.items() if value]:
-        raise typer.BadParameter("only machines have it: --head", param_hint=extra[0])
+    of_machines = {"--worker": workers, "--package": package, "--model-store": model_store, "--key": key}
+    _refuse(of_machines, "only machines have it: --head")
     names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
     check_names(
         [*names.items(), ("--redis-secret", redis_secret), *(("--allow", each) for each in allow or ())], name=40
     )
-    if redis and not redis.startswith(("redis://", "rediss://")):
-        raise TorchmarError(f"--redis {redis}: no address of a Redis", hint="write it like redis://redis:6379")
-    if redis_secret and not redis:
-        raise typer.BadParameter("name the Redis: --redis", param_hint="--redis-secret")
+    _check_redis(redis, redis_secret)
     models = Models(deployment) if deployment else None
     configuration = configured(config, models)
     cluster = ray_cluster.RayPods(
@@ -173,6 +168,19 @@ def ray_cluster(
     objects = ray_cluster.objects(cluster, configuration)
     write({output: manifests.show(objects, ray_cluster.comment(cluster, configuration))})
     print_needs(configuration)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise typer.BadParameter if one of some options is given."""
+    if given := [option for option, value in options.items() if value]:
+        raise typer.BadParameter(why, param_hint=given[0])
+
+
+def _check_redis(redis: str | None, secret: str | None) -> None:
+    if redis and not redis.startswith(("redis://", "rediss://")):
+        raise TorchmarError(f"--redis {redis}: no address of a Redis", hint="write it like redis://redis:6379")
+    if secret and not redis:
+        raise typer.BadParameter("name the Redis: --redis", param_hint="--redis-secret")
 
 
 def _existing(path: Path | None) -> str:
