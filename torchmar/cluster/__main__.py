@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from torchmar.cluster.fronts import SHARED
+from torchmar.cluster.follower import SHARED
 from torchmar.cluster.pools import ClusterPools
 from torchmar.cluster.session import Session
 from torchmar.server.__main__ import main as run_server

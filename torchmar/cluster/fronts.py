@@ -9,57 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from torchmar.archive import file_digest
-from torchmar.checks.admission import EVERYTHING
-from torchmar.cluster.directory import ANNOUNCE_SECONDS, SharedState, SharedVersion, Standing
+from torchmar.cluster.directory import ANNOUNCE_SECONDS, SharedState, Standing
+from torchmar.cluster.follower import Follower
 from torchmar.cluster.forwarding import Forwarding
-from torchmar.cluster.node_contents import copy, fetch
 from torchmar.cluster.session import Session
-from torchmar.errors import ArchiveError, EngineError, TorchmarError
-from torchmar.server.api_error import ApiError
+from torchmar.errors import EngineError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config import routes
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Request
 from torchmar.server.models import snapshots
-from torchmar.server.models.registration import Registration
-from torchmar.server.models.registry import Registry, Version
-from torchmar.server.models.startup import StartupFailure
+from torchmar.server.models.registry import Registry
 from torchmar.server.telemetry import logs
 
 if TYPE_CHECKING:
     from torchmar.cluster.pools import ClusterPools
 
-#: Stands for all models that another front serves: requests wait until this front serves them, too.
-SHARED = StartupModel("", key="the cluster")
 _PUBLISH_PAUSE_SECONDS = 0.01
-_RETRY_SECONDS = 30.0  # between attempts to serve a version
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-
-
-class _Unserved(NamedTuple):
-    """A version of the shared state that this front cannot serve.
-
-    Attributes:
-        key: of its pool.
-        entry: of the version in the state.
-        tried: when it was tried, by `time.monotonic`.
-    """
-
-    key: str
-    entry: Mapping[str, Any]
-    tried: float
-
-    @property
-    def retry_due(self) -> bool:
-        """Whether some time has passed since."""
-        return time.monotonic() - self.tried >= _RETRY_SECONDS
 
 
 class Fronts:
@@ -96,7 +67,7 @@ class Fronts:
         self._applied = asyncio.Event()
         self._leader, self._directory = standing.leader, standing.directory
         self._publishing = False
-        self._unserved: dict[tuple[str, str], _Unserved] = {}  # by model and version
+        self._follower: Follower | None = None
         self._following: asyncio.Task[None] | None = None
         self._starting = True
 
@@ -111,7 +82,7 @@ class Fronts:
             EngineError: the front that led has ended before it had published anything; this one, which has waited for
                 it, has to start again, and to load the models of its own configuration.
         """
-        self._registry = registry
+        self._registry, self._follower = registry, Follower(registry, self._pools, self._session, self._folder)
         self._tasks.start(self._take_part())
         if not self.leads:
             await self._catch_up_first()
@@ -153,8 +124,7 @@ class Fronts:
 
     @property
     def _retry_due(self) -> bool:
-        """Whether a version could not be served, and some time has passed since."""
-        return any(unserved.retry_due for unserved in self._unserved.values())
+        return self._follower is not None and self._follower.retry_due
 
     async def _wait_for(self, revision: int) -> None:
         while self._revision < revision:
@@ -215,7 +185,8 @@ class Fronts:
                 self._lead()
                 self._pools.remove_unused()
                 await self._pools.delete_others()  # what could not be taken over
-                await self._deploy_unserved()
+                assert self._follower
+                await self._follower.deploy_unserved()
             elif lead and self._starting:
                 logs.SERVER.warning("%s has ended before it had published what it serves; starting again", self._leader)
                 self._session.starts_again = True
@@ -261,147 +232,12 @@ class Fronts:
 
     async def _follow(self) -> None:
         """Serve what the leading front does."""
-        registry, pools = self._registry, self._pools
-        assert registry
+        assert self._follower
         revision, state = await self._session.directory.state.remote()
-        if revision < self._revision or (revision == self._revision and not self._retry_due):
-            return
-        for (name, version), shared in state.versions.items():
-            if (entry := state.models.get(name, {}).get(version)) is None:
-                continue  # it was removed while the state was collected
-            known = registry.models.get(name)
-            registered = known.versions.get(version) if known else None
-            if registered and pools.key_of(registered.pool) != shared.key:  # it was registered anew
-                await registry.drop(name, version)
-                registered = None
-            if registered:
-                await pools.resize(registered.pool, entry["minWorkers"], entry["maxWorkers"])
-            elif (tried := self._unserved.get((name, version))) is None or tried.key != shared.key or tried.retry_due:
-                await self._attach(name, version, entry, shared)
-        self._unserved = {key: unserved for key, unserved in self._unserved.items() if key in state.versions}
-        for name, failure in list(registry.startup.failures.items()):
-            if failure.model.key == SHARED.key and name not in state.models:
-                registry.startup.forget(name)
-        for name, model in list(registry.models.items()):
-            entries = state.models.get(name, {})
-            default = next((version for version, entry in entries.items() if entry["defaultVersion"]), "")
-            if default in model.versions:
-                model.default = default
-            model.labels = {label: version for version, entry in entries.items() for label in entry.get("labels", ())}
-            for version in model.versions.keys() - entries.keys():
-                await registry.drop(name, version)
-        wanted = routes.parse(state.routes)
-        for path in registry.routes.by_path.keys() - wanted.keys():
-            registry.routes.remove(path)
-        for path, route in wanted.items():
-            if registry.routes.by_path.get(path) != route:
-                registry.routes.set(path, route)
-        self._revision = revision
-        self._applied.set()
-
-    async def _attach(self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion) -> None:
-        """Register a version whose replicas another front has deployed; what fails is logged and left out."""
-        registry = self._registry
-        assert registry
-        try:
-            try:
-                await self._attach_copy(name, version, entry, shared)
-            except ArchiveError as error:  # no front has the content any more, as when its machine is lost
-                await self._attach_own(name, version, entry, shared, error)
-        except (ApiError, TorchmarError) as error:
-            self._unserved[name, version] = _Unserved(shared.key, entry, time.monotonic())
-            message = f"{name} {version} is not served by this front: {error.message}"
-            logs.SERVER.error("%s", message)
-            # Load balancers send it no requests, which it would answer with 404.
-            model = replace(SHARED, url=entry["marName"], name=name)
-            registry.startup.failures[name] = StartupFailure(model, message)
-            registry.on_change()
-        else:
-            self._unserved.pop((name, version), None)
-
-    async def _attach_copy(self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion) -> None:
-        """Register a copy of the content that another front has."""
-        own = await asyncio.to_thread(copy, shared.content, self._session.reader(shared.content), self._folder)
-        content = await asyncio.to_thread(fetch, own, lambda offset: b"")
-        try:
-            await self._session.add_content(own)
-            registered = await self._register(name, version, entry, content.folder, shared.key)
-        except BaseException:
-            content.close()
-            raise
-        self._pools.attach(registered.pool, own, content)
-        registered.url = entry["marName"]
-        digest = file_digest.parse(entry.get("digest", ""))
-        registered.archive = replace(
-            registered.archive, size=shared.size, modified=shared.modified, digest=digest, url=registered.url
-        )
-
-    async def _attach_own(
-        self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion, error: ArchiveError
-    ) -> None:
-        """Register this front's own archive, if its content is that of the replicas; ``error``: of the others'."""
-        assert self._registry
-        try:
-            registered = await self._register(name, version, entry, entry["marName"], shared.key)
-        except ApiError as own_error:
-            raise ArchiveError(f"{error.message}; {own_error.message}") from None
-        try:
-            packed = await self._pools.pack(registered.pool)
-            if packed.digest != shared.content.digest:
-                raise ArchiveError(f"{error.message}; {registered.shown_url} has another content than the replicas")
-        except BaseException:
-            await self._registry.drop(name, version)
-            raise
-        logs.SERVER.info("%s %s: the replicas run what %s has", name, version, registered.shown_url)
-
-    async def _register(self, name: str, version: str, entry: Mapping[str, Any], url: str, key: str = "") -> Version:
-        """Register a version of the shared state.
-
-        Args:
-            name: of the model.
-            version: of the model.
-            entry: of the version in the state.
-            url: of its archive or content.
-            key: of the pool whose replicas run; empty: replicas are deployed.
-        """
-        assert self._registry
-        registration = Registration(
-            url,
-            model_name=name,
-            version=version,
-            handler=entry.get("handler", ""),
-            runtime=entry.get("runtimeType"),
-            synchronous=False,
-            ignored_checks=EVERYTHING if key else (),  # the leading front has checked it
-            state=entry,
-            by_operator=True,
-            digest=file_digest.parse(entry.get("digest", "")) if url == entry["marName"] else "",
-        )
-        if key:
-            self._pools.attach_next(name, version, key)
-        try:
-            return await self._registry.register(registration)
-        finally:
-            self._pools.cancel_attach(name, version)
-
-    async def _deploy_unserved(self) -> None:
-        """Deploy from own archives what the cluster served and this front, which leads now, could not take over."""
-        registry = self._registry
-        assert registry
-        for (name, version), unserved in list(self._unserved.items()):
-            entry = unserved.entry
-            try:
-                await self._register(name, version, entry, entry["marName"])
-            except (ApiError, TorchmarError) as error:
-                logs.SERVER.error("%s %s cannot be deployed again: %s", name, version, error.message)
-                continue
-            logs.SERVER.warning("%s %s is deployed again, with new replicas", name, version)
-            model = registry.models[name]
-            if entry["defaultVersion"]:
-                model.default = version
-            model.labels = {**model.labels, **dict.fromkeys(entry.get("labels", ()), version)}
-            registry.on_change()
-        self._unserved.clear()
+        if revision > self._revision or (revision == self._revision and self._retry_due):
+            await self._follower.apply(state)
+            self._revision = revision
+            self._applied.set()
 
     async def _published(self) -> int:
         """Wait until what has changed is published; return the revision."""
