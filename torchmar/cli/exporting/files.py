@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +20,7 @@ from torchmar.recipe import VERSION_PATTERN
 if TYPE_CHECKING:
     from torchmar.archive import Archive
     from torchmar.engines import EngineName
+    from torchmar.exporting.image import Image
 
 Config = Annotated[Path, typer.Option(help="The server's configuration.")]
 Package = Annotated[
@@ -138,6 +139,28 @@ def versions_here() -> tuple[str, str]:
     except PackageNotFoundError:
         torch = ""
     return f"{sys.version_info.major}.{sys.version_info.minor}", torch
+
+
+def platform_image(wheel: str, archives: Sequence[Path], *, gpus: bool) -> Image:
+    """Return the image of a server for archives that the platform brings, with the versions of this environment.
+
+    Args:
+        wheel: torchmar's, in the folder of the build.
+        archives: the archives, for the extras that they need.
+        gpus: whether to install torch with CUDA.
+    """
+    from torchmar.exporting.image import Image
+
+    python, torch = versions_here()
+    return Image(
+        config=None,
+        model_store=PurePosixPath(),
+        package=wheel,
+        extras=tuple(dict.fromkeys(extra for path in archives for extra in extras_of(path, "builtin"))),
+        gpus=gpus,
+        python=python,
+        torch=torch,
+    )
 
 
 def copy_package(wheel: Path, folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +11,9 @@ from torchmar.cli.exporting.files import (
     ForGpus,
     Package,
     copy_package,
-    extras_of,
     identity,
+    platform_image,
     require_folder,
-    versions_here,
     write,
 )
 from torchmar.cli.progress import Bar
@@ -45,7 +44,6 @@ def sagemaker(
     from torchmar.archive.renaming import copy_archive
     from torchmar.errors import TorchmarError
     from torchmar.exporting import containers
-    from torchmar.exporting.image import Image
     from torchmar.exporting.sagemaker import FILE_NAME, commands, file_name, identifier
 
     names, version = [], ""
@@ -69,16 +67,7 @@ def sagemaker(
     if package:
         wheel = copy_package(package, output)
         content += file_digest.of(output / wheel)
-        python, torch = versions_here()
-        image = Image(
-            config=None,
-            model_store=PurePosixPath(),
-            package=wheel,
-            extras=tuple(dict.fromkeys(extra for path in archives for extra in extras_of(path, "builtin"))),
-            gpus=gpus,
-            python=python,
-            torch=torch,
-        )
+        image = platform_image(wheel, archives, gpus=gpus)
         title = identifier("models" if len(names) > 1 else names[0]).lower()
         texts[output / "Dockerfile"] = containers.sagemaker_dockerfile(image, title)
         texts[output / ".dockerignore"] = containers.dockerignore([wheel])

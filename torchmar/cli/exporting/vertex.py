@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -11,10 +12,9 @@ from torchmar.cli.exporting.files import (
     ForGpus,
     Package,
     copy_package,
-    extras_of,
     identity,
+    platform_image,
     require_folder,
-    versions_here,
     write,
 )
 from torchmar.cli.progress import Bar
@@ -41,7 +41,6 @@ def vertex(
     from torchmar.archive import Archive
     from torchmar.archive.renaming import copy_archive
     from torchmar.exporting import containers
-    from torchmar.exporting.image import Image
     from torchmar.exporting.vertex import commands, identifier
     from torchmar.platforms.vertex import FILE_NAME, MODEL_NAME
 
@@ -58,17 +57,10 @@ def vertex(
     if package:
         wheel = copy_package(package, output)
         inside = PurePosixPath(FILE_NAME)
-        python, torch = versions_here()
-        image = Image(
-            config=None,
-            model_store=PurePosixPath(),
+        image = replace(
+            platform_image(wheel, [archive], gpus=gpus),
             baked=(inside,),
             with_runtime=(inside,) if has_runtime else (),
-            package=wheel,
-            extras=extras_of(archive, "builtin"),
-            gpus=gpus,
-            python=python,
-            torch=torch,
         )
         texts[output / "Dockerfile"] = containers.vertex_dockerfile(image, identifier(name))
         texts[output / ".dockerignore"] = containers.dockerignore([wheel, FILE_NAME])
