@@ -74,23 +74,14 @@ def plan(
         raise typer.BadParameter("all models of a watched model store are served; name none", param_hint="MODEL")
     at_startup = [] if watching else _startup_archives(config, store_folder)
     file = (run_folder / state_file.FILE_NAME).resolve()
-    restores = (
-        engine != "torchserve"
-        and not watching
-        and config.flag("enable_model_api")
-        and not config.get("model_snapshot").strip()
-    )
+    restores = not watching and _restores(config, engine)
     state = None if names or fresh or not restores else state_file.read(file, store_folder.resolve(), config)
     configured = not names and any(config.get(key).strip() for key in ("load_models", "model_snapshot"))
     to_register = at_startup if configured or watching else store.find(store_folder, names or None)
     if state:
         to_register = [archive for archive in to_register if archive.name not in state.archives]
-    registers = config.flag("enable_model_api") or config.flag("enable_envvars_config")
-    if not (registers or set(to_register) <= set(at_startup)):
-        raise TorchmarError(
-            f"{config.file}: without enable_model_api no model can be registered",
-            hint="enable_model_api=true, or load_models=all in place of it",
-        )
+    if not set(to_register) <= set(at_startup):
+        _check_registers(config)
     overrides = {"torchmar_state_file": str(file)} if restores else {}
     if state:
         overrides.update(state.overrides)
@@ -106,6 +97,21 @@ def plan(
         state=state,
         overrides=overrides,
     )
+
+
+def _restores(config: Properties, engine: EngineName) -> bool:
+    """Return whether a server that does not watch its store restores the models of its last run."""
+    named = config.get("model_snapshot").strip()
+    return engine != "torchserve" and config.flag("enable_model_api") and not named
+
+
+def _check_registers(config: Properties) -> None:
+    """Raise TorchmarError if no model can be registered in a configuration."""
+    if not (config.flag("enable_model_api") or config.flag("enable_envvars_config")):
+        raise TorchmarError(
+            f"{config.file}: without enable_model_api no model can be registered",
+            hint="enable_model_api=true, or load_models=all in place of it",
+        )
 
 
 def _startup_archives(config: Properties, folder: Path) -> list[Path]:
