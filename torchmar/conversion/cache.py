@@ -23,15 +23,24 @@ _CHUNK = 1 << 20
 
 def root() -> Path:
     """Return the folder of conversions; a temporary one if it cannot be written."""
+    return _folder("converted")
+
+
+def instructions() -> Path:
+    """Return the folder of what torch has found out about compilers; a temporary one if it cannot be written."""
+    return _folder("instructions")
+
+
+def _folder(name: str) -> Path:
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        path = cache.absolute() / "torchmar" / "converted"
+        path = cache.absolute() / "torchmar" / name
         path.mkdir(parents=True, exist_ok=True)
         if os.access(path, os.W_OK):
             return path
     except (OSError, RuntimeError):
         pass
-    folder = tempfile.mkdtemp(prefix="torchmar-converted-")
+    folder = tempfile.mkdtemp(prefix=f"torchmar-{name}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from torchmar.conversion import cache
 from torchmar.conversion.exporters import failure
 from torchmar.conversion.exporters.model import Axes, Example, Model
 from torchmar.conversion.exporters.program import export_program
@@ -43,22 +45,40 @@ def to_aoti(
     if not any(map(shutil.which, (os.environ.get("CXX") or "", *_COMPILERS))):
         raise Inapplicable("there is no C++ compiler here, which AOTInductor needs", "apt-get install g++, or set CXX")
     program = export_program(model, example, dynamic)
-    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    # In a folder of its own: the default one, in /tmp, is another user's on some machines.
-    with tempfile.TemporaryDirectory(prefix="torchmar-inductor-") as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        try:
-            with torch.no_grad():
-                torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(path), inductor_configs={**_SETTINGS, **settings}
-                )
-        except Exception as error:  # of the compilers of torch and of C++
-            raise failure.rejection(error, "AOTInductor", program) from error
-        finally:
-            if before is None:
-                del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-            else:
-                os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+    try:
+        _find_instructions()
+        # In a folder of its own: the default one, in /tmp, is another user's on some machines.
+        with tempfile.TemporaryDirectory(prefix="torchmar-inductor-") as folder, _cached_in(folder), torch.no_grad():
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={**_SETTINGS, **settings}
+            )
+    except Exception as error:  # of the compilers of torch and of C++
+        raise failure.rejection(error, "AOTInductor", program) from error
     return [
         f"machine code for processors with {torch.backends.cpu.get_cpu_capability()}, for torch {torch.__version__}"
     ]
+
+
+def _find_instructions() -> None:
+    """Have torch find the vector instructions that the C++ compiler knows, by a dozen runs of it.
+
+    They take longer than to compile a small model, and torch keeps their results by its version and the compiler's.
+    """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with _cached_in(str(cache.instructions())):
+        pick_vec_isa()
+
+
+@contextlib.contextmanager
+def _cached_in(folder: str) -> Iterator[None]:
+    """Have torch's compilers keep their files in a folder."""
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        else:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
