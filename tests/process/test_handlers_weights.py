@@ -27,6 +27,7 @@ torch = pytest.importorskip("torch")
 onnx_package = pytest.importorskip("onnx")
 
 from tests.support.paths import ROOT  # noqa: E402
+from torchmar.conversion.exporters import to_aoti  # noqa: E402
 from torchmar_handlers import weights  # noqa: E402
 from torchmar_handlers.weights import LoadError, machine, onnx_runtime, openvino_ir  # noqa: E402
 
@@ -581,10 +582,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # The compiler takes most of its time for the code around the operations, which calls them with the same checks.
-        options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(folder / "any.pt2"), inductor_configs=options
-        )
+        to_aoti(program, (), (), folder / "any.pt2", settings={"aot_inductor.compile_wrapper_opt_level": "O0"})
     with zipfile.ZipFile(folder / "any.pt2") as archive, zipfile.ZipFile(folder / "two.pt2", "w") as two:
         library = next(name for name in archive.namelist() if name.endswith(".so"))
         (folder / "pool.so").write_bytes(archive.read(library))
