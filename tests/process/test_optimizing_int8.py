@@ -183,6 +183,30 @@ def test_the_first_attempt_that_agrees_is_taken_else_the_nearest(tmp_path: Path)
     assert chosen("far", "same", seconds=-1)[1] == "far"
 
 
+def test_a_model_of_a_fixed_number_of_rows_is_calibrated_with_as_many(model: Path) -> None:
+    from torchmar.optimizing.process import source
+    from torchmar.optimizing.process.captured import Captured
+    from torchmar.optimizing.process.jobs import Weights
+    from torchmar_handlers.weights import onnx_runtime
+
+    fixed = model.with_name("fixed.onnx")
+    loaded = onnx.load(model)
+    loaded.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(loaded, fixed)
+    original = source.Source(
+        weights=Weights(folder=str(fixed.parent), serialized_file=fixed.name),
+        module=onnx_runtime.load(fixed, torch.device("cpu"), 1),
+        path=fixed,
+        kind="an ONNX model",
+        input_names=("pixels",),
+        output_names=("logits",),
+    )
+    picture = torch.from_numpy(images(1, 0)[0]["pixels"])
+    made = attempts.calibration(original, [Captured("a", (picture,), {})], [], "", 60.0)
+    (outputs,) = onnxruntime_int8.outputs(fixed, made.inputs, 1)
+    assert outputs["logits"].shape == (4, 8)
+
+
 def test_transformers_are_known_by_products_behind_a_softmax() -> None:
     block = ["MatMul", "MatMul", "MatMul", "MatMul", "Softmax", "MatMul", "MatMul", "Gemm", "Gemm"]
     assert attempts.is_transformer(block)

@@ -49,6 +49,8 @@ def main(step: str, job: str, result: str) -> None:
 def one_line(error: BaseException) -> str:
     """Return the line of an error that says most: of the traceback of TorchScript the last, of others the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO's begin with places in its sources.
+    lines = [line for line in lines if not line.startswith(("Exception from ", "Check '"))] or lines
     kind = type(error).__name__
     if not lines:
         return kind

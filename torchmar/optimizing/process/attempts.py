@@ -17,7 +17,7 @@ import numpy as np
 
 from torchmar.optimizing import agreement, gate, requirements
 from torchmar.optimizing.agreement import Outputs
-from torchmar.optimizing.process.captured import Captured
+from torchmar.optimizing.process.captured import Captured, batches
 from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.process.source import Source
 from torchmar.optimizing.requirements import Kind, Requirement
@@ -128,7 +128,14 @@ def check_kinds(kinds: Collection[str], weighted: Collection[str], quantised: Co
 
 
 def _arrays(source: Source, each: Captured) -> dict[str, np.ndarray]:
-    """Return the tensors of an input as arrays, by the names that the converted model has for them."""
+    """Return the tensors of an input as arrays, by the names that the converted model has for them.
+
+    A model that takes only one number of rows gets the rows repeated, as many as it takes.
+    """
+    from torchmar_handlers import weights as handlers_weights
+
+    if each.rows and (fixed := handlers_weights.fixed_rows(source.module)):
+        (each,) = batches([each], fixed)
     return {
         name: tensor.detach().cpu().numpy()
         for name, tensor in zip(source.names_of(each), each.tensors or (), strict=True)
