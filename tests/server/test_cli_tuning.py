@@ -130,6 +130,13 @@ def test_an_archive_that_does_not_exist_is_not_taken_for_requests(tmp_path: Path
     assert ran.stderr.startswith("error: nowhere does not exist\nhint: name a .mar file")
 
 
+def test_a_record_that_cannot_be_written_is_found_before_anything_is_measured(slept: Path, tmp_path: Path) -> None:
+    (tmp_path / ".torchmar").write_text("no folder")
+    ran = torchmar("tune", "slept", "--slo", "p99<50ms", cwd=tmp_path, code=1)
+    assert ran.stderr.startswith("error: .torchmar/tune/slept-1.0-")
+    assert "cannot be written: Not a directory" in ran.stderr
+
+
 def test_an_archive_without_samples_needs_requests(slept: Path, tmp_path: Path) -> None:
     (slept / "archive.yaml").write_text(RECIPE.partition("samples:")[0])
     assert "has no requests" in torchmar("tune", "slept", "--slo", "p99<50ms", cwd=tmp_path, code=1).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -51,6 +52,11 @@ def run(module: str, job: Mapping[str, Any], work: Path, environment: Mapping[st
         answer = json.loads(ended.stdout)
     except ValueError:
         lines = ended.stderr.strip().splitlines()
+        if lines and lines[-1].startswith(f"OSError: [Errno {errno.ENOSPC}]"):  # no other format would need less
+            raise ConversionError(
+                "no space left on the device of the result, or of temporary files",
+                hint="TMPDIR names another folder for temporary files",
+            ) from None
         raise ConversionError(
             f"the process of the conversion ended with {ended.returncode}: {lines[-1] if lines else 'no output'}",
             crashed=True,

@@ -182,7 +182,7 @@ class LiveServer:
         if step.wrong_answers:
             raise TorchmarError(
                 f"{step.wrong_answers} of {step.completed} answers are wrong, with {setting}: {step.wrong_answer}",
-                hint=f"torchmar check {self._archive} --run compares answers in batches with those to single requests",
+                hint="torchmar check --run compares answers in batches with those to single requests",
             )
         return self._trial(setting, rate, predicted, purpose, step, used / (rate * (spec.warmup_s + spec.duration_s)))
 

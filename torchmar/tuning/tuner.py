@@ -247,6 +247,7 @@ class Tuner:
         ]
         if not wanted:
             return
+        self._save()  # a folder that cannot be written is an error now, not when all has been measured
         try:
             measured = self._profile_workers(wanted)
         except LoadError:
