@@ -141,6 +141,14 @@ def pools(pool_harness: PoolHarness, tmp_path: Path) -> Iterator[Pools]:
     pool_harness.run(until(lambda: not pools.memories()))
 
 
+@pytest.fixture(scope="module")
+def whole(pool_harness: PoolHarness, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Run a worker of the digits without stages, whose answers those with stages are compared with."""
+    pools = Pools(pool_harness, tmp_path_factory.mktemp("whole"))
+    yield pools.start(digits, Pool, batch_size=8)
+    pool_harness.run(pools.close())
+
+
 async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None = None, **fields: str) -> list[Reply]:
     """Return the replies to simultaneous requests; bodies are bytes, or values that JSON has."""
     loop = asyncio.get_running_loop()
@@ -189,9 +197,9 @@ PROTOCOLS = [
 
 @stages
 def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(
-    pools: Pools, digits: Path, stages: dict[str, int]
+    pools: Pools, whole: Pool, digits: Path, stages: dict[str, int]
 ) -> None:
-    staged, whole = pools.start(digits, batch_size=8, **stages), pools.start(digits, Pool, batch_size=8)
+    staged = pools.start(digits, batch_size=8, **stages)
     expected = pools.harness.run(ask(whole, PROTOCOLS))
     assert [reply.status for reply in expected] == [200] * 4 + [400, 200, 400, 200, 400]
     for _ in range(3):
@@ -229,8 +237,10 @@ def test_handlers_of_texts_tables_and_maps_have_a_last_stage(
 
 
 @stages
-def test_explanations_and_descriptions_are_the_same(pools: Pools, digits: Path, stages: dict[str, int]) -> None:
-    staged, whole = pools.start(digits, batch_size=4, **stages), pools.start(digits, Pool, batch_size=4)
+def test_explanations_and_descriptions_are_the_same(
+    pools: Pools, whole: Pool, digits: Path, stages: dict[str, int]
+) -> None:
+    staged = pools.start(digits, batch_size=4, **stages)
     for headers in ({"explain": "True"}, {"describe": "True"}):
         assert pools.harness.run(ask(staged, [IMAGE] * 2, headers)) == pools.harness.run(
             ask(whole, [IMAGE] * 2, headers)
