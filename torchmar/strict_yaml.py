@@ -95,8 +95,11 @@ def read(file: Path, missing: str) -> str:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError([Problem(file=str(file), line=0, message="does not exist", hint=missing)]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(file=str(file), line=0, message=f"cannot be read: {error}")]) from None
+    except UnicodeDecodeError:
+        message = "is no text in UTF-8, which YAML is"
+        raise RecipeError([Problem(file=str(file), line=0, message=message, hint=missing)]) from None
+    except OSError as error:
+        raise RecipeError([Problem(file=str(file), line=0, message=f"cannot be read: {error.strerror}")]) from None
 
 
 def parse(text: str, file: str, otherwise: str) -> Document:

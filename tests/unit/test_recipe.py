@@ -122,6 +122,13 @@ def test_a_missing_recipe_is_an_error_without_a_traceback(tmp_path: Path) -> Non
         recipe.read(tmp_path / "nothing.yaml")
 
 
+def test_an_archive_in_the_place_of_a_recipe_is_named_as_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "made-1.0.mar"
+    file.write_bytes(b"PK\x03\x04\xc3\x28")
+    with pytest.raises(RecipeError, match=r"is no text in UTF-8, which YAML is \(a recipe is a file called"):
+        recipe.read(file)
+
+
 def test_the_schema_names_every_key_and_is_json() -> None:
     document = json.loads(json.dumps(recipe.schema()))
     assert set(document["properties"]) == set(recipe.Recipe.model_fields)
