@@ -9,6 +9,7 @@ import array
 import atexit
 import builtins
 import contextlib
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -75,6 +76,8 @@ _LEFT_OUT = (
 _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _HANDLERS = Path(__file__).parents[3] / "handlers" / "torchmar_handlers"
 _MAX_MESSAGE = 1 << 20
+_LARGE_PAGE = 2 << 20
+_MADV_COLLAPSE = 25  # Linux 6.1; earlier ones refuse it
 _MAX_FILES = 253  # of one message, on Linux
 
 
@@ -290,6 +293,18 @@ def load(kind: str) -> None:
         _compile_handlers()
     gc.collect()
     gc.freeze()
+    _use_large_pages()
+
+
+def _use_large_pages() -> None:
+    """Move the memory into large pages: a fork, which copies the table of pages, takes a third of the time then."""
+    madvise = ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, access, _, _, file, *_ = line.split()
+        if (access, file) == ("rw-p", "0"):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            for page in range(-(-start // _LARGE_PAGE) * _LARGE_PAGE, end - _LARGE_PAGE + 1, _LARGE_PAGE):
+                madvise(ctypes.c_void_p(page), ctypes.c_size_t(_LARGE_PAGE), _MADV_COLLAPSE)
 
 
 def _compile_handlers() -> None:
