@@ -251,3 +251,26 @@ def test_names_of_dimensions(texts: list[str], axes: object) -> None:
 def test_wrong_names_of_dimensions(texts: list[str], message: str) -> None:
     with pytest.raises(Rejected, match=message):
         dimensions.parse(texts, ["a", "b"], (torch.ones(2, 3), torch.ones(2, 5, 4)))
+
+
+def test_attention_with_a_mask_for_padding_is_written_as_onnxruntime_reads_it(tmp_path: Path) -> None:
+    """Its Attention of opset 23 takes no mask that is the same for all queries."""
+
+    class Padded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, states: Any, mask: Any) -> Any:
+            return self.layer(states, src_key_padding_mask=mask == 0)
+
+    model = Padded().eval()
+    example = (torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]))
+    file = tmp_path / "padded.onnx"
+    notes = exporters.to_onnx(model, example, ({0: "batch", 1: "seq"}, {0: "batch", 1: "seq"}), file)
+    assert "opset 22" in notes
+    loaded = weights.load(tmp_path, file.name, None, CPU, {}, threads=1)
+    other = (torch.randn(3, 4, 8), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]))
+    with torch.inference_mode():
+        for inputs in (example, other):
+            torch.testing.assert_close(loaded(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)

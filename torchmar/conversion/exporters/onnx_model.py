@@ -19,6 +19,7 @@ from torchmar.conversion.exporters.program import export_program
 from torchmar.conversion.process import Inapplicable
 
 _OLDEST = 18  # of the operators that torch's exporter is written in
+_WITHOUT_ATTENTION = 22  # the newest in which attention is products and a softmax
 _EXTRA = "pip install 'torchmar[export]'"
 
 
@@ -63,6 +64,8 @@ def to_onnx(
     inputs = list(names) or input_names(model, len(example))
     results = list(outputs) or output_names(call(model, example))
     exported = _exported(program, opset or readable, inputs, results, dynamic)
+    if opset is None and any(_masked_attention(node) for node in exported.model.graph.all_nodes()):
+        exported = _exported(program, _WITHOUT_ATTENTION, inputs, results, dynamic)
     for node in exported.model.graph.all_nodes():
         node.metadata_props.clear()  # paths and lines of the sources
     exported.save(path)
@@ -70,6 +73,11 @@ def to_onnx(
     if converted:
         notes.append("float32, in place of bfloat16, which ONNX Runtime does not compute with on CPUs")
     return notes
+
+
+def _masked_attention(node: Any) -> bool:
+    """Return whether a node is an Attention with a mask: ONNX Runtime rejects one that is the same for all queries."""
+    return node.op_type == "Attention" and len(node.inputs) > 3 and node.inputs[3] is not None
 
 
 def newest_opset() -> int:
