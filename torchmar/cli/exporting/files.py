@@ -14,13 +14,12 @@ import typer
 from torchmar import atomic
 from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
-from torchmar.properties import Properties
-from torchmar.recipe import VERSION_PATTERN
 
 if TYPE_CHECKING:
     from torchmar.archive import Archive
     from torchmar.engines import EngineName
     from torchmar.exporting.image import Image
+    from torchmar.properties import Properties
 
 Config = Annotated[Path, typer.Option(help="The server's configuration.")]
 Package = Annotated[
@@ -102,6 +101,8 @@ def identity(archive: Archive) -> tuple[str, str]:
     Raises:
         TorchmarError: the version has other characters than those that have no meaning there.
     """
+    from torchmar.recipe import VERSION_PATTERN
+
     manifest = archive.manifest
     if not re.fullmatch(VERSION_PATTERN, manifest.version):
         raise TorchmarError(
