@@ -41,6 +41,7 @@ _ALONE = 0.8  # of the predicted highest rate, at which it is measured first if 
 _STALLED = 2.0  # times the prediction: with fast requests otherwise, one stall explains a statistic above it
 _FINALISTS, _ROUNDS = 3, 3  # settings that are measured in turn, and the measurements of each
 _RESERVED = 3  # trials for them, before others are measured
+_CONFIRMING = 2  # trials that confirm the highest rate, of which the first may show that the best misses the target
 _FINE = 8  # settings at the most that are predicted finely before a trial
 _SAME = 0.01  # relative difference of rates or latencies, below which the cheaper setting is the better one
 
@@ -296,9 +297,9 @@ class Search:
 
     def _reserved_trials(self) -> int:
         """Return how many trials are left for measuring the best settings again."""
-        return {Objective.THROUGHPUT: 1, Objective.LATENCY: min(_RESERVED, self._most // 3)}.get(
-            self.question.objective, 0
-        )
+        if self.question.objective is Objective.THROUGHPUT:
+            return min(_CONFIRMING, max(1, self._most // 3))
+        return min(_RESERVED, self._most // 3) if self.question.objective is Objective.LATENCY else 0
 
     def _reserved_time(self, best: Trial) -> float:
         """Return the seconds that are left for it."""
