@@ -298,6 +298,8 @@ def load(kind: str) -> None:
 
 def _use_large_pages() -> None:
     """Move the memory into large pages: a fork, which copies the table of pages, takes a third of the time then."""
+    if not sys.platform.startswith("linux"):
+        return
     madvise = ctypes.CDLL(None).madvise
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, access, _, _, file, *_ = line.split()
