@@ -93,8 +93,9 @@ def test_many_calls_share_a_connection_and_each_gets_its_own_answer() -> None:
         return _echo(request, context)
 
     with serving(predict) as target:
-        step = _measure(target, _workload(b"one", b"two", b"three"))
-    assert (step.sent, step.completed, step.errors, step.wrong_answers) == (100, 100, (), 0)
+        # No more requests than calls that one connection may have, also if the machine stalls.
+        step = _measure(target, _workload(b"one", b"two", b"three"), rate=200.0, duration_s=0.4, warmup_s=0.05)
+    assert (step.sent, step.completed, step.errors, step.wrong_answers) == (80, 80, (), 0)
     assert step.connections == 1
     assert step.latency_ms is not None
     assert step.latency_ms.p50 >= 30
@@ -228,7 +229,7 @@ def test_a_connection_of_a_closed_loop_goes_on_after_a_timeout() -> None:
 
     def predict(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
         calls.append(1)
-        time.sleep(1 if len(calls) == 10 else 0.01)
+        time.sleep(3 if len(calls) == 10 else 0.01)
         return b"ok"
 
     with serving(predict) as target:
@@ -237,8 +238,8 @@ def test_a_connection_of_a_closed_loop_goes_on_after_a_timeout() -> None:
             "connections": 1,
             "rate": None,
             "warmup_s": 0.0,
-            "timeout_s": 0.3,
-            "duration_s": 1.0,
+            "timeout_s": 1.5,
+            "duration_s": 2.5,
         }
         step = _measure(target, _workload(b"one"), **options)
     assert [(failure.kind, failure.count) for failure in step.errors] == [("timeout", 1)]

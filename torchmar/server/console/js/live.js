@@ -71,7 +71,7 @@ export default function Live({ names }) {
       connection.value.live &&
       !models.value.has(model) &&
       html`<${Notice} tone="warn">There is no model named ${model} now. Its last ten minutes are shown.<//>`}
-      ${columns ? html`<${Charts} ...${shown} />` : html`<${Loading} />`}
+      ${columns ? html`<${Charts} key=${model ?? ""} ...${shown} />` : html`<${Loading} />`}
       ${columns && html`<${Happened} events=${own} from=${from} to=${to} />`}
       <p class="muted small foot">
         Drag over a chart to see a part of it.${" "}
