@@ -30,6 +30,7 @@ _WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape 
 _CPU = torch.device("cpu")
 _LABELS = "index_to_name.json"
 _SAMPLES_FAIL = "a sample of the archive fails with them, with the error above"
+_MOST_THREADS = 1_024  # a typing error should not overload the machine
 
 
 class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
@@ -92,7 +93,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.options = Options(config.get("handler"))
         self.device = _device(properties.get("gpu_id"))
         self.map_location = self.device.type
-        threads = self.options.integer("threads", _share_of_cores(config.get("maxWorkers")), low=1)
+        share = _share_of_cores(config.get("maxWorkers"))
+        threads = self.options.integer("threads", share, low=1, high=max(_MOST_THREADS, share))
         self.executor = _Decoders(threads) if self.parallel_decode and threads > 1 else None
         torch.set_num_threads(threads)
         batch_size = int(properties.get("batch_size") or 1)

@@ -52,7 +52,9 @@ def optimize(
     ] = "1,8",
     threads: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Threads of the model; default: the handler's.", show_default=False),
+        typer.Option(
+            metavar="N", min=1, max=1024, help="Threads of the model; default: the handler's.", show_default=False
+        ),
     ] = None,
     budget: Budget = "10m",
     variant: Annotated[
