@@ -73,7 +73,7 @@ def lock(
         RecipeError: the recipe has a problem, or has no ``runtime``.
         TorchmarError: the packages cannot be resolved or downloaded; the lock file and the wheels are as before.
     """
-    file = path / recipe.FILE_NAME if path.is_dir() else path
+    file = recipe.file_of(path)
     text = strict_yaml.read(file, f"a recipe is a file called {recipe.FILE_NAME}, or the folder that holds one")
     runtime = recipe.parse(text, str(file)).runtime
     folder = file.parent
