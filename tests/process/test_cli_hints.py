@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import pytest
-import typer
 
 from tests.support import documents
+from tests.support.command_tree import Command, command_tree
 from tests.support.paths import ROOT
 from torchmar.cli import archiver, tensorflow_serving_flags, torchserve_flags
-from torchmar.cli.app import app
 
 _PLACEHOLDER = "VALUE"  # of what a message fills in
 _PHRASE = re.compile(r"\b(torchmar(?:-archiver|-serve|-tfserving)?)((?: +(?:--?[\w-]+(?:=\S+)?|[\w./:{}<>\[\]|-]+))*)")
@@ -42,20 +40,13 @@ class Place(NamedTuple):
     text: str
 
 
-def _options(command: click.Command) -> set[str]:
+def _options(command: Command) -> set[str]:
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def _commands() -> dict[str, set[str]]:
     """Return the flags of each command, by the words of its call."""
-    flags: dict[str, set[str]] = {}
-
-    def walk(command: click.Command, words: str) -> None:
-        flags[words] = {*_options(command), "--help", "-h"}
-        for name, inner in getattr(command, "commands", {}).items():
-            walk(inner, f"{words} {name}")
-
-    walk(typer.main.get_command(app), "torchmar")
+    flags = {" ".join(("torchmar", *words)): {*_options(command), "--help", "-h"} for words, command in command_tree()}
     for words, parser in (
         ("torchmar-serve", torchserve_flags.argument_parser()),
         ("torchmar-archiver", archiver.argument_parser()),
@@ -129,13 +120,9 @@ def _read_messages() -> Iterator[Place]:
 
 
 def _helps() -> Iterator[Place]:
-    def walk(command: click.Command, words: str) -> Iterator[Place]:
+    for words, command in command_tree():
         texts = [command.help, command.epilog, *(getattr(param, "help", "") for param in command.params)]
-        yield from (Place(f"{words} --help", text) for text in texts if text)
-        for name, inner in getattr(command, "commands", {}).items():
-            yield from walk(inner, f"{words} {name}")
-
-    yield from walk(typer.main.get_command(app), "torchmar")
+        yield from (Place(" ".join(("torchmar", *words, "--help")), text) for text in texts if text)
 
 
 def _documents() -> Iterator[Place]:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import click
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.support.command_tree import command_tree
 from torchmar.cli.app import app, app_for
 
 
-def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    yield words
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from commands(inner, (*words, name))
-
-
-@pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
+@pytest.mark.parametrize("words", [words for words, _ in command_tree()], ids=" ".join)
 def test_no_word_of_help_is_cut_at_80_columns(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     # Rich cuts a flag that has no room, and marks the cut with an ellipsis.
     monkeypatch.setenv("COLUMNS", "80")
