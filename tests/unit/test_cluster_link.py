@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import Any
 import pytest
 
 from tests.support.certificates import certify
+from tests.support.manual_replica import NODE, ManualReplica
 from torchmar.cluster import channel
-from torchmar.cluster.channel import Channel, Endpoint
+from torchmar.cluster.channel import Channel
 from torchmar.cluster.link import ReplicaLink
-from torchmar.cluster.listener import Listener
-from torchmar.server.api_error import ApiError
 from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job, Part, Reply
 
-NODE, OTHER_NODE = "node", "another node"
+OTHER_NODE = "another node"
 LARGE = bytes(range(256)) * (1 << 13)  # received into memory of its own
 
 
@@ -59,27 +57,9 @@ class Front:
         await asyncio.wait_for(wait(), 20)
 
 
-class Replica:
-    """A listener whose requests are answered by the test."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.listener = Listener(self._submit, lambda: {"batches": [(1, [0.0], 0.5)], "metrics": []}, NODE)
-
-    def _submit(self, job: Job) -> None:
-        if job.request_id == "refused":
-            raise ApiError(503, "ServiceUnavailableException", "no room")
-        self.jobs.append(job)
-
-    async def open(self) -> Endpoint:
-        endpoint = await self.listener.open("127.0.0.1", os.environ)
-        self.listener.set_ready(True)
-        return endpoint
-
-
-def run(scenario: Callable[[Front, Replica, ReplicaLink], Awaitable[None]], node_id: str = OTHER_NODE) -> None:
+def run(scenario: Callable[[Front, ManualReplica, ReplicaLink], Awaitable[None]], node_id: str = OTHER_NODE) -> None:
     async def body() -> None:
-        front, replica = Front(), Replica()
+        front, replica = Front(), ManualReplica()
         link = ReplicaLink("r", await replica.open(), node_id, 4, front)
         try:
             await front.until(lambda: link.ready)
@@ -93,7 +73,7 @@ def run(scenario: Callable[[Front, Replica, ReplicaLink], Awaitable[None]], node
 
 @pytest.mark.parametrize("node_id", [NODE, OTHER_NODE], ids=["unix", "tcp"])
 def test_requests_and_replies_of_any_size_arrive_unchanged(node_id: str) -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         job = front.job(LARGE)
         job.deadline = asyncio.get_running_loop().time() + 60
         job.since -= 50
@@ -116,7 +96,7 @@ def test_requests_and_replies_of_any_size_arrive_unchanged(node_id: str) -> None
 
 
 def test_a_request_that_is_not_accepted_gets_the_error() -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         link.send([front.job(name="refused")])
         await front.until(lambda: front.replies)
         assert (front.replies[0].status, front.replies[0].message) == (503, "no room")
@@ -125,7 +105,7 @@ def test_a_request_that_is_not_accepted_gets_the_error() -> None:
 
 
 def test_the_time_of_a_batch_is_measured_and_that_of_a_refusal_is_not() -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         front.batch_times = BatchTimes()
         link.send([front.job(name="refused")])
         await front.until(lambda: front.replies)
@@ -146,7 +126,7 @@ def test_the_time_of_a_batch_is_measured_and_that_of_a_refusal_is_not() -> None:
 
 
 def test_a_cancelled_request_is_cancelled_at_the_replica() -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         job = front.job()
         link.send([job, front.job()])
         await front.until(lambda: len(replica.jobs) == 2)
@@ -160,7 +140,7 @@ def test_a_cancelled_request_is_cancelled_at_the_replica() -> None:
 
 
 def test_requests_of_a_lost_connection_are_returned_and_cancelled() -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         first, second = front.job(), front.job()
         link.send([first, second])
         await front.until(lambda: len(replica.jobs) == 2)
@@ -177,7 +157,7 @@ def test_requests_of_a_lost_connection_are_returned_and_cancelled() -> None:
 
 
 def test_a_lost_connection_is_opened_again() -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         link._channel.abort()  # type: ignore[union-attr]  # as a network does
         await front.until(lambda: not link.ready)
         await front.until(lambda: link.ready)
@@ -188,7 +168,7 @@ def test_a_lost_connection_is_opened_again() -> None:
 
 
 def test_a_replica_that_ends_answers_what_it_has_and_gets_no_more() -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         link.send([front.job()])
         await front.until(lambda: replica.jobs)
         draining = asyncio.ensure_future(replica.listener.drain())
@@ -204,7 +184,7 @@ def test_a_replica_that_ends_answers_what_it_has_and_gets_no_more() -> None:
 
 
 def test_a_replica_whose_worker_restarts_gets_no_requests_meanwhile() -> None:
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         replica.listener.set_ready(False)
         await front.until(lambda: not link.ready)
         assert link.connected
@@ -216,7 +196,7 @@ def test_a_replica_whose_worker_restarts_gets_no_requests_meanwhile() -> None:
 
 def test_without_the_secret_nothing_is_accepted_and_the_reason_is_known() -> None:
     async def body() -> None:
-        replica, front = Replica(), Front()
+        replica, front = ManualReplica(), Front()
         endpoint = await replica.open()
         assert endpoint.secret.hex() not in repr(endpoint)
         assert str(endpoint.secret) not in repr(endpoint)
@@ -253,7 +233,7 @@ def test_without_the_secret_nothing_is_accepted_and_the_reason_is_known() -> Non
 
 def test_an_address_that_nothing_listens_at_is_a_problem_with_a_reason() -> None:
     async def body() -> None:
-        replica, front = Replica(), Front()
+        replica, front = ManualReplica(), Front()
         endpoint = await replica.open()
         replica.listener.close()
         link = ReplicaLink("r", endpoint, NODE, 4, front)  # its Unix socket is gone, too
@@ -272,7 +252,7 @@ def test_where_ray_encrypts_its_connections_these_are_encrypted(
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("RAY_TLS_CA_CERT", str(certificate))
 
-    async def scenario(front: Front, replica: Replica, link: ReplicaLink) -> None:
+    async def scenario(front: Front, replica: ManualReplica, link: ReplicaLink) -> None:
         assert link._channel._transport.get_extra_info("ssl_object")  # type: ignore[union-attr]
         link.send([front.job(LARGE)])
         await front.until(lambda: replica.jobs)

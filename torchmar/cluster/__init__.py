@@ -2,9 +2,9 @@
 
 The front is the built-in server: its APIs, its registry, its archives. Only its pools are others::
 
-    client ─> front: api, registry ─> pool.py ── link.py ──frames── listener.py <── replica.py, on any node
+    client ─> front: api, registry ─> pool.py: dispatcher.py ── link.py ──frames── listener.py <── replica.py, any node
                                         │                                             its own Pool of one worker process
-                                        │  deploys, deletes                           ▲
+                                        │ application.py: deploys, deletes            ▲
                                         ▼                                             │ starts, restarts, counts
                                       session.py ──────────────> Ray Serve's controller
                                         ▲
@@ -14,8 +14,8 @@ The front is the built-in server: its APIs, its registry, its archives. Only its
   more ``max_workers`` than ``min_workers``, Ray Serve chooses it between them by the requests of all fronts, which
   replicas report (`autoscaling`).
 * Ray places, supervises and lists replicas. Requests do not pass through it, which takes milliseconds of CPU time for
-  each: a front connects to every replica (`channel`), keeps the requests that wait, and sends at most two batches to a
-  replica, to one that has the fewest (`balancer`).
+  each: a front connects to every replica (`channel`), keeps the requests that wait (`dispatcher`), and sends at most
+  two batches to a replica, to one that has the fewest (`balancer`).
 * A replica has a pool of the built-in server (`torchmar.server.workers.pool`) with one worker, so that batches, errors,
   deadlines, streams and restarts are those of the built-in server. Requests of all fronts meet in its batches.
 * Replicas of a version on one node share what is loaded, as the workers of the built-in server do: a process that

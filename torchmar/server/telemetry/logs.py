@@ -70,6 +70,11 @@ def log_worker_output(worker: str, name: str, version: str, line: str) -> None:
     WORKERS.info("%s", line, extra={"worker": worker, "model": name, "version": version})
 
 
+def log_version(level: int, name: str, version: str, text: str) -> None:
+    """Log a sentence about a version of a model in the server's log; its subject is added."""
+    SERVER.log(level, "%s %s: %s", name, version, text, extra={"model": name, "version": version})
+
+
 class BackgroundWriter(Generic[T]):
     """A thread that writes, so that the event loop never blocks; entries beyond its capacity are dropped and counted.
 

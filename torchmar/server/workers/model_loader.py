@@ -138,5 +138,4 @@ class ModelLoader:
         options = self._options
         mode = "workers are forks of one process that loads the model" if self._forks else "each worker loads the model"
         reason = "workers that use a GPU cannot be forks" if options.devices else options.fork_reason
-        extra = {"model": options.name, "version": options.version}
-        logs.SERVER.info("%s %s: %s: %s", options.name, options.version, mode, reason or "the default", extra=extra)
+        logs.log_version(logging.INFO, options.name, options.version, f"{mode}: {reason or 'the default'}")
