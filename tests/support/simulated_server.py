@@ -8,12 +8,13 @@ import platform
 
 from torchmar.load.results import Machine
 from torchmar.tuning.completed import Tuning
-from torchmar.tuning.prediction import Correction, Predictor
+from torchmar.tuning.prediction import Predictor
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.search import Question, Result, Search
 from torchmar.tuning.service_model import BatchTimes
 from torchmar.tuning.simulation import simulate
 from torchmar.tuning.space import Setting, Space
+from torchmar.tuning.system_model import Correction
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Record, Trial
 
@@ -50,17 +51,18 @@ class SimulatedServer:
 
     def __init__(self, kind: tuple[float, float, float], target: Target, *, engine: str = "builtin") -> None:
         self.truth = Predictor(profiles(kind), target, engine=engine, cores=2)
-        self.truth.loop, self.truth.client, self.truth.latency_offset = 0.00012, 0.00005, 0.0003
+        model = self.truth.model
+        model.loop, model.client, model.latency_offset = 0.00012, 0.00005, 0.0003
         self.target = target
         self.measured: list[Trial] = []
 
     def correct(self, setting: Setting) -> None:
-        self.truth.corrections[setting.layout] = Correction(scale=1.0 + 0.12 * setting.workers)
+        self.truth.model.corrections[setting.layout] = Correction(scale=1.0 + 0.12 * setting.workers)
 
     def measure(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
         self.correct(setting)
         requests = max(300, min(5_000, int(rate * 8)))
-        outcome = simulate(self.truth.system(setting), rate, requests=requests, seed=len(self.measured) + 1)
+        outcome = simulate(self.truth.model.system(setting), rate, requests=requests, seed=len(self.measured) + 1)
         trial = Trial(
             setting=setting,
             rate=rate,
@@ -71,8 +73,8 @@ class SimulatedServer:
             throughput=(requests - outcome.rejected) / outcome.seconds,
             failed=outcome.rejected / requests,
             predicted=predicted,
-            loop=self.truth.loop,
-            client=self.truth.client,
+            loop=self.truth.model.loop,
+            client=self.truth.model.client,
             memory=(50 + 80 * setting.processes) * MIB,
             purpose=purpose,
         )

@@ -17,12 +17,12 @@ def test_the_servers_time_of_a_request_is_that_of_the_highest_rate() -> None:
     server = SimulatedServer(TINY, target)
     predictor = Predictor(profiles(TINY), target, cores=2)
     predictor.calibrate(replace(server.measure(SETTING, 2_000, 0.001, "probe"), loop=0.0003))
-    assert predictor.loop == 0.0003
+    assert predictor.model.loop == 0.0003
     wrong = replace(server.measure(SETTING, 5_000, 0.009, "search"), loop=0.0001)
     assert predictor.refit(wrong)
-    assert predictor.loop == 0.0001
+    assert predictor.model.loop == 0.0001
     assert predictor.refit(replace(wrong, rate=3_000, loop=0.0002))
-    assert predictor.loop == 0.0001
+    assert predictor.model.loop == 0.0001
 
 
 def test_near_the_capacity_the_last_trials_are_fitted_together() -> None:

@@ -8,7 +8,8 @@ Few settings are measured: most are predicted.
 * `torchmar.tuning.service_model`: the time of a batch against its size, fitted to these;
 * `torchmar.tuning.simulation`: the queues and workers of a server, simulated;
 * `torchmar.tuning.highest_rate`: the highest rate at which a simulated server keeps a bound;
-* `torchmar.tuning.prediction`: what a setting would do, corrected by trials;
+* `torchmar.tuning.system_model`: the simulated server of each setting, corrected by trials (`calibration`);
+* `torchmar.tuning.prediction`: what a setting would do;
 * `torchmar.tuning.search`: which settings are measured, and when the search ends;
 * `torchmar.tuning.limits`: at which rates a setting is measured, to find its highest;
 * `torchmar.tuning.live_server`: a server whose settings are changed and measured;

@@ -159,7 +159,7 @@ class Search:
                 break
             self._learn(self._measure(setting, rate, predicted, purpose))
         best, ranked, measured = self.best(), self._finalists(), self._measured()
-        settings = (setting for setting in self._settings if self.predictor.knows(setting))
+        settings = (setting for setting in self._settings if self.predictor.model.knows(setting))
         predictions = tuple(self.predict(setting, fine=False) for setting in settings)
         others = self._others(best) if best else []
         return Result(
@@ -229,7 +229,7 @@ class Search:
             return False
         if self.question.rate is not None and trial.rate < 0.99 * self.question.rate:
             return False
-        memory = trial.memory if trial.memory is not None else self.predictor.memory(trial.setting)
+        memory = trial.memory if trial.memory is not None else self.predictor.model.memory(trial.setting)
         return self.question.memory is None or memory <= self.question.memory
 
     def _failed_at(self, setting: Setting, rate: float) -> bool:
@@ -246,7 +246,7 @@ class Search:
         if self.question.objective is Objective.THROUGHPUT:
             return -_rounded(trial.rate), *size
         assert trial.latency is not None
-        memory = trial.memory if trial.memory is not None else self.predictor.memory(setting)
+        memory = trial.memory if trial.memory is not None else self.predictor.model.memory(setting)
         return memory, trial.latency, *size
 
     def _time(self) -> float:
@@ -340,7 +340,7 @@ class Search:
         """Return a trial at a low rate, if no setting is predicted to keep the target: it shows what is possible."""
         if self.question.rate is not None or self.best() or any(trial.purpose == "floor" for trial in self.trials):
             return None
-        known = (setting for setting in self._settings if self.predictor.knows(setting))
+        known = (setting for setting in self._settings if self.predictor.model.knows(setting))
         predictions = [self.predict(setting, fine=False) for setting in known]
         usable = [prediction for prediction in predictions if prediction.bound is not Bound.MEMORY]
         if not usable:
@@ -368,7 +368,9 @@ class Search:
 
     def _candidates(self) -> list[Prediction]:
         """Return fine predictions of the settings that may be worth a trial."""
-        coarse = [self.predict(setting, fine=False) for setting in self._settings if self.predictor.knows(setting)]
+        coarse = [
+            self.predict(setting, fine=False) for setting in self._settings if self.predictor.model.knows(setting)
+        ]
         coarse = [prediction for prediction in coarse if prediction.bound is not Bound.MEMORY]
         worth = [prediction for prediction in coarse if self._rate_for(prediction) is not None]
         if self.question.rate is not None:
