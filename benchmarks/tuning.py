@@ -174,7 +174,7 @@ def highest_rates(server: LiveServer, tuning: Tuning, case: Case, settings: Sequ
     trials: dict[Setting, list[Trial]] = {setting: [] for setting in settings}
 
     def shown(setting: Setting) -> Limit:
-        return limit(trials[setting], target)
+        return limit(trials[setting], setting, target)
 
     def measure(setting: Setting, rate: float) -> None:
         trials[setting].append(server.measure(setting, rate, tuning.predictor.latency(setting, rate), "search"))

@@ -30,13 +30,13 @@ def trial(rate: float, latency: float) -> Trial:
 
 
 def test_a_rate_that_was_missed_once_excludes_the_rates_above_it() -> None:
-    shown = limit([trial(100, 0.01), trial(140, 0.06), trial(150, 0.04)], TARGET)
+    shown = limit([trial(100, 0.01), trial(140, 0.06), trial(150, 0.04)], SETTING, TARGET)
     assert (shown.kept, shown.missed, shown.rates, shown.known) == (100, 140, 3, False)
     assert shown.share == pytest.approx(0.2)
 
 
 def test_a_rate_that_was_kept_and_missed_is_near_the_limit() -> None:
-    shown = limit([trial(100, 0.01), trial(140, 0.04), trial(140, 0.06)], TARGET)
+    shown = limit([trial(100, 0.01), trial(140, 0.04), trial(140, 0.06)], SETTING, TARGET)
     assert (shown.kept, shown.missed, shown.marginal) == (100, 140, True)
     assert shown.next_rate(120) == pytest.approx(140 / 1.05)
 
@@ -45,7 +45,7 @@ def test_a_limit_is_known_within_five_percent_or_after_eight_rates() -> None:
     assert Limit(kept=100, missed=105, rates=2).known
     assert not Limit(kept=100, missed=106, rates=MOST_RATES - 1).known
     assert Limit(kept=100, missed=math.inf, rates=MOST_RATES).known
-    assert not limit([], TARGET).known
+    assert not limit([], SETTING, TARGET).known
 
 
 @pytest.mark.parametrize(

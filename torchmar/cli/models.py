@@ -83,7 +83,9 @@ def models(
         document = json.dumps(version.customized, indent=2, ensure_ascii=False)
         out.print(f"\n{version.name} {version.version}: {document}", markup=False)
     if address is None and any(version.ready < version.min_workers for version, _ in rows):
-        complain_of_failing(server.run_folder or Path(".torchmar"))
+        from torchmar.connection import RUN_FOLDER
+
+        complain_of_failing(server.run_folder or RUN_FOLDER)
 
 
 @with_server_options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torchmar.conversion.model_formats import is_keras, is_tensorflow
 from torchmar.conversion.starting import ConversionError, run
 from torchmar.errors import ArchiveError
 from torchmar.handler_names import CARRIED_PACKAGE
+from torchmar.package_versions import installed_version
 from torchmar.recipe import Recipe
 
 
@@ -154,16 +154,8 @@ def _versions(source: Path, converter: _Converter) -> dict[str, str]:
             hint=f"pip install {' '.join(missing)}; {converter.note}",
         )
     found = [*converter.needs, *(name for name in converter.compares_with if importlib.util.find_spec(name))]
-    return {name: _version(name) for name in found}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except (
-        importlib.metadata.PackageNotFoundError
-    ):  # tensorflow is in a package of another name, such as tensorflow-cpu
-        return ""
+    # Empty for tensorflow in a package of another name, such as tensorflow-cpu.
+    return {name: installed_version(name) for name in found}
 
 
 def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any], converter: _Converter) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.engines.torchserve import VERSION
+from torchmar.package_versions import installed_version
 from torchmar.worker.environment import worker_environment
 
 _SECONDS = 120
@@ -27,11 +27,11 @@ _PROBE = "import torch, ts.model_loader, ts.service, ts.protocol.otf_message_han
 def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
     """Yield the versions of Python, TorchServe and torch, and the reason if a worker cannot import them."""
     needed = _NEEDED_BY[engine]
-    if missing := [name for name in needed if _version(name) is None]:
+    if missing := [name for name in needed if not installed_version(name)]:
         extra = "server" if engine == "builtin" else engine
         yield error("python", f"{sys.executable} has no {' and no '.join(missing)}", f"pip install 'torchmar[{extra}]'")
         return
-    served, torch = _version("torchserve"), _version("torch")
+    served, torch = installed_version("torchserve"), installed_version("torch")
     yield ok("python", f"Python {platform.python_version()}, TorchServe {served}, torch {torch} ({sys.prefix})")
     if served != VERSION:
         yield warning(
@@ -53,10 +53,3 @@ def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
         yield error("python", f"a worker could not start: {last}", "pip install --force-reinstall the named package")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 from torchmar import gpus
 from torchmar.diagnosis.finding import Finding, error, ok, warning
+from torchmar.package_versions import installed_version
 
 _SECONDS = 60
 _PROBE = "import json, torch; print(json.dumps([torch.version.cuda, torch.cuda.is_available()]))"
@@ -63,11 +63,12 @@ def _mebibytes(text: str) -> int | None:
 
 
 def _torch(found: list[Gpu]) -> Iterator[Finding]:
+    if not (torch := installed_version("torch")):
+        return  # the check of Python reports it
     try:
-        torch = importlib.metadata.version("torch")
         ran = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_SECONDS)
         cuda, available = json.loads(ran.stdout.splitlines()[-1])
-    except (importlib.metadata.PackageNotFoundError, subprocess.TimeoutExpired, ValueError, IndexError):
+    except (subprocess.TimeoutExpired, ValueError, IndexError):
         return  # the check of Python reports it
     if cuda is None:
         yield warning(

@@ -149,7 +149,7 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
 def _limit(setting: Setting, tuning: Tuning) -> Limit:
     """Return what measurements show about the highest rate at which a setting keeps the target."""
     target = tuning.question.target
-    return limit((trial for trial in standing(tuning.record.trials, target) if trial.setting == setting), target)
+    return limit(standing(tuning.record.trials, target), setting, target)
 
 
 def _rank(each: Prediction, tuning: Tuning) -> float:

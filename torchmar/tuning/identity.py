@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torchmar
 from torchmar import properties
 from torchmar.exchange import Request
 from torchmar.load.results import Machine
+from torchmar.package_versions import installed_version
 from torchmar.tuning.options import TuningOptions
 from torchmar.tuning.search import Question
 from torchmar.tuning.tuned_archive import TunedArchive
@@ -42,20 +42,12 @@ def identity(
         "memory": question.memory,
         "requests": _digest(requests),
         "machine": asdict(machine),
-        "torch": torch_version(),
+        "torch": installed_version("torch"),
         "torchmar": torchmar.__version__,
     }
     if options.on_cluster:
         values["cluster"] = options.head or properties.read_or_default(None).get(_HEAD_KEY)
     return values
-
-
-def torch_version() -> str:
-    """Return the version of torch; empty if it is not installed."""
-    try:
-        return version("torch")
-    except PackageNotFoundError:
-        return ""
 
 
 def _digest(requests: Sequence[Request]) -> str:

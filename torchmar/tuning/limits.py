@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
 
@@ -71,9 +72,15 @@ def standing(trials: Sequence[Trial], target: Target) -> list[Trial]:
     ]
 
 
-def limit(trials: Iterable[Trial], target: Target) -> Limit:
-    """Return what the trials of one setting show; a rate counts as missed if any trial at it, or below, missed it."""
-    trials = list(trials)
+def limit(trials: Iterable[Trial], setting: Setting, target: Target) -> Limit:
+    """Return what the trials of a setting show; a rate counts as missed if any trial at it, or below, missed it.
+
+    Args:
+        trials: that count, see `standing`; also those of other settings.
+        setting: the setting.
+        target: the target.
+    """
+    trials = [trial for trial in trials if trial.setting == setting]
     missed = min((trial.rate for trial in trials if not trial.keeps(target)), default=math.inf)
     kept = [trial for trial in trials if trial.keeps(target)]
     highest = max((trial.rate for trial in kept if trial.rate < missed), default=0.0)

@@ -420,7 +420,7 @@ class Search:
 
     def _limit(self, setting: Setting) -> Limit:
         """Return what is known about the highest rate of a setting."""
-        return limit((trial for trial in self._standing if trial.setting == setting), self.question.target)
+        return limit(self._standing, setting, self.question.target)
 
     def _knows_layout(self, setting: Setting) -> bool:
         """Return whether a setting with the same workers and threads was measured."""

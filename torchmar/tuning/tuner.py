@@ -15,8 +15,9 @@ from torchmar.archive import derive
 from torchmar.errors import LoadError, TorchmarError
 from torchmar.load import machine_use
 from torchmar.load.workload import Workload
+from torchmar.package_versions import installed_version
 from torchmar.tuning.completed import Tuning
-from torchmar.tuning.identity import identity, torch_version
+from torchmar.tuning.identity import identity
 from torchmar.tuning.live_server import BRIEF_SECONDS, LEAST_SECONDS, LiveServer, trial_config, trial_seconds
 from torchmar.tuning.options import TuningOptions
 from torchmar.tuning.prediction import Predictor
@@ -171,7 +172,7 @@ class Tuner:
             version=self._archive.version,
             engine=self._options.engine,
             machine=self._machine,
-            torch=torch_version(),
+            torch=installed_version("torch"),
             question=self._question,
             space=self._space,
             requests=len(self.workload.cases),

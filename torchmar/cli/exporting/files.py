@@ -14,6 +14,7 @@ import typer
 from torchmar import atomic
 from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
+from torchmar.package_versions import installed_version
 
 if TYPE_CHECKING:
     from torchmar.archive import Archive
@@ -133,13 +134,7 @@ def extras_of(path: Path, engine: EngineName) -> tuple[str, ...]:
 
 def versions_here() -> tuple[str, str]:
     """Return the versions of Python and of torch here, which an image has, too; empty for a torch that is missing."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        torch = version("torch").partition("+")[0]
-    except PackageNotFoundError:
-        torch = ""
-    return f"{sys.version_info.major}.{sys.version_info.minor}", torch
+    return f"{sys.version_info.major}.{sys.version_info.minor}", installed_version("torch").partition("+")[0]
 
 
 def platform_image(wheel: str, archives: Sequence[Path], *, gpus: bool) -> Image:
