@@ -136,7 +136,7 @@ def test_every_output_of_a_model_is_compared() -> None:
         "'boxes' for image-2.jpg differs by 100 %"
     )
     renamed = changed(baseline, 2, ids=np.array([2, 0]))
-    assert judged(baseline, renamed, kind=requirements.TENSORS).reason == "'ids' for image-2.jpg is another"
+    assert judged(baseline, renamed, kind=requirements.TENSORS).reason == "'ids' for image-2.jpg is different"
 
 
 def test_small_outputs_are_not_compared_with_nothing() -> None:

@@ -27,11 +27,11 @@ def main() -> None:
     try:
         run_server(create, "torchmar.cluster")
     except SystemExit as ended:
-        if any(session.starts_again for session in sessions):  # it has left the cluster
+        if any(session.starts_again for session in sessions):  # it has left the cluster, to join it anew
             os.execv(sys.executable, [sys.executable, "-m", "torchmar.cluster", *sys.argv[1:]])
         if not any(session.head.lost.is_set() for session in sessions):
             raise
-        # Not by the interpreter's way: Ray's functions at its end wait for the head.
+        # Do not exit by the interpreter: the exit functions of Ray wait for the head.
         sys.stderr.write(f"{ended.code}\n")
         sys.stderr.flush()
         os._exit(1)
@@ -39,13 +39,13 @@ def main() -> None:
 
 def _create(session: Session, settings: Settings, folder: Path) -> ServerApp:
     standing = session.join()
-    former: tuple[StartupModel, ...] = ()  # of its last run
+    former: tuple[StartupModel, ...] = ()  # the models of its last run
     if standing.revision or standing.leader != session.front:
-        # It serves what the other fronts do, and not what its configuration names.
+        # It serves the models of the other fronts, not those of its configuration.
         former = settings.model_snapshot or ()
         settings = replace(settings, model_snapshot=(SHARED,), watch=None, model_base_paths=(), routes={})
     gpus = max((int(node.gpus) for node in session.nodes().values()), default=0)
-    settings = replace(settings, number_of_gpu=gpus)  # the nodes', not the front's own
+    settings = replace(settings, number_of_gpu=gpus)  # those of the nodes, not those of the front's machine
     return ServerApp(settings, folder, ClusterPools(session, settings, folder / "contents", standing, former))
 
 

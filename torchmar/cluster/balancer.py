@@ -1,4 +1,4 @@
-"""The choice of a replica for the next requests: one of those with the fewest."""
+"""The choice of a replica for the next requests: a replica with the fewest requests."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class Target(Protocol):
 
     @property
     def room(self) -> int:
-        """How many further requests it accepts."""
+        """The number of further requests that it accepts."""
 
 
 T = TypeVar("T", bound=Target)
 
 
 class Balancer(Generic[T]):
-    """Replicas by the number of their requests; all methods take constant time.
+    """Replicas, ordered by the number of their requests; all methods take constant time.
 
     Attributes:
-        total: requests of all replicas.
-        ready: replicas that accept requests.
+        total: number of requests of all replicas.
+        ready: number of replicas that accept requests.
     """
 
     def __init__(self) -> None:
         self.total = self.ready = 0
-        self._known: dict[T, tuple[int, bool, bool]] = {}  # number of requests, whether it is ready, and has room
-        self._by_count: dict[int, dict[T, None]] = {}  # of those that have room
+        self._known: dict[T, tuple[int, bool, bool]] = {}  # number of requests, whether it is ready and has room
+        self._by_count: dict[int, dict[T, None]] = {}  # the replicas with room, by the number of their requests
 
     def place(self, target: T) -> None:
         """Add a replica, or record that its requests or its state have changed."""
@@ -60,7 +60,7 @@ class Balancer(Generic[T]):
                 del self._by_count[count]
 
     def choose(self) -> T | None:
-        """Return a replica with the fewest requests; None: none has room."""
+        """Return a replica with the fewest requests; None: no replica has room."""
         if not self._by_count:
             return None
         return next(reversed(self._by_count[min(self._by_count)]))

@@ -1,4 +1,4 @@
-"""Requests of the management API on their way from a front to the leading one, which the directory has meanwhile."""
+"""Requests of the management API that a front forwards to the leading front; the directory holds them in between."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import itertools
 from collections.abc import Callable, Container
 from typing import NamedTuple
 
-_POLL_SECONDS = 5.0  # that `CallQueue.next` waits
+_POLL_SECONDS = 5.0  # the longest time that `CallQueue.next` waits for a call
 
 
 class Call(NamedTuple):
-    """A request to the management API that a front passes on to the leading one.
+    """A request to the management API that a front forwards to the leading front.
 
     Attributes:
-        id: of the call; 0 where the queue is to choose it.
+        id: number of the call; 0: the queue chooses it.
         method: ``POST``.
-        target: as it stands in the request line.
-        headers: all of them.
-        body: the content.
+        target: path and query of the request line, unchanged.
+        headers: all headers of the request.
+        body: body of the request.
     """
 
     id: int
@@ -32,11 +32,11 @@ class Response(NamedTuple):
     """The response to a `Call`.
 
     Attributes:
-        status: of the response.
-        content_type: empty: it has none.
-        headers: others of it.
-        body: its content.
-        revision: of the shared state after it.
+        status: status code.
+        content_type: content type of the body; empty: the response has none.
+        headers: the other headers.
+        body: body of the response.
+        revision: revision of the shared state after the call.
     """
 
     status: int
@@ -47,23 +47,24 @@ class Response(NamedTuple):
 
 
 class CallQueue:
-    """Calls that wait for the leading front to take them, and then for its response.
+    """Calls that wait until the leading front takes them, and then until it responds.
 
-    A call is offered until it is taken: a front that was killed may still wait for one, and an offer may be lost on its
-    way. It is taken once, since a registration must not be done twice.
+    A call is offered until a front takes it: a front that was killed may still have a request for a call open, and an
+        offer
+    can be lost on its way. A call is taken only once, because a registration must not be done twice.
     """
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
         self._waiting: asyncio.Queue[Call] = asyncio.Queue()
-        self._offered: dict[int, tuple[str, Call]] = {}  # to a front that has not taken it, by the call's id
-        self._taken: dict[int, str] = {}  # by which front
+        self._offered: dict[int, tuple[str, Call]] = {}  # calls that no front has taken, with the last offer
+        self._taken: dict[int, str] = {}  # the front that has taken each call
         self._responses: dict[int, asyncio.Future[Response | None]] = {}
 
     async def send(self, call: Call, seconds: float) -> Response | None:
         """Return the response to a call.
 
-        None: there is none after ``seconds``, or the front that has taken the call has ended.
+        None: there is no response after ``seconds``, or the front that has taken the call has ended.
         """
         number = next(self._ids)
         self._responses[number] = response = asyncio.get_running_loop().create_future()
@@ -78,11 +79,11 @@ class CallQueue:
             self._taken.pop(number, None)
 
     async def next(self, front: str, leads: Callable[[], bool]) -> Call | None:
-        """Return a call for the leading front, which has to `take` it; None: there is none for a few seconds.
+        """Return a call for the leading front, which then has to `take` it; None: none has arrived within some seconds.
 
         Args:
-            front: that leads.
-            leads: returns whether it still does.
+            front: name of the leading front.
+            leads: returns whether that front still leads.
         """
         call = next((call for _, call in self._offered.values()), None)
         if call is None:
@@ -90,7 +91,7 @@ class CallQueue:
                 call = await asyncio.wait_for(self._waiting.get(), _POLL_SECONDS)
             except asyncio.TimeoutError:
                 return None
-        if call.id not in self._responses:  # its sender does not wait any more
+        if call.id not in self._responses:  # its sender no longer waits
             return None
         if not leads():
             self._waiting.put_nowait(call)
@@ -99,7 +100,7 @@ class CallQueue:
         return call
 
     def take(self, front: str, number: int) -> bool:
-        """Return whether a front may run a call that it was offered; no other is offered it from now on."""
+        """Return whether a front may run a call that was offered to it; it is then offered to no other front."""
         offered, _ = self._offered.get(number, ("", None))
         if offered != front:
             return False
@@ -113,7 +114,7 @@ class CallQueue:
             waiting.set_result(response)
 
     def end_calls(self, fronts: Container[str]) -> None:
-        """End the calls that were taken by fronts other than these: whether those have run them is not known."""
+        """End the calls that other fronts than ``fronts`` have taken; whether they have run them is unknown."""
         for number, front in self._taken.items():
             if front not in fronts:
                 self.respond(number, None)

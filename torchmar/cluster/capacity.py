@@ -18,7 +18,7 @@ class Resources:
     others: Mapping[str, float] = field(default_factory=dict)
 
     def show(self) -> str:
-        """Return them as text: ``2 CPUs, 0.5 GPUs, 4.0 GiB``."""
+        """Return the resources as text: ``2 CPUs, 0.5 GPUs, 4.0 GiB``."""
         texts = [f"{self.cpus:g} CPUs"]
         if self.gpus:
             texts.append(f"{self.gpus:g} GPUs")
@@ -28,11 +28,11 @@ class Resources:
         return ", ".join(texts)
 
     def only(self, needed: Resources) -> Resources:
-        """Return these resources without those of ``others`` that are not needed."""
+        """Return these resources, with only those of ``others`` that ``needed`` has too."""
         return replace(self, others={name: self.others.get(name, 0.0) for name in needed.others})
 
     def times(self, needed: Resources) -> int:
-        """Return how often ``needed`` fits."""
+        """Return how many times ``needed`` fits into these resources."""
         pairs = [(self.cpus, needed.cpus), (self.gpus, needed.gpus), (self.memory, needed.memory)]
         pairs += [(self.others.get(name, 0.0), amount) for name, amount in needed.others.items()]
         # Ray counts in steps of 1/10000; sums of fractions are not exact.
@@ -43,10 +43,10 @@ def problem(needed: Resources, count: int, nodes: Mapping[str, Resources], *, fr
     """Return why ``count`` replicas do not fit, in one sentence with numbers; empty: they fit.
 
     Args:
-        needed: by each replica.
-        count: of replicas.
-        nodes: by the names of nodes.
-        free: whether ``nodes`` have what is free now, not all that they have.
+        needed: resources of each replica.
+        count: number of replicas.
+        nodes: resources of each node, by its name.
+        free: whether ``nodes`` are the free resources of the nodes, not all resources.
     """
     if not nodes:
         return "the cluster has no node"
@@ -60,7 +60,7 @@ def problem(needed: Resources, count: int, nodes: Mapping[str, Resources], *, fr
     return f"{count} replicas need {needed.show()} each, and there is room for {sum(fitting.values())}: {listed}"
 
 
-_SHOWN = 8  # nodes
+_SHOWN = 8  # number of nodes in a message
 
 
 def _largest(nodes: Mapping[str, Resources]) -> Sequence[tuple[str, Resources]]:

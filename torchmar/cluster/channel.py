@@ -1,8 +1,8 @@
-"""The connection between a front and a replica: both prove that they have the secret, then frames go both ways.
+"""The connection between a front and a replica: both prove that they have the secret, then both send frames.
 
 The replica listens at its node's address, and at a Unix socket for fronts of the same node. Its secret travels over
-Ray only. Each side shows by an HMAC over random numbers of both that it has the secret, which is never sent. Where
-Ray's own connections are encrypted (RAY_USE_TLS), this one is, with the same certificates.
+Ray only. Each side proves, by an HMAC over random numbers of both sides, that it has the secret, which is never sent.
+If Ray's own connections are encrypted (RAY_USE_TLS), this one is too, with the same certificates.
 """
 
 from __future__ import annotations
@@ -20,38 +20,39 @@ from typing import Any, cast
 
 from torchmar.server.workers.frame_connection import FrameConnection
 
-# To a replica.
+# Kinds of frames that a front sends.
 REQUESTS = 32  # a list of `Request`; the bodies are the parts of the requests
 CANCEL = 33  # the numbers of requests whose clients have disconnected
-PING = 34  # how many requests of the front wait or run, on all replicas
-# From a replica.
+PING = 34  # the number of the front's requests that wait or run, on all replicas
+# Kinds of frames that a replica sends.
 REPLIES = 35  # `Replies`, with the response bodies
 STATE = 36  # whether its worker is ready
-DRAIN = 37  # it ends when it has answered the requests that it has
+DRAIN = 37  # the replica ends as soon as it has answered its requests
 PONG = 38
 
-#: Number, id, headers, seconds that it has waited, seconds until the deadline or None, whether it may have ended a
-#: worker; and name, content type and size of each part.
+# : Number, id, headers, seconds spent waiting, seconds until the deadline (None: no deadline), whether the request may
+# have
+#: ended a worker; then name, content type and size of each part.
 Request = tuple[int, str, Mapping[str, str], float, float | None, bool, Sequence[tuple[str, str, int]]]
 #: ``replies``: number, status, content type, headers, size of the body, error, whether parts follow; ``batches`` and
-#: ``metrics``: arguments of `PoolObserver.on_batch` and `on_metrics` since the frame before.
+#: ``metrics``: arguments of `PoolObserver.on_batch` and `on_metrics` since the previous frame.
 Replies = Mapping[str, Any]
 
-_GREETING = b"torchmar1"  # with the version of this protocol
-_SIZE = 32  # bytes, of random numbers and of proofs
-_SECONDS = 10.0  # for the proofs
+_GREETING = b"torchmar1"  # ends with the version of this protocol
+_SIZE = 32  # bytes of a random number and of a proof
+_SECONDS = 10.0  # time limit for the proofs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where a replica listens.
+    """The addresses at which a replica listens.
 
     Attributes:
-        host: address of its node.
-        port: at this address.
-        unix: path of a socket on its node; empty: there is none.
+        host: address of the replica's node.
+        port: TCP port at this address.
+        unix: path of a Unix socket on the node; empty: there is none.
         node_id: Ray's id of the node.
-        secret: that fronts prove to have.
+        secret: secret that fronts must prove to have.
     """
 
     host: str
@@ -69,14 +70,14 @@ class Channel(FrameConnection):
     """One end of a connection; frames may be sent from ``on_open`` on.
 
     Args:
-        secret: of the replica.
+        secret: secret of the replica.
         front: whether this is the front's end.
         on_open: called when the other side has proved that it has the secret.
         on_frame: called with kind, document and bodies of each frame.
         on_close: called when either side has closed the connection, also before ``on_open``.
 
     Attributes:
-        problem: why the other side was not accepted; empty: it was, or has closed the connection.
+        problem: reason why the other side was rejected; empty: it was not rejected, or it has closed the connection.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Channel(FrameConnection):
         super().__init__(on_open, on_frame, on_close, body_sizes)
         self.problem = ""
         self._secret, self._front = secret, front
-        self._numbers = b""  # the replica's, then the front's
+        self._numbers = b""  # the random number of the replica, then that of the front
         self._received = b""
         self._made = False
         self._next: Callable[[bytes], None] | None = self._prove if front else self._verify_front
@@ -99,20 +100,20 @@ class Channel(FrameConnection):
         self._timer: asyncio.TimerHandle
 
     def abort(self) -> None:
-        """Close the connection at once, if it is made."""
+        """Close the connection at once, if it is open."""
         if self._made:
             super().abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of `asyncio.Protocol`."""
-        self._transport, self._made = cast(asyncio.Transport, transport), True  # uvloop's does not inherit from it
+        """Implement `asyncio.Protocol`."""
+        self._transport, self._made = cast(asyncio.Transport, transport), True  # uvloop's has another base
         self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._reject, "it has not proved its secret")
         if not self._front:
             self._numbers = secrets.token_bytes(_SIZE)
             self._transport.write(_GREETING + self._numbers)
 
     def data_received(self, data: bytes) -> None:
-        """Of `asyncio.Protocol`."""
+        """Implement `asyncio.Protocol`."""
         if self._next is None:
             super().data_received(data)
             return
@@ -125,7 +126,7 @@ class Channel(FrameConnection):
             super().data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Of `asyncio.Protocol`."""
+        """Implement `asyncio.Protocol`."""
         self._timer.cancel()
         super().connection_lost(error)
 
@@ -166,16 +167,16 @@ class Channel(FrameConnection):
 
 
 def body_sizes(kind: int, document: Any) -> list[int]:
-    """Return the size of each body of a frame, as its document has them."""
+    """Return the size of each body of a frame, from the frame's document."""
     if kind == REQUESTS:
         return [size for *_, parts in document for _, _, size in parts]
     return [reply[4] for reply in document["replies"]] if kind == REPLIES else []
 
 
 def tls_contexts(environment: Mapping[str, str]) -> tuple[ssl.SSLContext, ssl.SSLContext] | None:
-    """Return the contexts of a replica and of a front by Ray's variables; None: Ray's connections are not encrypted.
+    """Return the TLS contexts of a replica and of a front; None: Ray's variables do not ask for encryption.
 
-    As with Ray's own connections, both sides have a certificate of Ray's authority. Names are not compared, because
+    As with Ray's own connections, both sides have a certificate of Ray's authority. Host names are not checked, because
     nodes are addressed by their IP addresses.
     """
     if environment.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
@@ -199,13 +200,13 @@ async def connect(
     """Connect a front to a replica; ``on_open`` of the channel is called when both have proved the secret.
 
     Args:
-        endpoint: of the replica.
+        endpoint: addresses of the replica.
         node_id: Ray's id of the front's node.
-        create: returns the front's end.
-        environment: with Ray's variables for TLS.
+        create: returns the front's end of the connection.
+        environment: environment that has Ray's variables for TLS.
 
     Raises:
-        OSError: nothing accepts the connection.
+        OSError: no address accepts the connection.
     """
     loop = asyncio.get_running_loop()
     if endpoint.unix and endpoint.node_id == node_id and Path(endpoint.unix).exists():

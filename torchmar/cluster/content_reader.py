@@ -1,4 +1,4 @@
-"""Packed contents from node to node: each front has an actor that reads its files for the others."""
+"""Packed contents that nodes read from each other: the actor of each front reads its files for the other nodes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ContentReader:
 
 
 def reader(directory: Any, digest: str) -> Callable[[int], bytes]:
-    """Return what reads chunks of a content, from one front or another. Blocking.
+    """Return a function that reads chunks of a content from any front that has it. Blocking.
 
     Args:
-        directory: the actor.
-        digest: of the content.
+        directory: the directory of the cluster, an actor.
+        digest: digest of the content.
     """
 
     def read(offset: int) -> bytes:
@@ -33,8 +33,8 @@ def reader(directory: Any, digest: str) -> Callable[[int], bytes]:
         for actor, path in ray.get(directory.sources.remote(digest)):
             try:
                 chunk: bytes = ray.get(actor.read.remote(path, offset))
-            except Exception as error:  # its front has ended, or its disk fails; others may have the content
-                failure = getattr(error, "cause", None) or error  # without the traceback of its actor
+            except Exception as error:  # the front has ended, or its disk fails; other fronts may have the content
+                failure = getattr(error, "cause", None) or error  # the cause, without the traceback of the actor
             else:
                 return chunk
         raise ArchiveError(f"no server of the cluster has the content {digest} any more: {failure or 'it was removed'}")

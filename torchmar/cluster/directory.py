@@ -1,8 +1,8 @@
 """The directory of a cluster: an actor that replicas announce themselves to, and that all fronts share.
 
-It lives as long as a front does, and is started again, on another node, when its node fails. It keeps nothing that its
-users cannot give it again: replicas announce themselves each second, fronts what they have. The front that led before
-leads again, or, if it has failed, too, another one that has served the same.
+It lives as long as any front does, and is started again on another node when its node fails. It keeps no state that its
+users cannot send again: replicas announce themselves each second, and so do fronts with their contents. The front that
+led before leads again; if that front has failed too, another front that has served the same models leads.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from torchmar.server.workers.pool_options import State, WorkerInfo
 from torchmar.worker.process.messages import ModelDescription
 
 ANNOUNCE_SECONDS = 1.0  # between two announcements of a replica, or of a front
-_LOST_SECONDS = 5.0  # after which a replica or a front that does not announce itself is no longer listed
-_LINES = 20_000  # of logs, kept for fronts that have not read them
+_LOST_SECONDS = 5.0  # a replica or front without an announcement for this time is no longer listed
+_LINES = 20_000  # log lines that are kept for fronts that have not read them
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaState:
-    """What a replica announces.
+    """The state that a replica announces.
 
     Attributes:
-        id: Ray Serve's name of it.
-        node: the address of its node, and Ray's id of it.
-        state: of its worker.
-        pid: the process of its worker; 0 before it runs.
-        memory: of its worker, in bytes.
-        device: ``cpu``, or the GPUs of its node that it has: ``gpu 0``.
-        requests: that its worker has answered.
-        cpu_seconds: CPU time of its own process and of its worker's.
-        started: in seconds since 1970.
-        load_seconds: that its model took to load; 0 before.
-        failure: the traceback of its worker; empty since it has loaded.
-        description: of the handler's tensors.
-        stages: the workers of the stages beside the model, by stage.
-        endpoint: where it listens; None before its model is loaded.
+        id: Ray Serve's name of the replica.
+        node: address of its node, with Ray's id of the node.
+        state: state of its worker.
+        pid: process id of its worker; 0 before the worker runs.
+        memory: memory of its worker, in bytes.
+        device: ``cpu``, or the GPUs of its node that are reserved for it: ``gpu 0``.
+        requests: number of requests that its worker has answered.
+        cpu_seconds: CPU time of its own process and of its worker.
+        started: time of its start, in seconds since 1970.
+        load_seconds: seconds that its model took to load; 0 before it is loaded.
+        failure: traceback of its worker; empty once the model is loaded.
+        description: the handler's description of its tensors.
+        stages: workers of the other stages than the model, by stage.
+        endpoint: addresses at which it listens; None before its model is loaded.
     """
 
     id: str
@@ -70,10 +70,10 @@ class SharedVersion:
     """A version that all fronts serve.
 
     Attributes:
-        key: of its pool.
-        content: of its archive.
-        size: bytes of the archive's file; None: it is a folder.
-        modified: when that was last changed, in seconds since 1970; None: it is not known.
+        key: key of its pool.
+        content: packed content of its archive.
+        size: bytes of the archive's file; None: the archive is a folder.
+        modified: time of the file's last change, in seconds since 1970; None: unknown.
     """
 
     key: str
@@ -84,12 +84,12 @@ class SharedVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedState:
-    """What all fronts serve.
+    """The models and routes that all fronts serve.
 
     Attributes:
-        models: as in a snapshot (`torchmar.server.models.snapshots.document`).
-        versions: by model and version.
-        routes: as in ``torchmar_routes``.
+        models: models as in a snapshot (`torchmar.server.models.snapshots.document`).
+        versions: versions, by model name and version.
+        routes: routes, as the text of ``torchmar_routes``.
     """
 
     models: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -101,10 +101,10 @@ class Standing(NamedTuple):
     """The response to a front that announces itself.
 
     Attributes:
-        leader: the front that changes what is served; the others follow it. Empty: it is not known yet.
-        revision: of the shared state; 0: there is none yet.
-        fronts: how many there are.
-        directory: another one for a directory that was started again, which knows nothing of before.
+        leader: name of the front that changes the shared state; the others follow it. Empty: not known yet.
+        revision: revision of the shared state; 0: there is none yet.
+        fronts: number of fronts.
+        directory: id of the directory; a directory that was started again has another id, and an empty state.
     """
 
     leader: str
@@ -114,18 +114,18 @@ class Standing(NamedTuple):
 
 
 class Directory:
-    """The replicas of all pools, by the key of the pool and the id of the replica; the fronts, and what they share.
+    """The replicas of all pools, by pool key and replica id; the fronts, and the state that they share.
 
     Args:
-        restarted: whether it was started again, and has forgotten what it knew; None: Ray says so.
+        restarted: whether Ray has started the actor again, so that its state is lost; None: ask Ray.
     """
 
     def __init__(self, restarted: bool | None = None) -> None:
         self._replicas: dict[str, dict[str, tuple[float, ReplicaState]]] = {}
         self._lines: deque[tuple[str, ReplicaState, LogLine]] = deque(maxlen=_LINES)
-        self._count = 0  # of all lines so far
-        self._sources: dict[str, dict[str, tuple[Any, str]]] = {}  # by digest and front
-        self._fronts: dict[str, tuple[float, int]] = {}  # when each was heard of last, and the revision that it serves
+        self._count = 0  # number of all log lines so far
+        self._sources: dict[str, dict[str, tuple[Any, str]]] = {}  # readers and paths of contents, by digest and front
+        self._fronts: dict[str, tuple[float, int]] = {}  # time of the last announcement, and the served revision
         self._leader = ""
         self._id, self._started = secrets.token_hex(4), time.monotonic()
         self._restarted = _was_restarted() if restarted is None else restarted
@@ -135,17 +135,17 @@ class Directory:
     # Replicas.
 
     async def announce(self, pool: str, replica: ReplicaState, lines: Sequence[LogLine] = ()) -> None:
-        """Record the state of a replica, and what it has logged since."""
+        """Record the state of a replica, and its log lines since the previous announcement."""
         self._replicas.setdefault(pool, {})[replica.id] = time.monotonic(), replica
         self._lines += ((pool, replica, line) for line in lines)
         self._count += len(lines)
 
     async def withdraw(self, pool: str, replica_id: str) -> None:
-        """Remove a replica that ends."""
+        """Remove a replica that is about to end."""
         self._replicas.get(pool, {}).pop(replica_id, None)
 
     async def replicas(self) -> dict[str, list[ReplicaState]]:
-        """Return the replicas that have announced themselves lately, by pool."""
+        """Return the replicas with a recent announcement, by pool."""
         now = time.monotonic()
         for pool, replicas in list(self._replicas.items()):
             kept = {key: entry for key, entry in replicas.items() if now - entry[0] < _LOST_SECONDS}
@@ -156,14 +156,14 @@ class Directory:
         return {pool: [state for _, state in replicas.values()] for pool, replicas in self._replicas.items()}
 
     async def lines(self, after: int) -> tuple[int, list[tuple[str, ReplicaState, LogLine]]]:
-        """Return the number of lines that replicas have logged, and the latest beyond the first ``after``."""
+        """Return the number of lines that replicas have logged, and the latest of those after the first ``after``."""
         new = min(self._count - after, len(self._lines))
         return self._count, list(self._lines)[len(self._lines) - new :] if new > 0 else []
 
     # Contents.
 
     async def add_source(self, digest: str, front: str, reader: Any, path: str) -> None:
-        """Record that a front has a packed content; ``reader`` is its actor that reads it."""
+        """Record that a front has a packed content; ``reader`` is the front's actor that reads the file."""
         self._sources.setdefault(digest, {})[front] = reader, path
 
     async def remove_source(self, digest: str, front: str) -> None:
@@ -182,29 +182,30 @@ class Directory:
         return torchmar.__version__, len(self._fronts)
 
     async def join(self, front: str, revision: int = -1, *, leads: bool = False) -> Standing:
-        """Record that a front is there; it leads if no other does, and none serves more.
+        """Record that a front runs; it leads if no other front does, and none serves a newer revision.
 
         Args:
-            front: its name.
-            revision: that it serves, perhaps of an earlier directory; -1: it has just been started.
-            leads: whether it leads by what it knows.
+            front: name of the front.
+            revision: revision that the front serves, which an earlier directory may have given; -1: the front has just
+                started.
+            leads: whether the front has led until now.
         """
         now = time.monotonic()
         self._fronts[front] = now, revision
         self._forget_fronts()
         known = self._leader in self._fronts
-        if leads and (not known or revision > self._revision):  # the directory before this one has chosen it
+        if leads and (not known or revision > self._revision):  # an earlier directory has chosen it
             self._leader = front
         elif not known:
-            # After a restart, the front that led gets the time to announce itself. One that has just been started, and
-            # leads, deletes what it does not know.
+            # After a restart of the directory, the former leader gets time to announce itself: a front that has just
+            # started and leads deletes the applications that it does not serve.
             waits = (self._restarted or revision >= 0) and now - self._started < _LOST_SECONDS
             newest = max(served for _, served in self._fronts.values())
             self._leader = "" if waits or revision < newest else front
         return Standing(self._leader, self._revision, len(self._fronts), self._id)
 
     async def leave(self, front: str) -> int:
-        """Remove a front; return how many are left."""
+        """Remove a front; return the number of the remaining fronts."""
         self._fronts.pop(front, None)
         for sources in self._sources.values():
             sources.pop(front, None)
@@ -222,9 +223,9 @@ class Directory:
         """Replace the shared state; return its revision, or 0 if the front does not lead.
 
         Args:
-            front: that leads.
-            state: the new one.
-            revision: that the front has served, perhaps of an earlier directory.
+            front: name of the leading front.
+            state: the new shared state.
+            revision: revision that the front has served, which an earlier directory may have given.
         """
         if front != self._leader:
             return 0
@@ -242,14 +243,14 @@ class Directory:
         return await self._calls.send(call, seconds)
 
     async def next_call(self, front: str) -> Call | None:
-        """Return a call for the leading front, which has to `take` it; None: there is none for a while."""
+        """Return a call for the leading front, which has to `take` it; None: none has arrived within some seconds."""
         if front != self._leader:
             await asyncio.sleep(ANNOUNCE_SECONDS)
             return None
         return await self._calls.next(front, lambda: front == self._leader)
 
     async def take(self, front: str, number: int) -> bool:
-        """Return whether a front may run a call that it was offered."""
+        """Return whether a front may run a call that was offered to it."""
         return self._calls.take(front, number)
 
     async def respond(self, number: int, response: Response) -> None:
@@ -258,7 +259,7 @@ class Directory:
 
 
 def _was_restarted() -> bool:
-    """Return whether Ray has started this actor again; False outside of one."""
+    """Return whether Ray has started this actor again; False outside of an actor."""
     try:
         import ray
     except ImportError:

@@ -1,4 +1,4 @@
-"""What the leading front of a cluster serves, served by another front: versions, defaults, labels and routes."""
+"""The models of the leading front, served by another front: versions, defaults, labels and routes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from torchmar.server.telemetry import logs
 if TYPE_CHECKING:
     from torchmar.cluster.pools import ClusterPools
 
-#: Stands for all models that another front serves: requests wait until this front serves them, too.
+#: Stands for all models that the other fronts serve: requests wait until this front serves them too.
 SHARED = StartupModel("", key="the cluster")
 _RETRY_SECONDS = 30.0  # between attempts to serve a version
 
@@ -36,8 +36,8 @@ class _Unserved(NamedTuple):
 
     Attributes:
         key: of its pool.
-        entry: of the version in the state.
-        tried: when it was tried, by `time.monotonic`.
+        entry: entry of the version in the state.
+        tried: time of the last attempt, by `time.monotonic`.
     """
 
     key: str
@@ -46,31 +46,31 @@ class _Unserved(NamedTuple):
 
     @property
     def retry_due(self) -> bool:
-        """Whether some time has passed since."""
+        """Whether the pause after the last attempt is over."""
         return time.monotonic() - self.tried >= _RETRY_SECONDS
 
 
 class Follower:
-    """Makes the models of a front those of the leading one.
+    """Makes the models of a front equal to those of the leading front.
 
     Args:
         registry: the models of this front.
         pools: of this front.
         session: the cluster.
-        folder: for packed contents.
+        folder: folder for packed contents.
     """
 
     def __init__(self, registry: Registry, pools: ClusterPools, session: Session, folder: Path) -> None:
         self._registry, self._pools, self._session, self._folder = registry, pools, session, folder
-        self._unserved: dict[tuple[str, str], _Unserved] = {}  # by model and version
+        self._unserved: dict[tuple[str, str], _Unserved] = {}  # versions that could not be served, by model and version
 
     @property
     def retry_due(self) -> bool:
-        """Whether a version could not be served, and some time has passed since."""
+        """Whether a version could not be served, and the pause before the next attempt is over."""
         return any(unserved.retry_due for unserved in self._unserved.values())
 
     async def apply(self, state: SharedState) -> None:
-        """Serve what a state has, and nothing else; what fails is logged, left out and tried again later."""
+        """Serve the models of a state and no others; failures are logged, and tried again later."""
         await self._add_versions(state)
         self._forget_failures(state)
         await self._drop_versions(state)
@@ -81,7 +81,7 @@ class Follower:
         registry, pools = self._registry, self._pools
         for (name, version), shared in state.versions.items():
             if (entry := state.models.get(name, {}).get(version)) is None:
-                continue  # it was removed while the state was collected
+                continue  # it was removed while the state was read
             known = registry.models.get(name)
             registered = known.versions.get(version) if known else None
             if registered and pools.key_of(registered.pool) != shared.key:  # it was registered anew
@@ -93,7 +93,7 @@ class Follower:
                 await self._attach(name, version, entry, shared)
 
     def _forget_failures(self, state: SharedState) -> None:
-        """Forget what could not be served and is no longer in the state."""
+        """Drop the records of failed versions that the state no longer has."""
         self._unserved = {key: unserved for key, unserved in self._unserved.items() if key in state.versions}
         startup = self._registry.startup
         for name, failure in list(startup.failures.items()):
@@ -120,18 +120,18 @@ class Follower:
                 known.set(path, route)
 
     async def _attach(self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion) -> None:
-        """Register a version whose replicas another front has deployed; what fails is logged and left out."""
+        """Register a version whose replicas another front has deployed; after a logged failure it is left out."""
         registry = self._registry
         try:
             try:
                 await self._attach_copy(name, version, entry, shared)
-            except ArchiveError as error:  # no front has the content any more, as when its machine is lost
+            except ArchiveError as error:  # no front has the content any more, for example because its machine is lost
                 await self._attach_own(name, version, entry, shared, error)
         except (ApiError, TorchmarError) as error:
             self._unserved[name, version] = _Unserved(shared.key, entry, time.monotonic())
             message = f"{name} {version} is not served by this front: {error.message}"
             logs.SERVER.error("%s", message)
-            # Load balancers send it no requests, which it would answer with 404.
+            # Load balancers then send it no requests, which it would answer with 404.
             model = replace(SHARED, url=entry["marName"], name=name)
             registry.startup.failures[name] = StartupFailure(model, message)
             registry.on_change()
@@ -139,7 +139,7 @@ class Follower:
             self._unserved.pop((name, version), None)
 
     async def _attach_copy(self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion) -> None:
-        """Register a copy of the content that another front has."""
+        """Register a copy of a content that another front has."""
         own = await asyncio.to_thread(copy, shared.content, self._session.reader(shared.content), self._folder)
         content = await asyncio.to_thread(fetch, own, lambda offset: b"")
         try:
@@ -158,7 +158,7 @@ class Follower:
     async def _attach_own(
         self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion, error: ArchiveError
     ) -> None:
-        """Register this front's own archive, if its content is that of the replicas; ``error``: of the others'."""
+        """Register this front's own archive, if its content is that of the replicas; ``error`` is that of the copy."""
         try:
             registered = await self._register(name, version, entry, entry["marName"], shared.key)
         except ApiError as own_error:
@@ -179,8 +179,8 @@ class Follower:
             name: of the model.
             version: of the model.
             entry: of the version in the state.
-            url: of its archive or content.
-            key: of the pool whose replicas run; empty: replicas are deployed.
+            url: URL of its archive or content.
+            key: key of the pool whose replicas run already; empty: replicas are deployed.
         """
         registration = Registration(
             url,
@@ -189,7 +189,7 @@ class Follower:
             handler=entry.get("handler", ""),
             runtime=entry.get("runtimeType"),
             synchronous=False,
-            ignored_checks=EVERYTHING if key else (),  # the leading front has checked it
+            ignored_checks=EVERYTHING if key else (),  # the leading front has checked the archive
             state=entry,
             by_operator=True,
             digest=file_digest.parse(entry.get("digest", "")) if url == entry["marName"] else "",
@@ -202,7 +202,7 @@ class Follower:
             self._pools.cancel_attach(name, version)
 
     async def deploy_unserved(self) -> None:
-        """Deploy from own archives what the cluster served and this front, which leads now, could not take over."""
+        """Deploy, from own archives, versions of the cluster that this front, which now leads, could not take over."""
         registry = self._registry
         for (name, version), unserved in list(self._unserved.items()):
             entry = unserved.entry

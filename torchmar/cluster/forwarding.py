@@ -1,4 +1,4 @@
-"""The management API across fronts: requests that are forwarded to the leading one, and run there."""
+"""The management API across fronts: requests that are forwarded to the leading front, and run there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchmar.server.http.responses import ResponseHeads
 from torchmar.server.telemetry import logs
 
 _CONTENT_TYPE = re.compile(rb"\r\ncontent-type: ([^\r\n]*)")
-_CONTEXT = Context(app=lambda request: None, limits=Limits(), heads=ResponseHeads())  # of requests that were passed on
+_CONTEXT = Context(app=lambda request: None, limits=Limits(), heads=ResponseHeads())  # of forwarded requests
 _CALL_SECONDS = 3600.0  # a registration may download an archive
 
 
@@ -29,8 +29,8 @@ class Forwarding:
     Args:
         session: the cluster.
         tasks: of the front.
-        served: waits until the front serves a revision of the shared state.
-        published: waits until what the front has changed is published, and returns the revision.
+        served: waits until the front serves a given revision of the shared state.
+        published: waits until the changes of the front are published, and returns their revision.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class Forwarding:
         self._served, self._published = served, published
 
     async def forward(self, request: Request) -> None:
-        """Respond to a request as the leading front does."""
+        """Send a request to the leading front, and its response to the client."""
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers]
         call = Call(0, request.method, request.target, headers, request.body)
         try:
             response: Response | None = await self._session.directory.call.remote(call, _CALL_SECONDS)
-        except Exception as error:  # Ray has many
+        except Exception as error:  # Ray raises exceptions of many classes
             response = None
             logs.SERVER.error("%s %s is not passed on: %s", request.method, request.path, error)
         if response is None:
             message = "No other server of the cluster has answered; whether it has done this is not known."
             request.respond_error(ApiError(503, "ServiceUnavailableException", message))
             return
-        # The client sees here what it has changed.
+        # Wait, so that the client's next request to this front sees its change.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._served(response.revision), 5 * ANNOUNCE_SECONDS)
         request.respond(response.status, response.body, response.content_type, response.headers)
@@ -65,14 +65,14 @@ class Forwarding:
         """Run calls of other fronts while this one leads; does not return.
 
         Args:
-            manage: answers a request of the management API whose token was checked.
+            manage: responds to a request of the management API whose token has been checked.
         """
         directory, front = self._session.directory, self._session.front
         while True:
             try:
                 call: Call | None = await directory.next_call.remote(front)
                 taken = call and await directory.take.remote(front, call.id)
-            except Exception:  # Ray has many
+            except Exception:  # Ray raises exceptions of many classes
                 await asyncio.sleep(ANNOUNCE_SECONDS)
                 continue
             if call and taken:
@@ -114,13 +114,13 @@ class Forwarding:
 
 
 class _Collected:
-    """A `torchmar.server.http.request.ResponseWriter` that keeps what is sent."""
+    """A `torchmar.server.http.request.ResponseWriter` that keeps the response."""
 
     def __init__(self) -> None:
         self.head, self.body = bytearray(), bytearray()
 
     def write_response(self, head: bytes, length: int, body: bytes) -> None:
-        """Of `ResponseWriter`, as all of these."""
+        """Implement `ResponseWriter`, as all of these methods."""
         self.head += head
         self.body += body
 
@@ -137,7 +137,7 @@ class _Collected:
         self.body += b"".join(parts)
 
     async def drain(self) -> None:
-        """Return at once: nothing waits."""
+        """Return at once: there is no connection to wait for."""
 
     def abort(self) -> None:
-        """Keep what there is."""
+        """Do nothing: the part that was written is the response."""

@@ -1,8 +1,8 @@
-"""The fronts of a cluster: one leads, which changes what is served, and the others follow it.
+"""The fronts of a cluster: one front leads and changes models, and the others follow it.
 
 Every front answers requests for models, sends them to the same replicas, and describes them. A request that changes
-something is passed on to the leading front through the directory. When that one ends, another leads after a few
-seconds, and all replicas stay.
+models is forwarded to the leading front through the directory. When the leading front ends, another one leads after a
+few seconds, and all replicas stay.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Fronts:
-    """The part of a front in a cluster.
+    """The membership of a front in its cluster.
 
     Args:
         session: the cluster.
         pools: of this front.
-        folder: for packed contents.
-        standing: of this front, when it joined.
-        former: models of its last run, in whose place it serves those of other fronts.
+        folder: folder for packed contents.
+        standing: the directory's response when this front joined.
+        former: models of its last run, which it does not load while it follows other fronts.
 
     Attributes:
         leads: whether this front changes what is served.
@@ -58,8 +58,8 @@ class Fronts:
         self._former = former
         self._session, self._pools, self._folder = session, pools, folder
         self.leads = standing.leader == session.front and standing.revision == 0
-        self._revision = 0  # that this front serves
-        self._expected = max(1, standing.revision)  # to be served at first
+        self._revision = 0  # revision of the shared state that this front serves
+        self._expected = max(1, standing.revision)  # first revision that this front has to serve
         self._registry: Registry | None = None
         self._tasks = BackgroundTasks(log_error)
         self._forwarding = Forwarding(session, self._tasks, self._wait_for, self._published)
@@ -72,15 +72,15 @@ class Fronts:
         self._starting = True
 
     async def start(self, registry: Registry, manage: Callable[[Request, list[str]], None]) -> None:
-        """Take part; returns when this front serves what the others do.
+        """Join the cluster; returns when this front serves the same models as the others.
 
         Args:
             registry: the models of this front.
-            manage: answers a request of the management API whose token was checked.
+            manage: responds to a request of the management API whose token has been checked.
 
         Raises:
-            EngineError: the front that led has ended before it had published anything; this one, which has waited for
-                it, has to start again, and to load the models of its own configuration.
+            EngineError: the leading front ended before it had published its models; this front, which waited for them,
+                has to start again, and to load the models of its own configuration.
         """
         self._registry, self._follower = registry, Follower(registry, self._pools, self._session, self._folder)
         self._tasks.start(self._take_part())
@@ -99,7 +99,7 @@ class Fronts:
         self._tasks.start(self._forwarding.run_calls(manage))
 
     async def close(self) -> bool:
-        """Stop taking part; return whether another front goes on."""
+        """Leave the cluster; return whether another front remains."""
         await self._tasks.close()
         with contextlib.suppress(Exception):  # of Ray; the cluster may have ended
             return bool(await self._session.directory.leave.remote(self._session.front))
@@ -110,13 +110,13 @@ class Fronts:
         self._changed.set()
 
     def refusal(self) -> str:
-        """Return why this front changes nothing by itself; empty: it does."""
+        """Return the reason why this front does not change models itself; empty: it does."""
         if self.leads:
             return ""
         return f"this front follows {self._leader}, which changes models; the REST API passes requests on to it"
 
     def forward(self, request: Request) -> bool:
-        """Pass a request that changes something on to the leading front; return whether that is so."""
+        """Forward a request that changes models to the leading front; return whether it was forwarded."""
         if self.leads or request.method in SAFE_METHODS:
             return False
         self._tasks.start(self._forwarding.forward(request))
@@ -157,13 +157,13 @@ class Fronts:
                     and (leader or standing.revision > self._revision or self._retry_due)
                     and (not self._following or self._following.done())
                 ):
-                    # Beside this task: archives may take long to copy.
+                    # In a task of its own: to copy archives can take long.
                     self._following = self._tasks.start(self._catch_up(lead=leader))
-            except Exception as error:  # Ray has many; the next attempt may do
+            except Exception as error:  # Ray raises exceptions of many classes; the next attempt may succeed
                 logs.SERVER.error("the directory of the cluster does not answer: %s", error)
 
     async def _catch_up_first(self) -> None:
-        """Wait until this front serves what the others do, or leads: the directory may be started again meanwhile."""
+        """Wait until this front serves the same models as the others, or leads: the directory may restart meanwhile."""
         while not self.leads and self._revision < self._expected:
             if self._session.starts_again:
                 message = f"{self._leader} has ended before it had published what it serves"
@@ -175,16 +175,16 @@ class Fronts:
                 await asyncio.sleep(ANNOUNCE_SECONDS)
 
     async def _catch_up(self, *, lead: bool = False) -> None:
-        """Serve what is published, and then lead, perhaps."""
+        """Serve the published models; then, if ``lead`` is set, lead."""
         try:
             await self._follow()
         except Exception as error:  # Ray has many
-            logs.SERVER.error("what the cluster serves cannot be read: %s", error)
+            logs.SERVER.error("the models of the cluster cannot be read: %s", error)
         else:
             if lead and self._revision:
                 self._lead()
                 self._pools.remove_unused()
-                await self._pools.delete_others()  # what could not be taken over
+                await self._pools.delete_others()  # applications that could not be taken over
                 assert self._follower
                 await self._follower.deploy_unserved()
             elif lead and self._starting:
@@ -200,7 +200,7 @@ class Fronts:
         self._changed.set()
 
     async def _publish(self) -> None:
-        """Publish what this front serves, whenever it has changed."""
+        """Publish the models of this front after each change."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -213,7 +213,7 @@ class Fronts:
                     ):
                         self._revision = revision
                 except Exception as error:
-                    logs.SERVER.error("what has changed is not published to the other fronts: %s", error)
+                    logs.SERVER.error("changes are not published to the other fronts: %s", error)
                     await asyncio.sleep(ANNOUNCE_SECONDS)
                     self._changed.set()
                 finally:
@@ -231,7 +231,7 @@ class Fronts:
         )
 
     async def _follow(self) -> None:
-        """Serve what the leading front does."""
+        """Serve the models of the leading front."""
         assert self._follower
         revision, state = await self._session.directory.state.remote()
         if revision > self._revision or (revision == self._revision and self._retry_due):
@@ -240,12 +240,12 @@ class Fronts:
             self._applied.set()
 
     async def _published(self) -> int:
-        """Wait until what has changed is published; return the revision."""
+        """Wait until all changes are published; return the revision."""
         while self.leads and (self._changed.is_set() or self._publishing):
             await asyncio.sleep(_PUBLISH_PAUSE_SECONDS)
         return self._revision
 
 
 def log_error(error: BaseException) -> None:
-    """Log the error of a task in the background."""
+    """Log the error of a background task."""
     logs.SERVER.error("a task of this front has failed", exc_info=error)

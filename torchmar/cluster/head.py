@@ -1,4 +1,4 @@
-"""Whether the head of the cluster answers; without it Ray places and restarts nothing, and ends after a while."""
+"""Whether the head of the cluster answers: without it Ray places and restarts no process, and ends after a while."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torchmar.errors import EngineError
 from torchmar.server.telemetry import logs
 
 _LIMIT_VARIABLE, _LIMIT_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0  # Ray's, and its default
-_EARLIER_SECONDS = 5.0  # than that time, this process ends by itself; then, Ray ends it without a message
+_EARLIER_SECONDS = 5.0  # this process ends so much before Ray's limit, since Ray would end it without a message
 _CHECK_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
-_PATIENCE_SECONDS = 2.0  # before it is a problem
+_PATIENCE_SECONDS = 2.0  # silence of the head that is reported as a problem
 
 
 class Head:
-    """The head of a cluster, as this front reaches it.
+    """The head of a cluster, and the time since its last answer.
 
     Args:
         address: ``HOST:PORT``.
         environment: with Ray's variables.
 
     Attributes:
-        lost: set when the head has been silent so long that Ray ends.
+        lost: set when the head has been silent for so long that Ray is about to end.
     """
 
     def __init__(self, address: str, environment: Mapping[str, str]) -> None:
@@ -36,7 +36,7 @@ class Head:
 
     @property
     def problem(self) -> str:
-        """Why nothing can be changed now; empty: the head answers."""
+        """The reason why models cannot be changed now; empty: the head answers."""
         if (seconds := self._silent_seconds) < _PATIENCE_SECONDS:
             return ""
         return (
@@ -59,10 +59,10 @@ class Head:
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
 
     async def watch(self, on_change: Callable[[], None]) -> None:
-        """Look after the head until it is lost.
+        """Probe the head until it is lost.
 
         Args:
-            on_change: called when there is a problem, or no more.
+            on_change: called when a problem begins or ends.
         """
         reported = False
         while not self.lost.is_set():

@@ -1,4 +1,4 @@
-"""The front's end of a connection to one replica: connects again when it is lost, and has the requests on their way."""
+"""The front's end of a connection to one replica: it reconnects, and has the requests that are not answered yet."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job, Reply
 
 _CONNECT_SECONDS = 5.0
-_PAUSES = (0.1, 0.2, 0.5, 1.0)  # seconds between attempts; the last one for all further ones
+_PAUSES = (0.1, 0.2, 0.5, 1.0)  # seconds between attempts; the last value repeats
 _PING_SECONDS = 2.0
-_SILENCE_SECONDS = 10.0  # after which the replica of a busy machine is not merely slow, but gone with its node
-_LARGE = 1 << 30  # bytes of requests that are not sent in one frame
+_SILENCE_SECONDS = 10.0  # after this silence a replica is regarded as lost with its node, not as slow
+_LARGE = 1 << 30  # limit of the requests in one frame
 
 
 class LinkOwner(Protocol):
     """The pool of a link.
 
     Attributes:
-        batch_times: of the batches of its replicas, where they are measured.
+        batch_times: times of the batches of its replicas, if they are measured.
     """
 
     batch_times: BatchTimes | None
 
     def on_state(self, link: ReplicaLink) -> None:
-        """Note that the replica accepts requests, or does not any more, or cannot be reached (``problem``)."""
+        """Record that the replica accepts requests, or no longer does, or cannot be reached (``problem``)."""
 
     def on_replies(self, link: ReplicaLink, batches: Sequence[Any], updates: Sequence[Any]) -> None:
-        """Send further requests if it has room, and record the events of its batches."""
+        """Send further requests if the link has room, and record the events of the batches."""
 
     def on_lost(self, link: ReplicaLink, unanswered: Sequence[tuple[Job, bool]]) -> None:
         """Repeat or fail requests whose replica has ended; each with whether its client has parts of the reply."""
@@ -43,20 +43,20 @@ class ReplicaLink:
     """The connection to a replica.
 
     Args:
-        replica_id: Ray Serve's name of it.
-        endpoint: where it listens.
+        replica_id: Ray Serve's name of the replica.
+        endpoint: addresses at which it listens.
         node_id: Ray's id of the front's node.
-        limit: requests that it may have at once.
-        owner: callbacks.
+        limit: number of requests that it may have at once.
+        owner: pool of the link, for callbacks.
 
     Attributes:
         id: Ray Serve's name of the replica.
-        jobs: requests that it has, by number.
+        jobs: requests that are sent and not answered, by number.
         connected: whether the connection is open.
         ready: whether it accepts requests.
-        draining: whether it ends when it has answered its requests.
-        batch_started: when the replica could begin with the first of its requests, by `time.monotonic`.
-        problem: why it could never be reached; empty: it could, or was not tried yet.
+        draining: whether the replica ends after it has answered its requests.
+        batch_started: earliest start of the first unanswered request, by `time.monotonic`.
+        problem: reason why no connection has succeeded; empty: one has, or none was tried yet.
     """
 
     def __init__(self, replica_id: str, endpoint: Endpoint, node_id: str, limit: int, owner: LinkOwner) -> None:
@@ -76,11 +76,11 @@ class ReplicaLink:
 
     @property
     def room(self) -> int:
-        """How many requests it accepts now."""
+        """The number of requests that it accepts now."""
         return self._limit - len(self.jobs) if self.ready else 0
 
     def send(self, jobs: Sequence[Job]) -> None:
-        """Send requests; the owner gets those that are not answered before the connection ends."""
+        """Send requests; `LinkOwner.on_lost` gets those without an answer when the connection ends."""
         if len(jobs) > 1 and sum(len(part[2]) for job in jobs for part in job.inputs) > _LARGE:
             for job in jobs:
                 self.send([job])
@@ -103,11 +103,11 @@ class ReplicaLink:
         self._channel.send(channel.REQUESTS, document, bodies)
 
     def check(self, now: float, demand: int) -> None:
-        """Drop requests whose clients have disconnected, and a connection whose replica is silent.
+        """Drop requests whose clients have disconnected, and the connection if the replica is silent.
 
         Args:
-            now: by `time.monotonic`.
-            demand: requests of the front that wait or run, on all replicas.
+            now: current time, by `time.monotonic`.
+            demand: number of requests of the front that wait or run, on all replicas.
         """
         if not self._channel or not self.connected:
             return
@@ -123,7 +123,7 @@ class ReplicaLink:
             self._channel.send(channel.PING, demand)
 
     def close(self) -> list[Job]:
-        """Close the connection and do not connect again; return the requests that are not answered."""
+        """Close the connection for good; return the requests without an answer."""
         self._closed = True
         self._task.cancel()
         jobs = list(self.jobs.values())
@@ -186,7 +186,7 @@ class ReplicaLink:
                 else:
                     self._remove(number)
         self._measure(answered)
-        # Further requests first: the replica need not wait for these replies.
+        # First send further requests, so that the replica does not wait while these replies are handled.
         self._owner.on_replies(self, document["batches"], document["metrics"])
         for job, reply in answered:
             if job.spans is not None and not reply.more:
@@ -197,8 +197,8 @@ class ReplicaLink:
         self._close_if_drained()
 
     def _measure(self, answered: Sequence[tuple[Job, Reply]]) -> None:
-        """Record the time of a batch: since the replica got it, or had answered the one before."""
-        # What has a message was refused, or has ended its worker.
+        """Record the time of a batch: since the replica has received it, or has answered the previous batch."""
+        # A reply with an error message was rejected, or ended its worker: its time says nothing about a batch.
         run = [job for job, reply in answered if not reply.more and not reply.message]
         if not run:
             return
@@ -227,7 +227,7 @@ class ReplicaLink:
             self._owner.on_lost(self, unanswered)
 
     def _fail(self, reason: str) -> None:
-        # The directory still lists a replica that was connected and has ended.
+        # The directory may still list a replica that was connected and has ended.
         if not self._heard and not self._closed:
             self.problem = f"{self._endpoint}: {reason}"
             self._owner.on_state(self)

@@ -1,4 +1,4 @@
-"""The replica's end of its connections: requests of fronts to its pool, replies back."""
+"""The replica's end of its connections: requests of fronts are passed to its pool, replies back to the fronts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.workers.jobs import Job, Part, Reply
 
 _SECRET_SIZE = 32  # bytes
-_PATH_SIZE = 100  # bytes that the path of a Unix socket may have on every system
-_WAIT_SECONDS = 0.05  # between looks at the requests that are left when the replica ends
+_PATH_SIZE = 100  # limit for the path of a Unix socket, which every system allows
+_WAIT_SECONDS = 0.05  # interval of checks for unanswered requests while the replica ends
 
 
 class Listener:
@@ -28,7 +28,7 @@ class Listener:
 
     Args:
         submit: runs a request; raises ApiError if it cannot be run.
-        take_events: returns batches and updates of metrics since its last call; see `channel.Replies`.
+        take_events: returns batches and updates of metrics since its previous call; see `channel.Replies`.
         node_id: Ray's id of the node.
     """
 
@@ -45,15 +45,15 @@ class Listener:
 
     @property
     def demand(self) -> int:
-        """The number of requests that wait or run, on all replicas, by what the connected fronts have sent last."""
+        """The number of requests that wait or run, on all replicas, as the connected fronts have last reported."""
         return sum(front.demand for front in self._fronts)
 
     async def open(self, host: str, environment: Mapping[str, str]) -> Endpoint:
-        """Listen at an address of this node, and at a Unix socket; return where.
+        """Listen at an address of this node, and at a Unix socket; return both.
 
         Args:
-            host: the address.
-            environment: with Ray's variables for TLS.
+            host: address of the node.
+            environment: environment that has Ray's variables for TLS.
 
         Raises:
             OSError: an address cannot be bound.
@@ -62,7 +62,7 @@ class Listener:
         contexts = channel.tls_contexts(environment)
         server = await loop.create_server(self._create, host, 0, ssl=contexts[0] if contexts else None)
         self._servers.append(server)
-        self._folder = tempfile.mkdtemp(prefix="torchmar-")  # only this user may enter it
+        self._folder = tempfile.mkdtemp(prefix="torchmar-")  # its mode lets only this user enter
         unix = str(Path(self._folder) / "replica")
         if len(os.fsencode(unix)) > _PATH_SIZE:
             unix = ""
@@ -72,13 +72,13 @@ class Listener:
         return Endpoint(host=host, port=port, unix=unix, node_id=self._node_id, secret=self._secret)
 
     def set_ready(self, ready: bool) -> None:
-        """Let fronts send requests, or none until the worker is ready again."""
+        """Let fronts send requests, or stop them until the worker is ready again."""
         self._ready = ready
         for front in self._fronts:
             front.send_state(ready)
 
     async def drain(self) -> None:
-        """Let fronts send no further requests, and wait until they have closed their connections."""
+        """Stop fronts from sending further requests, and wait until they have closed their connections."""
         self._draining = True
         for front in self._fronts:
             front.send_drain()
@@ -95,14 +95,14 @@ class Listener:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def on_open(self, front: _Front) -> None:
-        """Serve a front that has proved the secret."""
+        """Accept requests of a front that has proved the secret."""
         self._fronts.add(front)
         front.send_state(self._ready)
         if self._draining:
             front.send_drain()
 
     def on_close(self, front: _Front) -> None:
-        """Forget a front that has closed its connection."""
+        """Remove a front that has closed its connection."""
         self._fronts.discard(front)
 
     def _create(self) -> Channel:
@@ -110,7 +110,7 @@ class Listener:
 
 
 class _Front:
-    """A front that is connected, and its requests."""
+    """A connected front, and its requests."""
 
     def __init__(self, listener: Listener, secret: bytes) -> None:
         self.demand = 0
@@ -152,7 +152,7 @@ class _Front:
             inputs = [Part(name, content_type, next(contents)) for name, content_type, _ in parts]
             deadline = None if seconds is None else time.monotonic() + seconds
             job = Job(request_id, headers, inputs, partial(self._on_reply, number), deadline)
-            job.since -= waited  # its wait at the front is part of the time in the queue
+            job.since -= waited  # the time in the queue includes the wait at the front
             job.isolated = isolated
             self._jobs[number] = job
             try:
@@ -165,7 +165,7 @@ class _Front:
             self._jobs.pop(number, None)
         self._replies.append((number, reply))
         if not self._scheduled:
-            # After the rest of this turn: replies of a batch share a frame, with the events of the batch.
+            # At the end of this iteration of the loop, so that all replies of a batch, and its events, share a frame.
             self._scheduled = True
             self._loop.call_soon(self._send_replies)
 

@@ -1,9 +1,9 @@
 """The process that loads the model of a version once for all its replicas on a node, and forks their workers.
 
 ``python -m torchmar.cluster.loader_process ... DESCRIPTOR``, with a `LoaderSpec` as JSON on the standard input, and the
-number of the listening socket that it inherits. It has the fork server of the built-in server, with the same decisions
-whether workers are forks, and the same shared weights. A worker is killed when the connection of its replica is closed,
-also because the replica was killed; the process ends when no replica is connected.
+number of the inherited listening socket. It has a fork server of the built-in server, which decides in the same way
+whether workers are forks, and shares weights in the same way. A worker is killed when the connection of its replica
+closes, as it does when the replica is killed; the process ends when no replica is connected.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torchmar.server.workers.worker_process import WorkerProcess
 from torchmar.worker.process.messages import Described, Forked, Kill, LogEntry, Message, Ready, StartFailed, StartWorker
 from torchmar.worker.venvs.folder import Venv
 
-_UNUSED_SECONDS = 60.0  # until the replica that has started it connects; it may have been killed
+_UNUSED_SECONDS = 60.0  # until the replica that has started it connects; that replica may have been killed
 
 
 def main() -> None:
-    """Run the process that the command line and the standard input describe, as no child of the caller."""
+    """Run the process that the command line and the standard input describe, detached from the caller."""
     listener = socket.socket(fileno=int(sys.argv[-1]))
     spec = LoaderSpec.from_json(sys.stdin.read())
-    # Ray kills the children of a replica that ends, and may kill its process group. Not a session of its own: see
+    # Ray kills the children of a replica that ends, and may kill its process group. No new session, for the reason in
     # `torchmar.server.workers.fork_server`.
     os.setpgid(0, 0)
     if os.fork():
@@ -47,7 +47,7 @@ def main() -> None:
 
 class _LoaderProcess:
     def __init__(self, spec: LoaderSpec, listener: socket.socket) -> None:
-        # The replicas hold the locks of folder and environment.
+        # It needs no locks: the replicas hold those of folder and environment.
         self._fork_server = ForkServer(spec.environment, spec.packages, Venv(Path(spec.venv)) if spec.venv else None)
         self._spec, self._listener = spec, listener
         self.loader: ModelLoader
@@ -80,7 +80,7 @@ class _LoaderProcess:
             return
 
     def remove(self, replica: _Replica) -> None:
-        """Forget a replica whose connection is closed."""
+        """Remove a replica whose connection is closed."""
         self._replicas.discard(replica)
         self._end_if_unused()
 
@@ -94,7 +94,7 @@ class _LoaderProcess:
 
     def _end_if_unused(self) -> None:
         if not self._replicas:
-            self._accept()  # one that has connected at this moment
+            self._accept()  # a replica that has connected at this moment
         if not self._replicas:
             self._unused.set()
 
@@ -152,15 +152,15 @@ class _Log:
 
     def __init__(self, replica: _Replica, number: int, output: int) -> None:
         self._replica, self._number, self._output = replica, number, output
-        os.set_blocking(output, False)  # a replica that reads nothing must not stop the others
+        os.set_blocking(output, False)  # a replica that does not read its output must not block the others
 
     def output(self, line: str) -> None:
-        """Of `RequestLog`."""
-        with contextlib.suppress(OSError):  # the replica has ended, or reads nothing
+        """Implement `RequestLog`."""
+        with contextlib.suppress(OSError):  # the replica has ended, or does not read
             os.write(self._output, f"{line}\n".encode())
 
     def server(self, level: int, text: str) -> None:
-        """Of `RequestLog`."""
+        """Implement `RequestLog`."""
         self._replica.send(LogEntry(self._number, level, text))
 
     def __del__(self) -> None:
@@ -168,14 +168,14 @@ class _Log:
 
 
 class _Forwarding(logging.Handler):
-    """Sends what this process logs to a replica."""
+    """Sends the log records of this process to a replica."""
 
     def __init__(self, process: _LoaderProcess) -> None:
         super().__init__()
         self._process = process
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Of `logging.Handler`."""
+        """Implement `logging.Handler`."""
         self._process.log(record.levelno, log_lines.text_of(record))
 
 

@@ -1,4 +1,4 @@
-"""Lines of a replica's logs on their way to the fronts, whose logs have those of all nodes."""
+"""Log lines of a replica, collected for the fronts, which write the logs of all nodes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from torchmar.server.telemetry import logs
 
-_CAPACITY = 2000  # lines that wait for the next announcement; the oldest are dropped
+_CAPACITY = 2000  # lines between two announcements; further lines replace the oldest
 
 
 class LogLine(NamedTuple):
     """A line of a log.
 
     Attributes:
-        worker: whether it is a worker's output; otherwise it is of the replica's own server.
-        level: as in the logging module.
-        text: without a line break at its end.
+        worker: whether the line is a worker's output; otherwise the replica's own server has logged it.
+        level: level, as in the logging module.
+        text: the line, without a line break at its end.
     """
 
     worker: bool
@@ -26,7 +26,7 @@ class LogLine(NamedTuple):
 
 
 class LogLines(logging.Handler):
-    """Collects what this process logs, until it is taken."""
+    """A handler that collects log lines of this process until they are taken."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class LogLines(logging.Handler):
 
     @classmethod
     def collect(cls) -> LogLines:
-        """Return the lines that this process logs from now on."""
+        """Start to collect the log lines of this process."""
         lines = cls()
         for logger in (logs.SERVER, logs.WORKERS):
             logger.handlers = [lines]
@@ -44,7 +44,7 @@ class LogLines(logging.Handler):
         return lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Of `logging.Handler`; of the replica's own server only warnings, which concern its front."""
+        """Record a line; of the replica's own server only warnings, which also matter to its front."""
         worker = record.name == logs.WORKERS.name
         if not worker and record.levelno < logging.WARNING:
             return
@@ -53,7 +53,7 @@ class LogLines(logging.Handler):
         self._lines.append(LogLine(worker, record.levelno, text_of(record)))
 
     def take(self) -> list[LogLine]:
-        """Return the lines since the last call; the first says how many are missing."""
+        """Return the lines since the previous call; the first one tells how many are missing, if any are."""
         lines, dropped = list(self._lines), self._dropped
         self._lines.clear()
         self._dropped = 0
@@ -69,7 +69,7 @@ def text_of(record: logging.LogRecord) -> str:
 
 
 def write(line: LogLine, replica: str, node: str, name: str, version: str) -> None:
-    """Write a line of a replica into the logs of this server."""
+    """Write a log line of a replica into the logs of this server."""
     if line.worker:
         logs.log_worker_output(replica, name, version, line.text)
     else:

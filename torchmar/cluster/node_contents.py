@@ -1,8 +1,8 @@
-"""Contents of archives on the nodes of a cluster: packed by the front, copied once to each node, compared, extracted.
+"""Contents of archives on the nodes of a cluster: packed by the front, copied once to each node, checked, extracted.
 
 The front packs the folder of an archive that it has admitted and extracted, with the packages that were installed for
-it. A node keeps a content while any of its replicas uses it; what killed ones have left is removed by the next, or used
-again. A content whose files have changed on the node is copied again.
+it. A node keeps a content while any of its replicas uses it. Contents of killed replicas are removed, or used again, by
+the next replica. A content whose files have changed on the node is copied again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torchmar.archive import file_digest
 from torchmar.archive.built_archive import show_size
 from torchmar.errors import ArchiveError
 
-CHUNK = 32 << 20  # bytes that a node asks for at once; Ray keeps each in its object store until it is read
+CHUNK = 32 << 20  # size of a read request; Ray keeps each chunk in its object store until it is read
 _CONTENT, _PACKAGES = "content", "packages"
-_COMPLETE = "complete"  # a file with the stamps of all others, written last
-_TIME = 315_532_800  # of all files, in seconds since 1970: the beginning of 1980, before which zip files have no time
+_COMPLETE = "complete"  # name of a file with the stamps of all others, written last
+_TIME = 315_532_800  # time of all files: the beginning of 1980, the earliest time in zip files
 _Stamps = dict[str, list[int]]
 
 
@@ -37,10 +37,10 @@ class PackedContent:
     """A packed content on the front's disk.
 
     Attributes:
-        path: of the file.
-        digest: SHA-256 of its bytes.
-        size: of its bytes.
-        packages: whether it has packages beside the archive's content.
+        path: path of the file.
+        digest: SHA-256 of the file.
+        size: size of the file in bytes.
+        packages: whether it has installed packages beside the archive's content.
     """
 
     path: str
@@ -50,10 +50,10 @@ class PackedContent:
 
 
 class NodeContent:
-    """A content that this node has, until it is closed.
+    """A content on this node, held until it is closed.
 
     Attributes:
-        folder: with the content of the archive.
+        folder: folder with the content of the archive.
         packages: the folder with installed packages; empty: there are none.
     """
 
@@ -75,15 +75,15 @@ class NodeContent:
 
 
 def pack(folder: Path, packages: Path | None, target: Path) -> PackedContent:
-    """Pack the content of an archive: the same files give the same bytes, so that digests can be compared. Blocking.
+    """Pack the content of an archive; equal files give equal bytes, so that digests can be compared. Blocking.
 
     Args:
         folder: the extracted archive.
-        packages: a folder with packages that were installed for it; None: there are none.
-        target: the file to write.
+        packages: folder with packages that were installed for it; None: there are none.
+        target: file to write.
 
     Raises:
-        ArchiveError: it cannot be written.
+        ArchiveError: the file cannot be written.
     """
     part = atomic.temporary_path(target)
     try:
@@ -109,15 +109,15 @@ def _normalized(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def fetch(packed: PackedContent, read: Callable[[int], bytes], root: Path | None = None) -> NodeContent:
-    """Return a content on this node, which is copied if no replica of this node has it. Blocking.
+    """Return a content on this node; it is copied unless a replica of this node has it already. Blocking.
 
     Args:
-        packed: the content; its file is read directly if this node can.
-        read: returns at most `CHUNK` bytes from an offset, in place of the file.
-        root: the folder of all contents; None: one of this user in the node's temporary folder.
+        packed: the content; its file is read directly if this node has it.
+        read: returns at most `CHUNK` bytes from an offset of the file, if this node does not have it.
+        root: folder of all contents; None: a folder of this user in the node's temporary folder.
 
     Raises:
-        ArchiveError: the bytes are not those that were packed, or there is no room for them.
+        ArchiveError: the bytes have another digest, or the disk has too little room.
     """
     root = root or Path(tempfile.gettempdir()) / f"torchmar-archives-{os.getuid()}"
     try:
@@ -133,10 +133,10 @@ def fetch(packed: PackedContent, read: Callable[[int], bytes], root: Path | None
 
 
 def copy(packed: PackedContent, read: Callable[[int], bytes], folder: Path) -> PackedContent:
-    """Return a copy of a packed content in a folder, which it gets by `fetch`'s ways. Blocking.
+    """Return a copy of a packed content in a folder, read as `fetch` does. Blocking.
 
     Raises:
-        ArchiveError: the bytes are not those that were packed, or there is no room for them.
+        ArchiveError: the bytes have another digest, or the disk has too little room.
     """
     target = folder / f"{packed.digest}.tar"
     part = atomic.temporary_path(target)
@@ -158,7 +158,7 @@ def read_at(path: Path, offset: int) -> bytes:
 
 
 def _make_root(root: Path) -> None:
-    """Make the folder of all contents. Others could have made it before, where all may write."""
+    """Make the folder of all contents; refuse one that another user has made, as anybody can in a shared folder."""
     root.mkdir(mode=0o700, exist_ok=True)
     status = root.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -166,12 +166,12 @@ def _make_root(root: Path) -> None:
 
 
 def _remove_unused(root: Path, packed: PackedContent) -> None:
-    """Remove contents that replicas have left that were killed; but not the own one."""
+    """Remove contents of replicas that were killed, except that of ``packed``."""
     for lock in root.glob("*.lock"):
         place = lock.with_suffix("")
         if place.name == packed.digest:
             continue
-        with contextlib.suppress(OSError):  # it is used
+        with contextlib.suppress(OSError):  # a replica uses it
             descriptor = file_lock.acquire(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(place, ignore_errors=True)
             _part_of(place).unlink(missing_ok=True)
@@ -180,9 +180,9 @@ def _remove_unused(root: Path, packed: PackedContent) -> None:
 
 
 def _share(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> int | None:
-    """Return the descriptor of a content's lock, which is held shared, after the content has been completed.
+    """Complete a content, and return the descriptor of its lock, which is held shared.
 
-    None: files of it have changed, and replicas that run use it.
+    None: files of the content have changed, and a running replica uses them.
     """
     lock = _lock_of(place)
     while True:
@@ -197,14 +197,14 @@ def _share(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> 
             return None
         try:
             if not _is_whole(place):
-                shutil.rmtree(place, ignore_errors=True)  # changed, or of a process that was killed
+                shutil.rmtree(place, ignore_errors=True)  # changed, or left incomplete by a process that was killed
                 _extract(packed, read, place)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         finally:
-            # The lock is taken anew: to change it to a shared one releases it for a moment, in which the last user of
-            # the content may remove it.
+            # Release the lock and take it again: a change to a shared lock also releases it for a moment, in which the
+            # last user of the content may remove it.
             os.close(descriptor)
 
 
@@ -229,7 +229,7 @@ def _stamps(place: Path) -> _Stamps:
 
 
 def _is_whole(place: Path) -> bool:
-    """Return whether a content is complete and unchanged; handlers may have added files."""
+    """Return whether a content is complete and unchanged; files that handlers have added do not count."""
     try:
         recorded: _Stamps = json.loads((place / _COMPLETE).read_bytes())
         return all(_stamp(place / path) == stamp for path, stamp in recorded.items())
@@ -243,19 +243,19 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _check_room(packed: PackedContent, folder: Path) -> None:
-    """Raise ArchiveError if a content does not fit a folder; a full disk would stop others, too."""
+    """Raise ArchiveError if a content does not fit on the disk of a folder; a full disk stops other programs, too."""
     if (free := shutil.disk_usage(folder).free) < packed.size:
         raise ArchiveError(f"{folder} has {show_size(free)} free, and a content needs {show_size(packed.size)}")
 
 
 def _is_here(packed: PackedContent) -> bool:
-    """Return whether this node can read the file that was packed."""
+    """Return whether this node can read the file of a packed content."""
     file = Path(packed.path)
     return file.is_file() and file.stat().st_size == packed.size and file_digest.of(file) == packed.digest
 
 
 def _write(packed: PackedContent, read: Callable[[int], bytes], file: Path) -> None:
-    """Write a packed content to a file, from this node's disk or another's, and compare it."""
+    """Write a packed content to a file, from this node's disk or another node's, and compare its digest."""
     _check_room(packed, file.parent)
     if _is_here(packed):
         shutil.copyfile(packed.path, file)

@@ -1,8 +1,8 @@
-"""The replica's connection to the process that loads the model for all replicas of a version on its node.
+"""The replica's connection to the process that loads the model for all replicas of its version on its node.
 
-The replica that needs it first starts it (`loader_process`); the others find it by its address, an abstract Unix
-socket, which ends with it. It is no child of any replica, and ends when no replica is connected. When it ends before,
-the workers that it has started end, too: their replicas start it again, and repeat the requests.
+The first replica starts this process (`loader_process`); the others find it by its address, an abstract Unix socket,
+which ends with the process. It is no child of any replica, and ends when no replica is connected. If it ends earlier,
+its workers end too: the replicas then start it again, and repeat the requests.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from torchmar.worker.process.messages import (
 )
 
 _MODULE = "torchmar.cluster.loader_process"
-_START_SECONDS = 120.0  # for the process to accept a connection
-_TRIES, _PAUSE_SECONDS = 10, 0.2  # to connect: it may end at this moment, since its last replica has
-_NAMESPACES = ("mnt", "pid", "user")  # where paths, processes and users are the same
+_START_SECONDS = 120.0  # limit for the process to accept a connection
+_TRIES, _PAUSE_SECONDS = 10, 0.2  # to connect: the process may be about to end, because its last replica has ended
+_NAMESPACES = ("mnt", "pid", "user")  # in which paths, processes and users have the same meaning
 _CREDENTIALS = struct.Struct("3i")  # pid, uid and gid
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSpec:
-    """What the process loads, and for whom.
+    """The model that the process loads, with its replicas.
 
     Attributes:
-        key: of the replicas' pool in the directory.
+        key: key of the replicas' pool in the directory.
         node_id: Ray's id of the node.
         head: address of the cluster's head.
-        group: of the servers, as `torchmar.cluster.processes.group_name` returns it.
-        options: of the pool; the folders are those of the node.
-        environment: of the workers.
+        group: name of the group of servers, from `torchmar.cluster.processes.group_name`.
+        options: options of the pool, with the folders of the node.
+        environment: environment variables of the workers.
         packages: a folder whose modules precede installed ones; empty: none.
-        venv: the folder of the environment whose interpreter runs workers; empty: that of this process.
+        venv: folder of the environment whose interpreter runs workers; empty: that of this process.
     """
 
     key: str
@@ -74,7 +74,7 @@ class LoaderSpec:
 
     @property
     def address(self) -> str:
-        """Where the process listens, in the abstract namespace."""
+        """The address of the process, in the abstract namespace."""
         namespaces = []
         for name in _NAMESPACES:
             with contextlib.suppress(OSError):
@@ -83,31 +83,32 @@ class LoaderSpec:
         return f"\0torchmar-loader-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
 
     def to_json(self) -> str:
-        """Return what `loader_process` reads."""
+        """Return the specification as JSON, for `loader_process`."""
         options = asdict(replace(self.options, replica=None))
         return json.dumps({**asdict(replace(self, environment=dict(self.environment))), "options": options})
 
     @classmethod
     def from_json(cls, text: str) -> LoaderSpec:
-        """Return what `to_json` has written."""
+        """Return a specification from the JSON of `to_json`."""
         document = json.loads(text)
         document["options"]["devices"] = ()
         return cls(**{**document, "options": PoolOptions(**document["options"])})
 
 
 def available() -> bool:
-    """Return whether the system has abstract sockets, which only Linux has."""
+    """Return whether the system has abstract sockets; only Linux does."""
     return sys.platform == "linux"
 
 
 class NodeLoader:
-    """Starts the workers of a replica from what its node has loaded; a `torchmar.server.workers.model_loader.Loader`.
+    """Starts the workers of a replica in the loader process of its node; a
+    `torchmar.server.workers.model_loader.Loader`.
 
     Args:
-        spec: what is loaded.
+        spec: model to load.
 
     Attributes:
-        description: of the handler's tensors; empty until a worker has started.
+        description: the handler's description of its tensors; empty until a worker has started.
     """
 
     def __init__(self, spec: LoaderSpec) -> None:
@@ -122,7 +123,7 @@ class NodeLoader:
     async def start_worker(
         self, connection: socket.socket, log: WorkerLog, *, gpu: int | None, stage: str
     ) -> WorkerProcess:
-        """Of `Loader`."""
+        """Implement `Loader`."""
         control = await self._connect()
         number, future = self._forks.add()
         self._logs[number] = log
@@ -135,12 +136,12 @@ class NodeLoader:
             self._logs.pop(number, None)
 
     def release(self) -> None:
-        """Of `Loader`; the workers that this replica has end, too."""
+        """Implement `Loader`; the workers of this replica end too."""
         if self._control:
             self._control.close()
 
     async def _connect(self) -> ControlConnection:
-        """Return the connection, which is made if there is none.
+        """Return the connection; connect first if there is none.
 
         Raises:
             WorkerError: the process cannot be started.
@@ -164,7 +165,7 @@ class NodeLoader:
         raise WorkerError("the node's loader of the model ends at once", hint="the server's log has its output")
 
     async def _open(self) -> socket.socket:
-        """Return a connection to the process, which is started if there is none."""
+        """Return a connection to the process; start it first if it does not run."""
         address = self._spec.address
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -185,15 +186,15 @@ class NodeLoader:
                 except OSError as error:
                     if error.errno != errno.EADDRINUSE:
                         raise
-                    await asyncio.sleep(_PAUSE_SECONDS)  # another replica has just begun to start it
+                    await asyncio.sleep(_PAUSE_SECONDS)  # another replica is just starting it
                     continue
                 listener.listen()
                 await self._start(listener)
 
     async def _start(self, listener: socket.socket) -> None:
-        """Start the process, which has a listening socket from now on."""
+        """Start the process, which inherits a listening socket."""
         spec = self._spec
-        # Of warnings: a replica passes nothing else of its server's log on to its front.
+        # Its output becomes warnings, because a replica sends only warnings of its server's log to its front.
         output = open_output(lambda line: logs.SERVER.warning("the node's loader of the model: %s", line))
         words = [sys.executable, "-m", _MODULE, *loader_words(spec.head, spec.group), str(listener.fileno())]
         try:
@@ -207,7 +208,7 @@ class NodeLoader:
             raise WorkerError(f"{sys.executable} cannot be started: {error.strerror}") from None
         finally:
             os.close(output)
-        await asyncio.to_thread(process.wait)  # the process that goes on is a child of this one
+        await asyncio.to_thread(process.wait)  # the process detaches itself: this child only starts it
 
     def _on_message(self, message: Message, files: Sequence[int]) -> None:
         if isinstance(message, Ready):
@@ -226,7 +227,7 @@ class NodeLoader:
                 logs.SERVER.log(message.level, "%s", message.text)
 
     def _on_close(self) -> None:
-        if self._greeting.done():  # otherwise it has ended because no other replica was connected
+        if self._greeting.done():  # without a greeting, it has ended because no other replica was connected
             logs.SERVER.warning("the node's loader of the model has ended; its workers end, and are started again")
         fail(self._greeting, ForkServerExitedError())
         self._forks.fail(ForkServerExitedError)

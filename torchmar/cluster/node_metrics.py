@@ -9,7 +9,7 @@ from torchmar.cluster.directory import ReplicaState
 from torchmar.server.telemetry.metrics import Metrics, Values
 from torchmar.server.telemetry.prometheus import MetricSpec
 
-_OF_RAY = ("node:", "object_store_memory", "accelerator_type:")  # resources that Ray adds to a node
+_OF_RAY = ("node:", "object_store_memory", "accelerator_type:")  # prefixes of resources that Ray adds to a node
 _REPLICA = ("model_name", "model_version", "node", "replica")
 _NODE = ("node", "resource")
 _REPLICAS = MetricSpec(
@@ -34,12 +34,12 @@ def add(
     replicas: Callable[[], Replicas],
     nodes: Callable[[], tuple[Mapping[str, Resources], Mapping[str, Resources]]],
 ) -> None:
-    """Add the metrics of a cluster.
+    """Register the metrics of a cluster.
 
     Args:
-        metrics: of the server.
-        replicas: returns those that run now.
-        nodes: returns the resources of each node: all, and those that are free.
+        metrics: metrics of the server.
+        replicas: returns the running replicas.
+        nodes: returns the resources of each node: all of them, and the free ones.
     """
 
     def by_replica(value: Callable[[ReplicaState], float]) -> Callable[[], Values]:

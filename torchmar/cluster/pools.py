@@ -1,4 +1,4 @@
-"""The pools of a front, one for each version: what the directory lists for them, and what other fronts need of them."""
+"""The pools of a front, one for each version, with their state in the directory and the data for other fronts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from torchmar.server.workers.pool_options import PoolObserver, PoolOptions
 from torchmar.server.workers.pools import VersionPool
 from torchmar.worker.venvs.folder import Venv
 
-_CHANGING_SECONDS = 0.1  # between looks at the directory while replicas start or end
-_NODES_SECONDS = 5.0  # between two looks at the resources of nodes
+_CHANGING_SECONDS = 0.1  # interval of reading the directory while replicas start or end
+_NODES_SECONDS = 5.0  # interval of reading the resources of nodes
 
 
 class ClusterPools:
@@ -38,9 +38,9 @@ class ClusterPools:
     Args:
         session: the cluster.
         settings: the server's configuration.
-        folder: for packed contents of archives.
-        standing: of this front, when it joined.
-        former: models of its last run, in whose place it serves those of other fronts.
+        folder: folder for packed contents of archives.
+        standing: the directory's response when this front joined.
+        former: models of its last run, which it does not load while it follows other fronts.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class ClusterPools:
         self._pools: dict[str, ClusterPool] = {}
         self._fronts = Fronts(session, self, folder, standing, former)
         self._standing = standing
-        self._next: dict[tuple[str, str], str] = {}  # see `attach_next`
+        self._next: dict[tuple[str, str], str] = {}  # keys for `attach_next`, by model and version
         self._tasks = BackgroundTasks(log_error)
         self._head_changed: Callable[[], None] = lambda: None
         self._nodes: tuple[Mapping[str, Resources], Mapping[str, Resources]] = ({}, {})
         self._nodes_read = 0.0
-        self._others = False  # fronts that go on when this one ends
+        self._others = False  # whether other fronts continue when this one ends
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Of `torchmar.server.workers.pools.Pools`: those of nodes."""
+        """Implement `torchmar.server.workers.pools.Pools`: add the metrics of nodes."""
         node_metrics.add(
             metrics,
             lambda: {(pool.options.name, pool.options.version): pool.replicas for pool in self._pools.values()},
@@ -71,7 +71,7 @@ class ClusterPools:
         )
 
     async def start(self) -> None:
-        """Of `torchmar.server.workers.pools.Pools`: begin to read the directory."""
+        """Implement `torchmar.server.workers.pools.Pools`: start to read the directory."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._standing.revision:
             self.remove_unused()
@@ -81,7 +81,7 @@ class ClusterPools:
     def create(
         self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
     ) -> VersionPool:
-        """Of `torchmar.server.workers.pools.Pools`."""
+        """Implement `torchmar.server.workers.pools.Pools`."""
         if venv and not (Path(options.folder) / runtime.FILE).is_file():
             message = (
                 f"{options.name} {options.version} has useVenv in its model-config.yaml, which replicas do "
@@ -98,40 +98,40 @@ class ClusterPools:
     # Fronts; see `torchmar.cluster.fronts`.
 
     async def join(self, registry: Registry, manage: Callable[[Request, list[str]], None]) -> None:
-        """Of `torchmar.server.workers.pools.Pools`: serve what the other fronts do."""
+        """Implement `torchmar.server.workers.pools.Pools`: serve the models of the other fronts."""
         self._head_changed = lambda: registry.on_change()
         await self._fronts.start(registry, manage)
 
     def forward(self, request: Request) -> bool:
-        """Of `torchmar.server.workers.pools.Pools`: pass changes on to the leading front.
+        """Implement `torchmar.server.workers.pools.Pools`: forward changes to the leading front.
 
         Raises:
-            ApiError: 503, nothing can be changed now.
+            ApiError: 503, models cannot be changed now.
         """
         if request.method not in SAFE_METHODS and (problem := self.problem()):
             raise ApiError(503, "ServiceUnavailableException", f"{problem[0].upper()}{problem[1:]}.")
         return self._fronts.forward(request)
 
     def refusal(self) -> str:
-        """Of `torchmar.server.workers.pools.Pools`."""
+        """Implement `torchmar.server.workers.pools.Pools`."""
         return self._fronts.refusal()
 
     def problem(self) -> str:
-        """Of `torchmar.server.workers.pools.Pools`: the head does not answer."""
+        """Implement `torchmar.server.workers.pools.Pools`: the head does not answer."""
         return self._session.head.problem
 
     async def failed(self) -> TorchmarError:
-        """Of `torchmar.server.workers.pools.Pools`: the head has been silent for too long."""
+        """Implement `torchmar.server.workers.pools.Pools`: the head has been silent for too long."""
         head = self._session.head
         await head.lost.wait()
         return head.error
 
     def changed(self) -> None:
-        """Of `torchmar.server.workers.pools.Pools`: publish what has changed."""
+        """Implement `torchmar.server.workers.pools.Pools`: publish the changes."""
         self._fronts.changed()
 
     async def leave(self) -> None:
-        """Of `torchmar.server.workers.pools.Pools`: replicas stay while there are other fronts."""
+        """Implement `torchmar.server.workers.pools.Pools`: keep the replicas while there are other fronts."""
         # Without the head, all of Ray ends.
         self._others = self._session.head.lost.is_set() or await self._fronts.close()
         self.own_all(not self._others)
@@ -142,13 +142,13 @@ class ClusterPools:
             pool.owned = owned
 
     async def shared(self, version: Version) -> SharedVersion:
-        """Return what other fronts need of a version; its content is packed if it is not yet."""
+        """Return the data of a version that other fronts need; pack its content if it is not packed yet."""
         pool, archive = version.pool, version.archive
         assert isinstance(pool, ClusterPool)
         return SharedVersion(key=pool.key, content=await pool.pack(), size=archive.size, modified=archive.modified)
 
     def remove_unused(self) -> None:
-        """Remove packed contents that an earlier server has left in the folder."""
+        """Remove packed contents that an earlier server left in the folder."""
         used = {pool.packed_file for pool in self._pools.values()}
         for left in self._folder.glob("*.tar"):
             if left not in used:
@@ -161,16 +161,16 @@ class ClusterPools:
         await self._session.run(self._session.delete_others, kept)
 
     def attach_next(self, name: str, version: str, key: str) -> None:
-        """Make the next pool of a version one whose replicas another front has deployed."""
+        """Attach the next pool of a version to the replicas that another front has deployed."""
         self._next[name, version] = key
 
     def cancel_attach(self, name: str, version: str) -> None:
-        """Undo `attach_next`, if there is no such pool yet."""
+        """Undo `attach_next`, if the pool was not created yet."""
         self._next.pop((name, version), None)
 
     @staticmethod
     def attach(pool: VersionPool, packed: PackedContent, content: NodeContent) -> None:
-        """Let a pool have this front's copy of a content that another front has packed, packed and extracted."""
+        """Give a pool this front's copy of a content from another front, packed and extracted."""
         assert isinstance(pool, ClusterPool)
         pool.attach(packed, content)
 
@@ -188,24 +188,24 @@ class ClusterPools:
 
     @staticmethod
     async def resize(pool: VersionPool, min_workers: int, max_workers: int) -> None:
-        """Take the number of replicas that another front has set."""
+        """Set the number of replicas that another front has chosen."""
         await pool.scale(min_workers, max_workers)
 
     async def release(self, pool: VersionPool) -> None:
-        """Of `torchmar.server.workers.pools.Pools`."""
+        """Implement `torchmar.server.workers.pools.Pools`."""
         assert isinstance(pool, ClusterPool)
         del self._pools[pool.key]
         await pool.close()
 
     async def close(self) -> None:
-        """Of `torchmar.server.workers.pools.Pools`: leave the cluster."""
+        """Implement `torchmar.server.workers.pools.Pools`: leave the cluster."""
         self._tasks.cancel()
         if not self._others:
             await asyncio.to_thread(self._session.end)
         await asyncio.to_thread(self._session.close)
 
     async def _watch(self) -> None:
-        """Pass what the directory lists to the pools and the logs, often while replicas start or end."""
+        """Pass the entries of the directory to the pools and the logs; often while replicas start or end."""
         count = 0
         while True:
             try:
@@ -215,7 +215,7 @@ class ClusterPools:
                 logs.SERVER.error("the directory of replicas does not answer: %s", error)
                 await asyncio.sleep(ANNOUNCE_SECONDS)
                 continue
-            for key, replica, line in lines:  # before a failure is reported, which is in the log then
+            for key, replica, line in lines:  # before failures, whose messages refer to the log
                 if pool := self._pools.get(key):
                     log_lines.write(line, replica.id, replica.node, pool.options.name, pool.options.version)
             for key, pool in list(self._pools.items()):
@@ -225,7 +225,7 @@ class ClusterPools:
             await asyncio.sleep(_CHANGING_SECONDS if changing else ANNOUNCE_SECONDS)
 
     async def _read_nodes(self) -> None:
-        """Read the resources of nodes, for metrics and for replicas that are missing."""
+        """Read the resources of nodes, for metrics and for messages about missing replicas."""
         if time.monotonic() - self._nodes_read < _NODES_SECONDS or self.problem():
             return
         self._nodes_read = time.monotonic()
@@ -234,7 +234,7 @@ class ClusterPools:
             self._nodes = await asyncio.to_thread(nodes), await asyncio.to_thread(nodes, free=True)
             incomplete = [pool for pool in self._pools.values() if pool.missing and pool.deployed]
             applications = await asyncio.to_thread(self._session.applications) if incomplete else {}
-        except Exception as error:  # Ray has many
+        except Exception as error:  # Ray raises exceptions of many classes
             logs.SERVER.error("the nodes of the cluster cannot be listed: %s", error)
             self._nodes = {}, {}
             return

@@ -13,22 +13,22 @@ import psutil
 from torchmar.connection.local import is_local
 
 _NAME = "torchmar"
-# In command lines of Ray's processes; the last one is that of a node.
+# Modules in command lines of Ray's processes; the last one is that of a node.
 _HEAD, _SESSION, _NODE = "--gcs-address=", "--session-name=", "--node_ip_address="
-# Ray's titles of the processes that it runs actors and its own agents in; all of them begin with _TITLE.
+# Ray's process titles of actors and of its own agents; all of them begin with _TITLE.
 _TITLE = "ray::"
 _RAYS = ("ServeController", "DashboardAgent", "RuntimeEnvAgent", "IDLE")
 _GROUPS = ("Directory", "ContentReader")  # actors of `torchmar.cluster`
-_LOADER_GROUP = "--torchmar-group="  # in command lines of `torchmar.cluster.loader_process`
+_LOADER_GROUP = "--torchmar-group="  # argument of `torchmar.cluster.loader_process`
 
 
 def group_name(group: str) -> str:
-    """Return the name of a group of servers in a cluster, which that of no other group begins with and a colon."""
+    """Return the name of a group of servers in a cluster; no other group's name begins with it and a colon."""
     return f"{_NAME}-{group}" if group else _NAME
 
 
 def loader_words(head: str, group: str) -> list[str]:
-    """Return the words by which `ClusterGroup` finds a process of `torchmar.cluster.loader_process`.
+    """Return the arguments by which `ClusterGroup` recognises a process of `torchmar.cluster.loader_process`.
 
     Args:
         head: address of the cluster's head.
@@ -42,17 +42,18 @@ class ClusterGroup:
     """A group of servers on a cluster.
 
     Attributes:
-        address: of the cluster's head, ``HOST:PORT``.
-        group: ``torchmar_ray_group`` of the servers; empty: they have none.
+        address: address of the cluster's head, ``HOST:PORT``.
+        group: ``torchmar_ray_group`` of the servers; empty: not set.
     """
 
     address: str
     group: str = ""
 
     def processes(self) -> list[psutil.Process]:
-        """Return Ray's processes on this machine and those of the group's replicas, and not those of the servers.
+        """Return the processes on this machine of Ray and of the group's replicas, without the servers.
 
-        Actors and tasks of others are left out. It takes milliseconds, because it reads all processes of the machine.
+        Actors and tasks of other programs are left out. The call takes milliseconds: it reads all processes of the
+        machine.
         """
         children: dict[int, list[psutil.Process]] = defaultdict(list)
         words: dict[psutil.Process, Sequence[str]] = {}
@@ -61,7 +62,7 @@ class ClusterGroup:
             words[process] = process.info["cmdline"] or ()
         of_head = [process for process, own in words.items() if any(map(self._is_head, _values(own, _HEAD)))]
         sessions = {name for process in of_head for name in _values(words[process], _SESSION)}
-        # The head itself does not name its address.
+        # The command line of the head itself does not contain its address.
         of_session = [process for process, own in words.items() if sessions.intersection(_values(own, _SESSION))]
         found: dict[psutil.Process, None] = {}
         left = [*of_head, *of_session]
@@ -76,7 +77,7 @@ class ClusterGroup:
         return _equal(address, self.address)
 
     def _belongs(self, words: Sequence[str]) -> bool:
-        """Return whether a process is Ray's or the group's, and no actor, task or loader of others."""
+        """Return whether a process belongs to Ray or to the group, and is no actor, task or loader of others."""
         for group in _values(words, _LOADER_GROUP):
             return group == group_name(self.group)
         title = words[0] if words else ""
@@ -85,7 +86,7 @@ class ClusterGroup:
 
 
 def node_addresses(processes: Iterable[psutil.Process]) -> set[str]:
-    """Return the addresses of nodes among processes."""
+    """Return the addresses of nodes in command lines of processes."""
     found: set[str] = set()
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -98,7 +99,7 @@ def _values(words: Sequence[str], option: str) -> Iterator[str]:
 
 
 def _equal(first: str, second: str) -> bool:
-    """Return whether two addresses are those of one head."""
+    """Return whether two addresses belong to the same head."""
     (host, _, port), (other_host, _, other_port) = first.rpartition(":"), second.rpartition(":")
     if port != other_port:
         return False

@@ -39,11 +39,11 @@ from torchmar.worker.venvs.folder import Venv
 
 @dataclass(frozen=True)
 class NodeVenv:
-    """How a node gets an environment of its own for a replica.
+    """The settings by which a node gets an environment of its own for a replica.
 
     Attributes:
-        place: the folder of environments; empty: that of the user.
-        may_build: whether one may be built; otherwise the node must have it.
+        place: folder of environments; empty: that of the user.
+        may_build: whether the node may build the environment; otherwise it must have it.
     """
 
     place: str
@@ -52,17 +52,17 @@ class NodeVenv:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSpec:
-    """What a replica runs.
+    """The specification of a replica.
 
     Attributes:
-        pool: the key of the front's pool in the directory.
-        release: of the front's torchmar, which the node must have, too.
-        options: of its own pool; the folders are those of the front.
-        content: of the archive.
-        gpu: whether it has a GPU.
-        variables: of the worker's environment, beside the node's own.
-        hidden: matches names of variables that the worker does not get; empty: it gets all.
-        venv: how the environment is had that the archive asks for; None: it asks for none.
+        pool: key of the front's pool in the directory.
+        release: release of the front's torchmar; the node must have the same.
+        options: options of the replica's pool, with the folders of the front.
+        content: packed content of the archive.
+        gpu: whether the replica has a GPU.
+        variables: environment variables of the worker, in addition to those of the node.
+        hidden: pattern for names of variables that the worker does not get; empty: it gets all.
+        venv: settings of the environment that the archive requires; None: it requires none.
     """
 
     pool: str
@@ -79,11 +79,11 @@ class Replica:
     """The class of the deployment; Ray Serve calls its methods in one event loop.
 
     Args:
-        spec: what it runs.
-        directory: the actor that it announces itself to.
+        spec: specification of the replica.
+        directory: the directory, an actor.
 
     Raises:
-        RuntimeError: the model does not load; Ray Serve then starts another replica, later each time.
+        RuntimeError: the model does not load; Ray Serve then starts another replica, with growing pauses.
     """
 
     async def __init__(self, spec: ReplicaSpec, directory: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
@@ -115,26 +115,26 @@ class Replica:
             reason = str(error) if isinstance(error, TorchmarError) else f"{type(error).__name__}: {error}"
             failure = (self._pool and self._pool.failure) or f"on node {self._state.node}: {reason}"
             self._state = replace(self._state, state="UNLOADING", failure=failure)
-            if not (self._pool and self._pool.failure):  # no worker has logged it
+            if not (self._pool and self._pool.failure):  # no worker has logged the failure
                 for line in failure.splitlines():
                     logs.log_worker_output(self._state.id, spec.options.name, spec.options.version, line)
-            # Awaited: the actor ends right after it.
+            # Wait for the announcement: the actor ends right after it.
             await self._directory.announce.remote(self._spec.pool, self._state, self._lines.take())
             await self._end()
             raise
         self._announcing = asyncio.get_running_loop().create_task(self._announce_often())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the value that `torchmar.cluster.autoscaling` uses; Ray Serve calls this now and then."""
+        """Return the value that `torchmar.cluster.autoscaling` uses; Ray Serve calls this periodically."""
         return {DEMAND: float(self._listener.demand) if self._listener else 0.0}
 
     async def check_health(self) -> None:
-        """Raise if the worker will not be started again; Ray Serve then replaces the replica."""
+        """Raise if the worker will not be restarted; Ray Serve then replaces the replica."""
         if self._pool and self._pool.given_up:
             raise RuntimeError(self._pool.failure)
 
     async def __del__(self) -> None:
-        """Answer the requests that were received, and end the worker; Ray Serve calls this."""
+        """Answer the remaining requests, and end the worker; Ray Serve calls this."""
         if self._listener:
             await self._listener.drain()
         try:
@@ -150,7 +150,7 @@ class Replica:
         self._content = await asyncio.to_thread(fetch, spec.content, read)
         hidden = re.compile(spec.hidden) if spec.hidden else None
         environment = {name: value for name, value in os.environ.items() if not (hidden and hidden.fullmatch(name))}
-        # Ray sets it for its own processes; the pool limits the threads of its worker.
+        # Ray sets this variable for its own processes; the pool limits the threads of its worker.
         environment.pop("OMP_NUM_THREADS", None)
         environment.update(spec.variables)
         if spec.venv:
@@ -158,7 +158,7 @@ class Replica:
         options = replace(
             spec.options,
             folder=self._content.folder,
-            own_folder=False,  # other servers of the node may use it
+            own_folder=False,  # other servers of the node may use the folder
             requirements=self._content.packages,
             devices=(0,) if spec.gpu else (),  # Ray shows a replica only its own GPUs
         )
@@ -191,7 +191,7 @@ class Replica:
         )
 
     async def _own_venv(self, folder: Path, own: NodeVenv, environment: Mapping[str, str]) -> Venv:
-        """Return the environment that the archive in a folder asks for, which a node builds once."""
+        """Return the environment that the archive in a folder requires; a node builds it once."""
         with Archive(folder) as archive:
             runtime = archive.runtime
         assert runtime
@@ -221,7 +221,7 @@ class Replica:
         )
 
     def _stages(self) -> dict[str, list[WorkerInfo]]:
-        """Return the workers of the stages beside the model; their numbers are those of this replica."""
+        """Return the workers of the other stages than the model, numbered within this replica."""
         assert self._pool
         id, node = self._state.id, self._state.node
         return {
@@ -230,7 +230,7 @@ class Replica:
         }
 
     def _cpu_seconds(self) -> float:
-        """Return the CPU time of this process and of the worker's; a worker that has ended is not counted any more."""
+        """Return the CPU time of this process and of its worker; a worker that has ended does not count."""
         assert self._pool
         spent = time.process_time()
         for worker in (*self._pool.workers(), *chain.from_iterable(self._pool.stage_workers().values())):
@@ -267,7 +267,7 @@ class Replica:
 
 
 def _device(context: Any) -> str:
-    """Return the GPUs of a replica as `ReplicaState` has them; several replicas may have the same."""
+    """Return the GPUs of a replica in the form of `ReplicaState`; several replicas may share them."""
     return f"gpu {', '.join(map(str, context.get_accelerator_ids().get('GPU', [])))}".strip()
 
 
@@ -275,8 +275,8 @@ class _Events:
     """Collects the events of a pool for the fronts; see `PoolObserver`.
 
     Attributes:
-        load_seconds: that the model took to load.
-        on_ready: called when the worker is ready, and with False when its process has ended.
+        load_seconds: seconds that the model took to load.
+        on_ready: called with True when the worker is ready, and with False when its process has ended.
     """
 
     def __init__(self) -> None:
@@ -297,7 +297,7 @@ class _Events:
         self.on_ready(True)
 
     def on_load_failed(self, name: str, version: str, worker: str, failure: str) -> None:
-        pass  # it is announced
+        pass  # the replica announces it
 
     def on_death(self, name: str, version: str, worker: str) -> None:
         self.on_ready(False)
@@ -309,7 +309,7 @@ class _Events:
         self._updates += updates
 
     def take(self) -> dict[str, Any]:
-        """Return the events since the last call, as `torchmar.cluster.channel.Replies` has them."""
+        """Return the events since the previous call, in the form of `torchmar.cluster.channel.Replies`."""
         taken = {"batches": self._batches, "metrics": self._updates}
         self._batches, self._updates = [], []
         return taken

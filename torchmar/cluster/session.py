@@ -1,6 +1,6 @@
-"""The connection to a cluster: joins or starts Ray, deploys applications of Ray Serve and deletes them.
+"""The connection to a cluster: it joins or starts Ray, and deploys and deletes applications of Ray Serve.
 
-Everything that blocks runs in one thread, so that changes of applications follow each other.
+All blocking calls run in one thread, so that changes of applications happen one after another.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ _NAMESPACE = "torchmar"
 _DEPLOYMENT = "model"
 _CONNECT_SECONDS = 5.0
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray's address is 127.0.0.1, as by default on a Mac
-_HEALTH_SECONDS = 2.0  # between Ray Serve's checks of a replica
-_WAIT_LOOP_SECONDS = 0.1  # until a replica that ends answers its last requests: Ray Serve itself knows of none
-# That requests must wait before there are more replicas, and be few before there are fewer; Ray's are 30 and 600.
+_HEALTH_SECONDS = 2.0  # interval of Ray Serve's checks of a replica
+_WAIT_LOOP_SECONDS = 0.1  # interval of Ray Serve's checks whether an ending replica has answered its requests
+# Seconds of much demand before replicas are added, and of little before they are removed; Ray's values are 30 and 600.
 _UPSCALE_SECONDS, _DOWNSCALE_SECONDS = 5.0, 60.0
-_END_SECONDS = 5.0  # for the end of this process without the head
-_TRIES, _PAUSE_SECONDS = 7, 1.0  # to join; a front that was killed is listed for five seconds
-_HEAD_RESOURCE = "node:__internal_head__"  # Ray's, of the head
+_END_SECONDS = 5.0  # limit for the end of this process without the head
+_TRIES, _PAUSE_SECONDS = 7, 1.0  # to join; a front that was killed stays listed for five seconds
+_HEAD_RESOURCE = "node:__internal_head__"  # Ray's resource of the head's node
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How many replicas an application has.
+    """The number of replicas of an application.
 
     Attributes:
-        least: of replicas.
-        most: of replicas; more than ``least``: Ray Serve chooses their number by the requests that wait.
-        needs: resources of each.
-        batch_size: requests of a replica that it should have at once.
-        drain_seconds: that a replica may take to answer its last requests.
+        least: least number of replicas.
+        most: largest number of replicas; if more than ``least``, Ray Serve chooses their number by the waiting
+            requests.
+        needs: resources of each replica.
+        batch_size: number of requests that a replica should have at once.
+        drain_seconds: time in which a replica may answer its last requests.
     """
 
     least: int
@@ -68,28 +69,28 @@ class Session:
     """A connection to a cluster.
 
     Args:
-        address: of the cluster's head, ``HOST:PORT``; empty: a cluster of this machine alone is started.
-        group: of fronts that serve the same; others of the cluster serve what they like.
+        address: address of the cluster's head, ``HOST:PORT``; empty: start a cluster of this machine alone.
+        group: name of the group of fronts that serve the same models; other groups are independent.
 
     Raises:
         EngineError: there is no such cluster, or Ray cannot be started.
 
     Attributes:
         node_id: Ray's id of this node.
-        head: of the cluster.
-        directory: the actor that all fronts share.
-        front: the name of this front.
-        starts_again: whether the process is to be started again, from the beginning.
+        head: the head of the cluster.
+        directory: the directory, an actor that all fronts share.
+        front: name of this front.
+        starts_again: whether the process has to start again from the beginning.
     """
 
     def __init__(self, address: str, group: str = "") -> None:
         self._group = group_name(group)
         self.starts_again = False
-        # Before Ray is imported: it would send statistics about the cluster.
+        # Set before Ray is imported, which would otherwise send statistics about the cluster.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         if address:
             _check_reachable(address)
-        else:  # otherwise Ray listens on all addresses of this machine, and runs what it gets there
+        else:  # otherwise Ray would listen on all addresses, and run code from any sender
             os.environ[_LOOPBACK_VARIABLE] = "0"
         import ray
         from ray import serve
@@ -99,7 +100,7 @@ class Session:
         where = {"address": address} if address else alone
         try:
             ray.init(**where, namespace=_NAMESPACE, log_to_driver=False, configure_logging=False)
-        except Exception as error:  # Ray raises this very class where its processes do not start in time
+        except Exception as error:  # Ray raises Exception itself if its processes do not start in time
             where_text = f"the cluster at {address}" if address else "a cluster of this machine"
             raise EngineError(f"{where_text} cannot be used: {error}") from None
         self._ray, self._serve = ray, serve
@@ -116,14 +117,14 @@ class Session:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
 
     def join(self) -> Standing:
-        """Take part in the cluster, as soon as it is known which front leads. Blocking.
+        """Join the cluster, and wait until the leading front is known. Blocking.
 
-        If this one leads, and no other has published anything, applications of fronts that have ended are deleted.
+        If this front leads, and no other has published models, applications of fronts that have ended are deleted.
 
         Raises:
             EngineError: the cluster has another release of torchmar.
         """
-        while not (standing := self._join()).leader:  # others get the time to announce themselves
+        while not (standing := self._join()).leader:  # other fronts get time to announce themselves
             time.sleep(_PAUSE_SECONDS)
         if not standing.revision and standing.leader == self.front:
             self.delete_others(set())
@@ -136,7 +137,7 @@ class Session:
                 if release == torchmar.__version__:
                     standing: Standing = self._ray.get(self.directory.join.remote(self.front))
                     return standing
-                if not fronts:  # those of another release have left it
+                if not fronts:  # no front of another release is left
                     self._ray.kill(self.directory)
             except self._ray.exceptions.RayError:  # the last front was stopped at this moment
                 if attempt == _TRIES - 1:
@@ -149,20 +150,20 @@ class Session:
         )
 
     def delete_others(self, kept: Set[str]) -> None:
-        """Delete all applications of fronts but some. Blocking."""
+        """Delete the applications of all fronts, except ``kept``. Blocking."""
         for name in self.applications():
             if name.startswith(f"{self._group}:") and name not in kept:
                 self.delete(name)
 
     def _start_serve(self) -> None:
-        """Start Ray Serve, if it does not run: without its proxies, since the front answers clients."""
+        """Start Ray Serve, if it does not run; without its proxies, because the front answers clients."""
         self._serve.start(proxy_location="Disabled")
 
     def _open_directory(self) -> Any:
-        """Return the directory, which is started if there is none. It outlives this front, and its node.
+        """Return the directory; start it first if there is none. It outlives this front, and its node.
 
-        It runs beside the head if possible: a node that fails should not take it along with the front that knows what
-        is served.
+        It runs on the head's node if possible: the failure of another node would end it together with the front that
+        has the shared state.
         """
         alive = [node for node in self._ray.nodes() if node["Alive"]]
         head = next((node["NodeID"] for node in alive if _HEAD_RESOURCE in node["Resources"]), self.node_id)
@@ -177,7 +178,7 @@ class Session:
         return actor.remote()
 
     def nodes(self, *, free: bool = False) -> dict[str, Resources]:
-        """Return the resources of the nodes that are alive, by their names: all, or those that are free."""
+        """Return the resources of the live nodes, by their names: all resources, or the free ones."""
         if free:
             from ray._private.state import available_resources_per_node
 
@@ -195,19 +196,19 @@ class Session:
         return found
 
     def application_name(self, name: str, version: str) -> str:
-        """Return the name of the application of a version; different ones have different names."""
-        # While a method of an actor runs, Ray's title of the process has what follows the last dot of this name.
+        """Return the name of the application of a version, which is unique."""
+        # While an actor's method runs, Ray's title of its process contains the part of this name after the last dot.
         quoted = (quote(text, safe="").replace(".", "%2E") for text in (name, version))
         return f"{self._group}:{'@'.join(quoted)}"
 
     def applications(self) -> dict[str, str]:
-        """Return the applications of Ray Serve. Blocking.
+        """Return the applications of Ray Serve, each with an error message or an empty text. Blocking.
 
-        Each with why its replicas do not start, as Ray Serve knows it, where they cannot report it themselves.
+        The message is Ray Serve's reason why replicas do not start, for those that cannot report it themselves.
         """
         try:
             status = self._serve.status()
-        except self._ray.exceptions.ActorDiedError:  # another program has shut Ray Serve down
+        except self._ray.exceptions.ActorDiedError:  # another program has shut down Ray Serve
             self._start_serve()
             status = self._serve.status()
         return {
@@ -223,7 +224,7 @@ class Session:
         }
 
     async def run(self, function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-        """Run something that blocks, after what was given before."""
+        """Run a blocking function, after those that were passed before."""
         call = partial(function, *arguments, **keywords)
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
@@ -258,16 +259,16 @@ class Session:
         self._serve.run_many([target], wait_for_applications_running=False)
 
     def delete(self, application: str) -> None:
-        """Delete an application, if it is there. Blocking.
+        """Delete an application, if it exists. Blocking.
 
-        Where its replicas take long to end, Ray Serve goes on to delete it.
+        If its replicas end slowly, Ray Serve continues after this returns.
         """
         try:
             self._serve.delete(application)
         except TimeoutError as error:
             logs.SERVER.warning("%s", error)
         except (self._ray.exceptions.ActorDiedError, self._serve.exceptions.RayServeException):
-            pass  # another program has shut Ray Serve down, with all applications
+            pass  # another program has shut down Ray Serve, with all applications
 
     async def replicas(self) -> Mapping[str, list[ReplicaState]]:
         """Return the replicas that have announced themselves, by the key of their pool."""
@@ -275,7 +276,7 @@ class Session:
         return replicas
 
     def reader(self, packed: PackedContent) -> Callable[[int], bytes]:
-        """Return what reads chunks of a packed content of another front."""
+        """Return a function that reads chunks of another front's packed content."""
         return reader(self.directory, packed.digest)
 
     async def add_content(self, packed: PackedContent) -> None:
@@ -284,7 +285,7 @@ class Session:
         await self.directory.add_source.remote(packed.digest, self.front, self._reader, packed.path)
 
     async def add_contents(self) -> None:
-        """Make all of them available again, to a directory that was started again."""
+        """Make all packed contents of this front available again, to a directory that was started again."""
         for packed in list(self._contents.values()):
             await self.add_content(packed)
 
@@ -302,8 +303,8 @@ class Session:
             self._ray.kill(self.directory)
 
     def close(self) -> None:
-        """Leave the cluster; one of this machine alone ends. Blocking."""
-        if self.head.lost.is_set():  # calls of Ray do not return, and the loop's end waits for their threads
+        """Leave the cluster; end it if it has only this machine. Blocking."""
+        if self.head.lost.is_set():  # calls of Ray do not return then, and asyncio waits for their threads
             self._thread.shutdown(wait=False, cancel_futures=True)
             ending = threading.Timer(_END_SECONDS, os._exit, (1,))
             ending.daemon = True

@@ -20,7 +20,7 @@ class _Section(BaseModel):
 
 
 class LoggingConfig(_Section):
-    """Of ``LoggingConfig``."""
+    """The fields of ``LoggingConfig``."""
 
     encoding: Any = None
     log_level: Any = None
@@ -30,7 +30,7 @@ class LoggingConfig(_Section):
 
 
 class HttpOptions(_Section):
-    """Of ``HTTPOptionsSchema``."""
+    """The fields of ``HTTPOptionsSchema``."""
 
     host: Any = None
     port: Any = None
@@ -44,7 +44,7 @@ class HttpOptions(_Section):
 
 
 class GrpcOptions(_Section):
-    """Of ``gRPCOptionsSchema``."""
+    """The fields of ``gRPCOptionsSchema``."""
 
     port: Any = None
     grpc_servicer_functions: Any = None
@@ -53,7 +53,7 @@ class GrpcOptions(_Section):
 
 
 class RayActorOptions(_Section):
-    """Of ``RayActorOptionsSchema``."""
+    """The fields of ``RayActorOptionsSchema``."""
 
     runtime_env: Any = None
     num_cpus: Any = None
@@ -66,7 +66,7 @@ class RayActorOptions(_Section):
 
 
 class AutoscalingConfig(_Section):
-    """Of ``AutoscalingConfig``."""
+    """The fields of ``AutoscalingConfig``."""
 
     min_replicas: Any = None
     max_replicas: Any = None
@@ -87,7 +87,7 @@ class AutoscalingConfig(_Section):
 
 
 class DeploymentSection(_Section):
-    """Of ``DeploymentSchema``."""
+    """The fields of ``DeploymentSchema``."""
 
     name: str
     num_replicas: Any = None
@@ -114,7 +114,7 @@ class DeploymentSection(_Section):
 
 
 class ApplicationSection(_Section):
-    """Of ``ServeApplicationSchema``."""
+    """The fields of ``ServeApplicationSchema``."""
 
     name: Any = None
     route_prefix: Any = None
@@ -130,7 +130,7 @@ class ApplicationSection(_Section):
 
 
 class ServeConfig(_Section):
-    """Of ``ServeDeploySchema``."""
+    """The fields of ``ServeDeploySchema``."""
 
     proxy_location: Any = None
     http_options: HttpOptions | None = None

@@ -1,1 +1,1 @@
-"""Faster weights for an archive: variants are made, held to the original's answers, and measured."""
+"""Faster weights for an archive: variants are made, compared with the original's answers, and timed."""

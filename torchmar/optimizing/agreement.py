@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 FLOOR = 0.01
-"""What errors are relative to is at least this share of the largest number of the output for any input."""
+"""Relative errors are relative to at least this share of the largest number that the output has for any input."""
 
 Outputs = Mapping[str, "np.ndarray[Any, Any]"]
-"""What a model returned for one input, by the names of its outputs, without the dimension of the batch."""
+"""The outputs of a model for one input, by their names, without the batch dimension."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The agreement on one input; ``label`` is where it differs: of the original, of the variant, the former's lead."""
+    """The agreement on one input; ``label``: classes of the original and the variant, the former's lead."""
 
     name: str
     cosine: float
@@ -36,13 +36,13 @@ class Compared:
 def by_instance(
     outputs: Sequence[Outputs], names: Sequence[str], rows: Sequence[int | None]
 ) -> tuple[list[Outputs], list[str]]:
-    """Return the outputs of calls as those of their instances, without the dimension of the batch, and their names.
+    """Return the outputs of calls split into those of their instances, without the batch dimension, with their names.
 
     Args:
-        outputs: one mapping for each call of the model.
-        names: of the inputs of the calls.
-        rows: the instances of each call; None: it has no batch, and stays as it is, as do calls whose outputs have
-            other numbers of rows.
+        outputs: one mapping of outputs for each call of the model.
+        names: names of the calls' inputs.
+        rows: number of instances of each call; None: the call has no batch, and is not split. Neither are calls whose
+            outputs have another number of rows.
     """
     separate: list[Outputs] = []
     separate_names: list[str] = []
@@ -71,7 +71,7 @@ def largest_numbers(baseline: Sequence[Outputs]) -> dict[str, float]:
 
 
 def flaw(ours: Outputs, theirs: Outputs, name: str) -> tuple[Verdict, str] | None:
-    """Return why two outputs cannot be compared at all; None: they can."""
+    """Return the reason why two outputs cannot be compared; None: they can."""
     import numpy as np
 
     if set(ours) != set(theirs):
@@ -98,11 +98,11 @@ def compare(ours: Outputs, theirs: Outputs, name: str, kind: Kind, scales: Mappi
     """Compare the outputs of two models for one input.
 
     Args:
-        ours: of the original.
-        theirs: of the variant, without a `flaw`.
-        name: of the input.
-        kind: of the model.
-        scales: the `largest_numbers` of the original's outputs.
+        ours: outputs of the original.
+        theirs: outputs of the variant, without a `flaw`.
+        name: name of the input.
+        kind: kind of the model.
+        scales: `largest_numbers` of the original's outputs.
     """
     import numpy as np
 
@@ -128,10 +128,10 @@ def compare(ours: Outputs, theirs: Outputs, name: str, kind: Kind, scales: Mappi
 
 
 def _scores(output: str, ours: Outputs, kind: Kind) -> Classes | None:
-    """Return where the classes of an output are if it has the scores of several."""
+    """Return the place of the classes in an output, if it has scores of several classes."""
     if kind.classes is None or output != _main(ours, kind) or ours[output].ndim == 0:
         return None
-    # The scores of two classes less their mean are one number and its negative, whose cosine is 1 or -1.
+    # The scores of two classes minus their mean are a number and its negative, whose cosine is always 1 or -1.
     return kind.classes if ours[output].shape[kind.classes.axis] > 2 else None
 
 
@@ -151,14 +151,14 @@ def _cosine(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
     largest = [float(abs(values).max()) for values in (left, right)]
     if not all(largest):
         return float(not any(largest))
-    left, right = left / largest[0], right / largest[1]  # squares of large numbers have no room in a float
+    left, right = left / largest[0], right / largest[1]  # otherwise squares of large numbers would overflow
     return min(1.0, float(left @ right) / math.sqrt(float(left @ left) * float(right @ right)))
 
 
 def _labels(ours: Outputs, theirs: Outputs, kind: Kind) -> tuple[float | None, tuple[int, int, float] | None]:
-    """Return the share of equal labels, and the two of the first place where they differ.
+    """Return the share of equal labels, and both labels at the first place where they differ.
 
-    With them by how much the original's score of its own label was above that of the other one.
+    With the labels comes the lead: how much higher the original's score of its own label was than that of the other.
     """
     classes = kind.classes or (Classes(axis=-1, per_input=False) if kind is TENSORS else None)
     output = _main(ours, kind)
@@ -196,11 +196,11 @@ def rank_agreement(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> 
     Spearman, The Proof and Measurement of Association between Two Things, American Journal of Psychology 15, 1904.
 
     Args:
-        ours: the attributions of the original.
-        theirs: those of the variant, of the same shape.
+        ours: attributions of the original.
+        theirs: attributions of the variant, of the same shape.
 
     Returns:
-        From -1 to 1; 1 if both are constant, 0 if one is, or has a value that is not finite.
+        From -1 to 1. If both are constant, 1; if only one is constant or a value is not finite, 0.
 
     Raises:
         ValueError: the shapes differ.

@@ -1,4 +1,4 @@
-"""The time that an optimisation may take, and how much of it a step may."""
+"""The time budget of an optimisation, and of each of its steps."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 
 SHORTEST = 30.0  # seconds
 USED_UP = "the time was used up"
-_LEAST_LIMIT = 60.0  # seconds that a step may take, if there is so much time left
-_LIMIT_PART = 3  # of the budget: no step may take more than one of so many parts
+_LEAST_LIMIT = 60.0  # least limit of a step, if that much time is left
+_LIMIT_PART = 3  # each step may take this part of the budget: one third
 
 
 class Budget:
-    """The time of an optimisation, from now on.
+    """The time budget of an optimisation, which starts now.
 
     Args:
-        seconds: that it may take.
+        seconds: length of the budget.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -32,10 +32,10 @@ class Budget:
 
     @property
     def used_up(self) -> bool:
-        """Whether a step that has just failed has ended for want of time, and not for a reason of its own."""
+        """Whether a step that has just failed may have failed only because the time was used up."""
         return self.left <= 0
 
     @property
     def step_limit(self) -> float:
-        """The seconds that the next step may take."""
+        """The time limit of the next step in seconds."""
         return min(max(1.0, self.left), max(_LEAST_LIMIT, self._seconds / _LIMIT_PART))

@@ -12,16 +12,16 @@ from torchmar.load.statistics import Interval, around, grouped, ratio_interval
 from torchmar.optimizing.results import Row, Timing, Verdict
 
 LEAST_GAIN = 1.05
-"""A variant that is not so many times faster is not worth files and needs of its own, or other answers."""
+"""A smaller speedup does not justify further files, further requirements and slightly different answers."""
 
 
 def timing(batch_size: int, *measurements: Sequence[float]) -> Timing:
-    """Return the median of measured calls, with the interval that their batches of time give.
+    """Return the median of measured calls, with the interval from the means of their groups.
 
     Args:
-        batch_size: of the calls.
-        measurements: the seconds of each call, in their order; where there are several, at different times, the
-            interval covers that of each: variants were measured while the machine's speed changed from one to another.
+        batch_size: batch size of the calls.
+        measurements: seconds of each call, in their order. With several measurements at different times, the
+            interval covers that of each, because the machine's speed may have changed between them.
     """
     intervals = []
     for seconds in measurements:
@@ -40,7 +40,7 @@ def _point(value: float) -> Interval:
 
 
 def speedup(row: Row, baseline: Row, batch_size: int) -> Interval | None:
-    """Return how many times faster a variant is than the baseline; None: one of them was not measured."""
+    """Return the speedup of a variant over the baseline; None: one of the two was not measured."""
     own, other = row.timing(batch_size), baseline.timing(batch_size)
     if own is None or other is None:
         return None
@@ -48,15 +48,16 @@ def speedup(row: Row, baseline: Row, batch_size: int) -> Interval | None:
 
 
 def choose(rows: Sequence[Row], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
-    """Return the rows with the fastest variant chosen, and with the reason of each that was not.
+    """Return the rows with the fastest variant marked as chosen, and with the reason why each other one was not.
 
-    Rows whose verdict is `Verdict.SLOWER` passed the gate. Those are candidates that are `LEAST_GAIN` times faster than
-    the baseline even at the low end of their interval. The one with the least median time of the first batch size is
-    chosen, or another of which it is not `LEAST_GAIN` times faster, and whose answers are nearer to the baseline's.
+    Candidates are rows with the verdict `Verdict.SLOWER` (they passed the gate) that are `LEAST_GAIN` times faster than
+    the baseline even at the low end of their interval. The candidate with the least median time of the first batch size
+    is chosen; or one whose answers are closer to the baseline's, if the fastest is not `LEAST_GAIN` times faster than
+    it.
 
     Args:
-        rows: the baseline first.
-        batch_sizes: that were measured; the first decides.
+        rows: rows of the report, the baseline first.
+        batch_sizes: measured batch sizes; the first one decides.
     """
     baseline, size = rows[0], batch_sizes[0]
     gains = {row.variant: speedup(row, baseline, size) for row in rows if row.verdict is Verdict.SLOWER}
@@ -95,7 +96,7 @@ def _decided(row: Row, gains: dict[str, Interval | None], best: Row | None, rows
 
 
 def _why_original(gains: dict[str, Interval | None], rows: Sequence[Row]) -> str:
-    """Return why nothing was chosen, with the most promising variant if one may be faster."""
+    """Return the reason why nothing was chosen, with the most promising variant if one may be faster."""
     timed = {name: gain for name, gain in gains.items() if gain is not None}
     if timed:
         name, gain = max(timed.items(), key=lambda item: item[1].value)

@@ -1,7 +1,7 @@
-"""The gate: whether the answers of a variant agree with the original's as far as they must; pure.
+"""The gate: whether the answers of a variant agree closely enough with the original's; pure.
 
-An output that is not a finite number, or has another shape, is never accepted, whatever the requirements. Nothing is
-accepted with fewer inputs than show a requirement with 95 % confidence, see `torchmar.optimizing.requirements`.
+An output with a number that is not finite, or of another shape, is never accepted, whatever the requirements. With too
+few inputs to show a requirement with 95 % confidence, nothing is accepted, see `torchmar.optimizing.requirements`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torchmar.optimizing.results import Agreement, Verdict
 
 @dataclass(frozen=True)
 class Metric:
-    """The result of the user's own check; a greater value is the better one unless it says otherwise."""
+    """The result of the user's own check; a greater value is better, unless ``lower_is_better``."""
 
     value: float
     lower_is_better: bool = False
 
     def loss(self, baseline: Metric) -> float:
-        """Return by how much it is worse than the original's, relative to that; negative if it is better."""
+        """Return how much worse it is than the original's result, relative to that; negative: it is better."""
         worse = self.value - baseline.value if self.lower_is_better else baseline.value - self.value
         return worse / abs(baseline.value) if baseline.value else (math.inf if worse > 0 else min(worse, 0.0))
 
@@ -35,9 +35,9 @@ class Judgement:
     """The verdict of the gate, with its reason.
 
     Attributes:
-        verdict: `Verdict.REJECTED` or `Verdict.UNDECIDED`; None: the variant may be chosen.
+        verdict: `Verdict.REJECTED` or `Verdict.UNDECIDED`; None: the variant is accepted.
         reason: one sentence, which names the worst input of a rejection.
-        agreement: None: outputs cannot be compared.
+        agreement: measures of agreement; None: the outputs cannot be compared.
     """
 
     verdict: Verdict | None
@@ -63,15 +63,15 @@ def judge(
     """Compare the outputs of a variant with those of the original, input by input.
 
     Args:
-        baseline: the outputs of the original, one mapping for each held-out input, see `agreement.by_instance`.
-        outputs: those of the variant, in the same order.
-        names: of the inputs, as they are shown.
-        required: what must hold.
-        kind: of the model.
-        explanations: the rank correlation of the attributions by the name of the input, see
+        baseline: outputs of the original, one mapping for each held-out input, see `agreement.by_instance`.
+        outputs: outputs of the variant, in the same order.
+        names: names of the inputs for messages.
+        required: requirements of agreement.
+        kind: kind of the model.
+        explanations: rank correlations of the attributions, by the name of the input, see
             `agreement.rank_agreement`; None: the variant has no gradients, so that its explanations are those of the
             original.
-        metrics: of the user's own check, of the original and of the variant; None: there is none.
+        metrics: results of the user's own check for the original and the variant; None: there is no check.
 
     Raises:
         ValueError: the sequences differ in length.
@@ -84,7 +84,7 @@ def judge(
         compared.append(compare(ours, theirs, name, kind, scales))
     if not compared:
         return Judgement(verdict=Verdict.UNDECIDED, reason=_too_few(0, required, kind), agreement=None)
-    if not any(baseline):  # nothing agrees with everything
+    if not any(baseline):  # without outputs, every variant would agree
         return Judgement(verdict=Verdict.UNDECIDED, reason="the model returns nothing to compare", agreement=None)
     agreement = _agreement(compared, explanations, metrics)
     rejections: list[str] = []
@@ -93,9 +93,9 @@ def judge(
         failure, certain = _failure(requirement, compared, explanations, metrics, kind)
         if failure:
             (rejections if certain else doubts).append(failure)
-    # Outputs that are not numbers have no cosine: a difference there is one, whatever is required.
+    # Outputs that are not numbers have no cosine: any difference there is rejected, whatever the requirements.
     if changed := [each for each in compared if each.changed] if not _requires(required, Measure.LABELS) else []:
-        rejections.append(f"{changed[0].changed} for {changed[0].name} is another")
+        rejections.append(f"{changed[0].changed} for {changed[0].name} is different")
     if rejections:
         return Judgement(verdict=Verdict.REJECTED, reason="; ".join(rejections), agreement=agreement)
     if len(compared) < max((needed(requirement, kind) for requirement in required), default=1):
@@ -130,7 +130,7 @@ def _failure(
     metrics: tuple[Metric, Metric] | None,
     kind: Kind,
 ) -> tuple[str, bool]:
-    """Return how a requirement is not met, an empty text if it is, and whether so few inputs can tell."""
+    """Return the reason why a requirement is not met, or an empty text, and whether so few inputs suffice to tell."""
     measure, bound = requirement.measure, requirement.bound
     if measure is Measure.LABELS:
         return _labels_failure(requirement, compared, kind)
@@ -165,7 +165,7 @@ def _labels_failure(requirement: Requirement, compared: Sequence[Compared], kind
         interval = share_interval(count, len(compared))
         ends = f"{_percent(interval.low)} to {_percent(interval.high)} with 95 % confidence"
         text = f"the labels of {count} of {len(compared)} inputs agree, {_percent(share)} ({ends})"
-        # Chance makes one of few inputs another, also where the share is kept.
+        # With few inputs, a different label may be chance, although the required share is met.
         few = len(compared) < needed(requirement, kind)
         certain = not few or _chance(len(compared) - count, len(compared), requirement.bound) < 1 - CONFIDENCE
     example = ""
@@ -176,7 +176,7 @@ def _labels_failure(requirement: Requirement, compared: Sequence[Compared], kind
 
 
 def _chance(different: int, total: int, share: float) -> float:
-    """Return the probability of at least so many different labels if a share of all labels is equal: binomial."""
+    """Return the binomial probability of at least ``different`` unequal labels if a share of all labels is equal."""
     term = share**total
     smaller = 0.0
     for count in range(different):

@@ -1,4 +1,4 @@
-"""The report of an optimisation as one HTML file: a chart as inline SVG, no script, nothing from a network."""
+"""The report of an optimisation as one HTML file: a chart as inline SVG, without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VERDICTS = {
 
 
 def html(report: Report) -> str:
-    """Return a report as the text of an HTML file that loads nothing."""
+    """Return a report as the text of an HTML file without external resources."""
     title = f"Optimised weights of {report.name} {report.version}"
     until = f"measured until {escape(html_page.time(report.created.replace('+00:00', 'Z')))}"
     body = [
@@ -131,7 +131,7 @@ def _of_agreement(agreement: Agreement) -> tuple[str, str, str, str, str]:
 
 
 def _reasons(report: Report) -> str:
-    """Return why variants were rejected or not measured, which many have in common."""
+    """Return the reasons why variants were rejected or not measured, each once for all its variants."""
     reasons: dict[str, list[str]] = {}
     for row in report.rows:
         if row.verdict not in (Verdict.BASELINE, Verdict.CHOSEN, Verdict.SLOWER):

@@ -1,4 +1,4 @@
-"""The requests that are answered by every variant: the archive's samples, and a folder of the user's."""
+"""The requests that every variant answers: the archive's samples, and files of the user's folder."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torchmar.sample_check import sample_requests
 from torchmar.worker import request_headers
 
 MOST = 2000
-"""Requests that are taken of a folder: more make no difference to the verdict, and take longer."""
+"""Largest number of requests from a folder: more would hardly change the verdict, and take longer."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """A request and its name, as reports show it."""
+    """A request with the name that reports show."""
 
     name: str
     request: Request
 
 
 def read(archive: Archive, data: Path | None) -> tuple[Input, ...]:
-    """Return the requests of predictions: those samples that are to be answered, then the files of a folder.
+    """Return the requests for predictions: the samples that are expected to succeed, then the files of a folder.
 
     Args:
-        archive: with the samples.
-        data: a folder, which is read with its subfolders, or a file; they are sent as samples are, with the content
-            type that the suffix stands for. Of more files than `MOST`, that many are taken, evenly from all.
+        archive: archive with the samples.
+        data: a folder, which is read with its subfolders, or a file. Files are sent as samples are, with the content
+            type of their suffix. Of more than `MOST` files, `MOST` are used, evenly distributed.
 
     Raises:
-        TorchmarError: there are none, or a file cannot be read.
+        TorchmarError: there are no requests, or a file cannot be read.
     """
     inputs = [
         Input(f"sample {number}" if sample.input is None else Path(sample.input).name, request)
@@ -58,7 +58,7 @@ def read(archive: Archive, data: Path | None) -> tuple[Input, ...]:
 
 
 def _distinct(inputs: Sequence[Input]) -> Iterator[Input]:
-    """Yield inputs under names that differ: a folder may have files that are called as samples are."""
+    """Yield inputs with unique names: a file of a folder may have the name of a sample."""
     taken: Counter[str] = Counter()
     for each in inputs:
         taken[each.name] += 1
@@ -67,7 +67,7 @@ def _distinct(inputs: Sequence[Input]) -> Iterator[Input]:
 
 
 def write(inputs: Sequence[Input], folder: Path) -> Iterator[dict[str, Any]]:
-    """Write the bodies of requests to a folder, and yield what the step ``capture`` reads of each."""
+    """Write the bodies of requests to a folder, and yield the entry of each in the job of the step ``capture``."""
     bodies = folder / "requests"
     bodies.mkdir()
     for number, each in enumerate(inputs):

@@ -1,4 +1,4 @@
-"""The measurements of an optimisation: times, answers and explanations of weights, each by a process of its own."""
+"""The measurements of an optimisation: times, answers and explanations of weights, each from a process of its own."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from torchmar.optimizing.variants import BASELINE
 if TYPE_CHECKING:
     import numpy as np
 
-_DRIFT = 0.1  # of the baseline's time between its two measurements, above which the report says so
-_EXPLAINED = 4  # requests whose explanations are compared, which are slow
+_DRIFT = 0.1  # relative difference of the baseline's two measurements above which the report mentions it
+_EXPLAINED = 4  # number of requests whose explanations are compared; explanations are slow
 _EXPLAIN_SECONDS = 20.0
 
 _Times = tuple[list[float], list[float]]
-"""The seconds of calls, and the seconds that all threads computed in each."""
+"""The elapsed seconds of calls, and the CPU seconds of all threads in each call."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Weights that ran: the result of their process, and their answers for the inputs that judge."""
+    """Weights that were run: the result of their process, and their answers for the held-out inputs."""
 
     result: Mapping[str, Any]
     outputs: Sequence[Outputs]
 
 
 class Measurements:
-    """Measures the original, and then variants.
+    """Measures the original, then variants.
 
     Args:
-        recording: the model and its inputs.
-        batch_sizes: that are measured; the first decides.
-        budget: the time.
+        recording: the model and its recorded inputs.
+        batch_sizes: batch sizes to measure; the first one decides.
+        budget: time budget.
     """
 
     def __init__(self, recording: Recording, batch_sizes: Sequence[int], budget: Budget) -> None:
         self._recording, self._batch_sizes, self._budget = recording, batch_sizes, budget
         self._times: dict[str, dict[int, list[_Times]]] = {}
         self._baseline: Measured | None = None
-        self._ranks: dict[str, int] = {}  # of the original's answers, with the dimension of the batch
+        self._ranks: dict[str, int] = {}  # of the original's answers, with the batch dimension
         self._explanations: dict[str, np.ndarray[Any, Any]] | None = None
         self._others = 0.0
         self._disturbances: list[str] = []
 
     @property
     def baseline(self) -> Measured:
-        """The original, which has been measured."""
+        """The measurement of the original."""
         assert self._baseline is not None
         return self._baseline
 
@@ -66,7 +66,7 @@ class Measurements:
         """Measure the original.
 
         Raises:
-            StepError: it gives no answers.
+            StepError: the original gives no answers.
         """
         self._baseline = self._run(BASELINE, self._recording.original, answers=True)
 
@@ -74,17 +74,17 @@ class Measurements:
         """Measure a variant.
 
         Raises:
-            StepError: it gives no answers, or not in time.
+            StepError: the variant gives no answers, or not in time.
         """
         return self._run(name, weights, answers=True)
 
     def measure_original_again(self) -> None:
-        """Measure the original at the end, too: its interval then covers what the machine's speed did meanwhile."""
+        """Measure the original again at the end; its interval then covers changes of the machine's speed."""
         try:
             if self._budget.left < 0:
                 raise StepError(budget.USED_UP)
             again = self._run(BASELINE, self._recording.original, answers=False)
-        except StepError as error:  # what was measured before is worth a report
+        except StepError as error:  # the earlier measurements are still worth a report
             reason = budget.USED_UP if self._budget.used_up else str(error)
             self._disturbances.append(
                 "the original was not measured again at the end, which shows whether the machine's speed has changed: "
@@ -102,10 +102,11 @@ class Measurements:
             )
 
     def explanations(self, name: str, weights: Weights) -> dict[str, float]:
-        """Return the rank correlations of the explanations of a variant with those of the original, by their request.
+        """Return the rank correlations between the explanations of a variant and the original, by the name of the
+        request.
 
         Raises:
-            StepError: one of the two does not explain, or not in time.
+            StepError: the variant or the original gives no explanations, or not in time.
         """
         if self._explanations is None:
             self._explanations = self._explained(BASELINE, None, self._recording.requests[:_EXPLAINED])
@@ -119,19 +120,19 @@ class Measurements:
 
     @property
     def takes_cpu_time(self) -> bool:
-        """Whether CPU time is taken in the place of elapsed time, which other programs have made longer.
+        """Whether CPU time is used in place of elapsed time, which other programs have made longer.
 
-        With one thread, the two are the same on a quiet machine.
+        With one thread, both are equal on a quiet machine.
         """
         original = self._recording.original
         return bool(self._others) and original.threads == 1 and original.gpu is None
 
     def timings(self, name: str, *, cpu: bool = False) -> tuple[Timing, ...]:
-        """Return the timings of the calls of each measurement of a variant, by their batch size.
+        """Return the timings of each measurement of a variant, by batch size.
 
         Args:
-            name: of the variant; one that was not measured has none.
-            cpu: whether to return CPU times where they are shorter, see `takes_cpu_time`.
+            name: name of the variant; a variant that was not measured has no timings.
+            cpu: whether to return CPU times if they are shorter, see `takes_cpu_time`.
         """
         return tuple(
             choice.timing(size, *(_seconds(both, cpu=cpu) for both in measurements))
@@ -140,7 +141,7 @@ class Measurements:
 
     @property
     def disturbances(self) -> tuple[str, ...]:
-        """What makes the measurements less certain."""
+        """The reasons why the measurements are less certain."""
         if not self._others:
             return tuple(self._disturbances)
         taken = "; the times are CPU times, which a quiet machine would need, too" if self.takes_cpu_time else ""
@@ -164,10 +165,11 @@ class Measurements:
         return Measured(result, self._outputs(file, result["outputs"]) if answers else [])
 
     def _outputs(self, file: Path, names: Sequence[str]) -> list[Outputs]:
-        """Return the answers in a file of `run`, without the dimension of the batch, named as the original's.
+        """Return the answers in a file of the step ``run``, without the batch dimension, with the names of the
+        original.
 
         Raises:
-            StepError: an answer has the dimension of the batch where the original's has none, or has none.
+            StepError: an answer and that of the original differ in whether they have the batch dimension.
         """
         import numpy as np
 
@@ -177,7 +179,7 @@ class Measurements:
         with np.load(file) as arrays:
             for key, array in arrays.items():
                 place, number = map(int, key.split("."))
-                # Lists need not be of one length for all inputs.
+                # Lists may differ in length between inputs.
                 name = called[number] if number < len(called) else f"output {number + 1}"
                 rank = self._ranks.setdefault(key, array.ndim)
                 if array.ndim != rank:
@@ -205,8 +207,8 @@ class Measurements:
 
 
 def _seconds(times: _Times, *, cpu: bool) -> list[float]:
-    """Return the seconds of calls; with ``cpu`` those that a quiet machine would need.
+    """Return the seconds of calls; with ``cpu`` the seconds that a quiet machine would need.
 
-    CPU time is longer than elapsed time where an engine's own threads wait actively for each other.
+    CPU time is longer than elapsed time if threads of an engine wait actively for each other.
     """
     return [min(both) for both in zip(*times, strict=True)] if cpu else times[0]

@@ -11,10 +11,10 @@ class Observer(Protocol):
     """Callbacks for the progress of an optimisation."""
 
     def on_step(self, text: str) -> None:
-        """Show what is being done; empty: nothing."""
+        """Show the current step; an empty text ends it."""
 
     def on_warning(self, text: str) -> None:
-        """Show what is wrong, and does not end the optimisation."""
+        """Show a problem that does not end the optimisation."""
 
     def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
-        """Show a row, whose verdict may still change from slower to chosen; numbers begin at 1."""
+        """Show a row, whose verdict may later change from slower to chosen; rows are numbered from 1."""

@@ -25,8 +25,8 @@ def draw(report: Report, batch_size: int | None = None) -> str:
     """Return the picture as an ``<svg>`` element; the fastest variant is at the top.
 
     Args:
-        report: of the optimisation.
-        batch_size: of the times; default: the one that decides.
+        report: report of the optimisation.
+        batch_size: batch size of the times; default: the one that decides.
     """
     size = batch_size or report.batch_sizes[0]
     timed = [(row, timing) for row in report.rows if (timing := row.timing(size))]
@@ -87,7 +87,7 @@ def _is_rejected(row: Row) -> bool:
 
 
 def _bar(row: Row, middle: float, length: float, colour: int) -> str:
-    """Return a bar; that of a variant that was rejected is hollow."""
+    """Return a bar, hollow for a rejected variant."""
     style = f"hollow s{colour}" if _is_rejected(row) else f"f{colour}"
     return (
         f'<rect x="{_LEFT}" y="{middle - _BAR / 2:.1f}" width="{max(1.0, length):.1f}" height="{_BAR}" '

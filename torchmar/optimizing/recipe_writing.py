@@ -1,4 +1,4 @@
-"""Write the chosen variant into a recipe, or into a new version of an archive, with the report that proves it."""
+"""Write the chosen variant, with the report as evidence, into a recipe or a new version of an archive."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _PICTURE = "proof.svg"
 
 
 def write(report: Report, files: Mapping[str, Path], path: Path, *, picture: str | None = None) -> list[Path]:
-    """Put the chosen variant into a recipe; its files and the report go into the folder ``optimized`` beside it.
+    """Put the chosen variant into a recipe, and its files and the report into the folder ``optimized`` beside it.
 
-    The folder is replaced as a whole, and the recipe only when the folder is complete.
+    The folder is replaced as a whole; the recipe is written after it.
 
     Args:
-        report: with a chosen variant.
-        files: of the variant, by their paths in the archive, such as ``optimized/model.xml``.
+        report: report that has a chosen variant.
+        files: files of the variant, by their paths in the archive, such as ``optimized/model.xml``.
         path: an ``archive.yaml``, or its folder.
         picture: the report as SVG; None: there is none.
 
     Returns:
-        What was written: the folder, the recipe, and the file of its configuration if it has one.
+        The written paths: the folder, the recipe, and the file of its configuration if it has one.
 
     Raises:
         TorchmarError: nothing was chosen, the handler does not read the section, or a file cannot be edited or written;
-            everything is as before.
+            no file has changed then.
         RecipeError: the recipe has problems.
     """
     section = section_of(report, files)
@@ -68,7 +68,7 @@ def write(report: Report, files: Mapping[str, Path], path: Path, *, picture: str
 
 
 def variant_of(path: Path) -> str | None:
-    """Return the variant that a recipe has from an earlier optimisation; None: it has none.
+    """Return the variant that an earlier optimisation has put into a recipe; None: there is none.
 
     Args:
         path: an ``archive.yaml``, or its folder.
@@ -95,10 +95,11 @@ def remove(path: Path) -> list[Path]:
         path: an ``archive.yaml``, or its folder.
 
     Returns:
-        What was written or removed: the recipe, the file of its configuration if it has one, and the folder.
+        The changed paths: the recipe, the file of its configuration if it has one, and the folder.
 
     Raises:
-        TorchmarError: a file cannot be edited or written, or torchmar has not made the folder; all is as before.
+        TorchmarError: a file cannot be edited or written, or torchmar has not made the folder; no file has changed
+            then.
         RecipeError: the recipe has problems.
     """
     content, folder = recipe.read(path)
@@ -125,13 +126,13 @@ def derive(
     """Write a new version of an archive with the chosen variant beside the original weights.
 
     Args:
-        report: with a chosen variant.
-        files: of the variant, by their paths in the archive, such as ``optimized/model.xml``.
-        archive: the source.
-        store: the folder for the new archive, ``NAME-VERSION.mar``.
+        report: report that has a chosen variant.
+        files: files of the variant, by their paths in the archive, such as ``optimized/model.xml``.
+        archive: the original archive.
+        store: folder for the new archive, ``NAME-VERSION.mar``.
         version: of the new archive.
         picture: the report as SVG; None: there is none.
-        begin: as for `torchmar.build`.
+        begin: as in `torchmar.build`.
 
     Raises:
         TorchmarError: nothing was chosen, or the handler does not read the section.
@@ -152,18 +153,18 @@ def derive(
             store,
             version=version,
             config={"handler": {**(options if isinstance(options, dict) else {}), KEY: section}},
-            # Handlers that were packed by an older torchmar do not know the section.
+            # Handlers that were packed by an older torchmar do not read the section.
             folders={FOLDER: Path(scratch), CARRIED_PACKAGE: handler_names.carried_folder()},
             begin=begin,
         )
 
 
 def section_of(report: Report, files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the section ``optimized`` of the chosen variant, which has these files.
+    """Return the section ``optimized`` for the chosen variant.
 
     Raises:
         TorchmarError: nothing was chosen.
-        ValueError: the weights that it names are not among the files.
+        ValueError: the named weights are not among the files.
     """
     chosen = report.chosen
     if chosen is None:
@@ -174,7 +175,7 @@ def section_of(report: Report, files: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _check_handler(handler: str, where: str, modules: Mapping[str, Path]) -> None:
-    """Raise TorchmarError if a handler is not torchmar's, and not built on it."""
+    """Raise TorchmarError if a handler neither is torchmar's nor is built on it."""
     sources = {name: file for name, file in modules.items() if file.suffix == ".py"}
     if not carries(handler, sources):
         raise TorchmarError(
@@ -184,10 +185,10 @@ def _check_handler(handler: str, where: str, modules: Mapping[str, Path]) -> Non
 
 
 def _edited(content: Recipe, file: Path, folder: Path, section: Mapping[str, Any]) -> dict[Path, str]:
-    """Return the new texts of the recipe and of what it names as its configuration."""
+    """Return the new texts of the recipe and of its configuration file."""
     text = file.read_text(encoding="utf-8")
     texts = {}
-    if isinstance(content.config, str):  # a file of its own, which the recipe names
+    if isinstance(content.config, str):  # the configuration is a file that the recipe names
         config_file = folder / content.config
         config = config_file.read_text(encoding="utf-8")
         texts[config_file] = edit(config, {("handler", KEY): dict(section)}, str(config_file))
@@ -202,7 +203,7 @@ def _edited(content: Recipe, file: Path, folder: Path, section: Mapping[str, Any
     if FOLDER not in content.files:
         text = edit(text, {("files", FOLDER): FOLDER}, str(file))
     for path in content.files:
-        if path.startswith(f"{FOLDER}/"):  # a single file of an earlier variant, which may be gone
+        if path.startswith(f"{FOLDER}/"):  # a single file of an earlier variant, which may be missing
             text = edit(text, {("files", path): REMOVED}, str(file))
     return {**texts, file: text}
 
@@ -223,7 +224,7 @@ def _without(content: Recipe, file: Path, folder: Path) -> dict[Path, str]:
 
 
 def _removed(text: str, path: Sequence[str], file: Path) -> str:
-    """Return YAML without a key, and without the mappings that had nothing else."""
+    """Return YAML without a key, and without the mappings that contained only this key."""
     mappings = [yaml.safe_load(text)]
     for key in path[:-1]:
         mappings.append(mappings[-1][key])
@@ -234,7 +235,7 @@ def _removed(text: str, path: Sequence[str], file: Path) -> str:
 
 
 def _fill(folder: Path, report: Report, files: Mapping[str, Path], picture: str | None) -> None:
-    """Write the files of a variant and the report into a folder, which is that of ``optimized/`` in the archive."""
+    """Write the files of a variant and the report into the folder that becomes ``optimized/`` in the archive."""
     for path, file in files.items():
         target = folder / PurePosixPath(path).relative_to(FOLDER)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -251,10 +252,10 @@ def _check_made(folder: Path) -> None:
 
 
 class _Replacement:
-    """A folder that replaces another when it is complete; the other is back if an error follows.
+    """A folder that replaces another one when it is complete; after an error, the other one is restored.
 
     Args:
-        destination: the folder; it may not exist.
+        destination: the folder, which need not exist.
     """
 
     def __init__(self, destination: Path) -> None:

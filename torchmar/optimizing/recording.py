@@ -1,6 +1,6 @@
-"""The recording that an optimisation begins with: the Python that runs the steps, and what the handler gives the model.
+"""The recording at the start of an optimisation: the Python that runs the steps, and the inputs of the model.
 
-It runs the requests through the archive's handler once; all variants are made and compared with these inputs.
+The requests pass through the archive's handler once; all variants are made for, and compared on, the recorded inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torchmar.optimizing.steps import StepError, Steps
 from torchmar.optimizing.variants import PACKAGES
 from torchmar.worker.venvs.folder import Venv
 
-_MEMORY_PART = 0.8  # of the memory that is free at the beginning
+_MEMORY_PART = 0.8  # part of the free memory at the beginning
 _DISTRIBUTIONS = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "onnx", "onnxscript", "numpy")
 _DESCRIBE_SECONDS = 60.0
 
@@ -36,10 +36,10 @@ class StepPython:
     """The Python that runs the steps.
 
     Attributes:
-        version: its own.
-        missing: modules that variants need, and it does not have.
-        versions: of distributions that it has.
-        own: whether it is that of this process.
+        version: its version.
+        missing: missing modules that variants need.
+        versions: versions of the installed distributions.
+        own: whether it is the Python of this process.
     """
 
     version: str
@@ -50,21 +50,21 @@ class StepPython:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """An archive's model, and the inputs that it got.
+    """An archive's model, and its recorded inputs.
 
     Attributes:
-        steps: starts processes.
-        python: that runs them.
+        steps: starts the processes of steps.
+        python: the Python that runs them.
         model: the archive, as steps load its handler.
-        requests: that were answered, as steps read them.
+        requests: requests with an answer, in the form for steps.
         explains: whether the handler explains.
-        original: the weights.
-        size: of the original weights; bytes.
-        captured: the file of inputs.
-        names: of the inputs.
-        sides: which of them calibrate, and which judge.
-        kind: of the model.
-        required: what must hold.
+        original: the original weights.
+        size: bytes of the original weights.
+        captured: file of the inputs.
+        names: names of the inputs.
+        sides: the split of the inputs into those that calibrate and those that judge.
+        kind: kind of the model.
+        required: requirements of agreement.
     """
 
     steps: Steps
@@ -104,13 +104,13 @@ def record(
     """Record the inputs of an archive's model.
 
     Args:
-        archive: that is optimised.
-        model_dir: its content.
+        archive: archive to optimise.
+        model_dir: folder of its content.
         work: an empty folder for the files of steps.
-        settings: what the user wants.
+        settings: settings of the user.
         venv: the archive's environment; None: it has none.
-        budget: the time.
-        observer: gets the progress, and why requests are left out.
+        budget: time budget.
+        observer: gets the progress, and the reasons why requests are left out.
 
     Raises:
         TorchmarError: the handler has no model that can be replaced, no request is answered, or a requirement is wrong.
@@ -182,10 +182,10 @@ def _described(archive: Path, steps: Steps, venv: Venv | None) -> StepPython:
 
 
 def _left_out(archive: str, rejected: Sequence[tuple[str, str]], count: int) -> str:
-    """Return which requests are left out, and why.
+    """Return a sentence about the requests that are left out, with the reason.
 
     Raises:
-        TorchmarError: all are.
+        TorchmarError: all requests are left out.
     """
     first, reason = rejected[0]
     if len(rejected) == count:
@@ -196,7 +196,7 @@ def _left_out(archive: str, rejected: Sequence[tuple[str, str]], count: int) -> 
 
 
 def _size(folder: Path, serialized_file: str | None) -> int:
-    """Return the bytes of the original weights, with what lies beside them."""
+    """Return the bytes of the original weights, with the files that belong to them."""
     if serialized_file is None:
         return 0
     file = folder / serialized_file

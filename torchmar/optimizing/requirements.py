@@ -1,6 +1,6 @@
-"""Requirements of agreement: as users write them, and those of each kind of model; pure.
+"""Requirements of agreement: the syntax for users, and the defaults of each kind of model; pure.
 
-A requirement is a bound for a measure of agreement, over inputs that the variant was not calibrated with:
+A requirement is a limit for a measure of agreement, over inputs that the variant was not calibrated with:
 
 ============= ======== ==============================================================================================
 measure       bound    meaning
@@ -33,7 +33,7 @@ from torchmar.errors import TorchmarError
 
 CONFIDENCE = 0.95
 COVERED = 0.95
-"""The share of all inputs that a smallest or largest value holds for."""
+"""A smallest or largest value over enough inputs holds for this share of all inputs."""
 EXAMPLE = "labels>=0.99; also cos>=0.999, relative<=0.05, explanations>=0.9 and check<=0.01"
 
 
@@ -55,7 +55,7 @@ _REQUIREMENT = re.compile(rf"\s*({_NAMES})\s*(>=|<=)\s*([0-9]*\.?[0-9]+(?:e-?[0-
 
 @dataclass(frozen=True)
 class Requirement:
-    """A bound for a measure; written as ``labels>=0.99``."""
+    """A limit for a measure; written as ``labels>=0.99``."""
 
     measure: Measure
     bound: float
@@ -69,9 +69,9 @@ class Classes:
     """The place of the classes in an output.
 
     Attributes:
-        axis: of the classes in the output of one input.
-        threshold: where there is one number in place of classes, above which it means yes.
-        per_input: whether an input has one class, not one for each pixel or token.
+        axis: axis of the classes in the output of one input.
+        threshold: for an output of one number in place of classes: a number above it means yes.
+        per_input: whether an input has one class; otherwise each pixel or token has one.
     """
 
     axis: int = 0
@@ -85,9 +85,10 @@ class Kind:
 
     Attributes:
         name: with its article, such as ``a classifier``.
-        defaults: what must hold if the user requires nothing.
-        classes: None: there are none.
-        main: the names of the output that has the classes, the best first; the first output if none is there.
+        defaults: requirements if the user gives none.
+        classes: place of the classes; None: there are no classes.
+        main: names of the output with the classes, the best first; if no output has such a name, it is the first
+            output.
     """
 
     name: str
@@ -123,16 +124,16 @@ def kind_of(handler: str, options: Mapping[str, Any] | None = None) -> Kind:
         options: the section ``handler`` of the configuration.
     """
     kind = _KINDS.get(handler.partition(":")[0].rpartition(".")[2], TENSORS)
-    if kind is CLASSIFIER and (options or {}).get("activation") == "none":  # it returns probabilities
+    if kind is CLASSIFIER and (options or {}).get("activation") == "none":  # the handler returns probabilities then
         return Kind(kind.name, kind.defaults, Classes(threshold=0.5), kind.main)
     return kind
 
 
 def parse(text: str) -> Requirement:
-    """Return the requirement that a text such as ``labels>=0.99`` or ``top1>=99%`` stands for.
+    """Return the requirement of a text such as ``labels>=0.99`` or ``top1>=99%``.
 
     Raises:
-        TorchmarError: it is none, or can never or always be met.
+        TorchmarError: the text is no requirement, or one that is never or always met.
     """
     match = _REQUIREMENT.fullmatch(text)
     if not match:
@@ -152,16 +153,16 @@ def parse(text: str) -> Requirement:
 
 
 def required(texts: Sequence[str], kind: Kind, *, check: bool = False) -> tuple[Requirement, ...]:
-    """Return what must hold: what the user requires, or the defaults of the kind of model.
+    """Return the requirements of the user, or the defaults of the kind of model.
 
     Args:
-        texts: as the user gave them, each one requirement or several with commas between them; they replace the
+        texts: texts of the user, each with one requirement or several, separated by commas; they replace the
             defaults.
-        kind: of the model.
-        check: whether there is a check of the user's own; it may lose 1 % unless a requirement says otherwise.
+        kind: kind of the model.
+        check: whether the user has a check; its result may be 1 % worse unless a requirement says otherwise.
 
     Raises:
-        TorchmarError: one is none, appears twice, or is not of this kind of model.
+        TorchmarError: a text is no requirement, appears twice, or does not fit this kind of model.
     """
     found: dict[Measure, Requirement] = {}
     for text in (part for each in texts for part in each.split(",")):
@@ -186,11 +187,11 @@ def required(texts: Sequence[str], kind: Kind, *, check: bool = False) -> tuple[
 
 
 def needed(requirement: Requirement, kind: Kind) -> int:
-    """Return the least number of inputs that can show a requirement with 95 % confidence, if all of them meet it."""
+    """Return the least number of inputs that can show a requirement with 95 % confidence, if it holds for all."""
     if requirement.measure in (Measure.EXPLANATIONS, Measure.CHECK):
-        return 1  # the former are too slow for many inputs, and the latter has inputs of its own
+        return 1  # explanations are too slow for many inputs, and a check has inputs of its own
     share = COVERED
     if requirement.measure is Measure.LABELS and (kind.classes is None or kind.classes.per_input):
-        # No number of inputs shows a share of 1.
+        # No number of inputs can show a share of 1.
         share = requirement.bound if requirement.bound < 1 else 0.99
     return max(1, math.ceil(math.log(1 - CONFIDENCE) / math.log(share) - 1e-9))

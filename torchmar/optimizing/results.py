@@ -14,7 +14,7 @@ from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.load.results import Machine
 
-if TYPE_CHECKING:  # environments of archives, in which the steps run, do not have it
+if TYPE_CHECKING:  # environments of archives, in which the steps run, do not have this module
     from pydantic import TypeAdapter
 
 SCHEMA: Literal["torchmar-optimization/1"] = "torchmar-optimization/1"
@@ -27,30 +27,30 @@ class Verdict(str, Enum):
     CHOSEN = "chosen"
     SLOWER = "slower"
     REJECTED = "rejected"
-    """Its answers do not agree with the baseline's as far as they must."""
+    """Its answers do not agree closely enough with the baseline's."""
     UNDECIDED = "too few inputs"
     """There are too few inputs to judge its answers."""
     FAILED = "failed"
     """It could not be made, loaded or run."""
     SKIPPED = "skipped"
-    """This machine, or what is installed on it, does not allow it; or there was no time left."""
+    """This machine or its packages do not support it, or no time was left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The agreement of a variant's answers with the baseline's, on inputs that it was not calibrated with.
+    """The agreement of a variant's answers with the baseline's, on inputs that were not used to calibrate it.
 
     Attributes:
-        inputs: that were compared.
-        labels: the share of inputs with the same most probable class, of pixels or tokens the mean share; None: the
+        inputs: number of compared inputs.
+        labels: share of inputs with the same most probable class; for pixels or tokens the mean share; None: the
             output has no classes.
-        cosine: the smallest cosine of both outputs of an input, of the scores of classes less their mean.
-        relative_error: the largest difference of two numbers, relative to the largest absolute number of the
-            baseline's output of the same input, or to a hundredth of that of all inputs if this is more.
-        worst_input: the name of the input with the largest relative error.
-        explanations: the smallest rank correlation (Spearman) of the attributions of an input; None: the variant has
+        cosine: smallest cosine of the two outputs of an input; for scores of classes after their mean is subtracted.
+        relative_error: largest difference of two numbers, relative to the largest absolute number of the baseline's
+            output for the same input, or to a hundredth of that over all inputs if this is more.
+        worst_input: name of the input with the largest relative error.
+        explanations: smallest rank correlation (Spearman) of the attributions of an input; None: the variant has
             no gradients, so that its explanations are those of the original.
-        metric: what the user's own check returned; None: there is none.
+        metric: result of the user's own check; None: there is none.
     """
 
     inputs: int
@@ -68,9 +68,9 @@ class Timing:
 
     Attributes:
         batch_size: inputs of the batch.
-        seconds: the median.
-        interval: with a confidence of 95 %, in seconds.
-        runs: that were measured.
+        seconds: median.
+        interval: interval with 95 % confidence, in seconds.
+        runs: number of measured calls.
     """
 
     batch_size: int
@@ -90,19 +90,19 @@ class Row:
 
     Attributes:
         variant: its identifier, such as ``openvino-int8``.
-        title: how people call it, such as ``OpenVINO int8``.
-        verdict: what became of it.
-        reason: why it was not chosen, or was, in one sentence.
+        title: its name for people, such as ``OpenVINO int8``.
+        verdict: its outcome.
+        reason: reason why it was chosen or not, in one sentence.
         timings: by batch size, in ascending order.
-        agreement: None: it gave no answers.
+        agreement: agreement with the baseline; None: it gave no answers.
         size: bytes of its files.
-        load_seconds: from the start of loading to the first answer.
-        memory: bytes that the process with the model had more than one without it.
-        options: of the section ``optimized`` in the options of the handler, with which torchmar's handlers load it:
+        load_seconds: time from the start of loading to the first answer.
+        memory: bytes by which the process with the model was larger than one without.
+        options: options of the section ``optimized`` of the handler's options, with which torchmar's handlers load it:
             ``weights``, the path of its file in the archive (``optimized/model.xml``), unless it is the original with
             other options; ``dtype`` and the like.
-        needs: what a processor or GPU must have for it, such as ``avx512_bf16``; alternatives are separated by ``|``.
-        packages: of Python that it needs, with their versions here.
+        needs: requirements on the processor or GPU, such as ``avx512_bf16``; alternatives are separated by ``|``.
+        packages: packages of Python that it needs, with their versions on this machine.
     """
 
     variant: str
@@ -119,31 +119,31 @@ class Row:
     packages: Mapping[str, str] = field(default_factory=dict)
 
     def timing(self, batch_size: int) -> Timing | None:
-        """Return the measurement with a batch size; None: there is none."""
+        """Return the timing of a batch size; None: there is none."""
         return next((timing for timing in self.timings if timing.batch_size == batch_size), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that an optimisation found.
+    """All results of an optimisation.
 
     Attributes:
-        name: of the archive.
-        version: of the archive.
-        archive: its digest.
+        name: name of the archive.
+        version: version of the archive.
+        archive: digest of the archive.
         original: SHA-256 of the files of the original weights, by name, from
-            `torchmar.checks.optimized.original_digests`; variants of other originals would answer wrongly.
-        created: when, in ISO 8601 with the zone UTC.
-        machine: where it was measured; what it found holds for machines like it.
-        threads: of the model in each measurement.
-        batch_sizes: that were measured; the first decides.
-        requirements: that a variant had to meet, as the user gave them: ``labels>=0.99``.
-        inputs: that answers were compared on.
-        calibration_inputs: that int8 variants were calibrated with; none of them is among ``inputs``.
-        rows: of all variants, the baseline first.
-        packages: of Python and their versions.
-        seconds: that it took.
-        disturbances: why the times may be wrong, such as other programs that used the cores.
+            `torchmar.checks.optimized.original_digests`; variants of other weights would give wrong answers.
+        created: time of the report, in ISO 8601 and UTC.
+        machine: machine of the measurements; the results hold for machines like it.
+        threads: number of threads of the model in each measurement.
+        batch_sizes: measured batch sizes; the first one decides.
+        requirements: requirements for variants, as the user gave them: ``labels>=0.99``.
+        inputs: number of inputs on which answers were compared.
+        calibration_inputs: number of inputs that int8 variants were calibrated with; none of them is among ``inputs``.
+        rows: all variants, the baseline first.
+        packages: packages of Python, with their versions.
+        seconds: duration.
+        disturbances: reasons why the times may be wrong, for example other programs that used the cores.
     """
 
     name: str
@@ -165,12 +165,12 @@ class Report:
 
     @property
     def baseline(self) -> Row:
-        """The row that all others are compared with."""
+        """The row with which all others are compared."""
         return next(row for row in self.rows if row.variant == "baseline")
 
     @property
     def chosen(self) -> Row | None:
-        """The variant that is to be served; None: the baseline stays."""
+        """The variant to serve; None: the baseline stays."""
         return next((row for row in self.rows if row.verdict is Verdict.CHOSEN), None)
 
     def to_json(self) -> str:
@@ -181,7 +181,7 @@ class Report:
         """Write the report file.
 
         Raises:
-            TorchmarError: it cannot be written.
+            TorchmarError: the file cannot be written.
         """
         write_text(self.to_json(), path)
 
@@ -197,7 +197,7 @@ def read(path: Path) -> Report:
     """Return the report in a file.
 
     Raises:
-        TorchmarError: it cannot be read, or is none.
+        TorchmarError: the file cannot be read, or is no report.
     """
     try:
         return parse(path.read_bytes(), str(path))
@@ -210,10 +210,10 @@ def parse(text: bytes, name: str) -> Report:
 
     Args:
         text: JSON.
-        name: of the file, for errors.
+        name: name of the file, for errors.
 
     Raises:
-        TorchmarError: it is none.
+        TorchmarError: the text is no report.
     """
     from pydantic import ValidationError
 

@@ -1,4 +1,4 @@
-"""An optimisation: variants of an archive's weights are made, held to the original's answers, timed, and one chosen."""
+"""An optimisation: make variants of an archive's weights, compare them with the original, time them, choose one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Optimization:
     """An optimisation that has ended.
 
     Attributes:
-        report: all that was found.
-        files: that were made, by the name of the variant; the first is the one that is loaded.
+        report: results.
+        files: files of each variant, by its name; the first file is the one to load.
         interrupted: whether the user ended it.
     """
 
@@ -50,13 +50,13 @@ class Optimizer:
     """Finds the fastest weights of an archive that give the original's answers.
 
     Args:
-        archive: the ``.mar``.
-        settings: what the user wants.
-        folder: of the files of variants; it must outlive their use.
+        archive: path of the ``.mar``.
+        settings: settings of the user.
+        folder: folder for the files of variants; it must exist as long as they are used.
         observer: gets the progress.
 
     Raises:
-        TorchmarError: there is no such variant, or the time is too short.
+        TorchmarError: a variant does not exist, or the time is too short.
     """
 
     def __init__(self, archive: Path, settings: Settings, folder: Path, observer: Observer) -> None:
@@ -70,13 +70,13 @@ class Optimizer:
         self._variants = select(settings.variants)
 
     def run(self) -> Optimization:
-        """Make and measure the variants; what an interrupt or the end of the time leaves out is skipped.
+        """Make and measure the variants; after an interrupt or at the end of the time, the remaining ones are skipped.
 
         Raises:
             ArchiveError: the archive cannot be opened.
-            TorchmarError: its handler has no model that can be replaced, or the original itself gives no answers.
+            TorchmarError: the handler has no model that can be replaced, or the original gives no answers.
         """
-        # Weights that were optimised before are not what others are compared with.
+        # Weights of an earlier optimisation are not the baseline.
         path = trial_archive.original(self._archive, self._folder)
         with contextlib.ExitStack() as stack:
             with Archive(path) as archive:
@@ -118,7 +118,7 @@ class Optimizer:
         return Optimization(report=report, files=trials.files, interrupted=interrupted)
 
     def _venv(self, archive: Archive, model_dir: Path, stack: contextlib.ExitStack) -> Venv | None:
-        """Return the environment of an archive, built if this machine does not have it; None: it has none.
+        """Return the environment of an archive, and build it if necessary; None: the archive has none.
 
         Raises:
             WorkerError: it cannot be built.

@@ -12,11 +12,11 @@ class Settings:
 
     Attributes:
         keep: requirements of agreement, such as ``labels>=0.99``; empty: the defaults of the kind of model.
-        check: a command that measures an archive; None: there is none.
-        data: a folder of inputs beside the archive's samples.
-        batch_sizes: that are measured; the first decides.
-        threads: of the model; None: those that the handler sets.
-        seconds: that it may take.
+        check: a command that measures an archive; None: there is no check.
+        data: folder of inputs in addition to the archive's samples.
+        batch_sizes: batch sizes to measure; the first one decides.
+        threads: number of threads of the model; None: the number that the handler sets.
+        seconds: length of the time budget.
         variants: names; empty: all.
     """
 

@@ -1,6 +1,6 @@
-"""The split of inputs: some calibrate int8 variants, all others are held out to judge every variant.
+"""The split of inputs: some calibrate int8 variants, and all others are held out to judge every variant.
 
-A quarter of the distinct inputs calibrates, those whose SHA-256 comes first, so that the split is the same each time.
+A quarter of the distinct inputs calibrates: those with the smallest SHA-256, so that the split is always the same.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CALIBRATION_PART = 4
-"""One input of so many calibrates."""
+"""One of this number of inputs calibrates."""
 MOST_CALIBRATION = 128
-"""Inputs that calibrate at the most: more change the ranges of activations hardly, and take longer."""
+"""Largest number of calibration inputs: more hardly change the ranges of activations, and take longer."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The places of the inputs on both sides, in ascending order; equal inputs count once."""
+    """The indices of the inputs of both groups, in ascending order; of equal inputs, only the first."""
 
     calibration: tuple[int, ...]
     held_out: tuple[int, ...]
@@ -26,7 +26,7 @@ def split(digests: Sequence[str]) -> Split:
     """Split inputs by their content, so that neither their order nor their names matter.
 
     Args:
-        digests: the SHA-256 of each input, in hexadecimal. Of equal ones only the first is on a side.
+        digests: SHA-256 of each input, in hexadecimal. Of equal inputs, only the first is in a group.
     """
     places: dict[str, int] = {}
     for place, digest in enumerate(digests):
@@ -37,7 +37,7 @@ def split(digests: Sequence[str]) -> Split:
 
 
 def total_for(held_out: int) -> int:
-    """Return how many distinct inputs there must be for so many to be held out."""
+    """Return the number of distinct inputs from which ``held_out`` are held out."""
     total = held_out
     while total - _calibration(total) < held_out:
         total += 1

@@ -28,7 +28,7 @@ _LOG_TAIL = 4000
 
 
 class StepError(Exception):
-    """A step has no result; the text is the reason. ``skipped``: what it was to make does not exist."""
+    """A step without a result; the text is the reason. ``skipped``: the variant of this step is not possible."""
 
     def __init__(self, reason: str, *, skipped: bool = False) -> None:
         super().__init__(reason)
@@ -39,32 +39,32 @@ class Steps:
     """Starts steps with the same limits.
 
     Args:
-        folder: of the files of jobs and results.
-        memory: bytes that the processes of a step may have.
-        venv: the archive's environment, whose Python runs the steps; None: that of this process does.
+        folder: folder for the files of jobs and results.
+        memory: limit for the memory of a step's processes in bytes.
+        venv: the archive's environment, whose Python runs the steps; None: the Python of this process.
     """
 
     def __init__(self, folder: Path, *, memory: int, venv: Venv | None = None) -> None:
         self._folder, self._memory, self._venv = folder, memory, venv
 
     def run(self, step: str, job: Mapping[str, Any], *, seconds: float, name: str = "") -> Any:
-        """Run a step and return its result; all processes that it starts end with it.
+        """Run a step and return its result; all its processes end with it.
 
         Args:
             step: a module of `torchmar.optimizing.process`.
-            job: its arguments, as JSON.
-            seconds: that it may take.
-            name: of the variant, for the name of its log.
+            job: arguments of the step, as JSON.
+            seconds: time limit.
+            name: name of the variant, for the name of its log.
 
         Raises:
-            StepError: it failed, crashed, or reached a limit.
+            StepError: the step failed, crashed, or reached a limit.
         """
         work = Path(tempfile.mkdtemp(prefix=f"{name or step}-", dir=self._folder))
         job_file, result_file, log = work / "job.json", work / "result.json", work / "log.txt"
         job_file.write_text(json.dumps(job), encoding="utf-8")
         command, variables = self._python()
         command += [step, str(job_file), str(result_file)]
-        # What inductor compiles for a variant goes with it.
+        # The cache of inductor belongs to the variant, and is removed with it.
         environment = {**worker_environment(variables), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
         child_end, lifeline = os.pipe()
         process: subprocess.Popen[bytes] | None = None
@@ -87,14 +87,14 @@ class Steps:
             for descriptor in (child_end, lifeline):
                 if descriptor >= 0:
                     os.close(descriptor)
-            if process is not None:  # its supervisor ends all of its processes now, if it has not ended itself
+            if process is not None:  # it has not ended by itself: its supervisor ends all its processes now
                 process.wait()
         if limit:
             raise StepError(limit)
         return self._result(result_file, log, process.returncode)
 
     def _python(self) -> tuple[list[str], dict[str, str]]:
-        """Return the command that runs steps, without its arguments, and its environment variables."""
+        """Return the command that runs a step, without its arguments, and its environment variables."""
         if self._venv:
             return [str(self._venv.python), str(_START_IN_VENV)], self._venv.variables(os.environ)
         paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -102,7 +102,7 @@ class Steps:
         return [sys.executable, "-m", "torchmar.optimizing.process"], variables
 
     def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> str:
-        """Wait until a process ends; return the limit that it has reached, empty if none."""
+        """Wait until a process ends; return the limit that it has reached, or an empty text."""
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Archives that serve the weights of a variant, for the user's own check, or the original ones."""
+"""Archives that serve the weights of a variant or the original weights, for the user's own check."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def original(archive: Path, folder: Path) -> Path:
     """Return an archive that serves the original weights: the archive, or a copy without its optimised weights.
 
     Args:
-        archive: which may have optimised weights.
-        folder: of the copy.
+        archive: archive, with or without optimised weights.
+        folder: folder for the copy.
 
     Raises:
         ArchiveError: the archive has flaws.
@@ -42,14 +42,14 @@ def original(archive: Path, folder: Path) -> Path:
 
 
 def write(archive: Path, folder: Path, made: Made, files: Sequence[Path], *, name: str) -> Path:
-    """Write an archive that serves the weights of a variant in the place of the original's.
+    """Write an archive that serves the weights of a variant in place of the original weights.
 
     Args:
         archive: the original.
-        folder: of the new file.
+        folder: folder for the new file.
         made: the variant.
-        files: of it; the first is loaded.
-        name: of the file, without its suffix.
+        files: files of the variant; the first is loaded.
+        name: name of the file, without its suffix.
 
     Raises:
         ArchiveError: the original has flaws.
@@ -75,5 +75,5 @@ def write(archive: Path, folder: Path, made: Made, files: Sequence[Path], *, nam
         return target
 
 
-# Of the original weights, see torchmar_handlers.weights.load.
+# Keys for the original weights, see torchmar_handlers.weights.load.
 _WEIGHTS_OPTIONS = ("dtype", "channels_last", "freeze", "optimize_for_inference", "compile", "providers")

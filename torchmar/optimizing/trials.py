@@ -24,19 +24,19 @@ _RESERVE = 5.0  # seconds for the second measurement of the baseline
 
 
 class Trials:
-    """Makes variants, measures them and holds them to the original's answers.
+    """Makes variants, measures them and compares them with the original's answers.
 
     Args:
         archive: the original.
-        recorded: its model and inputs.
-        settings: what the user wants.
-        folder: of the files of variants.
-        time: the budget.
+        recorded: its model and recorded inputs.
+        settings: settings of the user.
+        folder: folder for the files of variants.
+        time: time budget.
         observer: gets the progress.
 
     Attributes:
-        measurements: of all.
-        files: that were made, by the name of the variant.
+        measurements: all measurements.
+        files: files of each variant, by its name.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Trials:
         """Measure the original.
 
         Raises:
-            TorchmarError: it gives no answers, or the user's check fails.
+            TorchmarError: the original gives no answers, or the user's check fails.
         """
         recorded = self._recorded
         self._observer.on_step(f"measuring the original with {_threads(recorded.original.threads)}")
@@ -85,7 +85,7 @@ class Trials:
         )
 
     def variant(self, variant: Variant) -> Row:
-        """Make a variant, measure it and compare its answers; the row has the reason if one of this is not possible."""
+        """Make a variant, measure it and compare its answers; if a step fails, the row has the reason."""
         gpu, python = self._recorded.original.gpu is not None, self._recorded.python
         calibration = len(self._recorded.calibration)
         if reason := variant.unavailable(gpu=gpu, calibration=calibration, missing=python.missing, own=python.own):
@@ -153,7 +153,7 @@ class Trials:
         job = {
             "weights": asdict(recorded.original),
             "inputs": str(recorded.captured),
-            # Held-out inputs must have no part in what they judge, unless there are no others to trace a model with.
+            # Held-out inputs must not take part in making a variant, unless no other input can trace the model.
             "places": recorded.sides.calibration or recorded.sides.held_out[:1],
             "family": variant.family,
             "arguments": {**variant.arguments, **(calibrated if variant.calibrated else {})},
@@ -178,7 +178,7 @@ class Trials:
         )
 
     def _metrics(self, made: Made, files: Sequence[Path], name: str) -> tuple[gate.Metric, gate.Metric] | None:
-        """Return what the user's check measures of the original and of a variant; None: there is no check."""
+        """Return the results of the user's check for the original and for a variant; None: there is no check."""
         if self._settings.check is None or self._metric is None:
             return None
         self._observer.on_step(f"checking {name}")
@@ -189,7 +189,7 @@ class Trials:
             archive.unlink()
 
     def _explanations(self, weights: Weights, measured: Measured, name: str) -> dict[str, float] | None:
-        """Return the rank correlations of explanations; None: there are none, or they come from the original."""
+        """Return the rank correlations of explanations; None: there are no explanations, or the original makes them."""
         if not self._recorded.explains or not measured.result["differentiable"]:
             return None
         self._observer.on_step(f"explaining with {name}")
@@ -202,7 +202,7 @@ def variant_row(variant: Variant, verdict: Verdict, reason: str, **values: Any) 
 
 
 def _section(made: Made) -> dict[str, Any]:
-    """Return the section ``optimized`` of a variant, without what it needs."""
+    """Return the section ``optimized`` of a variant, without its requirements."""
     options = dict(made.options)
     return {"weights": f"{FOLDER}/{made.files[0]}", **options} if made.files else options
 

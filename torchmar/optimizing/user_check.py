@@ -22,13 +22,13 @@ def run(command: str, archive: Path, *, timeout_s: float) -> Metric:
     """Run a check on an archive and return its metric.
 
     Args:
-        command: split as a shell does, and run without one; it gets the path of the archive as its last argument and
-            in the environment as ``TORCHMAR_ARCHIVE``. It prints what it likes, and the metric on its last line.
-        archive: with the variant's weights.
-        timeout_s: seconds until it is ended, with all that it started.
+        command: a command, split as a shell does, but run without a shell; it gets the path of the archive as its last
+            argument and in the environment as ``TORCHMAR_ARCHIVE``. The last line of its output is the metric.
+        archive: archive with the variant's weights.
+        timeout_s: seconds until it is ended, with all its processes.
 
     Raises:
-        TorchmarError: it cannot be started, fails, takes too long, or its last line is no metric.
+        TorchmarError: the command cannot be started, fails, takes too long, or its last line is no metric.
     """
     try:
         words = shlex.split(command)
@@ -57,7 +57,7 @@ def run(command: str, archive: Path, *, timeout_s: float) -> Metric:
     except subprocess.TimeoutExpired:
         raise TorchmarError(f"the check {command!r} took more than {timeout_s:g} s") from None
     finally:
-        if process.returncode is None:  # not reaped, so that the number of its group is still its own
+        if process.returncode is None:  # not reaped, so that its process group cannot be another one
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     if process.returncode:

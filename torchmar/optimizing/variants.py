@@ -1,4 +1,4 @@
-"""The catalogue of variants: what can be made of weights, and what a machine needs for it."""
+"""The catalogue of variants: ways to make weights faster, and the packages and devices that they need."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Variant:
 
     Attributes:
         name: its identifier, such as ``openvino-int8``.
-        title: how people call it.
+        title: its name for people.
         family: the module of `torchmar.optimizing.process` that makes it; empty for the baseline.
-        arguments: of the function of that module.
-        packages: of Python that make or run it, by the names of their modules.
-        device: where it runs; ``any``: where the original does.
-        calibrated: whether it is calibrated with inputs, which then must not judge it.
+        arguments: arguments of the function of that module.
+        packages: packages of Python to make or run it, by the names of their modules.
+        device: its device; ``any``: the device of the original.
+        calibrated: whether it is calibrated with inputs, which must not judge it then.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Variant:
     calibrated: bool = False
 
     def unavailable(self, *, gpu: bool, calibration: int, missing: Collection[str] = (), own: bool = True) -> str:
-        """Return why it cannot be made here; empty if it can be tried.
+        """Return the reason why the variant cannot be made here; empty: it can be tried.
 
         Args:
             gpu: whether the archive is served on a GPU of this machine.
-            calibration: inputs that may calibrate it.
+            calibration: number of inputs for the calibration.
             missing: modules that are not installed.
-            own: whether they would be installed beside torchmar, not in an environment of the archive's.
+            own: whether packages would be installed beside torchmar, not in an environment of the archive.
         """
         if self.device == "cuda" and not gpu:
             return "this machine has no GPU of NVIDIA, or the archive has deviceType: cpu"
@@ -59,7 +59,7 @@ class Variant:
         return ""
 
 
-#: In the order in which they are tried: those that are made fast, and win most often, first.
+#: In the order of the trials: first the variants that are made quickly, and are chosen most often.
 CATALOGUE = (
     Variant(name=BASELINE, title="original", family="", device="any"),
     Variant(name="bfloat16", title="bfloat16", family="precision", arguments={"dtype": "bfloat16"}),
@@ -136,7 +136,7 @@ PACKAGES = tuple(dict.fromkeys(name for variant in CATALOGUE for name in variant
 
 
 def select(names: Sequence[str]) -> tuple[Variant, ...]:
-    """Return the variants of these names with the baseline, in the order of the catalogue; without names all.
+    """Return the variants of these names and the baseline, in the order of the catalogue; without names, all variants.
 
     Raises:
         TorchmarError: there is no variant of a name.

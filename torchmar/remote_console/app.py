@@ -32,18 +32,18 @@ def serve(target: Target, ports: Sequence[int], on_link: Callable[[str], None], 
 
     Args:
         target: the server.
-        ports: to listen at, the first that is not in use; 0: a free one.
-        on_link: called with the address of the console and a code that signs in once; again with another code for
-            every line that is typed in a terminal.
-        has_console: whether the server has a console of its own, whose API is used then.
+        ports: ports to try in turn; 0: a free one.
+        on_link: called with the address of the console, which has a code for one sign-in; called again with a new code
+            for every line that is typed in a terminal.
+        has_console: whether the server has a console of its own, whose API is then used.
 
     Raises:
-        BindError: the ports are in use.
+        BindError: all ports are in use.
         TorchmarError: the server does not answer, or rejects the calls.
     """
     try:
         import uvloop
-    except ImportError:  # there is none for every Python
+    except ImportError:  # not every Python has uvloop
         asyncio.run(_serve(target, ports, on_link, has_console))
     else:
         uvloop.run(_serve(target, ports, on_link, has_console))
@@ -56,7 +56,7 @@ async def _serve(target: Target, ports: Sequence[int], on_link: Callable[[str], 
     models = None if has_console else await asyncio.to_thread(RemoteModels.open, target)
     app = _App()
     listener = await _listen(app, ports)
-    # The sessions' own, which is only here; that of the server is sent to the server alone.
+    # Only the tokens of the console's sessions are accepted here; the server's own token is only sent to the server.
     token = secrets.token_urlsafe(24)
     tokens = Tokens(None, fixed={"management": (token,)})
     options: dict[str, Any] = {"idle_s": _IDLE_S, "port": listener.port, "index": files.LINK_ONLY}
@@ -75,7 +75,7 @@ async def _serve(target: Target, ports: Sequence[int], on_link: Callable[[str], 
     if sys.stdin and sys.stdin.isatty():
         loop.add_reader(sys.stdin, _on_line, loop, link)
     await stop.wait()
-    await console.close()  # first: its streams would keep the listener open
+    await console.close()  # first, because its streams would keep the listener open
     await listener.close(_GRACE_S)
 
 
@@ -89,7 +89,7 @@ async def _listen(app: http.App, ports: Sequence[int]) -> http.Listener:
 
 
 class _App:
-    """The app of the listener, whose port the console knows only when it is open."""
+    """The app of the listener; the console learns its port when the listener is open."""
 
     def __init__(self) -> None:
         self.console: Pages | None = None

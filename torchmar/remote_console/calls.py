@@ -37,7 +37,7 @@ async def call(
     """Send a request to an API of a server, with its token.
 
     Raises:
-        ApiError: it answered with an error, or does not answer.
+        ApiError: the server answered with an error, or does not answer.
     """
 
     def send() -> Answer:
@@ -56,9 +56,9 @@ async def call(
 
 
 def api_error(error: TorchmarError) -> ApiError:
-    """Return the response to a browser for an error of a call."""
+    """Return the response for a browser to an error of a call."""
     if isinstance(error, ServerError):
-        # A token that the server rejects is not the browser's session, which a status 401 would end.
+        # A token that the server rejects is not the browser's: a status 401 would end the browser's session.
         rejected = error.status == 401 or (error.status == 400 and error.type == "InvalidKeyException")
         status = 502 if rejected or error.status < 400 else error.status
         return ApiError(status, error.type or "InternalServerException", error.message)

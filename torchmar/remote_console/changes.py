@@ -22,7 +22,7 @@ class Change(NamedTuple):
 
 
 def changes(before: Mapping[str, Model], now: Mapping[str, Model]) -> Iterator[Change]:
-    """Yield what happened to all models between two readings; what began and ended between them is not seen."""
+    """Yield the events of all models between two readings; a change that was undone between them is not visible."""
     for name in sorted(before.keys() | now.keys()):
         yield from _of_model(name, before.get(name), now.get(name))
 
@@ -52,7 +52,7 @@ def _of_version(name: str, version: str, before: VersionState, now: VersionState
         if pid not in old:
             yield Change("worker_started", "loaded the model", name, version, worker.id)
     if gone := [old[pid] for pid in old.keys() - new.keys()]:
-        # Those that a smaller number of workers ends have not died.
+        # A worker that was removed to reduce the number of workers has not died.
         died = len(gone) - max(0, least - wanted)
         for worker in gone[: max(0, died)]:
             yield Change("worker_died", "ended while it served, and is started again", name, version, worker.id)

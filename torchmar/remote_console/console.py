@@ -25,16 +25,16 @@ from torchmar.server.http import Request
 from torchmar.server.request_ids import HEADER
 from torchmar.server.tokens import Tokens
 
-_LONGEST_PATH = 4  # segments of a path of the management API
+_LONGEST_PATH = 4  # largest number of path segments in the management API
 
 
 class RemoteConsole(MonitorPages):
     """The console of another server; the token of that server stays in this process.
 
     Args:
-        models: of the server.
-        tokens: with which browsers sign in here.
-        options: of `torchmar.server.api.console.pages.Pages`.
+        models: models of the server.
+        tokens: tokens with which browsers sign in.
+        options: options of `torchmar.server.api.console.pages.Pages`.
     """
 
     def __init__(self, models: RemoteModels, tokens: Tokens, **options: Any) -> None:
@@ -45,7 +45,7 @@ class RemoteConsole(MonitorPages):
         models.on_tick, models.on_lost = self._streams.on_tick, self._streams.on_lost
 
     def start(self) -> None:
-        """Begin to read the server."""
+        """Start to read the server."""
         self._tasks.start(self._models.run())
 
     def _api(self, request: Request, segments: list[str], manage: Manage) -> None:
@@ -86,7 +86,7 @@ class RemoteConsole(MonitorPages):
                 self._monitor(request, segments, query)
 
     async def _manage(self, request: Request, rest: list[str]) -> None:
-        """Pass a call of the management API on."""
+        """Forward a call of the management API."""
         path = "/models" + "".join(f"/{quote(segment, safe='')}" for segment in rest)
         try:
             answer = await call(self._endpoint, "management", request.method, path, query=dict(request.query))
@@ -96,7 +96,7 @@ class RemoteConsole(MonitorPages):
         self._send(request, answer.status, answer.body, answer.content_type, ())
 
     async def _run(self, request: Request, name: str, version: str, verb: str) -> None:
-        """Run a request; of its steps only the whole is known."""
+        """Run a request; only its total time is known, not that of its steps."""
         kind = {"predict": "predictions", "explain": "explanations"}[verb]
         path = f"/{kind}/{quote(name, safe='')}/{quote(version, safe='')}"
         began = time.monotonic()
@@ -115,7 +115,7 @@ class RemoteConsole(MonitorPages):
             raise ApiError(404, "ResourceNotFoundException", error.message) from None
 
     def _tensors(self, name: str, version: str) -> Mapping[str, Any]:
-        """Return the handler's description of its tensors; empty without one."""
+        """Return the handler's description of its tensors; empty if there is none."""
         try:
             with ManagementClient(self._endpoint, timeout=SECONDS) as client:
                 described = client.describe(name, version, customized=True)[0].customized

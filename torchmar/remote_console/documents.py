@@ -1,4 +1,4 @@
-"""The documents of the console's API for another server; what it does not report is empty or null."""
+"""The documents of the console's API for another server; values that the server does not report are empty or null."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchmar.server.models import archive_urls
 from torchmar.server.tokens import Right
 
 ENGINE = "TorchServe"
-LARGEST_UPLOAD = 1 << 30  # bytes of a request, as an archive to check
+LARGEST_UPLOAD = 1 << 30  # largest request body, such as an archive to check
 _GPU = re.compile(r"gpuId::(\d+)")
 _LOAD = ("requests", "failed", "mean_ms", "queue_ms")
 _OF_ARCHIVE = ("digest", "size", "modified", "handler", "description", "samples", "archives")
@@ -29,8 +29,8 @@ def server(target: Target, snapshot: Snapshot, right: Right) -> dict[str, Any]:
 
     Args:
         target: the server.
-        snapshot: its last one.
-        right: of the client.
+        snapshot: the last snapshot of the server.
+        right: rights of the client.
     """
     endpoint = target.endpoint
     return {
@@ -70,7 +70,7 @@ def model(name: str, described: Model, store: Store) -> dict[str, Any]:
 
 
 def signature(described: Model) -> object:
-    """Return a value that changes with all that `model` shows but memory and waiting requests."""
+    """Return a value that changes with the document of `model`, except its memory and its waiting requests."""
     return described.default, tuple(
         (
             state.model.version,
@@ -127,7 +127,7 @@ def _worker(worker: WorkerState, stage: str) -> dict[str, Any]:
 
 
 def _not_reported(target: Target, snapshot: Snapshot) -> list[str]:
-    """Return the keys of the API that have no values, and the pages that have no content."""
+    """Return the keys of the API that have no values, and the pages without content."""
     missing = ["steps", "machine", "answers", "rollout", *load.NOT_REPORTED]
     if snapshot.metrics is None:
         missing += _LOAD

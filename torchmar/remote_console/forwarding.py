@@ -1,4 +1,4 @@
-"""A server with a console of its own: requests of the page are passed on to its API, with a token that stays here."""
+"""The console of a server that has one: requests of its page are forwarded to its API, with a token that stays here."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from torchmar.server.http import Request
 from torchmar.server.tokens import Tokens
 
 _ROOT = "/console/api/v1"
-#: Of a response, those that the page reads.
+#: The headers of a response that the page reads.
 _RETURNED = ("server-timing", "x-request-id", "cache-control")
 
 
 class ForwardingConsole(Pages):
-    """The page here, and the API of the other server.
+    """The page, served here, with the API of the other server.
 
     Args:
         endpoint: the server.
-        tokens: with which browsers sign in here.
-        options: of `torchmar.server.api.console.pages.Pages`.
+        tokens: tokens with which browsers sign in.
+        options: options of `torchmar.server.api.console.pages.Pages`.
     """
 
     def __init__(self, endpoint: Endpoint, tokens: Tokens, **options: Any) -> None:
         super().__init__(tokens, lambda status: None, **options)
         self._endpoint = endpoint
-        self._streams = ThreadPoolExecutor(MOST)  # each reads one; those of the loop are for short calls
+        self._streams = ThreadPoolExecutor(MOST)  # one for each stream; the threads of the loop are for short calls
 
     async def close(self) -> None:
-        """End the calls that run."""
+        """End the running calls."""
         await super().close()
         self._streams.shutdown(wait=False)
 
@@ -67,14 +67,14 @@ class ForwardingConsole(Pages):
             request.respond(response.status_code, response.content, _type(response), _headers(response))
 
     async def _stream(self, request: Request, path: str) -> None:
-        """Pass a stream of events on until the browser disconnects, the session ends or the server stops."""
+        """Forward a stream of events until the browser disconnects, the session ends or the server stops."""
         connection = Connection(self._endpoint, "management", SECONDS)
         loop = asyncio.get_running_loop()
 
         def read() -> None:
             response = self._call(connection, request, path, stream=True)
             loop.call_soon_threadsafe(request.start, 200, _type(response), _headers(response))
-            for part in response.iter_content(1 << 16):  # of a stream, a part as it arrives
+            for part in response.iter_content(1 << 16):  # each part of a stream, as it arrives
                 if request.disconnected:
                     return
                 asyncio.run_coroutine_threadsafe(pass_on(part), loop).result()
@@ -86,7 +86,7 @@ class ForwardingConsole(Pages):
 
         try:
             await loop.run_in_executor(self._streams, read)
-        except ApiError:  # of the session
+        except ApiError:  # raised when the session has ended
             request.send(b"event: signed-out\ndata: {}\n\n")
         except TorchmarError as error:
             request.respond_error(api_error(error), files.SECURITY_HEADERS)
@@ -120,6 +120,7 @@ def _type(response: requests.Response) -> str:
 
 def _headers(response: requests.Response) -> list[tuple[str, str]]:
     returned = [(name, value) for name, value in response.headers.items() if name.lower() in _RETURNED]
-    # Reports are pages, without scripts. The policy is not the server's: what it sends has the origin of this page.
+    # Reports are pages without scripts. This policy replaces the server's, because its pages get the origin of this
+    # page.
     page = _type(response).startswith("text/html")
     return [*returned, *files.SECURITY_HEADERS, files.REPORT_POLICY if page else files.DATA_POLICY]

@@ -1,4 +1,4 @@
-"""The load of another server in the history: the difference between two readings of its metrics. Pure."""
+"""The load of another server for the history: the difference between two readings of its metrics. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchmar.server.telemetry.history import Key, Sample, Tick, Workers
 _COUNT = "ts_inference_requests_total"
 _FAILED = ("4XX", "5XX")
 _NONE = Workers(0, 0, 0)
-#: What its metrics do not have: latency is a sum, from which only a mean can be made; failures are the server's.
+#: Values that its metrics do not have: latency is a sum, which only gives a mean; failures are the server's.
 NOT_REPORTED = ("p50_ms", "p95_ms", "p99_ms", "queue_p99_ms", "batches", "failures")
 
 
@@ -21,9 +21,9 @@ def tick(before: Snapshot, now: Snapshot, workers: Mapping[Key, Workers]) -> Tic
     """Return the second between two snapshots.
 
     Args:
-        before: the first.
-        now: the second.
-        workers: of the history so far.
+        before: the earlier snapshot.
+        now: the later snapshot.
+        workers: workers of the history so far.
     """
     current = dict(_workers(now))
     changed = {key: state for key, state in current.items() if workers.get(key, _NONE) != state}
@@ -59,7 +59,7 @@ def _samples(before: Reading, now: Reading, snapshot: Snapshot, seconds: float) 
 
 
 def _by_model(reading: Reading) -> dict[str, Reading]:
-    """Return the readings of each model: to search one with all models for each takes too long."""
+    """Return the readings of each model; a search in the whole reading for each model would take too long."""
     samples = defaultdict(list)
     for sample in reading.samples:
         if name := sample.labels.get("model_name") or sample.labels.get("ModelName"):

@@ -1,4 +1,4 @@
-"""The log of another server of this machine, read from its run folder into the log of the console."""
+"""The log of another server on this machine, read from its run folder into the console's log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmar.engines.logs import Entry, Follower
 from torchmar.server.telemetry import tracebacks
 from torchmar.server.telemetry.recent_logs import RecentLogs
 
-_FIRST = 300  # entries that are there at the start
+_FIRST = 300  # number of earlier entries that are shown
 _LEVELS = {"WARN": "WARNING", "FATAL": "CRITICAL", "DEBUG": "INFO", "TRACE": "INFO", "": "INFO"}
 
 
@@ -19,18 +19,18 @@ class LogReader:
 
     Args:
         folder: the run folder.
-        recent: gets the entries.
+        recent: receives the entries.
     """
 
     def __init__(self, folder: Path, recent: RecentLogs) -> None:
         self._recent = recent
         self._follower = Follower(folder)
         first = logs.recent(folder, _FIRST)
-        self._shown = set(first)  # entries written between the two are in both
+        self._shown = set(first)  # entries written between the two calls are in both
         self._add(first)
 
     def read(self) -> None:
-        """Add the entries since the last call."""
+        """Add the entries since the previous call."""
         self._add([entry for entry in self._follower.read() if entry not in self._shown])
         self._shown.clear()
 

@@ -1,4 +1,4 @@
-"""The models of another server, read once a second, with the history and the events that are made of it."""
+"""The models of another server, read once a second, with a history and events."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class RemoteModels:
     Args:
         target: the server.
         reader: reads it.
-        first: its first snapshot.
+        first: first snapshot of the server.
 
     Attributes:
         target: the server.
-        store: its archives.
-        history: the load.
-        events: what happened to the models.
-        recent_logs: the log.
+        store: archives of the server.
+        history: load of the server.
+        events: events of the models.
+        recent_logs: log of the server.
         on_tick: called after each reading.
-        on_lost: called with the reason in place of it, if the server does not answer.
+        on_lost: called with the reason in place of ``on_tick`` if the server does not answer.
     """
 
     def __init__(self, target: Target, reader: Reader, first: Snapshot) -> None:
@@ -50,10 +50,10 @@ class RemoteModels:
 
     @classmethod
     def open(cls, target: Target) -> RemoteModels:
-        """Return the models of a server that answers. Blocking.
+        """Return the models of a server, after a first reading. Blocking.
 
         Raises:
-            TorchmarError: it does not answer, or rejects the calls.
+            TorchmarError: the server does not answer, or rejects the calls.
         """
         reader = Reader(target)
         return cls(target, reader, reader.read())
@@ -74,14 +74,14 @@ class RemoteModels:
                 self.on_tick()
 
     def read_soon(self, name: str) -> None:
-        """Describe a model again with the next reading: it has been changed."""
+        """Describe a model again at the next reading, because it has changed."""
         self._reader.forget(name)
 
     def _read(self) -> Snapshot:
         if self._logs:
             self._logs.read()
         snapshot = self._reader.read()
-        for model in snapshot.models.values():  # archives are opened here, not in the loop
+        for model in snapshot.models.values():  # archives are opened in this thread, not in the loop
             for state in model.versions:
                 self.store.facts(state.model.url)
         return snapshot
@@ -128,7 +128,7 @@ class RemoteModels:
         """Return the document of a model.
 
         Raises:
-            ApiError: 404, there is none of this name.
+            ApiError: 404, no model has this name.
         """
         return documents.model(name, self._found(name, self.snapshot.models), self.store)
 

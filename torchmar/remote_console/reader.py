@@ -1,4 +1,4 @@
-"""The state of another server at a time, by its management, inference and metrics APIs."""
+"""The state of another server at one moment, read by its management, inference and metrics APIs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
 from torchmar.metrics import Reading
 
-SECONDS = 10.0  # of a call
-_MOST_DESCRIBED = 20  # models of a reading: each takes two calls
+SECONDS = 10.0  # timeout of a call
+_MOST_DESCRIBED = 20  # number of models described in one reading: each takes two calls
 _UNHEALTHY = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A server that the console shows.
+    """The addresses and folders of a server that the console shows.
 
     Attributes:
         endpoint: its addresses and tokens.
-        metrics: the address of its metrics API; empty: it has none.
-        folder: its run folder, if that is on this machine.
-        model_store: its model store, if that is on this machine.
+        metrics: address of its metrics API; empty: it has none.
+        folder: its run folder; None: it is not on this machine.
+        model_store: its model store; None: it is not on this machine.
     """
 
     endpoint: Endpoint
@@ -49,14 +49,14 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A server at a time.
+    """The state of a server at one moment.
 
     Attributes:
-        time: in seconds since 1970.
+        time: time of the reading, in seconds since 1970.
         health: ``Healthy``, ``Partial Healthy`` or ``Unhealthy``.
-        models: by name; with many models, some were described by one of the latest readings.
-        metrics: its metrics; None: it does not report them.
-        without_metrics: why it does not.
+        models: models by name; if there are many, some descriptions are from earlier readings.
+        metrics: metrics; None: the server does not report them.
+        without_metrics: reason why it does not.
     """
 
     time: float
@@ -79,7 +79,7 @@ class Reader:
         self._inference = InferenceClient(target.endpoint, timeout=SECONDS)
         self._models: dict[str, Model] = {}
         self._urls: dict[str, str] = {}
-        self._described: dict[str, float] = {}  # when, by `time.monotonic`
+        self._described: dict[str, float] = {}  # time of each description, by `time.monotonic`
 
     def close(self) -> None:
         """Close the connections."""
@@ -87,7 +87,7 @@ class Reader:
         self._inference.close()
 
     def forget(self, name: str) -> None:
-        """Describe a model again with the next reading."""
+        """Describe a model again at the next reading."""
         self._described.pop(name, None)
 
     def read(self) -> Snapshot:
@@ -101,7 +101,7 @@ class Reader:
             try:
                 self._models[name] = self._describe(name)
                 self._described[name] = time.monotonic()
-            except NotFoundError:  # it was unregistered since
+            except NotFoundError:  # it was unregistered in between
                 urls.pop(name)
         self._urls = urls
         self._models = {name: self._models[name] for name in urls}
@@ -115,7 +115,7 @@ class Reader:
         )
 
     def _due(self, urls: Mapping[str, str]) -> list[str]:
-        """Return the models to describe: those that changed, and those described the longest time ago."""
+        """Return the models to describe: changed ones, then those with the oldest descriptions."""
         now = time.monotonic()
         changed = [name for name, url in urls.items() if name not in self._models or self._urls.get(name) != url]
         others = sorted(urls.keys() - set(changed), key=lambda name: self._described.get(name, -now))
@@ -127,7 +127,7 @@ class Reader:
         return Model(default, tuple(_state(version, default) for version in versions))
 
     def _with_failures(self) -> dict[str, Model]:
-        """Return the models, with the last failures of workers that the log has."""
+        """Return the models, with the last failures of their workers from the log."""
         short = [version.model for version in self._versions() if version.model.ready < version.model.min_workers]
         if not short or self._target.folder is None:
             return dict(self._models)
@@ -175,7 +175,7 @@ def _state(version: ModelVersion, default: str) -> VersionState:
 
 
 def beside(management: str, distance: int) -> str:
-    """Return the address of another API, so many ports above the management API's; empty if that has no port."""
+    """Return the address of an API whose port is so much above the management API's; empty if that has no port."""
     parts = urlsplit(management)
     if not parts.hostname or not parts.port:
         return ""

@@ -16,12 +16,12 @@ from torchmar.errors import TorchmarError
 from torchmar.server.api.console import form
 
 _LABELS_FILE = "index_to_name.json"
-_LARGEST = 32 << 20  # bytes of a sample
+_LARGEST = 32 << 20  # largest size of a sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Facts about a version that its archive has and the server does not report."""
+    """Facts about a version from its archive, which the server does not report."""
 
     digest: str = ""
     size: int | None = None
@@ -34,12 +34,12 @@ class Store:
     """A model store. Blocking.
 
     Args:
-        folder: None: it is not on this machine.
+        folder: the folder; None: it is not on this machine.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._facts: dict[tuple[str, int, int], Facts] = {}  # by path, bytes and time of change
+        self._facts: dict[tuple[str, int, int], Facts] = {}  # by path, size and time of change
 
     def path(self, url: str) -> Path | None:
         """Return the file of a registration; None: it is not in this store."""
@@ -49,7 +49,7 @@ class Store:
         return path if path.exists() else None
 
     def facts(self, url: str) -> Facts:
-        """Return what the archive of a registration says; without the archive, nothing."""
+        """Return the facts in the archive of a registration; without the archive, no facts."""
         path = self.path(url)
         try:
             if path is None:
@@ -63,7 +63,7 @@ class Store:
             return Facts()
 
     def form(self, name: str, version: str, url: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the form of a version; of one whose archive is not here, one for any input."""
+        """Return the form of a version; without its archive, a form for any input."""
         with self._opened(name, version, url, tensors) as opened:
             return form.form(opened)
 
@@ -75,7 +75,7 @@ class Store:
 
     @contextlib.contextmanager
     def _opened(self, name: str, version: str, url: str, tensors: Mapping[str, Any]) -> Iterator[_Version]:
-        """Yield a version with those files of its archive that a form is made of."""
+        """Yield a version with those files of its archive that its form needs."""
         with tempfile.TemporaryDirectory(prefix="torchmar-console-") as temporary:
             folder, handler, config = Path(temporary), "", {}
             if path := self.path(url):
@@ -93,7 +93,7 @@ class Store:
 
 @dataclass
 class _Version:
-    """A version as `torchmar.server.api.console.form` needs it."""
+    """A version, in the form for `torchmar.server.api.console.form`."""
 
     name: str
     version: str
@@ -115,7 +115,7 @@ def _read(path: Path, size: int | None, modified: float) -> Facts:
     with Archive(path) as archive:
         model = archive.manifest.model
         return Facts(
-            # Of an archive without digests all of it would be read.
+            # Without digests in the archive, a reading would read all of it.
             digest=archive.digest if digests.PATH in archive else "",
             size=size,
             modified=round(modified, 3),

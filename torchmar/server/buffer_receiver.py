@@ -37,11 +37,11 @@ class BufferReceiver(asyncio.BufferedProtocol):
         transport.set_protocol(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Of `asyncio.BufferedProtocol`."""
+        """Implement `asyncio.BufferedProtocol`."""
         return self._views[0]
 
     def buffer_updated(self, count: int) -> None:
-        """Of `asyncio.BufferedProtocol`."""
+        """Implement `asyncio.BufferedProtocol`."""
         self._on_data()
         self._views[0] = self._views[0][count:]
         if self._views[0]:
@@ -52,17 +52,17 @@ class BufferReceiver(asyncio.BufferedProtocol):
             self._on_complete()
 
     def eof_received(self) -> bool | None:
-        """Of `asyncio.BufferedProtocol`."""
+        """Implement `asyncio.BufferedProtocol`."""
         return self._owner.eof_received()
 
     def pause_writing(self) -> None:
-        """Of `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
         self._owner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Of `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
         self._owner.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Of `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
         self._owner.connection_lost(error)

@@ -21,19 +21,20 @@ from torchmar.server_config import Replica
 
 _ALL, _FREE = "torchmar_node_resources", "torchmar_node_resources_free"
 _OWN = ("cpus", "gpus", "memory")
-_SECONDS = 30.0  # until the server has read the resources of the nodes
+_SECONDS = 30.0  # limit for the server to read the resources of the nodes
 _PAUSE_SECONDS = 0.2
 _THREADS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterRoom:
-    """The replicas that a cluster has room for.
+    """The replicas that fit on the nodes of a cluster.
 
     Attributes:
-        replicas: pairs of a number of CPUs, of which each has as many threads, and how many of these replicas fit.
-        cores: of the machines with nodes; those of this machine count once, however many nodes it has.
-        nodes: how many there are.
+        replicas: for each number of CPUs of a replica, which is also its number of threads: the number of replicas that
+            fit.
+        cores: cores of the machines with nodes; this machine counts once, even if it has several nodes.
+        nodes: number of nodes.
     """
 
     replicas: tuple[tuple[int, int], ...]
@@ -42,13 +43,13 @@ class ClusterRoom:
 
 
 def measure(address: str, server: Endpoint, archive: Archive, cores: int) -> ClusterRoom:
-    """Return what a cluster has room for.
+    """Return the replicas that fit on the nodes of a cluster.
 
     Args:
-        address: of the metrics API of its server.
-        server: the server, which has no replicas yet.
-        archive: of the replicas.
-        cores: of this machine.
+        address: address of the metrics API of the server.
+        server: the cluster's server, which has no replicas yet.
+        archive: archive to tune.
+        cores: number of cores of this machine.
 
     Raises:
         TorchmarError: there is no room for a replica, or the archive would run on GPUs.
@@ -69,13 +70,13 @@ def measure(address: str, server: Endpoint, archive: Archive, cores: int) -> Clu
 
 
 def room(nodes: Mapping[str, Resources], free: Mapping[str, Resources], needs: Resources, cores: int) -> ClusterRoom:
-    """Return what nodes have room for.
+    """Return the replicas that fit on nodes.
 
     Args:
-        nodes: their resources, by name.
-        free: what is free of them.
-        needs: of a replica, besides its CPUs.
-        cores: of this machine.
+        nodes: all resources of the nodes, by name.
+        free: their free resources.
+        needs: resources of a replica, besides its CPUs.
+        cores: number of cores of this machine.
 
     Raises:
         TorchmarError: there is no room for a replica with one CPU.
@@ -93,7 +94,7 @@ def room(nodes: Mapping[str, Resources], free: Mapping[str, Resources], needs: R
 
 
 def nodes_of(reading: Reading, name: str) -> dict[str, Resources]:
-    """Return the resources of nodes, by the names of nodes, as a metric has them."""
+    """Return the resources of each node, by its name, from a metric."""
     found: dict[str, dict[str, float]] = {}
     for sample in reading.samples:
         if sample.name == name:
@@ -108,7 +109,7 @@ def nodes_of(reading: Reading, name: str) -> dict[str, Resources]:
 
 
 def _needs(archive: Archive) -> Resources:
-    """Return what a replica of an archive needs besides its CPUs."""
+    """Return the resources that a replica of an archive needs, besides its CPUs."""
     own = _replica(archive)
     return Resources(gpus=own.gpus or 0.0, memory=float(own.memory or 0), others=own.resources)
 

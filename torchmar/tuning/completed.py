@@ -1,4 +1,4 @@
-"""A tuning that has ended: what was asked, what was measured, what was found."""
+"""A tuning that has ended: the question, the measurements and the result."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Tuning:
     Attributes:
         name: of the model.
         version: of the archive.
-        engine: the server.
+        engine: description of the machine.
         machine: that it ran on.
-        torch: the version of torch.
-        question: what was to be found.
-        space: the settings.
-        requests: the number of different requests.
-        record: all that was measured.
-        result: of the search.
-        seconds: that it took, without interruptions.
+        torch: version of torch.
+        question: goal of the search.
+        space: grid of settings.
+        requests: number of different requests.
+        record: all measurements.
+        result: result of the search.
+        seconds: duration, without interruptions.
         had_stages: whether the archive has stages.
-        had_threads: whether it has a number of threads.
-        predictor: with all corrections.
+        had_threads: whether the archive sets a number of threads.
+        predictor: predictions, with all corrections.
     """
 
     name: str
@@ -51,5 +51,5 @@ class Tuning:
 
     @property
     def compared(self) -> Target:
-        """The target, or that of the lower percentile by which settings were compared, as trials had few requests."""
+        """The target, or that of a lower percentile by which settings were compared, as trials had few requests."""
         return self.predictor.target

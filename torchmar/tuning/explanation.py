@@ -1,4 +1,4 @@
-"""The reasons for a chosen setting: the exclusion of others, the weight of the choice, errors of predictions."""
+"""The reasons for a chosen setting: why others were excluded, the weight of the choice, the errors of predictions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Objective, milliseconds
 from torchmar.tuning.trials import Trial, Verdict
 
-_REGIONS = 6  # that are named
-_NEAR = 0.05  # relative distance from the best one, within which a setting is as good
+_REGIONS = 6  # number of regions in the explanation
+_NEAR = 0.05  # relative difference from the best setting up to which a setting counts as equally good
 _ROUNDING = 0.005  # a rate that is 5.4 % higher is shown as 5 %
 
 
@@ -32,9 +32,9 @@ def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list
     """Return the predictions that no other exceeds in rate, latency and memory at once, by their rate.
 
     Args:
-        predictions: of the settings.
-        throughput: whether their rates are the highest ones within the target, and not all the same; otherwise their
-            capacity is compared.
+        predictions: predictions of the settings.
+        throughput: whether the rates are the highest rates within the target, and not all equal; otherwise capacities
+            are compared.
     """
 
     def rate(each: Prediction) -> float:
@@ -49,7 +49,7 @@ def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list
 
 
 def _unproven(tuning: Tuning) -> Iterator[str]:
-    """Yield what a target is known about for whose percentile the trials had too few requests."""
+    """Yield the facts about a target for whose percentile the trials had too few requests."""
     target, result = tuning.question.target, tuning.result
     short = [trial for trial in tuning.record.trials if trial.verdict(target) is Verdict.UNPROVEN]
     if not short and tuning.compared == target:
@@ -94,7 +94,7 @@ def _near_limit(tuning: Tuning) -> Iterator[str]:
 
 
 def _profiles(tuning: Tuning) -> Iterator[str]:
-    """Yield that the machine changed while batches were timed."""
+    """Yield a sentence if the machine became slower or faster while batches were timed."""
     drift = max((profile.drift for profile in tuning.record.profiles), key=abs, default=0.0)
     if abs(drift) > DRIFT:
         change = "longer" if drift > 0 else "less"
@@ -105,7 +105,7 @@ def _profiles(tuning: Tuning) -> Iterator[str]:
 
 
 def _rejected(tuning: Tuning) -> Iterator[str]:
-    """Yield a sentence for each region: the settings with the same workers and threads that hit the same bound."""
+    """Yield a sentence for each region: settings with the same workers and threads that reach the same limit."""
     best = tuning.result.best
     if best is None:
         return
@@ -121,7 +121,7 @@ def _rejected(tuning: Tuning) -> Iterator[str]:
 
 
 def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
-    """Return why the settings of a region were rejected."""
+    """Return the reason why the settings of a region were rejected."""
     best, question, bound = tuning.result.best, tuning.question, members[0].bound
     assert best
     region = _region([each.setting for each in members], tuning)
@@ -147,13 +147,13 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
 
 
 def _limit(setting: Setting, tuning: Tuning) -> Limit:
-    """Return what measurements show about the highest rate at which a setting keeps the target."""
+    """Return the measured limits of the highest rate at which a setting meets the target."""
     target = tuning.question.target
     return limit(standing(tuning.record.trials, target), setting, target)
 
 
 def _rank(each: Prediction, tuning: Tuning) -> float:
-    """Return a key that is the smallest for the best of the rejected settings."""
+    """Return a sort key, smallest for the best of the rejected settings."""
     if tuning.question.objective is Objective.THROUGHPUT:
         return -each.rate
     return float(each.memory) if tuning.question.objective is Objective.COST else each.latency
@@ -184,7 +184,7 @@ def _as_good(each: Prediction, tuning: Tuning) -> bool:
 
 
 def _near(tuning: Tuning) -> float:
-    """Return the relative distance within which a setting is as good: that of two measurements, if it is more."""
+    """Return the relative difference up to which settings count as equally good: at least that of two measurements."""
     return max(_NEAR, tuning.result.spread) if tuning.question.objective is Objective.LATENCY else _NEAR
 
 
@@ -237,7 +237,7 @@ def _region(settings: Sequence[Setting], tuning: Tuning) -> str:
 
 
 def _runs(values: Collection[int], grid: Sequence[int]) -> str:
-    """Return values of a grid, those that follow each other there as a range: ``1, 2 and 16 to 128``."""
+    """Return values of a grid as text, with consecutive values as a range: ``1, 2 and 16 to 128``."""
     groups: list[list[int]] = []
     for place, value in enumerate(grid):
         if value not in values:

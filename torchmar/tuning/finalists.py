@@ -1,4 +1,4 @@
-"""The best measured settings compared: their mean latencies, and which differences are more than noise."""
+"""The best measured settings compared: their mean latencies, and whether the differences are more than noise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from statistics import fmean
 
 from torchmar.tuning.space import Setting
 
-# The relative standard deviation of a measurement before any is repeated, with the weight of so many repetitions: what
-# a few repetitions show is far from the truth in either direction.
+# The assumed relative standard deviation of a measurement before any is repeated, and the number of repetitions that
+# this assumption counts as: the deviation of a few real repetitions alone would often be far too high or too low.
 _SPREAD, _WEIGHT = 0.1, 2
-_CERTAIN = 2.0  # standard errors of a difference that is not noise, with 95 % confidence
-_NEAR = 0.05  # relative difference from the lowest mean, up to which the simplest of equal settings is chosen
+_CERTAIN = 2.0  # a difference of more standard errors is not noise, with 95 % confidence
+_NEAR = 0.05  # relative difference from the lowest mean up to which the simplest of the equal settings is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """The geometric mean: a setting that takes twice as long is as far from it as one that takes half."""
+        """The geometric mean: twice and half the latency are equally far from it."""
         return math.exp(fmean(map(math.log, self.latencies)))
 
 
 def spread(measured: Sequence[Measured]) -> float:
-    """Return the relative standard deviation of one measurement, of all settings together.
+    """Return the relative standard deviation of one measurement, estimated from all settings together.
 
-    It is that of logarithms, pooled over the settings and over `_WEIGHT` imagined repetitions, as by an inverse
+    It is the deviation of logarithms, pooled over the settings and over `_WEIGHT` assumed repetitions, as by an inverse
     chi-squared prior (Gelman et al., Bayesian Data Analysis, 3rd edition, 2.6).
     """
     squares, freedom = _WEIGHT * _SPREAD**2, _WEIGHT
@@ -44,14 +44,14 @@ def spread(measured: Sequence[Measured]) -> float:
 
 
 def finalists(measured: Sequence[Measured]) -> list[Measured]:
-    """Return the choice, then the settings whose difference from the one with the lowest mean may be noise.
+    """Return the choice, then the settings whose difference from the lowest mean may be noise.
 
-    The choice is the simplest of those that are also near the lowest mean: it has the fewest processes, then the
-    smallest batches, threads and delay. The others are in the order of their means.
+    The choice is the simplest of the settings that are also near the lowest mean: that with the fewest processes, then
+    with the smallest batches, threads and delay. The others are in the order of their means.
 
     Args:
-        measured: settings that keep the target; their measurements should be taken in turn, so that what changes on the
-            machine meanwhile changes all of them.
+        measured: settings that meet the target. They should be measured in turn, so that a change of the machine
+            affects all of them.
     """
     if not measured:
         return []

@@ -12,9 +12,9 @@ from torchmar.tuning.prediction import Prediction
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import milliseconds
 
-_LINES = 5  # settings at the most
-_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98)  # of the capacity, at which latency is predicted
-_TOO_LATE = 8  # times the target; higher points are not drawn
+_LINES = 5  # largest number of settings
+_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98)  # parts of the capacity at which latency is predicted
+_TOO_LATE = 8  # factor of the target above which points are not drawn
 
 
 def draw(tuning: Tuning) -> str:
@@ -50,7 +50,7 @@ def draw(tuning: Tuning) -> str:
 
 
 def _chosen(tuning: Tuning) -> list[Prediction]:
-    """Return the chosen setting, and the best one of the front, then of all, with each other workers and threads."""
+    """Return the chosen setting, and the best one of each other layout of workers and threads, first from the front."""
     best = tuning.result.best
     layouts: dict[object, Prediction] = {}
     throughput = tuning.question.rate is None

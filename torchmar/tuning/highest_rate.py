@@ -1,4 +1,4 @@
-"""The highest rate at which a simulated server keeps a bound of its latency, by bisection."""
+"""The highest rate at which a simulated server stays within a latency limit, by bisection."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from torchmar.tuning.simulation import Outcome, System, late_limit, simulate, usable_capacity, warm_up
 
-_NEAR = 0.04  # relative distance of the first rate that is tried beside one that is probably right
+_NEAR = 0.04  # relative distance of the first rate that is tried next to an estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class HighestRate:
-    """The highest rate at which a bound is kept.
+    """The highest rate at which the latency stays within a limit.
 
     Attributes:
-        rate: requests per second; 0 if the bound is kept at none.
-        outcome: of this rate; None if it is 0.
-        rejects: whether requests are rejected, and not late, at a slightly higher rate.
+        rate: requests per second; 0 if no rate is low enough.
+        outcome: outcome at this rate; None if the rate is 0.
+        rejects: whether a slightly higher rate makes the server reject requests, rather than answer late.
     """
 
     rate: float
@@ -27,7 +27,7 @@ class HighestRate:
 
 
 class _Trials:
-    """Simulations of one system at several rates, each of which keeps a bound or does not."""
+    """Simulations of one system at several rates, each of which is within the limit or not."""
 
     def __init__(
         self, system: System, percent: float | None, seconds: Callable[[float], float], requests: int, seed: int
@@ -35,11 +35,11 @@ class _Trials:
         self._system, self._percent, self._seconds = system, percent, seconds
         self._requests, self._seed = requests, seed
         self._counted = requests - warm_up(requests)
-        self.outcomes: dict[float, Outcome] = {}  # of the rates at which the bound is kept
-        self.rejects: dict[float, bool] = {}  # at the rates at which it is not
+        self.outcomes: dict[float, Outcome] = {}  # outcomes at the rates within the limit
+        self.rejects: dict[float, bool] = {}  # whether requests were rejected, at the other rates
 
     def keeps(self, rate: float) -> bool:
-        """Return whether the statistic is below the bound at a rate, and no request is rejected."""
+        """Return whether the statistic is within the limit at a rate, and no request is rejected."""
         bound = self._seconds(rate)
         if bound <= 0:
             return False
@@ -63,16 +63,16 @@ def highest_rate(
     precision: float = 0.02,
     near: float = 0.0,
 ) -> HighestRate:
-    """Return the highest rate at which a statistic of the latency stays below a bound.
+    """Return the highest rate at which a statistic of the latency stays within a limit.
 
     Args:
         system: the server.
-        percent: the percentile that is bounded; None: the mean.
-        seconds: returns the bound for a rate; where it is not positive, none is kept.
-        requests: simulated at each rate.
-        seed: of the simulations.
-        precision: of the result, relative.
-        near: a rate that is probably near the result, where the search begins; 0: it is not known.
+        percent: percentile to compare; None: the mean.
+        seconds: returns the limit for a rate; no rate is low enough for a limit that is not positive.
+        requests: number of requests that are simulated at each rate.
+        seed: seed of the simulations.
+        precision: relative precision of the result.
+        near: estimate of the result, where the search begins; 0: unknown.
     """
     trials = _Trials(system, percent, seconds, requests, seed)
     high = usable_capacity(system)
@@ -90,7 +90,7 @@ def highest_rate(
 
 
 def _around(keeps: Callable[[float], bool], near: float, low: float, high: float) -> tuple[float, float]:
-    """Return bounds of the highest rate that is kept, which are the closer the nearer it is to a rate."""
+    """Return a lower and an upper bound of the result; the closer it is to ``near``, the closer they are together."""
     width = _NEAR
     if keeps(near):
         low = near

@@ -1,4 +1,4 @@
-"""The identity of a tuning: an interrupted one continues if all of it is the same."""
+"""The identity of a tuning: an interrupted tuning continues only if its identity is the same."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _HEAD_KEY = "torchmar_ray_address"
 def identity(
     archive: TunedArchive, requests: Sequence[Request], question: Question, options: TuningOptions, machine: Machine
 ) -> dict[str, Any]:
-    """Return all that the result of a tuning depends on, as values of JSON.
+    """Return all values that the result of a tuning depends on, as values of JSON.
 
     Args:
         archive: the archive.
-        requests: that are sent to it.
-        question: what is to be found.
+        requests: requests that are sent to the server.
+        question: goal of the search.
         options: engine and cluster.
-        machine: this one.
+        machine: description of this machine.
     """
     values = {
         "name": archive.name,

@@ -1,4 +1,4 @@
-"""The highest rate at which a setting keeps the target, closed in on by measurements at several rates."""
+"""The highest rate at which a setting meets the target, found by measurements at several rates."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
 
-MOST_RATES = 8  # at which a setting is measured
-_PRECISION = 1.05  # of the limit
-_LEAST_STEP, _MOST_STEP = 1.05, 1.6  # factor of the next higher rate
-_ROOMY_STEP, _ROOMY = 1.15, 0.6  # the least one, while the statistic is below this part of the target
-_DOWN = 0.8  # factor of the next lower rate, at the most
+MOST_RATES = 8  # largest number of rates at which a setting is measured
+_PRECISION = 1.05  # factor between the bounds of a limit that is precise enough
+_LEAST_STEP, _MOST_STEP = 1.05, 1.6  # smallest and largest factor of the next higher rate
+_ROOMY_STEP, _ROOMY = 1.15, 0.6  # smallest factor while the statistic is below this part of the target
+_DOWN = 0.8  # smallest factor of the next lower rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """The highest rate of a setting, as far as its measurements show it.
+    """Bounds of the highest rate of a setting, from its measurements.
 
     Attributes:
-        kept: the highest rate at which it kept the target, in requests per second; 0: it kept it at none.
-        missed: the lowest at which it missed it; infinite: it missed it at none.
-        rates: the number of rates at which it was measured.
-        share: the part of the target that the statistic has at the rate ``kept``.
-        marginal: whether it kept the target at the lowest missed rate, too, in another measurement.
+        kept: highest rate at which the setting met the target, in requests per second; 0: there is none.
+        missed: lowest rate at which it missed the target; infinite: there is none.
+        rates: number of measured rates.
+        share: statistic at the rate ``kept``, as a part of the target.
+        marginal: whether another measurement at the lowest missed rate met the target.
     """
 
     kept: float
@@ -37,14 +37,14 @@ class Limit:
 
     @property
     def known(self) -> bool:
-        """Whether further measurements would say little more."""
+        """Whether further measurements would hardly change the bounds."""
         return self.rates >= MOST_RATES or (self.kept > 0 and self.missed <= _PRECISION * self.kept)
 
     def next_rate(self, predicted: float) -> float:
-        """Return the rate at which to measure next: that of the prediction, as far as measurements do not exclude it.
+        """Return the rate to measure next: the predicted one, unless measurements exclude it.
 
         Args:
-            predicted: the highest rate.
+            predicted: predicted highest rate.
         """
         if self.marginal:
             return max(self.missed / _PRECISION, math.sqrt(self.kept * self.missed))
@@ -53,14 +53,14 @@ class Limit:
         if math.isinf(self.missed):
             least = _ROOMY_STEP if self.share < _ROOMY else _LEAST_STEP
             return min(max(predicted, least * self.kept), _MOST_STEP * self.kept)
-        nearest = math.sqrt(_PRECISION)  # a rate that is nearer to a measured one shows no more
+        nearest = math.sqrt(_PRECISION)  # a rate that is closer to a measured one gives no new information
         if nearest * self.kept < predicted < self.missed / nearest:
             return predicted
         return math.sqrt(self.kept * self.missed)
 
 
 def standing(trials: Sequence[Trial], target: Target) -> list[Trial]:
-    """Return the trials without those of which a second measurement showed that a stall had spoiled them."""
+    """Return the trials that count: without those that a second measurement has shown to be spoiled by a stall."""
     return [
         trial
         for index, trial in enumerate(trials)
@@ -73,10 +73,10 @@ def standing(trials: Sequence[Trial], target: Target) -> list[Trial]:
 
 
 def limit(trials: Iterable[Trial], setting: Setting, target: Target) -> Limit:
-    """Return what the trials of a setting show; a rate counts as missed if any trial at it, or below, missed it.
+    """Return the limit that trials of a setting show; a rate is missed if any trial at it or at a lower rate was.
 
     Args:
-        trials: that count, see `standing`; also those of other settings.
+        trials: trials that count, see `standing`, also of other settings.
         setting: the setting.
         target: the target.
     """

@@ -34,15 +34,15 @@ from torchmar.tuning.trials import Trial
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_WARM_UP_SECONDS, _NEXT_SECONDS = 1.5, 0.5  # before a measurement of a new setting, and at its next rate
-# Java compiles what ran some thousand times: at 40 requests a second, the 99th percentile of TorchServe falls by a half
-# within a minute, and what is measured later looks better. After a closed loop of so long it does not change.
+_WARM_UP_SECONDS, _NEXT_SECONDS = 1.5, 0.5  # before the measurement of a new setting, and before that of its next rate
+# Java compiles code that has run some thousand times: at 40 requests a second, the 99th percentile of TorchServe falls
+# by half within a minute, and later measurements look better. After a closed loop of this duration it stays the same.
 _COMPILING_SECONDS, _COMPILING_CONNECTIONS = 6.0, 8
 # One stall of a tenth of a second is 1 % of ten seconds: a shorter measurement shows the stall, not the setting.
-LEAST_SECONDS, _MOST_SECONDS = 10.0, 20.0  # of a measurement
-BRIEF_SECONDS = 3.0  # of one that another confirms, at the least
-_REQUESTS = 1_000  # of a measurement, unless that would take longer
-_SPARE = 1.1  # times the requests that a percentile needs: so many arrive at random
+LEAST_SECONDS, _MOST_SECONDS = 10.0, 20.0  # limits for the duration of a measurement
+BRIEF_SECONDS = 3.0  # shortest duration of a measurement that another one confirms
+_REQUESTS = 1_000  # number of requests of a measurement, unless that takes longer
+_SPARE = 1.1  # factor for the number of requests that a percentile needs, because arrivals are random
 _LOAD_SECONDS = 180.0
 # Keys of model-config.yaml that a registration sets for each trial.
 _SET_BY_TRIALS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "stages")
@@ -54,15 +54,16 @@ class LiveServer:
     Args:
         engine: the kind of server.
         archive: the archive.
-        workload: the requests; all of them get a prediction.
-        target: whose statistic is measured.
+        workload: requests; all of them get a prediction.
+        target: target with the statistic to measure.
         choose_threads: whether the archive's handler has the option ``threads``.
-        choose_device: whether settings differ by their device.
-        seconds: of each measurement; None: as many as the rate needs.
-        head: of the cluster, for the engine ray; None: that of the configuration, or a cluster of this machine alone.
+        choose_device: whether settings differ in their device.
+        seconds: duration of each measurement; None: the rate determines it.
+        head: address of the cluster's head, for the engine ray; None: that of the configuration, or a cluster of this
+            machine alone.
 
     Attributes:
-        compared: whose statistic is the latency of the trials: the target, or one of a lower percentile.
+        compared: target whose statistic is the latency of the trials: ``target``, or one of a lower percentile.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class LiveServer:
                 "disable_system_metrics": "true",
             }
             if self._engine != "torchserve":
-                overrides["model_snapshot"] = ""  # TorchServe is started without snapshots, and cannot read this
+                overrides["model_snapshot"] = ""  # TorchServe runs without snapshots, and does not accept this key
             self._server = self._cleanup.enter_context(kind(None, self._store, folder / "run", overrides=overrides))
         except BaseException:
             self._cleanup.close()
@@ -121,10 +122,10 @@ class LiveServer:
         self._cleanup.close()
 
     def room(self, cores: int) -> ClusterRoom:
-        """Return what the cluster has room for, before the first measurement.
+        """Return the replicas that fit on the nodes of the cluster, before the first measurement.
 
         Args:
-            cores: of this machine.
+            cores: number of cores of this machine.
 
         Raises:
             TorchmarError: there is no room for a replica, or it would run on GPUs.
@@ -148,10 +149,10 @@ class LiveServer:
         Args:
             setting: the setting.
             rate: requests per second.
-            predicted: the compared statistic, in seconds.
-            purpose: of the trial.
-            shortest: seconds that it takes, at the least.
-            longest: seconds that the trial may be lengthened to, for the requests that the percentile needs.
+            predicted: predicted statistic, in seconds.
+            purpose: purpose of the trial.
+            shortest: shortest duration of the trial in seconds.
+            longest: duration in seconds up to which the trial is extended until the percentile has enough requests.
 
         Raises:
             ModelFailedError: a worker does not load.
@@ -187,7 +188,7 @@ class LiveServer:
         return self._trial(setting, rate, predicted, purpose, step, used / (rate * (spec.warmup_s + spec.duration_s)))
 
     def _have_java_compiled(self, load: LoadTarget, expected: Expectations) -> None:
-        """Load a server in Java until its code is machine code."""
+        """Send requests to a server in Java until its code is compiled."""
         spec = StepSpec(kind="closed", connections=_COMPILING_CONNECTIONS, warmup_s=0.0, duration_s=_COMPILING_SECONDS)
         if not measure(load, self._workload, expected, spec).complete:
             raise KeyboardInterrupt
@@ -226,10 +227,10 @@ class LiveServer:
         )
 
     def _apply(self, setting: Setting) -> bool:
-        """Register the model with a setting, or scale its workers if only their number is another.
+        """Register the model with a setting, or scale its workers if only their number differs.
 
         Returns:
-            Whether the setting is another than before.
+            Whether the setting differs from the previous one.
         """
         management, last = self._server.management, self._registered
         if setting == last:
@@ -278,20 +279,20 @@ class LiveServer:
 
 
 def trial_seconds(target: Target, rate: float, longest: float, *, shortest: float = LEAST_SECONDS) -> float:
-    """Return how long a setting is measured: up to 20 seconds, and longer if the percentile needs more requests.
+    """Return the duration of a measurement: up to 20 seconds, and longer if the percentile needs more requests.
 
     Args:
-        target: whose statistic is to be shown.
+        target: target with the statistic to measure.
         rate: requests per second.
-        longest: seconds, at the most, for the percentile.
-        shortest: seconds, at the least.
+        longest: longest duration in seconds, for the percentile.
+        shortest: shortest duration in seconds.
     """
     usual = min(max(shortest, _REQUESTS / rate), _MOST_SECONDS)
     return max(min(usual, longest), min(_SPARE * target.least_requests / rate, longest))
 
 
 def variant_key(setting: Setting) -> tuple[int, int, int, int, bool]:
-    """Return what an archive of its own is needed for: threads, stages and device; with stages also the workers."""
+    """Return the values that need an archive of their own: threads, stages and device; with stages also the workers."""
     staged = setting.preprocess or setting.postprocess
     return setting.threads, setting.workers if staged else 0, setting.preprocess, setting.postprocess, setting.gpu
 
@@ -299,14 +300,14 @@ def variant_key(setting: Setting) -> tuple[int, int, int, int, bool]:
 def trial_config(
     archive: Path, setting: Setting, *, choose_threads: bool, choose_device: bool = False, replicas: bool = False
 ) -> dict[str, Any]:
-    """Return the changes of an archive's configuration for trials; batching and workers are not in it.
+    """Return the changes of an archive's configuration for trials, without batching and workers.
 
     Args:
         archive: the archive.
-        setting: whose threads, stages and device are set.
+        setting: setting with the threads, stages and device.
         choose_threads: whether the handler has the option ``threads``.
         choose_device: whether the device is set.
-        replicas: whether workers are replicas, which have as many threads as CPUs.
+        replicas: whether workers are replicas, whose number of threads is that of their CPUs.
     """
     with Archive(archive) as opened:
         config = opened.config

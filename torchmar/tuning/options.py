@@ -1,4 +1,4 @@
-"""The options of a tuning: the server, how long it may take, what is searched."""
+"""The options of a tuning: the server, the time limit, the settings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class TuningOptions:
 
     Attributes:
         engine: the server.
-        seconds: that the tuning may take.
-        most_trials: measured at the most.
-        space: the settings; None: all that make sense on this machine.
-        trial_seconds: of each measurement; None: as many as the rate needs.
-        head: of the cluster, for the engine ray; None: that of the configuration, or a cluster of this machine alone.
+        seconds: time that the tuning may take.
+        most_trials: largest number of trials.
+        space: grid of settings; None: all settings that are useful on this machine.
+        trial_seconds: duration of each measurement; None: the rate determines it.
+        head: address of the cluster's head, for the engine ray; None: that of the configuration, or a cluster of this
+            machine alone.
 
     Raises:
         TorchmarError: the time is too short.

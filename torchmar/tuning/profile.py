@@ -1,7 +1,7 @@
 """Measure the time of a batch against its size, in worker processes without a server.
 
-Workers with different numbers of threads are measured in turn, in several rounds, so that a machine that becomes slower
-or faster meanwhile changes all of them. The change from the first round to the last is known as the drift.
+Workers with different numbers of threads are measured in turn, in several rounds, so that a change of the machine's
+speed affects all of them. The drift is the change from the first round to the last.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torchmar.load.measuring import MAX_OTHERS
 from torchmar.tuning.service_model import BatchTimes
 from torchmar.worker import Worker
 
-SIZES = (1, 2, 4, 16, 64)  # requests of the measured batches
-DRIFT = 0.1  # relative change from the first round to the last, beyond which the machine was not steady
+SIZES = (1, 2, 4, 16, 64)  # sizes of the measured batches
+DRIFT = 0.1  # relative drift above which the machine was not steady
 _ROUNDS = 2
-_WARM_UP = 12  # batches before the first measured ones: TorchScript compiles, the worker tries numbers of threads
-_WARM_UP_AGAIN = 2  # batches before those of later rounds: threads of the worker before compute a little longer
+_WARM_UP = 12  # batches before the first measurement: TorchScript compiles, and the worker tries numbers of threads
+_WARM_UP_AGAIN = 2  # batches before measurements of later rounds: threads of the previous worker still compute
 _WARM_UP_SECONDS = 1.0
-_LEAST, _MOST = 5, 400  # measured batches of a size
-_SECONDS = 0.8  # of measured batches of a size
-# A percentile of few batches is that of the slowest one, so that single requests are measured for longer.
+_LEAST, _MOST = 5, 400  # limits for the number of measured batches of a size
+_SECONDS = 0.8  # limit for the duration of the measured batches of a size
+# With few batches, a percentile is the slowest batch; therefore single requests are measured for longer.
 _LEAST_ALONE, _SECONDS_ALONE = 200, 4.0
 _SEED = 0
 
@@ -43,8 +43,8 @@ class Subject:
 
     Attributes:
         archive: the archive.
-        threads: that the worker may use, as a server limits it.
-        gpu: whether it gets the first GPU.
+        threads: number of threads of the worker, as a server would limit it.
+        gpu: whether the worker gets the first GPU.
     """
 
     archive: Path
@@ -54,16 +54,16 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Measured batches of a worker with a number of threads.
+    """Measured batches of a worker.
 
     Attributes:
-        threads: of the worker, at the most.
-        gpu: whether it had a GPU.
-        times: batches by their size.
-        memory: bytes of the worker that it shares with no other process.
-        load_seconds: until it was ready.
-        others: cores that other programs used meanwhile.
-        drift: by how much longer batches took in the last round than in the first, relative.
+        threads: largest number of threads of the worker.
+        gpu: whether the worker had a GPU.
+        times: measured batches, by their size.
+        memory: bytes of the worker that no other process shares.
+        load_seconds: time until the worker was ready.
+        others: cores that other programs used during the measurements.
+        drift: relative change of the batches' time from the first round to the last.
     """
 
     threads: int
@@ -83,19 +83,19 @@ def profile(
     largest: int = SIZES[-1],
     on_size: Callable[[int], object] = lambda size: None,
 ) -> list[Profile]:
-    """Measure batches of several sizes in workers, which are measured in turn.
+    """Measure batches of several sizes in workers, in turn.
 
-    Batches are chosen at random from the requests, so that their times vary as those of the requests do.
+    Requests are drawn at random, so that the times of batches vary as those of the requests do.
 
     Args:
         subjects: the workers.
-        requests: what batches are made of.
-        longest: seconds; no larger batch of a worker is measured after one that took longer.
-        largest: size of a batch.
+        requests: requests for the batches.
+        longest: seconds; if a batch takes longer, no larger batch of this worker is measured.
+        largest: largest size of a batch.
         on_size: called before the batches of each size.
 
     Returns:
-        A profile of each worker.
+        The profile of each worker.
 
     Raises:
         TorchmarError: a request is answered with an error.
@@ -109,7 +109,7 @@ def profile(
         for number in range(1, _ROUNDS + 1):
             for size in (size for size in SIZES if size <= largest):
                 on_size(size)
-                # In one order and in the other, so that what rises steadily is the same for all.
+                # In both directions, so that a steady change of the machine affects all workers equally.
                 for each in measured if number % 2 else measured[::-1]:
                     if size <= each.largest:
                         each.measure(size, number)
@@ -125,7 +125,7 @@ class _Measured:
     def __init__(self, stack: contextlib.ExitStack, subject: Subject, requests: Sequence[Request]) -> None:
         self._subject, self._requests = subject, requests
         self._source = random.Random(_SEED)
-        self._rounds: dict[int, list[list[float]]] = {}  # seconds of batches by size and round
+        self._rounds: dict[int, list[list[float]]] = {}  # seconds of each batch, by size and round
         self._cpu_seconds: dict[int, float] = {}
         self.largest = SIZES[-1]
         started = time.perf_counter()
@@ -147,7 +147,7 @@ class _Measured:
         return fmean(self._seconds(size))
 
     def measure(self, size: int, number: int) -> None:
-        """Measure the batches of a size in a round; rounds begin at 1."""
+        """Measure the batches of a size in a round; rounds are numbered from 1."""
         deadline = time.perf_counter() + _WARM_UP_SECONDS / number
         for _ in range(_WARM_UP if number == 1 else _WARM_UP_AGAIN):
             self._run(size)
@@ -167,7 +167,7 @@ class _Measured:
         for size, cpu_seconds in self._cpu_seconds.items():
             seconds = self._seconds(size)
             each = cpu_seconds / len(seconds)
-            # It waited for cores, not for anything else: it would use them.
+            # in the rest of the time it waited for cores, which it would also have used
             each = max(fmean(seconds), each) if waited else each
             times.append(BatchTimes(size=size, seconds=tuple(seconds), cpu_seconds=each))
         return Profile(
@@ -191,19 +191,19 @@ class _Measured:
 
 
 def drift(sizes: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Return by how much longer batches took in the last round than in the first, relative.
+    """Return the relative change of the batches' time from the first round to the last.
 
-    It is the geometric mean of the ratios of medians: one stall of the machine changes none of them.
+    It is the geometric mean of the ratios of medians: a single stall of the machine changes none of them.
 
     Args:
-        sizes: for each size, the seconds of its batches in each round.
+        sizes: seconds of each batch, by size and round.
     """
     ratios = [median(rounds[-1]) / median(rounds[0]) for rounds in sizes if len(rounds) > 1]
     return math.exp(fmean(map(math.log, ratios))) - 1 if ratios else 0.0
 
 
 def _more(size: int, seconds: Sequence[float], share: float) -> bool:
-    """Return whether more batches are to be measured, in a round at whose end a share of them is to be measured."""
+    """Return whether to measure more batches of a size; ``share`` is their part that this round should complete."""
     measured, spent = len(seconds), sum(seconds)
     if size == 1 and measured < share * _LEAST_ALONE and spent < share * _SECONDS_ALONE:
         return True

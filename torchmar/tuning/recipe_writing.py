@@ -1,4 +1,4 @@
-"""Write the result of a tuning into the recipe, and the evidence beside it, so that it travels in the archive."""
+"""Write the result of a tuning into the recipe, and the evidence beside it, so that the archive contains both."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def write(tuning: Tuning, path: Path) -> list[Path]:
     """Set the chosen setting in a recipe, and write the evidence beside it; return the written files.
 
     Args:
-        tuning: with a chosen setting.
+        tuning: tuning that has a chosen setting.
         path: an ``archive.yaml``, or its folder.
 
     Raises:
-        TorchmarError: the target was missed by every setting, or a file cannot be edited.
+        TorchmarError: no setting meets the target, or a file cannot be edited.
         RecipeError: the recipe has problems.
     """
     best = tuning.result.best
@@ -34,7 +34,7 @@ def write(tuning: Tuning, path: Path) -> list[Path]:
     changes = settings_of(best.setting, tuning)
     written: list[Path] = []
     text = file.read_text(encoding="utf-8")
-    if isinstance(content.config, str):  # a file of its own, which the recipe names
+    if isinstance(content.config, str):  # the configuration is a file that the recipe names
         config_file = folder / content.config
         config = edit(config_file.read_text(encoding="utf-8"), changes, str(config_file))
         written.append(_write(config_file, config))
@@ -49,7 +49,7 @@ def write(tuning: Tuning, path: Path) -> list[Path]:
 
 
 def settings_of(setting: Setting, tuning: Tuning) -> dict[Sequence[str], Any]:
-    """Return the keys of ``model-config.yaml`` with which a server has a setting, by their paths."""
+    """Return the keys of ``model-config.yaml``, by their paths, that give a server this setting."""
     changes: dict[Sequence[str], Any] = {
         ("minWorkers",): setting.workers,
         ("maxWorkers",): setting.workers,
@@ -72,7 +72,7 @@ def settings_of(setting: Setting, tuning: Tuning) -> dict[Sequence[str], Any]:
             changes["handler", "threads"] = setting.threads
     elif tuning.space.choose_threads:
         share = max(1, tuning.space.cores // setting.workers)
-        # The default of the handler needs no option, and follows the cores of another machine.
+        # The default of the handler needs no option, and adapts to the cores of another machine.
         own = setting.threads != share or bool(setting.preprocess or setting.postprocess)
         if own or tuning.had_threads:
             changes["handler", "threads"] = setting.threads

@@ -1,19 +1,20 @@
-"""Choose which settings are measured, and end when no other setting can be much better.
+"""The search: choose the settings to measure, and end when no other setting can be much better.
 
-Every setting of the grid is predicted. The next trial is the setting that could be the best one if its prediction is
-wrong by as much as predictions usually are: by 20 % for workers and threads that no trial has measured, by a few
-percent for others. The search ends when even then nothing is better than the best measured setting, so that neighbours
-of the best one are measured as far as they could be better.
+Every setting of the grid is predicted. The next trial measures the setting that would be the best if its prediction
+were wrong by a usual error: 20 % for workers and threads that no trial has measured, a few percent for others. The
+    search
+ends when even with such an error no setting would be better than the best measured one. Therefore neighbours of the
+best setting are measured as long as they could be better.
 
-For the highest rate, a trial measures its setting at several rates, until the highest one is known or is certainly
-lower than that of the best. The first rate of a setting is a little higher than that of the best: most settings are
-rejected there, by one short measurement.
+For the highest rate, a trial measures its setting at several rates, until its highest rate is known, or is certainly
+lower than that of the best setting. The first of these rates is a little higher than that of the best setting: most
+settings miss the target there, and are rejected after one short measurement.
 
-One stall of the machine can spoil a trial whose other requests were fast; such a trial is measured again, and only the
-second counts.
+A single stall of the machine can spoil a trial whose other requests were fast. Such a trial is repeated, and only the
+second measurement counts.
 
-For the lowest latency at a rate, the best few settings are measured again in turn, until they differ by more than
-noise: if one was measured after the other, they would also differ by what changes on the machine meanwhile.
+For the lowest latency at a rate, the best few settings are measured again in turn, until their differences are more
+than noise. Measured one after the other, they would also differ by changes of the machine.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from torchmar.tuning.target import Objective, Target
 from torchmar.tuning.trials import Trial, Verdict, numbers
 
 MOST_TRIALS = 10
-REPEATABLE = 0.05  # relative difference of two measurements of the same setting, above which it is called noisy
-_UNMEASURED, _MEASURED = 0.2, 0.03  # how much better than predicted a setting may be
-_PROBE = 0.5  # of the predicted highest rate: where the server's own time is measured
-_FLOOR = 0.1  # of the predicted capacity: where latency is the time of a batch
-_BEYOND = 1.03  # times the best rate, at which another setting is measured first
-_ALONE = 0.8  # of the predicted highest rate, at which it is measured first if no setting has kept the target yet
-_STALLED = 2.0  # times the prediction: with fast requests otherwise, one stall explains a statistic above it
-_FINALISTS, _ROUNDS = 3, 3  # settings that are measured in turn, and the measurements of each
-_RESERVED = 3  # trials for them, before others are measured
-_CONFIRMING = 2  # trials that confirm the highest rate, of which the first may show that the best misses the target
-_FINE = 8  # settings at the most that are predicted finely before a trial
-_SAME = 0.01  # relative difference of rates or latencies, below which the cheaper setting is the better one
+REPEATABLE = 0.05  # relative difference of two measurements of a setting, above which they are called noisy
+_UNMEASURED, _MEASURED = 0.2, 0.03  # usual relative errors of predictions
+_PROBE = 0.5  # part of the predicted highest rate at which the server's own time is measured
+_FLOOR = 0.1  # part of the predicted capacity at which latency is the time of a batch
+_BEYOND = 1.03  # factor of the best rate at which another setting is first measured
+_ALONE = 0.8  # part of the predicted highest rate for the first measurement, while no setting has met the target
+_STALLED = 2.0  # factor of the prediction above which a stall may explain a statistic, if the other requests were fast
+_FINALISTS, _ROUNDS = 3, 3  # number of settings that are measured in turn, and measurements of each
+_RESERVED = 3  # trials that are kept back for them
+_CONFIRMING = 2  # trials that confirm the highest rate; the first may show that the best setting misses the target
+_FINE = 8  # largest number of settings that are predicted finely before a trial
+_SAME = 0.01  # relative difference of rates or latencies below which the cheaper setting counts as better
 
 
 class Measure(Protocol):
@@ -57,10 +58,10 @@ class Question:
     """The goal of a search.
 
     Attributes:
-        target: the bound for the latency.
-        objective: what is optimised among the settings that keep it.
+        target: limit for the latency.
+        objective: quantity that is optimised among the settings that meet the target.
         rate: requests per second; None for the highest rate.
-        memory: bytes that the server may use; None: no limit.
+        memory: limit for the server's memory in bytes; None: no limit.
     """
 
     target: Target
@@ -74,17 +75,17 @@ class Result:
     """The end of a search.
 
     Attributes:
-        best: a trial of the chosen setting; None: no measured setting keeps the target.
-        nearest: if none keeps it, the trial that was nearest to it; None: nothing was measured.
+        best: a trial of the chosen setting; None: no measured setting meets the target.
+        nearest: the trial closest to the target, if no setting meets it; None: there are no trials.
         chosen: all measurements of the chosen setting at the rate of ``best``; None: there is none.
         equal: for the lowest latency at a rate, the other measured settings whose difference from the best may be
             noise.
-        verdict: what the measurements of the chosen setting say about the target.
-        within: the share of its answers within the target that they show with 95 % confidence; None: not known.
-        spread: the relative standard deviation of a measurement, as far as settings were measured again.
-        predictions: of every setting, after all corrections.
-        reason: why the search ended.
-        out_of_time: whether it would go on with more time.
+        verdict: verdict of the chosen setting's measurements on the target.
+        within: share of its answers within the target, a lower bound with 95 % confidence; None: unknown.
+        spread: relative standard deviation of a measurement, from repeated measurements.
+        predictions: predictions of all settings, after all corrections.
+        reason: reason for the end of the search.
+        out_of_time: whether the search would continue with more time.
     """
 
     best: Trial | None
@@ -100,7 +101,7 @@ class Result:
 
     @property
     def noise(self) -> float | None:
-        """By how much the measurements of the chosen setting differ, relative; None: it was measured once."""
+        """The relative difference of the chosen setting's measurements; None: there is only one."""
         if self.chosen is None or len(self.chosen.latencies) < 2:
             return None
         return max(self.chosen.latencies) / min(self.chosen.latencies) - 1
@@ -110,15 +111,15 @@ class Search:
     """A search for the best setting.
 
     Args:
-        predictor: of one archive on one machine.
+        predictor: predictions for one archive on one machine.
         space: the settings.
-        question: what is to be found.
+        question: goal of the search.
         measure: measures a setting at a rate.
-        trials: those that an interrupted search has measured already.
-        most_trials: in all.
-        seconds: for measurements; the last may end later by as much as one takes.
-        trial_seconds: that a measurement takes, if all take the same.
-        clock: seconds since some moment.
+        trials: trials of an interrupted search.
+        most_trials: largest number of trials, with those of the interrupted search.
+        seconds: time for measurements; the last measurement may end later by its own duration.
+        trial_seconds: duration of a measurement, if all have the same.
+        clock: returns seconds of a steady clock.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Search:
     ) -> None:
         self.predictor, self.question = predictor, question
         self.trials: list[Trial] = []
-        self._standing: list[Trial] = []  # those that count, see `standing`
+        self._standing: list[Trial] = []  # the trials that count, see `standing`
         self._settings = list(space.settings())
         self._measure, self._most = measure, most_trials
         self._clock, self._deadline, self._trial_seconds = clock, clock() + seconds, trial_seconds
@@ -144,7 +145,7 @@ class Search:
             self._learn(trial)
 
     def run(self) -> Result:
-        """Measure until no other setting can be much better, or trials or time are used up."""
+        """Measure until no other setting can be much better, or the trials or the time are used up."""
         reason = "no other setting can be better by more than predictions are usually wrong"
         out_of_time = False
         while True:
@@ -176,13 +177,13 @@ class Search:
         )
 
     def predict(self, setting: Setting, *, fine: bool = True) -> Prediction:
-        """Predict a setting: at the given rate, or its highest one."""
+        """Predict a setting at the given rate, or at its highest rate."""
         if self.question.rate is None:
             return self.predictor.highest(setting, fine=fine)
         return self.predictor.at_rate(setting, self.question.rate, fine=fine)
 
     def best(self) -> Trial | None:
-        """Return the trial with the best setting that kept the target whenever it was measured; None: none did."""
+        """Return the trial of the best setting that met the target in all its measurements; None: there is none."""
         kept = [trial for trial in self._kept() if trial.purpose != "repeat"]
         if self.question.objective is Objective.LATENCY:
             setting = next((each.setting for each in self._finalists()), None)
@@ -191,7 +192,7 @@ class Search:
         return min(kept, key=self._cost, default=None)
 
     def _kept(self) -> list[Trial]:
-        """Return the trials of settings that kept the target at the rate in question whenever they were measured."""
+        """Return the trials, at the rate in question, of settings that met the target in all their measurements."""
         return [
             trial
             for trial in self.trials
@@ -205,7 +206,7 @@ class Search:
         return [other for other in self._standing if other is not trial and _same(other, trial)]
 
     def _measured(self) -> dict[tuple[Setting, float], Measured]:
-        """Return the latencies of trials by setting and rate; the probe's, of a cold server, only where it is alone."""
+        """Return the latencies of trials by setting and rate; the probe of a cold server only if it is alone."""
         trials: dict[tuple[Setting, float], list[tuple[Trial, float]]] = {}
         for trial in self._standing:
             if trial.latency is not None:
@@ -217,14 +218,14 @@ class Search:
         return measured
 
     def _finalists(self) -> list[Measured]:
-        """Return the choice, then the settings that may be as good; for the lowest latency only."""
+        """Return the choice, then the settings that may be equally good; for the lowest latency only."""
         if self.question.objective is not Objective.LATENCY:
             return []
         kept = {(trial.setting, trial.rate) for trial in self._kept()}
         return finalists([each for key, each in self._measured().items() if key in kept])
 
     def _keeps(self, trial: Trial) -> bool:
-        """Return whether a trial shows that a setting keeps target and limits at the rate in question."""
+        """Return whether a trial shows that a setting meets the target and the limits at the rate in question."""
         if not trial.keeps(self.question.target):
             return False
         if self.question.rate is not None and trial.rate < 0.99 * self.question.rate:
@@ -233,7 +234,7 @@ class Search:
         return self.question.memory is None or memory <= self.question.memory
 
     def _failed_at(self, setting: Setting, rate: float) -> bool:
-        """Return whether a setting did not keep the target at this rate, or at a lower one."""
+        """Return whether a setting missed the target at this rate, or at a lower one."""
         target = self.question.target
         return any(
             trial.setting == setting and trial.rate <= rate and not trial.keeps(target) for trial in self._standing
@@ -250,7 +251,7 @@ class Search:
         return memory, trial.latency, *size
 
     def _time(self) -> float:
-        """Return the seconds that are left."""
+        """Return the remaining time in seconds."""
         return self._deadline - self._clock()
 
     def _count(self) -> int:
@@ -258,7 +259,7 @@ class Search:
         return max(numbers(self.trials, self.question.objective), default=0)
 
     def _continues(self, setting: Setting) -> bool:
-        """Return whether a measurement of a setting is one of the trial before."""
+        """Return whether a measurement of a setting belongs to the same trial as the previous one."""
         return self.question.objective is Objective.THROUGHPUT and self.trials[-1].setting == setting
 
     def _learn(self, trial: Trial) -> None:
@@ -270,7 +271,7 @@ class Search:
             self.predictor.refit(trial)
 
     def _doubtful(self, trial: Trial) -> bool:
-        """Return whether a trial is to be measured again, because one stall may have made it what it is."""
+        """Return whether to repeat a trial because a single stall may explain its result."""
         if trial.latency is None or trial.median is None or trial.saturated or trial.purpose == "probe":
             return False
         stalled = trial.latency > _STALLED * trial.predicted and trial.median < trial.predicted
@@ -285,7 +286,7 @@ class Search:
         return last.setting, last.rate, last.predicted, "again"
 
     def _explore(self) -> tuple[Setting, float, float, str] | None:
-        """Return a measurement that may show a better setting, while enough is left to measure the best again."""
+        """Return a measurement that may find a better setting, while trials and time remain to repeat the best."""
         best = self.best()
         if best and self._time() < self._reserved_time(best):
             return None
@@ -296,19 +297,19 @@ class Search:
         return self._next() or self._floor()
 
     def _reserved_trials(self) -> int:
-        """Return how many trials are left for measuring the best settings again."""
+        """Return the number of trials that are kept back to measure the best settings again."""
         if self.question.objective is Objective.THROUGHPUT:
             return min(_CONFIRMING, max(1, self._most // 3))
         return min(_RESERVED, self._most // 3) if self.question.objective is Objective.LATENCY else 0
 
     def _reserved_time(self, best: Trial) -> float:
-        """Return the seconds that are left for it."""
+        """Return the time in seconds that is kept back for them."""
         if self.question.rate is None:
             return max(best.seconds, self._trial_seconds)
         return self._trial_seconds * (self._reserved_trials() + 0.5)
 
     def _following(self) -> tuple[Setting, float, float, str] | None:
-        """Return the last setting at its next rate; None: its highest rate is known, or lower than that of the best."""
+        """Return the previous setting at its next rate; None: its highest rate is known, or lower than the best."""
         if self.question.rate is not None or not self.trials:
             return None
         prediction = self.predict(self.trials[-1].setting)
@@ -318,7 +319,7 @@ class Search:
         return prediction.setting, rate, self.predictor.latency(prediction.setting, rate), "search"
 
     def _next(self) -> tuple[Setting, float, float, str] | None:
-        """Return setting, rate, predicted latency and purpose of the next trial; None: there is none worth it."""
+        """Return setting, rate, predicted latency and purpose of the next trial; None: no trial is useful."""
         candidates = self._candidates()
         if not self.trials:
             return self._probe(candidates)
@@ -337,7 +338,7 @@ class Search:
         return chosen
 
     def _floor(self) -> tuple[Setting, float, float, str] | None:
-        """Return a trial at a low rate, if no setting is predicted to keep the target: it shows what is possible."""
+        """Return a trial at a low rate, if no setting is predicted to meet the target: it shows the lowest latency."""
         if self.question.rate is not None or self.best() or any(trial.purpose == "floor" for trial in self.trials):
             return None
         known = (setting for setting in self._settings if self.predictor.model.knows(setting))
@@ -350,7 +351,7 @@ class Search:
         return fastest.setting, rate, self.predictor.latency(fastest.setting, rate), "floor"
 
     def _repetition(self) -> tuple[Setting, float, float, str] | None:
-        """Return the best setting, or the finalists in turn, for another measurement; None: there were enough."""
+        """Return another measurement of the best setting, or of the finalists in turn; None: there are enough."""
         if self.question.objective is Objective.LATENCY:
             return self._turn(self._finalists()[:_FINALISTS])
         best = self.best()
@@ -374,10 +375,10 @@ class Search:
         coarse = [prediction for prediction in coarse if prediction.bound is not Bound.MEMORY]
         worth = [prediction for prediction in coarse if self._rate_for(prediction) is not None]
         if self.question.rate is not None:
-            # If none keeps the target, what comes nearest shows what is possible.
+            # If no setting meets the target, the closest one shows what is possible.
             bound = self.question.target.seconds * (1 + _UNMEASURED)
             worth = [prediction for prediction in worth if prediction.latency <= bound] or worth
-        # Of those that are equally good, the one with the fewest workers and the smallest batches.
+        # Of equally good settings, that with the fewest workers and the smallest batches.
         worth.sort(key=lambda prediction: (self._optimistic(prediction), prediction.setting))
         return [self.predict(prediction.setting) for prediction in worth[:_FINE]]
 
@@ -402,9 +403,9 @@ class Search:
         return prediction.latency < self.question.target.seconds
 
     def _rate_for(self, prediction: Prediction) -> float | None:
-        """Return the rate at which a setting should be measured next; None: what is known about it is enough."""
+        """Return the rate at which a setting should be measured next; None: its measurements are sufficient."""
         if self.question.rate is not None:
-            # The first trial is of a cold server, which is good enough where latency need only be within the target.
+            # The first trial measures a cold server, which is enough if the latency need only be within the target.
             cost = self.question.objective is Objective.COST
             trials = [trial for trial in self._standing if trial.setting == prediction.setting]
             warm = [trial for trial in trials if cost or trial.purpose != "probe"]
@@ -419,7 +420,7 @@ class Search:
         return shown.next_rate(prediction.rate) or None
 
     def _limit(self, setting: Setting) -> Limit:
-        """Return what is known about the highest rate of a setting."""
+        """Return the measured limit of a setting's highest rate."""
         return limit(self._standing, setting, self.question.target)
 
     def _knows_layout(self, setting: Setting) -> bool:
@@ -427,7 +428,7 @@ class Search:
         return any(trial.setting.layout == setting.layout for trial in self.trials)
 
     def _optimistic(self, prediction: Prediction) -> float:
-        """Return the value of a setting if it is better than predicted; the smallest is the best."""
+        """Return the value that a setting would have with a usual error in its favour; the smallest is the best."""
         doubt = _MEASURED if self._knows_layout(prediction.setting) else _UNMEASURED
         if self.question.objective is Objective.THROUGHPUT:
             return -min((1 + doubt) * prediction.rate, self._limit(prediction.setting).missed)
@@ -445,7 +446,7 @@ class Search:
         return optimistic < self._cost(best)[0] * (1 - _SAME)
 
     def _nearest(self) -> Trial | None:
-        """Return the trial that came nearest to the target."""
+        """Return the trial with the statistic closest to the target."""
         answered = [trial for trial in self.trials if trial.latency is not None]
         return min(answered, key=lambda trial: (trial.failed > 0.5, trial.latency or math.inf), default=None)
 
@@ -459,5 +460,5 @@ def _same(first: Trial, second: Trial) -> bool:
 
 
 def _rounded(value: float) -> float:
-    """Return a value rounded to steps of `_SAME`, so that nearly equal ones are equal."""
+    """Return a value rounded to steps of `_SAME`, so that nearly equal values become equal."""
     return round(math.log(value) / math.log1p(_SAME)) if value > 0 else -math.inf

@@ -1,4 +1,4 @@
-"""The time of a batch against its size: a fixed part and a part of each request, with the noise that was measured."""
+"""The time of a batch against its size: a fixed part and a part for each request, with the measured noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-MISFIT = 0.1  # of a measured mean; a line that misses one by more is replaced by the measured means
+MISFIT = 0.1  # relative distance from a measured mean above which the line is replaced by the measured means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class BatchTimes:
     Attributes:
         size: requests in each batch.
         seconds: wall-clock time of each batch.
-        cpu_seconds: mean CPU time of a batch, of all threads; None: not measured, taken for one thread.
+        cpu_seconds: mean CPU time of a batch over all threads; None: not measured, one thread is assumed.
     """
 
     size: int
@@ -31,7 +31,7 @@ class BatchTimes:
 
     @property
     def cores(self) -> float:
-        """Cores that a batch uses, in the mean."""
+        """Mean number of cores that a batch uses."""
         return 1.0 if self.cpu_seconds is None else max(0.05, self.cpu_seconds / self.mean)
 
 
@@ -42,7 +42,7 @@ class ServiceModel:
     Attributes:
         fixed: seconds of a batch that do not depend on its size.
         per_request: seconds that each request adds.
-        measured: the batches that it was fitted to, by size.
+        measured: the batches that the model was fitted to, by size.
         misfit: the largest relative distance of the line from a measured mean. Above `MISFIT`, times between
             measured sizes are interpolated, and ``fixed`` and ``per_request`` only describe the curve.
         scale: factor of all times; trials correct it.
@@ -56,7 +56,7 @@ class ServiceModel:
 
     @property
     def linear(self) -> bool:
-        """Whether times are those of the line."""
+        """Whether times follow the line."""
         return self.misfit <= MISFIT
 
     def scaled(self, factor: float) -> ServiceModel:
@@ -68,11 +68,11 @@ class ServiceModel:
         return self.scale * (self.fixed + self.per_request * size if self.linear else self._interpolated(size))
 
     def cores(self, size: int) -> float:
-        """Return how many cores a batch uses, in the mean; one where this was not measured."""
+        """Return the mean number of cores that a batch uses; 1 if this was not measured."""
         return self._nearest(size).cores if self.measured else 1.0
 
     def times(self, size: int) -> tuple[float, ...]:
-        """Return times of a batch that are equally likely: the mean, with the noise of the nearest measured size."""
+        """Return equally likely times of a batch: the mean, with the noise of the nearest measured size."""
         mean = self.mean(size)
         if not self.measured:
             return (mean,)
@@ -97,10 +97,10 @@ def fit(measured: Sequence[BatchTimes]) -> ServiceModel:
     """Fit ``fixed + per_request * size`` to measured batches, by least squares of relative errors.
 
     Args:
-        measured: batches of different sizes; at least one batch of each, and one size at least.
+        measured: batches of different sizes; at least one size, with at least one batch each.
 
     Returns:
-        The model; both parts are zero or positive. One size alone gives a model without a fixed part.
+        The model; both parts are zero or positive. A single size gives a model without a fixed part.
     """
     ordered = tuple(sorted(measured, key=lambda times: times.size))
     points = [(times.size, times.mean) for times in ordered]
@@ -110,8 +110,8 @@ def fit(measured: Sequence[BatchTimes]) -> ServiceModel:
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Return intercept and slope of the line with the least squares of relative errors, none of them negative."""
-    # Weights of 1 / mean**2; sums of weight, weight * x, ...
+    """Return intercept and slope, neither of them negative, of the line with the least squares of relative errors."""
+    # Weights of 1 / mean**2; sums of weight, weight * x and so on.
     weights = [mean**-2 for _, mean in points]
     total = sum(weights)
     x = sum(weight * size for weight, (size, _) in zip(weights, points, strict=True))

@@ -1,16 +1,16 @@
 """The queue, the workers and the cores of a server, simulated event by event.
 
-Requests arrive at random (Poisson), pass the server's event loop one after the other, wait in the queue of the version
+Requests arrive at random (Poisson), pass the server's event loop one after the other, wait in the queue of the version,
 and are run in batches:
 
-* the built-in server sends all that waits, up to the batch size, to a worker when one is idle
-  (`torchmar.server.workers.pool`); a batch is never waited for;
-* TorchServe's idle worker takes the first request and waits for more until the batch is full, or for
-  ``maxBatchDelay`` from then. One worker at a time collects a batch.
+* the built-in server sends all waiting requests, up to the batch size, to a worker when one is idle
+  (`torchmar.server.workers.pool`); it never waits for a full batch;
+* TorchServe's idle worker takes the first request, and waits until the batch is full or ``maxBatchDelay`` is over.
+  Only one worker at a time collects a batch.
 
-Batches share the cores with the event loop and the clients, which use a constant part of them: when all need more than
-there are, batches become slower in the same ratio (processor sharing). The same seed gives the same arrivals, so that
-settings are compared on the same load.
+Batches share the cores with the event loop and the clients, which use a constant part of them. When more cores are
+needed than there are, batches become slower in the same ratio (processor sharing). The same seed gives the same
+arrivals, so that settings are compared with the same load.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torchmar.tuning.service_model import ServiceModel
 
 _NEARLY, _USABLE = 0.99, 0.93
 _MANY = 1_000_000
-_AHEAD = 2  # as in torchmar.server.workers.staged_pool: batches that wait for each worker with the model
+_AHEAD = 2  # batches that wait for each worker with the model, as in torchmar.server.workers.staged_pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Stage:
     """Workers that run one step of a request, one request at a time.
 
     Attributes:
-        workers: how many there are.
-        service: the time of one request.
+        workers: number of workers.
+        service: time of one request.
     """
 
     workers: int
@@ -49,18 +49,18 @@ class System:
     """A server with one model; times in seconds.
 
     Attributes:
-        service: the time of a batch in a worker.
-        workers: workers with the model.
-        batch_size: requests of a batch at the most.
-        delay: how long a worker waits for a full batch, from its first request; None: not at all, as the built-in
-            server.
-        cores: of the machine.
+        service: time of a batch in a worker.
+        workers: number of workers with the model.
+        batch_size: largest number of requests in a batch.
+        delay: time that a worker waits for a full batch, from its first request; None: it does not wait, as on the
+            built-in server.
+        cores: number of cores of the machine.
         loop: CPU time of a request in the server's event loop, which handles one at a time.
-        latency: time of a request on its way that needs no core of this machine.
-        client: CPU time of a request on the same machine, outside of server and workers.
-        queue_size: waiting requests; more are rejected.
-        preprocess: workers of a stage before the model.
-        postprocess: workers of a stage after it.
+        latency: time of a request on its way in which it uses no core of this machine.
+        client: CPU time of a request on the same machine outside of server and workers.
+        queue_size: largest number of waiting requests; more are rejected.
+        preprocess: the stage before the model.
+        postprocess: the stage after it.
     """
 
     service: ServiceModel
@@ -78,13 +78,13 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the simulated requests met.
+    """The results of a simulation.
 
     Attributes:
         latencies: seconds of each completed request after the warm-up, sorted.
-        rejected: requests that found the queue full.
-        batch_sizes: batches by their size.
-        cores: cores in use, in the mean.
+        rejected: number of requests that were rejected because the queue was full.
+        batch_sizes: number of batches of each size.
+        cores: mean number of cores in use.
         seconds: simulated time.
     """
 
@@ -117,7 +117,7 @@ class Outcome:
 
 
 def capacity(system: System) -> float:
-    """Return the rate in requests per second beyond which the queue grows without end: that of full batches."""
+    """Return the rate in requests per second above which the queue grows without limit: that of full batches."""
     size, service = system.batch_size, system.service
     seconds = service.mean(size)
     cpu = seconds * service.cores(size) / size + system.loop + system.client
@@ -131,10 +131,10 @@ def capacity(system: System) -> float:
 
 
 def usable_capacity(system: System) -> float:
-    """Return the highest rate, in requests per second, that the simulation is believed at.
+    """Return the highest rate, in requests per second, at which the simulation is realistic.
 
-    The workers' capacity is known from their times. Cores are also needed by the system and by other programs, which no
-    profile shows, and with them the event loop stands still.
+    The workers' capacity is known from their times. But the system and other programs also need cores, in amounts that
+    no profile shows; when they take them, the event loop stops.
     """
     boundless = replace(system, cores=_MANY, loop=0.0)
     return min(_NEARLY * capacity(boundless), _USABLE * capacity(system))
@@ -148,13 +148,13 @@ def simulate(
     Args:
         system: the server.
         rate: requests per second.
-        requests: how many arrive; the first tenth, at the most 200, is not counted among the latencies.
-        seed: of the arrivals and of the noise.
-        late: a latency in seconds, and a number of requests: the simulation ends early once more requests than that
-            took longer, since it is clear then that a percentile is not kept.
+        requests: number of requests; the first tenth, at most 200, does not count for the latencies.
+        seed: seed of arrivals and noise.
+        late: a latency in seconds and a number of requests: the simulation ends early once more requests than this
+            number took longer, because the percentile is then certainly too high.
 
     Returns:
-        The latencies and batches of the requests. All that were not rejected are completed.
+        The latencies and batches of the requests. All requests that are not rejected are completed.
     """
     return _Simulation(system, rate, requests, seed, late).run()
 
@@ -168,9 +168,9 @@ def _unit_arrivals(requests: int, seed: int) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=32)
 def _arrivals(rate: float, loop: float, requests: int, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return when requests arrive at a rate, and when the event loop has handled each, one after the other.
+    """Return the times at which requests arrive, and at which the event loop has handled each, one after the other.
 
-    Kept, since many systems are simulated at the same rate.
+    Cached, because many systems are simulated at the same rate.
     """
     arrivals = tuple([unit / rate for unit in _unit_arrivals(requests, seed)])
     if not loop:
@@ -185,29 +185,29 @@ def _arrivals(rate: float, loop: float, requests: int, seed: int) -> tuple[tuple
 
 
 def late_limit(percent: float, seconds: float, requests: int) -> tuple[float, int]:
-    """Return the argument ``late`` of `simulate` that ends it early if a percentile is above a number of seconds."""
+    """Return the argument ``late`` of `simulate` that ends it early if a percentile exceeds a number of seconds."""
     counted = requests - warm_up(requests)
     return seconds, counted - math.ceil(percent / 100 * counted)
 
 
 def warm_up(requests: int) -> int:
-    """Return how many of the first requests are not counted."""
+    """Return the number of first requests that do not count."""
     return min(200, requests // 10)
 
 
 class _Simulation:
-    """One run; work is measured in virtual time, which advances more slowly while too few cores are shared."""
+    """One run; work is measured in virtual time, which advances more slowly when cores are short."""
 
     def __init__(self, system: System, rate: float, requests: int, seed: int, late: tuple[float, int] | None) -> None:
         self._system = system
         self._noise = random.Random(seed + 1).random
-        self._times: dict[tuple[str, int], tuple[tuple[float, ...], float]] = {}  # and cores, by step and size
+        self._times: dict[tuple[str, int], tuple[tuple[float, ...], float]] = {}  # times and cores, by step and size
         self._arrivals, self._admissions = _arrivals(rate, system.loop, requests, seed)
         self._late_after, self._late_left = late or (math.inf, 0)
         self._now = self._virtual = 0.0
         self._demand = rate * (system.client + system.loop)
         self._speed = self._rate_of_work()
-        self._running: list[tuple[float, int, float, str, Sequence[int]]] = []  # by the virtual time of their end
+        self._running: list[tuple[float, int, float, str, Sequence[int]]] = []  # batches, by their virtual end
         self._started = 0
         self._used = 0.0  # core seconds
         self._before: deque[int] = deque()
@@ -216,7 +216,7 @@ class _Simulation:
         self._idle = system.workers
         self._idle_before = system.preprocess.workers if system.preprocess else 0
         self._idle_after = system.postprocess.workers if system.postprocess else 0
-        self._collected: list[int] = []  # by a worker of TorchServe that waits for a full batch
+        self._collected: list[int] = []  # requests of the batch that a worker of TorchServe collects
         self._deadline = math.inf
         self._latencies: list[float] = []
         self._warm_up = warm_up(requests)
@@ -238,25 +238,25 @@ class _Simulation:
         )
 
     def _run_plain(self) -> None:
-        """Run a server without stages and delays, as most are, as `_run_any` does in a third of the time.
+        """Run a server without stages and delays, the usual kind, in a third of the time of `_run_any`.
 
-        Requests wait only while all workers are busy. Until the next of these ends its batch, nothing else changes, so
-        that all requests that arrive meanwhile are queued at once. A batch is a range of the queue.
+        Requests wait only while all workers are busy. Until the next worker ends its batch, nothing else changes, so
+        that all requests that arrive in between are queued at once. A batch is a range of the queue.
         """
         system, arrivals, admissions = self._system, self._arrivals, [*self._admissions, math.inf]
         cores, batch_size, queue_size = float(system.cores), system.batch_size, system.queue_size
         push, pop, replace_first, noise = heapq.heappush, heapq.heappop, heapq.heapreplace, self._noise
-        running: list[tuple[float, int, int, float]] = []  # by the end: its virtual time, the range, and cores
+        running: list[tuple[float, int, int, float]] = []  # virtual time of the end, range of the queue, cores
         times = {1: (alone := self._batch_times(1))}
         alone_likely, alone_count, alone_cores = alone
         sizes, total = {1: 0}, len(arrivals)
-        queue: list[float] = []  # arrivals that were not rejected; those from ``sent`` on wait
+        queue: list[float] = []  # arrivals that were not rejected; those after index ``sent`` wait
         enqueue = queue.append
         idle, arrived, queued, sent = self._idle, 0, 0, 0
         now, virtual, used, demand, speed = self._now, self._virtual, self._used, self._demand, self._speed
         late_after, late_left = self._late_after, self._late_left
         answer, first_counted, further = self._latencies.append, self._warm_up, system.latency
-        counted = total  # where the queue has the first request after the warm-up
+        counted = total  # index of the first request after the warm-up
         next_arrival = admissions[0]
         while late_left >= 0:
             if running:
@@ -320,7 +320,7 @@ class _Simulation:
         self._now, self._used, self._sizes = now, used, sizes
 
     def _batch_times(self, size: int) -> tuple[tuple[float, ...], int, float]:
-        """Return times of a batch that are equally likely, their number, and its cores."""
+        """Return equally likely times of a batch, their number, and its cores."""
         times = self._system.service.times(size)
         return times, len(times), self._system.service.cores(size)
 
@@ -442,7 +442,7 @@ class _Simulation:
         self._start(times[int(self._noise() * len(times))], cores, kind, members)
 
     def _collect(self, delay: float) -> None:
-        """Let an idle worker of TorchServe take requests; a batch that is full is sent at once."""
+        """Let an idle worker of TorchServe take requests; a full batch is sent at once."""
         while self._waiting and (self._collected or self._idle):
             if not self._collected:
                 self._deadline = self._now + delay

@@ -1,4 +1,4 @@
-"""The settings that a server can have for one model, and the grid of them that is searched."""
+"""The settings that a server can have for one model, and the grid that is searched."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Setting:
     """The configuration of a model on a server.
 
     Attributes:
-        workers: workers with the model.
-        threads: threads of each of them.
-        batch_size: requests of a batch at the most.
-        delay_ms: how long TorchServe waits for a full batch, in milliseconds; 0 for the built-in server, which does
+        workers: number of workers with the model.
+        threads: number of threads of each worker.
+        batch_size: largest number of requests in a batch.
+        delay_ms: time that TorchServe waits for a full batch, in milliseconds; 0 for the built-in server, which does
             not wait.
-        preprocess: workers of a stage before the model; 0: there is none.
-        postprocess: workers of a stage after it; 0: there is none.
+        preprocess: workers of the stage before the model; 0: there is no such stage.
+        postprocess: workers of the stage after it; 0: there is no such stage.
         gpu: whether the workers with the model have a GPU.
     """
 
@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def layout(self) -> tuple[int, int, int, int, bool]:
-        """All but batching: what decides how workers share the machine."""
+        """All values except those of batching: they decide how workers share the machine."""
         return self.workers, self.threads, self.preprocess, self.postprocess, self.gpu
 
     def __str__(self) -> str:
@@ -74,15 +74,15 @@ class Space:
     """The grid of settings.
 
     Attributes:
-        cores: of the machine.
+        cores: number of cores of the machine.
         batch_sizes: in ascending order.
-        delays_ms: of TorchServe; (0,) for the built-in server.
+        delays_ms: delays of TorchServe; (0,) for the built-in server.
         choose_threads: whether the handler's number of threads can be configured; otherwise each worker has its share
             of the cores.
-        stages: whether the handler can be split into stages, and the server has these.
-        gpus: GPUs of the machine.
-        replicas: on a cluster, pairs of a number of threads and of the replicas with so many that fit; empty: the
-            workers are on this machine.
+        stages: whether the handler can be split into stages, and the server supports them.
+        gpus: number of GPUs of the machine.
+        replicas: on a cluster, for each number of threads the number of replicas that fit; empty: the workers are on
+            this machine.
     """
 
     cores: int
@@ -94,7 +94,7 @@ class Space:
     replicas: Sequence[tuple[int, int]] = ()
 
     def settings(self) -> Iterator[Setting]:
-        """Yield all settings of the grid, without those that a batch size of 1 makes equal."""
+        """Yield all settings of the grid, without those that are equal because their batch size is 1."""
         for workers, threads, preprocess, postprocess, gpu in self.layouts():
             for batch_size in self.batch_sizes:
                 for delay in self.delays_ms if batch_size > 1 else self.delays_ms[:1]:
@@ -109,7 +109,7 @@ class Space:
                     )
 
     def layouts(self) -> Iterator[tuple[int, int, int, int, bool]]:
-        """Yield workers, threads of each, workers of the two stages, and whether they have a GPU."""
+        """Yield workers, threads of each, workers of the two stages, and whether the workers have a GPU."""
         for gpu in (False, True) if self.gpus else (False,):
             for workers in self.worker_counts():
                 for threads in self.thread_counts(workers):
@@ -118,11 +118,11 @@ class Space:
                 continue
             for workers in (1, 2) if gpu else (1,):
                 for preprocess in range(1, min(self.cores, 8) + 1):
-                    # One worker of a stage has one thread; the others' cores are for the model.
+                    # A worker of a stage has one thread; the remaining cores are for the model.
                     yield workers, max(1, (self.cores - preprocess) // workers), preprocess, 0, gpu
 
     def worker_counts(self) -> list[int]:
-        """Return the numbers of workers: each up to 4, then powers of two, up to twice the cores; or what fits."""
+        """Return the numbers of workers: 1 to 4, then powers of two up to twice the cores, or those that fit."""
         powers = [2**power for power in range(3, 7)]
         if self.replicas:
             most = max(number for _, number in self.replicas)
@@ -131,7 +131,7 @@ class Space:
         return sorted({number for number in (1, 2, 3, 4, self.cores, *powers) if number <= max(2, most)})
 
     def thread_counts(self, workers: int) -> list[int]:
-        """Return the numbers of threads that a worker may have: its share of the cores, and fewer if it can choose."""
+        """Return the numbers of threads of a worker: its share of the cores, and fewer if the handler allows it."""
         if self.replicas:
             return [threads for threads, number in self.replicas if number >= workers]
         share = max(1, self.cores // workers)
@@ -141,14 +141,14 @@ class Space:
 
 
 def on_machine(cores: int, engine: EngineName, target: Target, *, handler_options: bool, gpus: int) -> Space:
-    """Return the settings that make sense for an archive.
+    """Return the grid of settings that are useful for an archive.
 
     Args:
-        cores: of the machine.
+        cores: number of cores of the machine.
         engine: the server.
-        target: the target; delays leave most of its time for the batch.
+        target: target; delays leave most of its time for the batch.
         handler_options: whether the handler has torchmar's options, and can be split into stages.
-        gpus: that its workers may use.
+        gpus: number of GPUs that the workers may use.
     """
     delays = tuple(delay for delay in DELAYS_MS if delay <= 500 * target.seconds) or DELAYS_MS[:1]
     return Space(

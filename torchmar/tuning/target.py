@@ -1,4 +1,4 @@
-"""The target of a tuning: a bound for the latency, and what is optimised among the settings that keep it."""
+"""The target of a tuning: a limit for the latency, and the objective among the settings that meet it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
 class Objective(Enum):
-    """The quantity that is optimised among the settings that keep the target."""
+    """The quantity that is optimised among the settings that meet the target."""
 
-    THROUGHPUT = "throughput"  # the highest rate at which the target is kept
+    THROUGHPUT = "throughput"  # the highest rate within the target
     LATENCY = "latency"  # the lowest latency at a given rate
-    COST = "cost"  # the least memory with which the target is kept at a given rate
+    COST = "cost"  # the least memory that meets the target at a given rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A bound for the latency of requests.
+    """A limit for the latency of requests.
 
     Attributes:
-        name: of the statistic: mean, p50, p90, p95, p99 or p999.
-        seconds: the bound.
+        name: name of the statistic: mean, p50, p90, p95, p99 or p999.
+        seconds: the limit.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Target:
 
     @property
     def least_requests(self) -> int:
-        """The requests that show the statistic: with `torchmar.load.statistics.LEAST_BEYOND` beyond a percentile."""
+        """The requests that the statistic needs: `torchmar.load.statistics.LEAST_BEYOND` beyond a percentile."""
         return 1 if self.percent is None else least_count(self.percent)
 
     def comparable(self, requests: int) -> Target:
-        """Return the target, or that of the highest percentile below it which so many requests show.
+        """Return this target, or that of the next lower percentile for which ``requests`` are enough.
 
-        A percentile of fewer requests is that of the slowest ones, which chance decides. The median is compared at any
-        number of requests.
+        With fewer requests, a percentile is determined by the few slowest ones, at random. The median is compared with
+        any number of requests.
         """
         lower = [name for name, percent in _PERCENT.items() if (percent or 100.0) < (self.percent or 0.0)]
         for name in [self.name, *reversed(lower)]:
@@ -63,17 +63,17 @@ class Target:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a time in milliseconds with three significant digits, as it is shown: ``12.3 ms``."""
+    """Return a time in milliseconds with three significant digits, as reports show it: ``12.3 ms``."""
     value = seconds * 1000
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{digits}f} ms"
 
 
 def parse_target(text: str) -> Target:
-    """Return the target that a text such as ``p99<50ms`` stands for.
+    """Return the target of a text such as ``p99<50ms``.
 
     Raises:
-        TorchmarError: it is none.
+        TorchmarError: the text is no target.
     """
     match = _LATENCY.fullmatch(text)
     if not match or not float(match[2]):
@@ -87,7 +87,7 @@ def parse_duration(text: str) -> float:
     """Return the seconds of a text such as ``5m``, ``90s`` or ``300``.
 
     Raises:
-        TorchmarError: it is no time.
+        TorchmarError: the text is no duration.
     """
     match = _DURATION.fullmatch(text)
     if not match or not float(match[1]):

@@ -1,4 +1,4 @@
-"""Measured trials, and the record of a tuning that is kept after each of them."""
+"""Measured trials, and the record of a tuning, which is written after each trial."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Verdict(Enum):
 
 
 SCHEMA: Literal["torchmar-tuning/1"] = "torchmar-tuning/1"
-MOST_FAILED = 0.001  # of the requests; with more, a setting does not keep the target
+MOST_FAILED = 0.001  # largest share of failed requests with which a setting meets the target
 
 _SATURATED = 0.1  # of the requests
 
@@ -40,32 +40,32 @@ _SATURATED = 0.1  # of the requests
 class Trial:
     """A setting, measured at a rate with random arrivals.
 
-    For the highest rate, a trial in the report is all measurements of a setting that follow each other (`numbers`).
+    In reports, for the highest rate, consecutive measurements of a setting are one trial (`numbers`).
 
     Attributes:
         setting: the setting.
         rate: requests per second that were sent.
-        seconds: measured, without the warm-up.
-        requests: that were sent in this time.
-        latency: the compared statistic, in seconds: that of the target, or a lower percentile, if a trial has too few
+        seconds: duration, without the warm-up.
+        requests: number of requests that were sent in this time.
+        latency: measured statistic, in seconds: that of the target, or of a lower percentile if the trial has too few
             requests for it; None: no request was answered.
         median: median latency in seconds; None: no request was answered.
-        throughput: right answers per second.
-        failed: the share of the requests without a right answer.
-        predicted: the compared statistic as it was predicted before, in seconds.
-        statistic: the name of the compared statistic; empty: that of the target.
-        answered: requests with an answer; 0: not known.
-        within: of these, the answers within the target.
-        loop: CPU seconds of a request in the server's main process; None: not known.
+        throughput: correct answers per second.
+        failed: share of the requests without a correct answer.
+        predicted: prediction of the statistic before the measurement, in seconds.
+        statistic: name of the measured statistic; empty: that of the target.
+        answered: number of requests with an answer; 0: unknown.
+        within: number of these answers within the target.
+        loop: CPU seconds of a request in the server's main process; None: unknown.
         client: CPU seconds of a request in the client.
-        cores: that the server's processes used; None: not known.
-        memory: bytes of the server's processes; None: not known.
-        before_share: the share of the handler's time of the steps before the model; 0: not known.
-        after_share: the same of the steps after it.
-        stable: whether the load was steady while it was measured.
-        disturbances: why the figures may not be the server's: other programs used the cores, for example.
-        purpose: ``probe``, ``search``, ``floor`` (what is possible at a low rate), ``again`` (the trial before may show
-            a stall) or ``repeat``.
+        cores: cores that the server's processes used; None: unknown.
+        memory: bytes of the server's processes; None: unknown.
+        before_share: share of the handler's time in the steps before the model; 0: unknown.
+        after_share: share of the handler's time in the steps after the model.
+        stable: whether the load was steady during the measurement.
+        disturbances: other causes of the figures than the server, for example that other programs used the cores.
+        purpose: ``probe``, ``search``, ``floor`` (the lowest possible latency, at a low rate), ``again`` (the previous
+            trial may show a stall) or ``repeat``.
     """
 
     setting: Setting
@@ -91,18 +91,19 @@ class Trial:
     purpose: str = "search"
 
     def keeps(self, target: Target) -> bool:
-        """Return whether the setting kept the target at this rate, as far as is known: nothing shows that it did not.
+        """Return whether the setting met the target at this rate, or no measurement shows that it did not.
 
-        The statistic that is compared may be of a lower percentile than the target.
+        The measured statistic may be of a lower percentile than the target.
         """
         return self.latency is not None and self.latency < target.seconds and self.verdict(target) is not Verdict.MISSED
 
     def verdict(self, target: Target, *others: Trial) -> Verdict:
-        """Return what the trial says about the target, together with others of the same setting and rate.
+        """Return the verdict of this trial, together with others of the same setting and rate, on the target.
 
-        With too few requests for the percentile, it is kept or missed only if the share of the answers within the
-        target is above or below it with 95 % confidence. This interval is that of the percentile from order statistics:
-        the percentile is below a bound if, and only if, the share within the bound is above it.
+        With too few requests for the percentile, the target counts as met or missed only if the share of the answers
+        within it is high or low enough with 95 % confidence. This interval is that of the percentile from order
+        statistics: the percentile is below a limit exactly if the share within the limit is above the percentile's
+            rank.
         """
         if self.latency is None or self.failed > MOST_FAILED:
             return Verdict.MISSED
@@ -116,30 +117,30 @@ class Trial:
         return Verdict.KEPT if share.low >= wanted else Verdict.MISSED if share.high < wanted else Verdict.UNPROVEN
 
     def share_within(self, *others: Trial) -> float | None:
-        """Return the share of the answers within the target that is shown with 95 % confidence; None: not known."""
+        """Return the share of the answers within the target, a lower bound with 95 % confidence; None: unknown."""
         answered, within = self._counts(others)
         return share_interval(within, answered).low if answered else None
 
     def _counts(self, others: Sequence[Trial]) -> tuple[int, int]:
-        """Return the answers, and those within the target, of this and other trials."""
+        """Return the number of answers, and of those within the target, of this and other trials."""
         trials = (self, *others)
         return sum(trial.answered for trial in trials), sum(trial.within for trial in trials)
 
     @property
     def saturated(self) -> bool:
-        """Whether more requests were sent than the server answers."""
+        """Whether more requests were sent than the server could answer."""
         return self.failed > _SATURATED or self.throughput * self.seconds < (1 - _SATURATED) * self.requests
 
     @property
     def miss(self) -> float | None:
-        """How wrong the prediction was, relative to the measurement; negative: it was too low."""
+        """The error of the prediction, relative to the measurement; negative: the prediction was too low."""
         return None if not self.latency else (self.predicted - self.latency) / self.latency
 
 
 def numbers(trials: Sequence[Trial], objective: Objective) -> list[int]:
-    """Return the number of the trial that each measurement belongs to, from 1.
+    """Return the number of the trial of each measurement, from 1.
 
-    For the highest rate, a trial is all measurements of a setting that follow each other, at different rates.
+    For the highest rate, consecutive measurements of a setting at different rates are one trial.
     """
     if objective is not Objective.THROUGHPUT:
         return list(range(1, len(trials) + 1))
@@ -149,17 +150,18 @@ def numbers(trials: Sequence[Trial], objective: Objective) -> list[int]:
 
 @dataclass(kw_only=True)
 class Record:
-    """All that a tuning has measured so far.
+    """All measurements of a tuning so far.
 
     Attributes:
-        question: what was to be found, and where: archive, target, engine, machine; a record continues the same one.
-        profiles: of the workers.
-        trials: in the order of their measurement.
+        question: goal and circumstances: archive, target, engine, machine; a tuning continues the record of the same
+            question.
+        profiles: profiles of the workers.
+        trials: trials, in the order of their measurement.
         complete: whether the search has ended.
-        reason: why it has ended.
-        seconds: that it took, without interruptions.
-        choose_threads: whether the handler takes the option ``threads``.
-        cluster: what the cluster has room for; None: the server has none.
+        reason: reason for its end.
+        seconds: duration, without interruptions.
+        choose_threads: whether the handler accepts the option ``threads``.
+        cluster: replicas that fit on the nodes of the cluster; None: the server has no cluster.
     """
 
     question: dict[str, Any]
@@ -181,8 +183,8 @@ class RecordFile:
     """The file of a record, which is replaced whole after each change.
 
     Args:
-        folder: of the files; it is created.
-        question: what is to be found, as values of JSON.
+        folder: folder of the records, which is made if it does not exist.
+        question: goal and circumstances, as values of JSON.
     """
 
     def __init__(self, folder: Path, question: Mapping[str, Any]) -> None:
@@ -191,7 +193,7 @@ class RecordFile:
         self.path = folder / f"{question['name']}-{question['version']}-{digest}.json"
 
     def load(self) -> Record:
-        """Return the record of the same question; an empty one if there is none, or none that can be read."""
+        """Return the record of the same question; an empty record if there is none, or it cannot be read."""
         try:
             values = json.loads(self.path.read_bytes())
             if values["schema"] == SCHEMA and values["question"] == self._question:

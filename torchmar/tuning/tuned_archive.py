@@ -1,4 +1,4 @@
-"""The facts about an archive that a tuning depends on, read once."""
+"""The properties of an archive that a tuning depends on, read once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class TunedArchive:
     """An archive to tune.
 
     Attributes:
-        path: the ``.mar``.
+        path: path of the ``.mar``.
         name: of the model.
         version: of the archive.
-        digest: of its content.
-        queue_size: requests that may wait on a server.
+        digest: digest of its content.
+        queue_size: largest number of waiting requests on a server.
         has_stages: whether its configuration has stages.
-        has_threads: whether its handler has a number of threads.
-        carries_handlers: whether torchmar's handlers are in it: those that build on them have their options, and can be
-            split into stages.
+        has_threads: whether its configuration sets a number of threads.
+        carries_handlers: whether it contains torchmar's handlers: handlers that build on them have their options, and
+            can be split into stages.
     """
 
     path: Path
@@ -38,10 +38,10 @@ class TunedArchive:
 
     @classmethod
     def read(cls, path: Path) -> TunedArchive:
-        """Return the facts about a file.
+        """Return the properties of an archive.
 
         Raises:
-            ArchiveError: it is no archive.
+            ArchiveError: the file is no archive.
         """
         with Archive(path) as archive:
             options = archive.config.get("handler")

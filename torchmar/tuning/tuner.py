@@ -1,4 +1,4 @@
-"""Tune an archive: profile its handler, start a server, search the settings, keep a record."""
+"""Tune an archive: profile its handler, start a server, search for the best setting, keep a record."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Record, RecordFile, Trial, numbers
 from torchmar.tuning.tuned_archive import TunedArchive
 
-_TRIAL_SECONDS = 10.0  # that one trial takes, about
-_LEAST_TRIALS = 6  # for which the budget is enough, however many requests the percentile needs
-_CHANGE_SECONDS = 3.0  # of a trial, until its setting is loaded and warm
+_TRIAL_SECONDS = 10.0  # usual duration of a trial
+_LEAST_TRIALS = 6  # number of trials that must fit into the budget, even if the percentile needs many requests
+_CHANGE_SECONDS = 3.0  # part of a trial until its setting is loaded and warm
 
 
 class Observer(Protocol):
@@ -43,24 +43,24 @@ class Observer(Protocol):
         """Show a profile."""
 
     def on_trial(self, trial: Trial, number: int) -> None:
-        """Show a measurement; the numbers of trials begin at 1."""
+        """Show a measurement; trials are numbered from 1."""
 
 
 class Tuner:
-    """Finds the setting of an archive for a target.
+    """Finds the best setting of an archive for a target.
 
     Args:
-        archive: the ``.mar``.
-        workload: the requests; those that are to fail are left out.
-        question: what is to be found.
-        options: the server, how long it may take, what is searched.
-        folder: of the records, with which an interrupted tuning continues.
-        observer: gets the progress.
-        anew: whether to ignore the record of an earlier tuning.
+        archive: path of the ``.mar``.
+        workload: requests; those that are expected to fail are left out.
+        question: goal of the search.
+        options: server, time limit and settings.
+        folder: folder of the records, from which an interrupted tuning continues.
+        observer: receives the progress.
+        anew: whether to ignore the record of an interrupted tuning.
 
     Attributes:
-        workload: the requests that are sent.
-        record: all that was measured so far.
+        workload: requests that are sent.
+        record: all measurements so far.
 
     Raises:
         TorchmarError: there are no requests.
@@ -84,7 +84,7 @@ class Tuner:
         self._longest_trial = max(_TRIAL_SECONDS, options.seconds / _LEAST_TRIALS - _CHANGE_SECONDS)
         self._machine = machine_use.describe()
         self._archive = TunedArchive.read(archive)
-        # The threads of a replica are its CPUs, whatever its handler is; an option of its handler says the same.
+        # The number of threads of a replica is that of its CPUs; a handler's own option has the same effect.
         self._choose_threads = self._archive.carries_handlers and (self._archive.has_threads or not options.on_cluster)
         self._space = options.space or on_machine(
             self._machine.cores,
@@ -109,28 +109,28 @@ class Tuner:
 
     @property
     def continued(self) -> bool:
-        """Whether profiles or trials were measured before."""
+        """Whether profiles or trials were measured by an earlier run."""
         return bool(self.record.profiles or self.record.trials)
 
     def run(self) -> Tuning:
-        """Measure what the record does not have yet, and return the result.
+        """Measure what the record does not contain yet, and return the result.
 
         Raises:
             LoadError: the archive does not load.
             ModelFailedError: a worker does not start on the server.
-            TorchmarError: the time is used up before the first trial, or the target is missed by every request.
+            TorchmarError: the time is used up before the first trial, or every request misses the target.
         """
         with contextlib.ExitStack() as stack:
             server = None
             if self._options.on_cluster and not self.record.complete:
-                server = self._start(stack)  # before all else: the settings depend on the cluster
+                server = self._start(stack)  # first of all, because the settings depend on the cluster
                 self.record.cluster = server.room(self._machine.cores)
             if self.record.cluster and self._options.space is None:
                 self._space = replace(self._space, replicas=self.record.cluster.replicas)
             return self._run(stack, server)
 
     def _start(self, stack: contextlib.ExitStack) -> LiveServer:
-        """Start the server, which ends with the stack."""
+        """Start the server; the stack stops it."""
         self._observer.on_step("starting the server")
         server = LiveServer(
             self._options.engine,
@@ -190,7 +190,7 @@ class Tuner:
             self._observer.on_step(f"measuring {setting} at {rate:.4g} requests/s")
             left = self._deadline - time.monotonic() - _CHANGE_SECONDS
             longest = max(_TRIAL_SECONDS, min(self._longest_trial, left))
-            # The highest rate is closed in on by short measurements; a long one confirms it at the end.
+            # The highest rate is found by short measurements; a long one confirms it at the end.
             brief = self._question.rate is None and purpose != "repeat"
             shortest = BRIEF_SECONDS if brief else LEAST_SECONDS
             trial = server.measure(setting, rate, predicted, purpose, shortest=shortest, longest=longest)
@@ -203,7 +203,7 @@ class Tuner:
             server.compared = predictor.target
         self._observer.on_step("predicting all settings")
         each = (self._seconds_at_rate() if self._question.rate else _TRIAL_SECONDS) + _CHANGE_SECONDS
-        # The last measurement begins early enough to end in time; the first one begins in any case.
+        # The last measurement starts early enough to end in time; the first one starts in any case.
         seconds = max(1.0, self._deadline - time.monotonic() - each) if server else 0.0
         search = Search(
             predictor,
@@ -218,7 +218,7 @@ class Tuner:
         return search.run()
 
     def _compared(self) -> Target:
-        """Return the target, or that of the highest percentile below it that a trial at the given rate shows."""
+        """Return the target, or that of the next lower percentile for which a trial at the given rate suffices."""
         target = self._question.target
         if self.record.trials and (name := self.record.trials[0].statistic):
             return replace(target, name=name)
@@ -227,7 +227,7 @@ class Tuner:
         return target.comparable(int(self._question.rate * self._seconds_at_rate()))
 
     def _seconds_at_rate(self) -> float:
-        """Return how long each setting is measured at the given rate."""
+        """Return the duration of each measurement at the given rate."""
         assert self._question.rate
         return self._options.trial_seconds or trial_seconds(
             self._question.target, self._question.rate, self._longest_trial
@@ -238,7 +238,7 @@ class Tuner:
         self._file.save(self.record)
 
     def _profile(self) -> None:
-        """Measure the workers that the record has no profile of, in turn."""
+        """Measure the workers without a profile in the record, in turn."""
         done = {(measured.threads, measured.gpu) for measured in self.record.profiles}
         wanted = [
             (threads, gpu)
@@ -248,11 +248,11 @@ class Tuner:
         ]
         if not wanted:
             return
-        self._save()  # a folder that cannot be written is an error now, not when all has been measured
+        self._save()  # a folder that cannot be written is an error now, not after all measurements
         try:
             measured = self._profile_workers(wanted)
         except LoadError:
-            # A handler of its own beside torchmar's need not have their options.
+            # A handler of its own beside torchmar's may lack their options.
             if not self._choose_threads or self.record.profiles:
                 raise
             self._leave_threads()
@@ -264,7 +264,7 @@ class Tuner:
             self._observer.on_profile(each)
 
     def _profile_workers(self, wanted: Sequence[tuple[int, bool]]) -> list[Profile]:
-        """Return the profiles of workers, by their threads and whether they have a GPU."""
+        """Return the profiles of workers, by the number of threads and whether they have a GPU."""
         with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
             subjects = []
             for number, (threads, gpu) in enumerate(wanted):
@@ -290,7 +290,7 @@ class Tuner:
             return profile(subjects, requests, longest=1.5 * self._question.target.seconds, on_size=on_size)
 
     def _leave_threads(self) -> None:
-        """Leave the handler's threads and stages as they are, because it does not take torchmar's options."""
+        """Keep the handler's threads and stages, because it does not accept torchmar's options."""
         self.record.choose_threads = self._choose_threads = False
         self._space = replace(self._space, choose_threads=False, stages=False)
 
@@ -305,7 +305,7 @@ class Tuner:
 
 
 def profiled_threads(space: Space, cores: int) -> list[int]:
-    """Return the numbers of threads to profile: one, all cores, and up to two between them; none beyond the cores."""
+    """Return the numbers of threads to profile: one, all cores, and up to two numbers between them."""
     wanted = {threads for workers in space.worker_counts() for threads in space.thread_counts(workers)}
     counts = sorted({min(threads, cores) for threads in wanted})
     if len(counts) <= 3:
@@ -314,7 +314,7 @@ def profiled_threads(space: Space, cores: int) -> list[int]:
 
 
 def _succeeding(workload: Workload) -> Workload:
-    """Return the requests of a workload that are to succeed."""
+    """Return the requests of a workload that are expected to succeed."""
     cases = tuple(case for case in workload.cases if not case.sample or case.sample.status < 300)
     if not cases:
         raise TorchmarError(

@@ -1,4 +1,4 @@
-"""Weights in another format, written only if they answer as their source does.
+"""Weights in another format, written only if they give the same answers as their source.
 
 ::
 

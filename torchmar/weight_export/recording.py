@@ -1,4 +1,4 @@
-"""The examples of an archive: what its handler gives the model for the samples."""
+"""The examples of an archive: the inputs that its handler passes to the model for the samples."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torchmar.errors import TorchmarError
 from torchmar.optimizing import inputs
 from torchmar.optimizing.steps import StepError, Steps
 
-_MOST = 8  # samples: more make no difference
+_MOST = 8  # largest number of samples: more make no difference
 _SECONDS = 600.0
-_MEMORY = 1 << 40  # bytes, which is no limit: a worker has none
+_MEMORY = 1 << 40  # so large that it is no limit, as for a worker
 
 
 def record(archive: Path, folder: Path, shown: str, scratch: Path) -> Path:
-    """Return the file of the calls that the handler makes of its model.
+    """Return the file of the calls that the handler sends to its model.
 
     Args:
-        archive: of the handler and the samples.
-        folder: where it is extracted.
-        shown: how messages call the model.
-        scratch: a folder for the file.
+        archive: archive with the handler and the samples.
+        folder: folder where the archive is extracted.
+        shown: name of the model in messages.
+        scratch: folder for the file.
 
     Raises:
-        TorchmarError: there are no samples, or nothing can be recorded.
+        TorchmarError: there are no samples, or no call can be recorded.
     """
     work = Path(tempfile.mkdtemp(prefix="recording-", dir=scratch))
     hint = "give an example: --example x.npy"

@@ -34,22 +34,22 @@ TITLES: Mapping[str, str] = {
     "openvino": "OpenVINO",
 }
 _TRIED = ("export", "onnx", "openvino", "torchscript-script", "torchscript-trace")  # after a failure, the best first
-_SHOWN = 5  # cases that the model does not take
+_SHOWN = 5  # number of listed cases that the model rejects
 _ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
-    "CUDA_VISIBLE_DEVICES": "",  # what is exported on the CPU runs on every device
+    "CUDA_VISIBLE_DEVICES": "",  # a model that is exported on the CPU runs on every device
     "PYTHONHASHSEED": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",  # beside the user's model file
+    "PYTHONDONTWRITEBYTECODE": "1",  # no cache beside the model file
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
 Step = Callable[[str], None]
-"""Called with what is done now."""
+"""Called with a text about the current step."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or an output; in its shape, a name is any size."""
+    """An input or an output; a name in its shape is a dimension of any size."""
 
     name: str
     dtype: str
@@ -62,21 +62,21 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Weights that were written.
+    """Weights that were exported.
 
     Attributes:
-        source: the model.
-        to: the format.
-        files: the first is the one to name as weights; others lie beside it.
-        inputs: by position.
-        outputs: by position; with the sizes of the example.
-        sizes: of each dimension of any size, those that were compared.
-        bounds: of each dimension of any size, the smallest and the largest size (None: no limit), and the number that
-            it is a multiple of; empty where they are not known.
-        difference: the largest between the answers, relative to the largest output, or to 1.
-        compared: the number of inputs.
-        guessed: whether there was no example, and the shapes are those of the weights.
-        notes: what else to know.
+        source: name of the model.
+        to: format of the weights.
+        files: written files; the first is the one to name as weights, and the others belong to it.
+        inputs: inputs, by position.
+        outputs: outputs, by position; their shapes are those for the example.
+        sizes: for each dimension of any size, the sizes that were compared.
+        bounds: for each dimension of any size, the smallest size, the largest size (None: no limit), and the number
+            that every size is a multiple of; empty if they are not known.
+        difference: largest difference between the answers, relative to the largest output, or to 1.
+        compared: number of compared inputs.
+        guessed: whether the shapes come from the weights, because there was no example.
+        notes: further remarks for the user.
     """
 
     source: str
@@ -103,25 +103,25 @@ def export_weights(
     output: Path | None = None,
     on_step: Step = lambda text: None,
 ) -> Export:
-    """Write the weights of a model in another format, if it then answers as before.
+    """Write the weights of a model in another format, if they then give the same answers.
 
     Args:
         model: weights, a Keras or TensorFlow model, an archive, or a recipe.
         to: one of `TARGETS`.
         model_file: the Python file with the model's class, for weights without code.
         examples: files with inputs: ``.npy``, ``.npz`` (several by name), ``.json``, ``.jsonl``, ``.pt``,
-            ``.safetensors``. The first is traced, all are compared. Without them the shapes must be known.
+            ``.safetensors``. The first is traced, all are compared. Without examples, the weights must tell the shapes.
         dynamic: names of the dimensions of any size: ``batch,seq`` for all inputs, ``image:batch,_,height,width`` for
-            one, ``none`` for none; default: ``batch``.
-        opset: of ONNX; default: the newest that torch writes and ONNX Runtime reads.
-        output: the file; default: the name of the model, with the suffix of the format, in the current folder.
-        on_step: called with what is done now.
+            one input, ``none`` for no dimension; default: ``batch``.
+        opset: opset of ONNX; default: the newest that torch writes and ONNX Runtime reads.
+        output: path of the file; default: the name of the model, with the suffix of the format, in the current folder.
+        on_step: called with a text about the current step.
 
     Returns:
-        What was written.
+        The exported weights.
 
     Raises:
-        TorchmarError: it cannot be exported, or would answer otherwise; nothing is written.
+        TorchmarError: the model cannot be exported, or would answer differently; no file is written then.
     """
     if to not in TARGETS:
         raise TorchmarError(f"no format is called {to!r}", hint=f"known: {', '.join(TARGETS)}")
@@ -187,7 +187,7 @@ def _exported(
         "calls": None,
     }
     if source.archive and not examples:
-        from torchmar.weight_export.recording import record  # needs psutil, of the extra worker
+        from torchmar.weight_export.recording import record  # imports psutil, which only the extra worker installs
 
         on_step(f"recording what the handler of {source.shown} gives its model")
         job["calls"] = str(record(source.archive, source.folder, source.shown, scratch))
@@ -206,12 +206,12 @@ def _exported(
 
 @dataclass(frozen=True)
 class Attempts:
-    """Formats that a model was written in, whose answers were compared.
+    """Formats in which a model was written, and whose answers were compared.
 
     Attributes:
         described: ``inputs``, ``outputs`` and ``guessed`` of `torchmar.conversion.export_process.export`.
-        made: of each format what that function and `torchmar.conversion.export_check.check` return; the ``message`` and
-            ``hint`` of one that was rejected.
+        made: for each format, the results of that function and of `torchmar.conversion.export_check.check`; for a
+            rejected format its ``message`` and ``hint``.
     """
 
     described: Mapping[str, Any]
@@ -219,13 +219,13 @@ class Attempts:
 
 
 def attempt(shown: str, job: Mapping[str, Any], files: Mapping[str, Path], scratch: Path) -> Attempts:
-    """Write a model in several formats by one process, and compare the answers in another.
+    """Write a model in several formats in one process, and compare the answers in another.
 
     Args:
-        shown: how messages call the model.
-        job: of `torchmar.conversion.export_process.export`, without targets and cases.
-        files: by format.
-        scratch: a folder for what the processes need.
+        shown: name of the model in messages.
+        job: job of `torchmar.conversion.export_process.export`, without targets and cases.
+        files: files to write, by format.
+        scratch: folder for the files of the processes.
 
     Raises:
         TorchmarError: the model cannot be loaded.
@@ -246,7 +246,7 @@ def attempt(shown: str, job: Mapping[str, Any], files: Mapping[str, Path], scrat
     good = {to: file for to, file in files.items() if "message" not in made[to]}
     compared = _compared(good, {to: made[to]["bounds"] for to in good}, cases, scratch) if good else {}
     for to, result in compared.items():
-        if "message" in result:  # the tracer may have warned of the reason
+        if "message" in result:  # the tracer may have logged the reason as a warning
             result["message"] = "; ".join(
                 [result["message"], *(note for note in made[to]["notes"] if "tracer" in note)]
             )
@@ -255,7 +255,7 @@ def attempt(shown: str, job: Mapping[str, Any], files: Mapping[str, Path], scrat
 
 
 def _alternatives(shown: str, job: Mapping[str, Any], to: str, scratch: Path) -> str:
-    """Return the formats that work, for a hint, which are tried."""
+    """Try the other formats, and return those that work, as a hint."""
     folder = Path(tempfile.mkdtemp(prefix="others-", dir=scratch))
     files = {name: folder / f"{name}{TARGETS[name]}" for name in _TRIED if name != to}
     made = attempt(shown, {**job, "opset": None}, files, scratch).made
@@ -285,7 +285,7 @@ def _run(module: str, job: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
 
 
 def _moved(part: Path, target: Path) -> tuple[Path, ...]:
-    """Move the files of an export to their place, the one that is named as weights last."""
+    """Move the files of an export to their place; the one that is named as weights is the last."""
     names = sorted((file.name for file in part.iterdir() if file.is_file()), key=lambda name: name == target.name)
     for name in names:
         os.replace(part / name, target.with_name(name))
@@ -316,7 +316,7 @@ def _result(source: Source, to: str, files: tuple[Path, ...], attempts: Attempts
 
 
 def _of_tensorflow(source: Source, to: str, target: Path, part: Path) -> Export:
-    """Copy what a TensorFlow model has become, which was compared when it was converted."""
+    """Copy the result of a TensorFlow model's conversion, whose answers were compared then."""
     assert source.converted
     if to != "openvino":
         raise TorchmarError(

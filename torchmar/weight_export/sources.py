@@ -1,4 +1,4 @@
-"""The model to export: the weights and the model file of a path, an archive or a recipe."""
+"""The model to export: weights and model file from a path, an archive or a recipe."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torchmar.archive import Archive, collect_members, pack_folder
 from torchmar.conversion import converting, model_formats
 from torchmar.errors import TorchmarError
 
-_OPTIONS = ("dtype", "channels_last")  # of the handler, which change the weights that are exported
+_OPTIONS = ("dtype", "channels_last")  # options of the handler that change the exported weights
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model.
+    """A model to export.
 
     Attributes:
-        shown: how messages call it.
-        folder: of its model file, or of the extracted archive.
-        weights: the file, whole or relative to the folder; None: of an archive without weights.
-        model_file: the Python file with its class, in the folder.
-        options: of the handler, which change the weights.
-        archive: the archive that it is from; None for weights of their own.
-        converted: of a Keras or TensorFlow model, what it has become.
+        shown: name of the model in messages.
+        folder: folder of its model file, or of the extracted archive.
+        weights: file of the weights, absolute or relative to the folder; None: an archive without weights.
+        model_file: Python file with the model's class, in the folder.
+        options: options of the handler that change the weights.
+        archive: archive of the model; None: the weights are not in an archive.
+        converted: result of the conversion of a Keras or TensorFlow model; None: it is no such model.
     """
 
     shown: str
@@ -42,12 +42,12 @@ class Source:
 
 @contextlib.contextmanager
 def opened(model: Path, model_file: Path | None, scratch: Path) -> Iterator[Source]:
-    """Yield the model of a path.
+    """Yield the model at a path.
 
     Args:
         model: weights, an archive, a recipe or its folder, or the folder of a SavedModel.
         model_file: the Python file with the model's class, for weights without code.
-        scratch: an empty folder for what an archive has.
+        scratch: empty folder for extracted files.
 
     Raises:
         TorchmarError: there is no model, or no model file.
@@ -101,7 +101,7 @@ def _of_archive(shown: Path, path: Path, scratch: Path) -> Source:
 
 
 def _is_archive(path: Path) -> bool:
-    """Return whether a path is a model archive by its content."""
+    """Return whether a file is a model archive, by its content."""
     if path.is_dir():
         return (path / manifest.PATH).is_file()
     if path.suffix == ".mar" or path.name.endswith((".tar.gz", ".tgz")):

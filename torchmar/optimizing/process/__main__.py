@@ -14,7 +14,7 @@ from torchmar.optimizing.process.offline import forbid_statistics, leave_network
 from torchmar.worker.process import optional_imports, serving
 
 STEPS = ("describe", "capture", "make", "run", "explain")
-#: Steps that run the weights alone; a handler may need the network, such as for features of a database.
+#: Steps that run the weights alone. A handler may need the network, for example for features from a database.
 _OFFLINE = ("make", "run")
 
 
@@ -26,7 +26,7 @@ def main(step: str, job: str, result: str) -> None:
         job: a JSON file with the arguments of the step's function.
         result: the JSON file that is written.
     """
-    # The first place of modules is the working folder, which the archive's takes.
+    # The first entry of sys.path is the working folder; the archive's folder replaces it.
     sys.path[:] = [path for path in sys.path if path not in ("", str(Path.cwd()))]
     if step in _OFFLINE:
         leave_network()
@@ -35,7 +35,8 @@ def main(step: str, job: str, result: str) -> None:
     serving.quiet_logging()
     arguments = json.loads(Path(job).read_bytes())
     try:
-        # Here, and not above: only one of them, and no torch before the environment of the process is complete.
+        # Imported here because a step needs only one module, and torch must not be imported before the environment is
+        # set.
         function = getattr(importlib.import_module(f"torchmar.optimizing.process.{step}"), step)
         document = {"value": function(arguments)}
     except (NotApplicable, Inapplicable) as error:
@@ -47,9 +48,9 @@ def main(step: str, job: str, result: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the line of an error that says most: of the traceback of TorchScript the last, of others the first."""
+    """Return the most useful line of an error: the last line of TorchScript's traceback, the first line of others."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OpenVINO's begin with places in its sources.
+    # Errors of OpenVINO begin with locations in its sources.
     lines = [line for line in lines if not line.startswith(("Exception from ", "Check '"))] or lines
     kind = type(error).__name__
     if not lines:

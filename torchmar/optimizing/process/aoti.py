@@ -17,7 +17,7 @@ from torchmar.optimizing.process.source import Source
 
 FILE = "model.pt2"
 
-# What inductor's vector instructions are called in /proc/cpuinfo.
+# The names of inductor's vector instructions in /proc/cpuinfo.
 _INSTRUCTIONS = {
     "avx512": ("avx512f", "avx512dq", "avx512vl", "avx512bw", "fma"),
     "avx2": ("avx2", "fma"),
@@ -27,9 +27,9 @@ _INSTRUCTIONS = {
 }
 
 
-# Each size of matrix is compiled in some ways and timed, which takes ten seconds.
+# Each size of matrix is compiled in several ways and timed, which takes ten seconds.
 _MOST_SIZES = 12
-_PACKED = {"freezing": True}  # weights as constants, in the layout that the instructions take
+_PACKED = {"freezing": True}  # weights as constants, in the layout of the instructions
 _TIMED = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
 
 
@@ -38,13 +38,13 @@ def make_aoti(source: Source, inputs: Sequence[Captured], folder: Path, dtype: s
 
     Args:
         source: the original.
-        inputs: recorded ones.
-        folder: of the file.
-        dtype: of the weights; None: as they are.
+        inputs: recorded inputs.
+        folder: folder for the file.
+        dtype: type of the weights; None: unchanged.
 
     Raises:
-        NotApplicable: they are not torch's, or this processor does not compute with ``dtype``.
-        Rejected: they cannot be compiled, or there is no C++ compiler.
+        NotApplicable: the weights are not torch's, or this processor does not compute with ``dtype``.
+        Rejected: the weights cannot be compiled, or there is no C++ compiler.
     """
     needs: tuple[str, ...] = ()
     if dtype is not None and not (needs := processor.needs(dtype)):
@@ -56,10 +56,10 @@ def make_aoti(source: Source, inputs: Sequence[Captured], folder: Path, dtype: s
 
 
 def settings(program: ExportedProgram) -> dict[str, Any]:
-    """Return settings for weights of fewer bits.
+    """Return the compiler's settings for weights of fewer bits.
 
-    Of products with few rows, such as the tokens of a text, torch's own code takes a fifth to three fifths of the time
-    of oneDNN's where it is faster, which only timing both shows. Convolutions are oneDNN's in any case.
+    For products with few rows, such as the tokens of a text, torch's own code takes a fifth to three fifths of oneDNN's
+    time where it is faster; only timing both shows where. Convolutions always use oneDNN.
     """
     nodes = [(str(node.target), node) for node in program.graph.nodes]
     products = {tuple(node.args[1].meta["val"].shape) for name, node in nodes if name.startswith("aten.linear")}

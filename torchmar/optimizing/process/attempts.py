@@ -1,7 +1,7 @@
-"""Attempts to quantise weights, from the fastest to the most accurate, until one agrees on the calibration inputs.
+"""Attempts to quantise weights, from the fastest to the most accurate, until the answers for calibration inputs agree.
 
-The choice among attempts sees only the inputs that calibrate. Those that judge the variant remain unseen, or the best
-of several attempts would pass by chance more often than the gate allows.
+The choice among attempts uses only the calibration inputs. The inputs that judge the variant remain unseen: otherwise
+the best of several attempts would pass by chance more often than the gate allows.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from torchmar.optimizing.requirements import Kind, Requirement
 from torchmar.optimizing.results import Verdict
 
 Arrays = Mapping[str, np.ndarray]
-"""The inputs of one call by their names, with the dimension of the batch."""
+"""The inputs of one call, by their names, with the batch dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Inputs that calibrate int8 weights, and requirements that hold for them.
+    """Inputs that calibrate int8 weights, and requirements for the answers to them.
 
     Attributes:
-        inputs: that calibrate, at least one; none of them judges the variant.
-        required: what must hold on these inputs; the first attempt that meets it is taken.
-        kind: of the model.
-        threads: of the engine.
-        seconds: after which no other attempt is started.
+        inputs: calibration inputs, at least one; none of them judges the variant.
+        required: requirements on these inputs; the first attempt that meets them is used.
+        kind: kind of the model.
+        threads: number of threads of the engine.
+        seconds: time after which no further attempt starts.
     """
 
     inputs: Sequence[Arrays]
@@ -51,9 +51,9 @@ class Attempt:
     """One way to quantise.
 
     Attributes:
-        title: as it is shown, such as ``mixed preset``.
-        make: writes the weights, to a path in an empty folder, and what is beside them.
-        dtype: that the layers without int8 compute with, as an option of the handler; None: float32.
+        title: its name in reports, such as ``mixed preset``.
+        make: function that writes the weights to a path in an empty folder, with further files beside them.
+        dtype: type in which the layers without int8 compute, as an option of the handler; None: float32.
     """
 
     title: str
@@ -70,7 +70,7 @@ def is_transformer(kinds: Sequence[str]) -> bool:
     """Return whether a model is a transformer: products of matrices follow a softmax, and outnumber convolutions.
 
     Args:
-        kinds: of its operations in ONNX or OpenVINO, in an order of computation.
+        kinds: kinds of its operations in ONNX or OpenVINO, in an order of computation.
     """
     attention = [place for place, kind in enumerate(kinds) if kind in _ATTENTION]
     products = [place for place, kind in enumerate(kinds) if kind in _PRODUCTS]
@@ -79,10 +79,10 @@ def is_transformer(kinds: Sequence[str]) -> bool:
 
 
 def check_inputs(inputs: Sequence[Captured]) -> None:
-    """Check that there are inputs to calibrate with.
+    """Check that there are inputs for the calibration.
 
     Raises:
-        NotApplicable: there are none.
+        NotApplicable: there are no inputs.
     """
     if not inputs:
         raise NotApplicable("there are no inputs for the calibration: give --data FOLDER")
@@ -91,14 +91,14 @@ def check_inputs(inputs: Sequence[Captured]) -> None:
 def calibration(
     source: Source, inputs: Sequence[Captured], required: Sequence[str], handler: str, seconds: float
 ) -> Calibration:
-    """Return what calibrates the weights of an archive.
+    """Return the calibration for the weights of an archive.
 
     Args:
         source: the original.
-        inputs: recorded ones, which its converted model takes.
-        required: what must hold, as the user gave it.
-        handler: of the archive, as its manifest names it.
-        seconds: after which no other attempt is started.
+        inputs: recorded inputs, which the converted model accepts.
+        required: requirements of agreement, as the user gave them.
+        handler: handler of the archive, as its manifest names it.
+        seconds: time after which no further attempt starts.
     """
     kind = requirements.kind_of(handler, source.weights.options)
     return Calibration(
@@ -114,12 +114,12 @@ def check_kinds(kinds: Collection[str], weighted: Collection[str], quantised: Co
     """Check that int8 can make a model faster.
 
     Args:
-        kinds: of its operations.
-        weighted: kinds that have weights which int8 makes faster.
+        kinds: kinds of its operations.
+        weighted: kinds of operations with weights that int8 makes faster.
         quantised: kinds that only a model with int8 weights has.
 
     Raises:
-        NotApplicable: there is nothing to quantise, or it is quantised already.
+        NotApplicable: the model has nothing to quantise, or is quantised already.
     """
     if not set(kinds) & set(weighted):
         raise NotApplicable("the model has no convolution and no product of matrices")
@@ -128,9 +128,9 @@ def check_kinds(kinds: Collection[str], weighted: Collection[str], quantised: Co
 
 
 def _arrays(source: Source, each: Captured) -> dict[str, np.ndarray]:
-    """Return the tensors of an input as arrays, by the names that the converted model has for them.
+    """Return the tensors of an input as arrays, by their names in the converted model.
 
-    A model that takes only one number of rows gets the rows repeated, as many as it takes.
+    If a model accepts only one number of rows, the rows are repeated up to this number.
     """
     from torchmar_handlers import weights as handlers_weights
 
@@ -149,17 +149,17 @@ def first_that_agrees(
     baseline: Sequence[Outputs],
     calibration: Calibration,
 ) -> tuple[Attempt, str]:
-    """Write the weights of the first attempt that agrees; if none does, of the one with the largest cosine.
+    """Write the weights of the first attempt whose answers agree; if none do, of the one with the largest cosine.
 
     Args:
-        attempts: at least one; the first is the fastest to run.
-        target: of the weights.
-        answers: returns the outputs of weights, computed with a `dtype`, for the calibration inputs.
-        baseline: the outputs of the original for them, with the dimension of the batch.
-        calibration: what must hold, and for how long attempts are made.
+        attempts: attempts, at least one; the weights of the first run fastest.
+        target: path for the weights.
+        answers: returns the outputs of weights for the calibration inputs, computed in a `dtype`.
+        baseline: outputs of the original for these inputs, with the batch dimension.
+        calibration: the requirements, and the time limit of the attempts.
 
     Returns:
-        The attempt, and what it is in words.
+        The attempt, and its description in words.
     """
     started = time.monotonic()
     best: tuple[float, Attempt] | None = None
@@ -189,6 +189,6 @@ def _judged(baseline: Sequence[Outputs], outputs: Sequence[Outputs], calibration
     rows = [next((len(values) for values in each.values() if values.ndim), None) for each in baseline]
     ours, separate = agreement.by_instance(baseline, names, rows)
     theirs, _ = agreement.by_instance(outputs, names, rows)
-    if len(ours) != len(theirs):  # outputs of other shapes, which have other numbers of rows
+    if len(ours) != len(theirs):  # outputs of other shapes, with other numbers of rows
         return gate.judge(baseline, outputs, names, calibration.required, calibration.kind)
     return gate.judge(ours, theirs, separate, calibration.required, calibration.kind)

@@ -1,4 +1,4 @@
-"""Record what an archive's handler gives its model for each request."""
+"""Record the inputs that an archive's handler passes to its model for each request."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
             and ``headers``; ``target``, the file of the calls.
 
     Returns:
-        ``inputs``: of each instance that the model got its name and digest; ``rejected``: of each request without an
-        answer its name and why; ``explains``: whether the handler explains; ``threads``: that it has set.
+        ``inputs``: name and digest of each instance that the model got; ``rejected``: name and reason of each request
+        without an answer; ``explains``: whether the handler explains; ``threads``: the number that it has set.
 
     Raises:
-        ValueError: the handler has no model that can be replaced, or one whose outputs cannot be compared; the text
-            says why.
+        ValueError: the handler has no model that can be replaced, or the model's outputs cannot be compared; the text
+            is the reason.
     """
     import torch
 
@@ -51,7 +51,7 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
         incomparable.update(filter(None, [source.incomparable(output)]))
         return output
 
-    # In the place of a hook, which TorchScript has not.
+    # In place of a hook, which TorchScript does not have.
     type(model).__call__ = recording
     runner = BatchRunner(service, Parts(lambda head, bodies: None), isolate=False)
     inputs: list[Captured] = []
@@ -83,10 +83,10 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def replaceable_model(handler: Any) -> Any:
-    """Return the module that a handler of torchmar's runs.
+    """Return the module that a handler of torchmar runs.
 
     Raises:
-        ValueError: there is none; the text says why.
+        ValueError: there is no such module; the text is the reason.
     """
     import torch
 
@@ -102,12 +102,12 @@ def replaceable_model(handler: Any) -> Any:
 
 
 def _explains(handler: Any) -> bool:
-    """Return whether a handler has explanations, which the base handler has not."""
+    """Return whether a handler has explanations; the base handler itself has none."""
     return bool(type(handler).explain_handle.__module__ != _HANDLERS)
 
 
 def _copied(value: Any) -> Any:
-    """Return a value with copies of its tensors, which the handler may change after the call."""
+    """Return a value with copied tensors, because the handler may change the originals after the call."""
     import torch
 
     if isinstance(value, torch.Tensor):

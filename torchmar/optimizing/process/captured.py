@@ -1,4 +1,4 @@
-"""The inputs of a model, as its handler gave them: their file, and batches of them."""
+"""The inputs of a model, as recorded from its handler: their file, and batches of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Captured:
     """One call of a model.
 
     Attributes:
-        name: of the request, such as ``cat.jpg``; with ``#2`` behind it, the second call of a request.
-        args: given by position.
-        kwargs: given by name.
+        name: name of the request, such as ``cat.jpg``; the second call of a request has ``#2`` behind it.
+        args: arguments by position.
+        kwargs: arguments by name.
     """
 
     name: str
@@ -27,24 +27,24 @@ class Captured:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...] | None:
-        """The tensors by position, then by name; None if an argument is no tensor."""
+        """The tensors by position, then by name; None: an argument is no tensor."""
         values = (*self.args, *self.kwargs.values())
         return values if all(isinstance(value, torch.Tensor) for value in values) else None
 
     @property
     def rows(self) -> int | None:
-        """The number of instances: the first size of all tensors; None if they have none in common."""
+        """The number of instances, which is the first size of all tensors; None: the first sizes differ."""
         sizes = {value.shape[0] if value.dim() else None for value in self.tensors or ()}
         return sizes.pop() if len(sizes) == 1 else None
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What inputs of one batch have in common."""
+        """The properties that inputs of the same batch share."""
         return tuple((tuple(value.shape[1:]), value.dtype) for value in self.tensors or ())
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what is given, by which equal inputs are found."""
+        """The SHA-256 of the arguments, which equal inputs share."""
         digest = hashlib.sha256()
         for value in (*self.args, *self.kwargs.values()):
             for tensor in tensors_in(value):
@@ -55,7 +55,7 @@ class Captured:
         return digest.hexdigest()
 
     def instances(self) -> list[Captured]:
-        """Return an input for each row, since a request may have several; itself if it has no rows."""
+        """Return an input for each row, because a request may have several; the input itself if it has no rows."""
         count = self.rows
         if count is None or count < 2:
             return [self]
@@ -89,11 +89,11 @@ def load(path: Path) -> list[Captured]:
 
 
 def batches(inputs: Sequence[Captured], size: int) -> Iterator[Captured]:
-    """Yield batches of ``size`` instances: of each kind of inputs one, which are repeated where they are too few.
+    """Yield batches of ``size`` instances, one for each kind of inputs; if there are too few inputs, they are repeated.
 
     Args:
-        inputs: each with tensors alone, and rows.
-        size: instances of a batch.
+        inputs: inputs with only tensors as arguments, and with rows.
+        size: instances in a batch.
     """
     kinds: dict[tuple[Any, ...], list[Captured]] = {}
     for each in inputs:

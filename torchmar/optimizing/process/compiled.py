@@ -14,10 +14,10 @@ from torchmar.optimizing.process.source import Source
 
 
 def make_compiled(source: Source, inputs: Sequence[Captured], folder: Path, mode: str | None = None) -> Made:
-    """Return the option of the original weights.
+    """Return the option that compiles the original weights.
 
     Raises:
-        NotApplicable: they have no code that torch.compile reads, or there is no C++ compiler.
+        NotApplicable: the weights have no code that torch.compile reads, or there is no C++ compiler.
     """
     torch_module(source)
     if source.format not in ("EAGER", "EXPORTED"):

@@ -13,11 +13,11 @@ def describe(job: Mapping[str, Any]) -> dict[str, Any]:
     """Describe this Python.
 
     Args:
-        job: ``modules``, which may be installed; ``distributions``, whose versions are wanted.
+        job: ``modules``: names that may be installed; ``distributions``: names for their versions.
 
     Returns:
-        ``python``: its version; ``missing``: the modules that it does not have; ``versions`` of the distributions that
-        it has.
+        ``python``: its version; ``missing``: the modules that are not installed; ``versions``: those of the installed
+        distributions.
     """
     return {
         "python": platform.python_version(),
@@ -27,7 +27,7 @@ def describe(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """Return the versions of those distributions that are installed."""
+    """Return the versions of the distributions that are installed."""
     found = {}
     for name in names:
         try:

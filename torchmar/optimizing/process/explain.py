@@ -1,4 +1,4 @@
-"""The explanations of an archive's handler, with the weights of a variant in the place of its own."""
+"""The explanations of an archive's handler, with the weights of a variant in place of its own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def explain(job: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         job: ``model``, the arguments of `ModelSpec`; ``weights``, those of `Weights`, or null for the archive's own;
             ``requests`` as for `capture.capture`; ``target``, the file of the attributions; ``seconds``, after which
-            no other request is explained.
+            no further request is explained.
 
     Returns:
-        ``explained``: the names of the requests, in their order. The file has an array for each, by its place.
+        ``explained``: the names of the requests, in their order. The file has an array for each, by its index.
     """
     import numpy as np
     import torch
@@ -42,7 +42,7 @@ def explain(job: Mapping[str, Any]) -> dict[str, Any]:
         handler.model = source.model_of(Weights(**job["weights"]))
         stored = handlers_weights.dtype(handler.model)
         handler.dtype = stored if stored in (torch.float16, torch.bfloat16) else None
-        handler.served_weights = None  # it would explain with the archive's own
+        handler.served_weights = None  # otherwise it would explain with the archive's own weights
     runner = BatchRunner(service, Parts(lambda head, bodies: None), isolate=False)
     arrays: dict[str, Any] = {}
     names: list[str] = []
@@ -63,7 +63,7 @@ def explain(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attributions(document: Any, depth: int = 0) -> Iterator[float]:
-    """Yield the numbers with fractions in lists and mappings of an explanation; those beside them describe it."""
+    """Yield the numbers with fractions from lists and mappings of an explanation; the other values only describe it."""
     if isinstance(document, float):
         if depth > 1:
             yield document

@@ -1,4 +1,4 @@
-"""The original weights in other formats, by the exporters of `torchmar.conversion`, as the handler calls them."""
+"""The original weights in other formats, written by the exporters of `torchmar.conversion` for the handler's calls."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _NO_CODE = {
 
 @dataclass(frozen=True)
 class _Call:
-    """A model and how it is called.
+    """A model, and the way in which it is called.
 
     Attributes:
-        model: of torch.
-        example: its inputs by position.
-        dynamic: the names of the dimensions of any size.
-        names: of the inputs, as the handler gives them.
-        by_name: whether the handler gives them by name.
+        model: module of torch.
+        example: example inputs, by position.
+        dynamic: names of the dimensions of any size.
+        names: names of the inputs, as the handler uses them.
+        by_name: whether the handler passes the inputs by name.
     """
 
     model: nn.Module | ExportedProgram
@@ -47,7 +47,7 @@ class _Call:
 
 
 def torch_module(source: Source) -> nn.Module:
-    """Return the module of torch that runs: an eager one, TorchScript, or the graph of an exported program.
+    """Return the module of torch that runs the model: eager, TorchScript, or the graph of an exported program.
 
     Raises:
         NotApplicable: the weights are in a format without code of torch.
@@ -60,12 +60,12 @@ def torch_module(source: Source) -> nn.Module:
 
 
 def program(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None = None) -> ExportedProgram:
-    """Return the weights as a program of torch.export, which takes what the handler gives.
+    """Return the weights as a program of torch.export that takes the handler's inputs.
 
     Args:
         source: the weights.
-        inputs: recorded ones.
-        dtype: of the weights and floating inputs; None: as they are.
+        inputs: recorded inputs.
+        dtype: type of the weights and of floating inputs; None: unchanged.
 
     Raises:
         NotApplicable: the weights are in a format without code of torch.
@@ -75,7 +75,7 @@ def program(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | Non
     exported = export_program(call.model, call.example, call.dynamic)
     if not call.by_name:
         return exported
-    # A package of AOTInductor has names of those inputs only that it was exported with by name.
+    # A package of AOTInductor only has the names of inputs that were passed by name when it was exported.
     named = _Named(exported.module(check_guards=False), call.names)
     sizes = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in call.dynamic]
     with torch.no_grad():
@@ -89,11 +89,11 @@ def program(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | Non
 
 
 def torchscript(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None = None) -> torch.jit.ScriptModule:
-    """Return the weights as TorchScript: as they are, or traced.
+    """Return the weights as TorchScript: unchanged if they are TorchScript, otherwise traced.
 
     Raises:
         NotApplicable: the weights are in a format without code of torch, or frozen and of another type.
-        Rejected: they cannot be traced, or a trace would depend on its example.
+        Rejected: the model cannot be traced, or a trace would depend on its example.
     """
     from torchmar_handlers.weights import torchscript as handlers_torchscript
 
@@ -119,8 +119,8 @@ def onnx(source: Source, inputs: Sequence[Captured], file: Path) -> None:
     """Write the weights as an ONNX model, with the names of the original.
 
     Raises:
-        NotApplicable: they are one already, or in a format without code of torch.
-        Rejected: they cannot be exported.
+        NotApplicable: they are an ONNX model already, or in a format without code of torch.
+        Rejected: the model cannot be exported.
     """
     if source.format == "ONNX":
         raise NotApplicable("the original is an ONNX model: this is the baseline")
@@ -135,7 +135,7 @@ def openvino(source: Source, inputs: Sequence[Captured]) -> Any:
 
     Raises:
         NotApplicable: they are in a format that OpenVINO does not read.
-        Rejected: they cannot be converted.
+        Rejected: the model cannot be converted.
     """
     from torchmar_handlers.weights import openvino_ir
 
@@ -151,7 +151,7 @@ def openvino(source: Source, inputs: Sequence[Captured]) -> Any:
             call = _call(source, inputs)
             outputs = _output_names(source, inputs)
             exporters.to_openvino(call.model, call.example, call.dynamic, file, names=call.names, outputs=outputs)
-        return core.read_model(file)  # which maps the weights, so that the file need not stay
+        return core.read_model(file)  # this maps the weights into memory, so that the file can be removed
 
 
 def _call(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None = None) -> _Call:
@@ -176,7 +176,7 @@ def _call(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None 
 
 
 def _axes(tensors: Sequence[torch.Tensor], free: Sequence[frozenset[int]]) -> tuple[dict[int, str], ...]:
-    """Return names for dimensions of any size: one for those that are equal in all inputs, such as a text's length."""
+    """Return names for dimensions of any size; sizes that are always equal, such as a text's length, share one."""
     sizes: dict[int, set[int]] = {}
     for tensor, axes in zip(tensors, free, strict=True):
         for axis in axes:
@@ -191,7 +191,7 @@ def _axes(tensors: Sequence[torch.Tensor], free: Sequence[frozenset[int]]) -> tu
 
 
 def _output_names(source: Source, inputs: Sequence[Captured]) -> list[str]:
-    """Return a name for each output, as handlers call those of a model that has no names."""
+    """Return a name for each output, as handlers name outputs of a model without names."""
     names = [name for name, _ in flat(source.call(example_of(source, inputs)))]
     if source.output_names and len(source.output_names) == len(names):
         return list(source.output_names)
@@ -201,7 +201,7 @@ def _output_names(source: Source, inputs: Sequence[Captured]) -> list[str]:
 
 
 class _Named(nn.Module):
-    """A module that takes by name what another takes by position."""
+    """A module that takes arguments by name, for one that takes them by position."""
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()

@@ -8,20 +8,20 @@ from typing import Any
 
 
 class NotApplicable(Exception):
-    """A variant that cannot exist of these weights; the text is the reason, in words that follow ``skipped:``."""
+    """A variant that is not possible for these weights; the text is the reason, in words that follow ``skipped:``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights as a worker loads them.
+    """Weights, with all that a worker needs to load them.
 
     Attributes:
-        folder: of the extracted archive, first on ``sys.path``.
-        serialized_file: the weights, a path in ``folder`` or an absolute one.
-        model_file: of the model's class, in ``folder``.
-        options: of the section ``handler``.
-        pt2: the section of that name.
-        threads: of the model.
+        folder: folder of the extracted archive, first on ``sys.path``.
+        serialized_file: file of the weights, a path in ``folder`` or an absolute one.
+        model_file: file of the model's class, in ``folder``.
+        options: options of the section ``handler``.
+        pt2: the section ``pt2``.
+        threads: number of threads of the model.
         gpu: the index of the GPU; None: the CPU.
     """
 
@@ -39,12 +39,12 @@ class Made:
     """A variant that was made.
 
     Attributes:
-        options: of the section ``handler`` with which `torchmar_handlers.weights.load` loads it.
-        files: names of what was written to the folder; the first is loaded. Empty: the original weights, with other
+        options: options of the section ``handler`` with which `torchmar_handlers.weights.load` loads it.
+        files: names of the files in the folder; the first one is loaded. Empty: the original weights, with other
             options.
-        needs: what the processor or the GPU must have, see `torchmar.optimizing.results.Row.needs`.
-        packages: distributions that load it, beside torch.
-        note: what to know about it, or empty.
+        needs: requirements on the processor or the GPU, see `torchmar.optimizing.results.Row.needs`.
+        packages: distributions that are needed to load it, beside torch.
+        note: remark for the user, or empty.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -12,8 +12,8 @@ from typing import Any
 from torchmar.optimizing.process import captured, source
 from torchmar.optimizing.process.jobs import Made, Weights
 
-_TOLERANCE = 0.01  # a relative difference that other sizes may have
-_FACTOR = 10.0  # or so many times that of a recorded input, since int8 and bfloat16 round
+_TOLERANCE = 0.01  # relative difference that is allowed for other sizes
+_FACTOR = 10.0  # or this factor of the difference of a recorded input, because int8 and bfloat16 round
 
 
 def make(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,14 +23,14 @@ def make(job: Mapping[str, Any]) -> dict[str, Any]:
     **arguments)`` that returns `Made`.
 
     Args:
-        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``places``, of those in
-            it that may be used; ``family``, ``arguments`` and ``folder``, where the files are written.
+        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``places``, the indices of
+            its inputs to use; ``family``; ``arguments``; ``folder``, where the files are written.
 
     Returns:
         `Made` as a mapping.
 
     Raises:
-        NotApplicable: the variant cannot exist of these weights.
+        NotApplicable: the variant is not possible for these weights.
     """
     original = source.load(Weights(**job["weights"]))
     recorded = captured.load(Path(job["inputs"]))
@@ -45,12 +45,12 @@ def make(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(original: source.Source, inputs: Sequence[captured.Captured], made: Made, folder: Path) -> None:
-    """Compare answers for sizes that inputs may have, although the recorded ones have not.
+    """Compare answers for input sizes that are possible, but that no recorded input has.
 
-    Some compilers fix a size without an error, and then compute with memory that belongs to nothing.
+    Some compilers fix a size without an error, and then compute with uninitialised memory.
 
     Raises:
-        ValueError: the files answer wrongly, or not at all, for a size that the original takes.
+        ValueError: the answers of the files are wrong, or they have none, for a size that the original accepts.
     """
     weights = replace(
         original.weights,
@@ -64,20 +64,20 @@ def _check_sizes(original: source.Source, inputs: Sequence[captured.Captured], m
     for example in source.other_sizes(original, inputs):
         try:
             expected = source.flat(original.call(example))
-        except Exception:  # of whatever kind: the original does not take it
+        except Exception:  # any error means that the original does not accept the size
             continue
         try:
             difference = _difference(expected, source.flat(variant.call(example)))
         except Exception as error:
             raise ValueError(f"it does not take {example.name}, as the original does: {error}") from error
-        if allowed is None:  # the first one is a recorded input, which the gate judges
+        if allowed is None:  # the first input is a recorded one, which the gate judges
             allowed = max(_TOLERANCE, _FACTOR * difference)
         elif not difference <= allowed:
             raise ValueError(f"its answers are wrong for {example.name}: they differ by {100 * difference:.3g} %")
 
 
 def _difference(expected: Sequence[tuple[str, Any]], actual: Sequence[tuple[str, Any]]) -> float:
-    """Return the largest difference of two outputs, relative to the largest number of the original's; NaN is none."""
+    """Return the largest difference of two outputs, relative to the original's largest number, where it is finite."""
     largest = 0.0
     for (_, ours), (_, theirs) in zip(expected, actual, strict=True):
         if ours.shape != theirs.shape:

@@ -1,4 +1,4 @@
-"""No network and no statistics in the processes that make and run variants."""
+"""Processes that make and run variants: no network, and no statistics to vendors."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 
 _NEW_USERS, _NEW_NETWORK = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET of <sched.h>
 
-#: Packages that send statistics when they are imported, or when the packages that require them are used.
+#: Packages that send statistics when they, or packages that require them, are imported or used.
 _SENDERS = ("openvino_telemetry",)
 
 
 def forbid_statistics() -> None:
-    """Keep ONNX Runtime, OpenVINO and NNCF from sending statistics, and Hugging Face's packages from downloading."""
+    """Stop ONNX Runtime, OpenVINO and NNCF from sending statistics, and Hugging Face's packages from downloading."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name in _SENDERS:
-        # None is what Python has for a module that must not be imported.
+        # In sys.modules, None stands for a module that must not be imported.
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def leave_network() -> bool:
-    """Move this process into a network namespace without interfaces, where the system allows that.
+    """Move this process into a network namespace without interfaces, if the system allows it.
 
-    Call it before the first thread is started: only then may a process without privileges do so.
+    Call it before the first thread is started: a process without privileges can only move then.
 
     Returns:
-        Whether it is there.
+        Whether the process was moved.
     """
     if sys.platform != "linux":
         return False
@@ -39,7 +39,7 @@ def leave_network() -> bool:
         return True
     if libc.unshare(_NEW_USERS | _NEW_NETWORK) != 0:
         return False
-    with contextlib.suppress(OSError):  # without them, files belong to no user, and can be read all the same
+    with contextlib.suppress(OSError):  # without the mapping of ids, files have no owner, but can still be read
         Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")

@@ -19,12 +19,13 @@ def make_onnxruntime(source: Source, inputs: Sequence[Captured], folder: Path, t
 
     Args:
         source: the original.
-        inputs: recorded ones.
-        folder: of the file.
-        tensorrt: whether ONNX Runtime is to run it by TensorRT.
+        inputs: recorded inputs.
+        folder: folder for the file.
+        tensorrt: whether ONNX Runtime runs the model by TensorRT.
 
     Raises:
-        NotApplicable: they are one already, cannot be one, or ONNX Runtime here has no TensorRT.
+        NotApplicable: the weights are an ONNX model already, cannot become one, or the installed ONNX Runtime has no
+            TensorRT.
     """
     if tensorrt:
         import onnxruntime

@@ -1,11 +1,11 @@
 """ONNX models with int8 weights, made by ONNX Runtime's quantisation.
 
-Convolutional models are quantised statically: weights and activations, whose ranges are those of the calibration
-inputs. Transformers are quantised dynamically: weights alone, and the range of each activation is found at run time,
+Convolutional models are quantised statically: weights and activations, with the ranges that activations have for the
+calibration inputs. Transformers are quantised dynamically: only weights, with ranges of activations found at run time,
 because a few large activations would leave no resolution for all others.
 
-Activations are uint8 and weights int8, which ONNX Runtime computes fastest. Without VNNI or AMX, AVX2 and AVX-512 add
-pairs of products in 16 bits, which saturate; there weights have 7 bits. Weights of 8 bits need one of these.
+Activations are uint8 and weights int8, the fastest types of ONNX Runtime. Without VNNI or AMX, AVX2 and AVX-512 add
+pairs of products in 16 bits, which saturate; weights then have 7 bits. Weights with 8 bits need VNNI or AMX.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def make_onnxruntime_int8(
 
     Args:
         source: the original.
-        inputs: recorded ones that calibrate; none of them judges the variant.
-        folder: of the file.
-        required: what must hold, as the user gave it; the first attempt that meets it on the calibration inputs is
-            taken.
-        handler: of the archive, as its manifest names it.
-        seconds: after which no other attempt is started.
+        inputs: recorded inputs for the calibration; none of them judges the variant.
+        folder: folder for the file.
+        required: requirements of agreement, as the user gave them; the first attempt that meets them on the calibration
+            inputs is used.
+        handler: handler of the archive, as its manifest names it.
+        seconds: time after which no further attempt starts.
 
     Raises:
-        NotApplicable: there are no inputs, or there is nothing in the model that int8 makes faster.
+        NotApplicable: there are no inputs, or the model has nothing that int8 makes faster.
     """
     attempts.check_inputs(inputs)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".float-") as work:
@@ -64,15 +64,15 @@ def make_onnxruntime_int8(
 
 
 def quantise(model: Path, calibration: Calibration, target: Path) -> tuple[Attempt, str]:
-    """Write an ONNX model with int8 weights, and return how it was made, and that in words.
+    """Write an ONNX model with int8 weights, and return the attempt and its description in words.
 
     Args:
         model: an ONNX file in float32.
-        calibration: inputs, and what must hold on them.
-        target: the file that is written.
+        calibration: calibration inputs, and requirements on them.
+        target: path of the new file.
 
     Raises:
-        NotApplicable: there is nothing in the model that int8 makes faster.
+        NotApplicable: the model has nothing that int8 makes faster.
     """
     import onnx
 
@@ -102,14 +102,14 @@ def outputs(model: Path, inputs: Sequence[Arrays], threads: int) -> list[Outputs
 
 
 def _prepared(model: Path, folder: Path) -> Path:
-    """Return the model with shapes, and with normalisations folded into convolutions."""
+    """Return the model with inferred shapes, and with normalisations folded into convolutions."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     target = folder / "prepared.onnx"
     with _quiet():
         try:
             quant_pre_process(model, target)
-        except Exception:  # of whatever kind: symbolic shapes of an operation that it does not know
+        except Exception:  # any error: the model has an operation whose symbolic shapes are unknown
             quant_pre_process(model, target, skip_symbolic_shape=True)
     return target
 
@@ -129,7 +129,7 @@ def _static(prepared: Path, calibration: Sequence[Arrays], kinds: Sequence[str])
 
 
 def sensitive(model: Path) -> list[str]:
-    """Return the nodes that int8 harms most and speeds up least: the first, the last, and depthwise convolutions."""
+    """Return the nodes to which int8 does most harm for least gain: the first, the last, depthwise convolutions."""
     import onnx
 
     weighted = [node for node in onnx.load(model, load_external_data=False).graph.node if node.op_type in _WEIGHTED]
@@ -154,7 +154,7 @@ def _quantise_statically(
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """The calibration inputs, once."""
+        """Reads the calibration inputs once."""
 
         def __init__(self) -> None:
             self._inputs = iter(calibration)
@@ -192,7 +192,7 @@ def _quantise_dynamically(prepared: Path, target: Path, *, per_channel: bool) ->
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Log no warnings of the quantisation, which advises what is done already."""
+    """Log no warnings of the quantisation, whose advice is followed already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

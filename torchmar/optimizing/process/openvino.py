@@ -1,4 +1,4 @@
-"""OpenVINO, float32 or bfloat16."""
+"""OpenVINO models in float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FILES = ("model.xml", "model.bin")
 
 
 def make_openvino(source: Source, inputs: Sequence[Captured], folder: Path, dtype: str | None = None) -> Made:
-    """Write the weights as a model of OpenVINO, which computes with ``dtype``; None: float32.
+    """Write the weights as a model of OpenVINO that computes in ``dtype``; None: float32.
 
     Raises:
-        NotApplicable: they are one already, or in a format that OpenVINO does not read.
+        NotApplicable: the weights are an OpenVINO model already, or in a format that OpenVINO does not read.
     """
     from torchmar_handlers.weights import openvino_ir
 

@@ -33,15 +33,15 @@ def make_openvino_int8(
 
     Args:
         source: the original.
-        inputs: recorded ones that calibrate; none of them judges the variant.
-        folder: of the files.
-        required: what must hold, as the user gave it; the first attempt that meets it on the calibration inputs is
-            taken.
-        handler: of the archive, as its manifest names it.
-        seconds: after which no other attempt is started.
+        inputs: recorded inputs for the calibration; none of them judges the variant.
+        folder: folder for the files.
+        required: requirements of agreement, as the user gave them; the first attempt that meets them on the calibration
+            inputs is used.
+        handler: handler of the archive, as its manifest names it.
+        seconds: time after which no further attempt starts.
 
     Raises:
-        NotApplicable: there are no inputs, NNCF is not installed, or there is nothing in the model that int8 makes
+        NotApplicable: there are no inputs, NNCF is not installed, or the model has nothing that int8 makes
             faster.
     """
     attempts.check_inputs(inputs)
@@ -54,15 +54,15 @@ def make_openvino_int8(
 
 
 def quantise(model: Any, calibration: Calibration, target: Path) -> tuple[Attempt, str]:
-    """Write a model with int8 weights, and return how it was made, and that in words.
+    """Write a model with int8 weights, and return the attempt and its description in words.
 
     Args:
-        model: of OpenVINO, in float32.
-        calibration: inputs, and what must hold on them.
-        target: the ``.xml`` file that is written, with a ``.bin`` beside it.
+        model: model of OpenVINO, in float32.
+        calibration: calibration inputs, and requirements on them.
+        target: path of the new ``.xml`` file, with a ``.bin`` beside it.
 
     Raises:
-        NotApplicable: NNCF is not installed, or there is nothing in the model that int8 makes faster.
+        NotApplicable: NNCF is not installed, or the model has nothing that int8 makes faster.
     """
     from torchmar_handlers.weights import openvino_ir
 
@@ -80,7 +80,7 @@ def quantise(model: Any, calibration: Calibration, target: Path) -> tuple[Attemp
 
 
 def imported() -> tuple[Any, Any]:
-    """Import OpenVINO and NNCF without the package through which both send statistics.
+    """Import OpenVINO and NNCF without the package by which both send statistics.
 
     Raises:
         NotApplicable: NNCF is not installed.
@@ -98,7 +98,7 @@ def imported() -> tuple[Any, Any]:
 
 
 def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | None = None) -> list[Outputs]:
-    """Return the outputs of a model of OpenVINO for inputs, computed as the handlers do with the option ``dtype``."""
+    """Return the outputs of a model of OpenVINO for inputs, computed as by handlers with the option ``dtype``."""
     from torchmar_handlers.weights import openvino_ir
 
     settings = {
@@ -114,9 +114,9 @@ def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | Non
 
 
 def folded(model: Any) -> Any:
-    """Return a model whose weights are constants, not reshaped ones: those would stay floats in the layers they are of.
+    """Return a model whose weights are constants: reshaped constants would stay floats in quantised layers.
 
-    The depthwise convolutions of ONNX models are of this kind.
+    Depthwise convolutions of ONNX models have reshaped weights.
     """
     from openvino.passes import ConstantFolding, Manager
 
@@ -146,7 +146,7 @@ def _attempts(
                     model_type=nncf.ModelType.TRANSFORMER if transformer else None,
                     ignored_scope=nncf.IgnoredScope(names=list(floats)),
                     advanced_parameters=nncf.AdvancedQuantizationParameters(
-                        # Sums of 16 bits on AVX2 and AVX-512 without VNNI or AMX saturate with weights of 8 bits.
+                        # AVX2 and AVX-512 without VNNI or AMX add in 16 bits, which saturate if weights have 8 bits.
                         overflow_fix=nncf.OverflowFix.DISABLE if processor.needs("int8") else nncf.OverflowFix.ENABLE,
                     ),
                 )
@@ -157,7 +157,7 @@ def _attempts(
     presets = nncf.QuantizationPreset
     half = "bfloat16" if processor.needs("bfloat16") else None
     if transformer:
-        # With the rest in bfloat16, the answers of transformers are far off.
+        # With the other layers in bfloat16, the answers of transformers are far off.
         return [attempt("performance preset", presets.PERFORMANCE), _weights_alone(openvino, nncf, model, half)]
     edges = sensitive(model)
     tried = [
@@ -171,7 +171,7 @@ def _attempts(
 
 
 def _weights_alone(openvino: Any, nncf: Any, model: Any, dtype: str | None) -> Attempt:
-    """Return the attempt that has int8 weights and computes with floats: a quarter of the size, and hardly faster."""
+    """Return the attempt with int8 weights that computes in floats: a quarter of the size, and hardly faster."""
 
     def make(path: Path) -> None:
         compressed = nncf.compress_weights(model.clone(), mode=nncf.CompressWeightsMode.INT8_ASYM)
@@ -181,7 +181,7 @@ def _weights_alone(openvino: Any, nncf: Any, model: Any, dtype: str | None) -> A
 
 
 def sensitive(model: Any) -> list[str]:
-    """Return the layers that int8 harms most and speeds up least: the first, the last, and depthwise convolutions."""
+    """Return the layers to which int8 does most harm for least gain: the first, the last, depthwise convolutions."""
     weighted = [node for node in model.get_ordered_ops() if node.get_type_name() in _WEIGHTED]
     edges = {weighted[0].get_friendly_name(), weighted[-1].get_friendly_name()}
     depthwise = (node.get_friendly_name() for node in weighted if node.get_type_name() == "GroupConvolution")

@@ -1,4 +1,4 @@
-"""bfloat16 and float16 in the place of float32, with the channels of convolutions last."""
+"""bfloat16 and float16 in place of float32, with the channels of convolutions last."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FILE = "model.pt2"
 
 
 def make_precision(source: Source, inputs: Sequence[Captured], folder: Path, dtype: str) -> Made:
-    """Make the variant that computes with ``dtype``: by options, or for an exported program a program of that type.
+    """Make the variant that computes in ``dtype``: by options, or by an exported program of that type.
 
     Raises:
-        NotApplicable: the weights are not torch's, or are constants.
+        NotApplicable: the weights are not torch's, or they are constants.
     """
     from torchmar_handlers.weights import torchscript
 
@@ -35,5 +35,5 @@ def make_precision(source: Source, inputs: Sequence[Captured], folder: Path, dty
 
 
 def channels_last(module: torch.nn.Module) -> dict[str, bool]:
-    """Return the option that lays the weights of convolutions out with the channels last, if there are any."""
+    """Return the option that stores weights of convolutions with the channels last, if there are convolutions."""
     return {"channels_last": True} if any(parameter.dim() == 4 for parameter in module.parameters()) else {}

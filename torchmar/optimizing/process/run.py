@@ -10,26 +10,27 @@ from typing import Any
 
 from torchmar.optimizing.process.jobs import Weights
 
-_WARM_UP, _WARM_UP_SECONDS = 5, 1.0  # calls before those that are measured: TorchScript compiles in the first ones
-_LEAST, _MOST = 12, 400  # measured calls of a batch size
-_SECONDS = 1.5  # of measured calls of a batch size
-_ROUNDS = 6  # in which the batch sizes take turns, so that a disturbance is not that of one size alone
+_WARM_UP, _WARM_UP_SECONDS = 5, 1.0  # calls before the measured ones: TorchScript compiles in the first calls
+_LEAST, _MOST = 12, 400  # limits for the number of measured calls of a batch size
+_SECONDS = 1.5  # limit for the duration of the measured calls of a batch size
+_ROUNDS = 6  # rounds, each with all batch sizes, so that a disturbance does not affect one size alone
 
 
 def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load weights, answer inputs, and time batches.
 
     Args:
-        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``places``, of those in it
-            that are answered and timed; ``batch_sizes``; ``answers``, the file of the outputs, which is
+        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``places``, the indices of
+            its inputs to answer and time; ``batch_sizes``; ``answers``, the file for the outputs, which is
             written unless it is empty.
 
     Returns:
-        ``load_seconds`` to the first answer; ``memory`` in bytes; ``times``: of each batch size the seconds of its
-        calls, in their order, and the seconds that all threads computed in each; ``others``: the cores that other
+        ``load_seconds``: time to the first answer; ``memory``: in bytes; ``times``: for each batch size, the seconds of
+            its
+        calls in their order, and the CPU seconds of all threads in each call; ``others``: the cores that other
         programs used; ``outputs``: their names; ``differentiable``.
 
-        The file of the outputs has an array ``I.J`` for output J of input I, by their places.
+        The file of the outputs has an array ``I.J`` for output J of input I.
     """
     import psutil
     import torch
@@ -48,7 +49,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     inputs = [recorded[place] for place in job["places"]]
     device = source.device_of(weights)
     gc.collect()
-    # Compilers are child processes: that of torch.compile, and that with which AOTInductor looks at the processor.
+    # Compilers are child processes, such as those of torch.compile and of AOTInductor's test of the processor.
     process, use = psutil.Process(), machine_use.Reading(None, local=False, children=True)
     before = process.memory_full_info().uss
     started = time.perf_counter()
@@ -70,7 +71,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
         _save_answers([answer(each) for each in inputs], Path(job["answers"]))
     if all(each.rows for each in inputs):
         batches = {size: list(captured.batches(inputs, size)) for size in job["batch_sizes"]}
-    else:  # how a batch is made of them is unknown
+    else:  # it is unknown how to make a batch of them
         batches = {1: inputs}
     times = _timed(answer, batches)
     return {
@@ -86,9 +87,9 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
 def _timed(
     answer: Callable[[Any], Any], batches: Mapping[int, Sequence[Any]]
 ) -> dict[int, tuple[list[float], list[float]]]:
-    """Return by batch size the seconds of calls with each of its batches in turn, and the seconds of CPU time.
+    """Return the seconds and the CPU seconds of calls with each batch in turn, by batch size.
 
-    Some calls before them are not measured.
+    The first calls are not measured.
     """
     for members in batches.values():
         deadline = time.perf_counter() + _WARM_UP_SECONDS

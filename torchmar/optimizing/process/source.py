@@ -1,4 +1,4 @@
-"""The original weights of an archive, loaded for conversion, and which sizes of its inputs vary."""
+"""The original weights of an archive, loaded for conversion, and the dimensions in which its inputs vary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchmar.optimizing.process.captured import Captured, batches
 from torchmar.optimizing.process.jobs import NotApplicable, Weights
 from torchmar.worker.process import loading
 
-_OTHER_SIZES = 8  # of one dimension, at the most
+_OTHER_SIZES = 8  # largest number of further sizes of a dimension
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,12 @@ class Source:
     """A loaded model.
 
     Attributes:
-        weights: that it was loaded from.
-        module: as `torchmar_handlers.weights.load` returned it.
-        path: of the file; None: a model file alone.
+        weights: the weights' files and options.
+        module: module that `torchmar_handlers.weights.load` returned.
+        path: path of the file; None: there is only a model file.
         kind: the format, in words that follow "is": "a TorchScript archive".
-        input_names: by which it takes tensors; empty where it has none.
-        output_names: of what it returns; empty where it has none.
+        input_names: names of the input tensors; empty: they have none.
+        output_names: names of the outputs; empty: they have none.
     """
 
     weights: Weights
@@ -40,12 +40,12 @@ class Source:
 
     @property
     def device(self) -> torch.device:
-        """Where the module is."""
+        """The device of the module."""
         return device_of(self.weights)
 
     @property
     def format(self) -> str:
-        """The name of the format: that of `torchmar_handlers.weights.formats.Format`; ``EAGER`` for a model file."""
+        """The name of the format in `torchmar_handlers.weights.formats.Format`; ``EAGER`` for a model file."""
         if self.path is None:
             return "EAGER"
         from torchmar_handlers.weights.formats import identify
@@ -54,7 +54,7 @@ class Source:
         return "EAGER" if form.needs_model_file else form.name
 
     def names_of(self, example: Captured) -> tuple[str, ...]:
-        """Return a name for each tensor of an input, as the handler gives them."""
+        """Return a name for each tensor of an input, as the handler passes them."""
         names = self.input_names
         by_position = [names[place] if place < len(names) else f"input_{place}" for place in range(len(example.args))]
         return (*by_position, *example.kwargs)
@@ -68,7 +68,7 @@ class Source:
 
 
 def load(weights: Weights) -> Source:
-    """Load the original weights in the archive's folder, which becomes the working folder and the first on the path.
+    """Load the original weights; the archive's folder becomes the working folder, and the first entry of the path.
 
     Raises:
         torchmar_handlers.weights.LoadError: they cannot be loaded.
@@ -91,7 +91,7 @@ def load(weights: Weights) -> Source:
 
 
 def model_of(weights: Weights) -> nn.Module:
-    """Return the module of weights, by the archive's own loader; the archive is active."""
+    """Return the module of weights, loaded by the archive's own loader; the archive must be active."""
     from torchmar_handlers import weights as handlers_weights
 
     return handlers_weights.load(
@@ -106,7 +106,7 @@ def model_of(weights: Weights) -> nn.Module:
 
 
 def device_of(weights: Weights) -> torch.device:
-    """Return the device that a worker with these weights has."""
+    """Return the device on which a worker would load these weights."""
     return torch.device("cpu") if weights.gpu is None else torch.device("cuda", weights.gpu)
 
 
@@ -114,7 +114,7 @@ def batch_of(example: Captured, device: torch.device) -> Any:
     """Return an input as `torchmar_handlers.common.forward.forward` takes it, on a device.
 
     Raises:
-        NotApplicable: the handler gives some arguments by position and others by name.
+        NotApplicable: the handler passes some arguments by position and others by name.
     """
 
     def on_device(value: Any) -> Any:
@@ -131,10 +131,10 @@ def batch_of(example: Captured, device: torch.device) -> Any:
 
 
 def example_of(source: Source, inputs: Sequence[Captured]) -> Captured:
-    """Return an example: two instances, since exporters take a size of one for a constant, or as many as it must have.
+    """Return an example: two instances, because exporters treat a size of one as constant; or the only accepted number.
 
     Raises:
-        NotApplicable: the model is called with what is no tensor, or with tensors that share no number of rows.
+        NotApplicable: an argument of the model is no tensor, or the tensors share no number of rows.
     """
     from torchmar_handlers import weights as handlers_weights
 
@@ -148,10 +148,10 @@ def example_of(source: Source, inputs: Sequence[Captured]) -> Captured:
 
 
 def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured) -> tuple[frozenset[int], ...]:
-    """Return of each tensor of an example the dimensions that may have another size, that of the batch among them.
+    """Return the dimensions of each tensor of an example that may have another size, including the batch dimension.
 
-    They are those that the weights declare as free; else those in which inputs differ, and those in which the module
-    takes other sizes, since requests may have them although the recorded ones have not.
+    They are the dimensions that the weights declare as free. Without a declaration, they are those in which inputs
+    differ, and those in which the module accepts other sizes: requests may have sizes that no recorded input has.
     """
     declared = _declared_sizes(source, example)
     if declared is not None:
@@ -172,7 +172,7 @@ def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured)
 
 
 def _declared_sizes(source: Source, example: Captured) -> tuple[frozenset[int], ...] | None:
-    """Return of each tensor the dimensions that the weights declare as free; None: they do not declare all."""
+    """Return the dimensions of each tensor that the weights declare as free; None: the declaration is incomplete."""
     from torchmar_handlers import weights as handlers_weights
 
     tensors = example.tensors or ()
@@ -187,7 +187,7 @@ def _declared_sizes(source: Source, example: Captured) -> tuple[frozenset[int], 
 
 
 def _differing_sizes(inputs: Sequence[Captured], tensors: Sequence[torch.Tensor]) -> list[set[int]]:
-    """Return of each tensor the dimensions, except that of the batch, in which inputs differ."""
+    """Return the dimensions of each tensor, except the batch dimension, in which inputs differ."""
     columns = zip(*(each.tensors or () for each in inputs), strict=True)
     differing: list[set[int]] = [set() for _ in tensors]
     for place, column in enumerate(columns):
@@ -198,12 +198,12 @@ def _differing_sizes(inputs: Sequence[Captured], tensors: Sequence[torch.Tensor]
 
 
 def other_sizes(source: Source, inputs: Sequence[Captured]) -> Iterator[Captured]:
-    """Yield an example, and then the example with other sizes wherever they vary, one at a time.
+    """Yield an example, then the example with another size of each varying dimension, one dimension at a time.
 
-    Their names say which; the module itself may reject some of them.
+    Their names describe the size; the module itself may reject some of them.
 
     Raises:
-        NotApplicable: as `example_of` does.
+        NotApplicable: for the reasons of `example_of`.
     """
     example = example_of(source, inputs)
     yield example
@@ -221,17 +221,17 @@ def other_sizes(source: Source, inputs: Sequence[Captured]) -> Iterator[Captured
 
 
 def _takes(source: Source, example: Captured, places: Sequence[int], axis: int, size: int) -> bool:
-    """Return whether the module runs with tensors of another size."""
+    """Return whether the module accepts tensors with another size."""
     if size < 1:
         return True
-    with contextlib.suppress(Exception):  # of whatever kind: the module rejects them
+    with contextlib.suppress(Exception):  # any error: the module rejects the size
         source.call(_resized(example, places, axis, size))
         return True
     return False
 
 
 def _resized(example: Captured, places: Sequence[int], axis: int, size: int) -> Captured:
-    """Return an example whose tensors at some places have another size: cut off, or repeated from the start."""
+    """Return an example with another size of some tensors: cut off, or repeated from the start."""
 
     def resized(place: int, tensor: torch.Tensor) -> torch.Tensor:
         if place not in places:
@@ -245,15 +245,15 @@ def _resized(example: Captured, places: Sequence[int], axis: int, size: int) -> 
 
 
 def flat(output: Any) -> list[tuple[str, torch.Tensor]]:
-    """Return the tensors and numbers of an output with their names: keys of mappings, positions of tuples.
+    """Return the tensors and numbers of an output with their names: keys of mappings, positions in tuples.
 
-    The name is empty for one alone.
+    A single value has an empty name.
     """
     return list(_flat(output, ""))
 
 
 def incomparable(output: Any) -> str:
-    """Return the type of the first value in an output that `flat` leaves out; empty: there is none but None."""
+    """Return the type of the first value in an output that `flat` omits; empty: it omits nothing but None."""
     if output is None or isinstance(output, torch.Tensor | int | float):
         return ""
     if hasattr(output, "items"):

@@ -1,4 +1,4 @@
-"""Run a step in the environment of an archive, which has what workers need and not what torchmar requires.
+"""Run a step in the environment of an archive, which has the packages of workers, but not those of torchmar.
 
 Run as a file, ``python start.py STEP JOB RESULT``, by any Python from 3.10 on.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 _ROOT = Path(__file__).parents[2]
-# Packages whose steps need some of their modules, and whose own code imports what such environments do not have.
+# Packages of which steps need some modules, and whose own __init__ imports packages that such environments lack.
 _EMPTY = ("conversion", "worker")
 
 
 def main(step: str, job: str, result: str) -> None:
     """Run a step; see `torchmar.optimizing.process`."""
-    # Modules must not be imported from the folder of this file, nor all that lies beside torchmar.
+    # Modules must be imported neither from the folder of this file nor from that of torchmar.
     sys.path.pop(0)
     spec = importlib.util.spec_from_file_location(
         "torchmar", _ROOT / "__init__.py", submodule_search_locations=[str(_ROOT)]

@@ -1,4 +1,4 @@
-"""TorchScript that is frozen: weights as constants, layers fused with those behind them."""
+"""Frozen TorchScript: weights as constants, layers fused with the following ones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torchmar.optimizing.process.precision import channels_last
 from torchmar.optimizing.process.source import Source, batch_of
 
 FILE = "model.pt"
-_CALLS = 3  # the profiling executor compiles in the second one
+_CALLS = 3  # the profiling executor compiles in the second call
 
 
 def make_torchscript(source: Source, inputs: Sequence[Captured], folder: Path, dtype: str | None = None) -> Made:
-    """Make frozen TorchScript, float32 as it is or of another type.
+    """Make frozen TorchScript, in float32 or another type.
 
     Raises:
-        NotApplicable: the weights are not torch's, or are frozen already and would have to be converted.
+        NotApplicable: the weights are not torch's, or they are frozen already and would have to be converted.
     """
     script = exporting.torchscript(source, inputs, None if dtype is None else getattr(torch, dtype))
     options: dict[str, Any] = {"freeze": True}
@@ -39,7 +39,7 @@ def make_torchscript(source: Source, inputs: Sequence[Captured], folder: Path, d
 
 
 def _optimizable(source: Source, script: torch.jit.ScriptModule, inputs: Sequence[Captured]) -> bool:
-    """Return whether the operators of torch.jit.optimize_for_inference take the inputs; oneDNN's do not take all."""
+    """Return whether the operators of torch.jit.optimize_for_inference accept the inputs; oneDNN's reject some."""
     from torchmar_handlers.common.forward import forward
     from torchmar_handlers.weights import torchscript
 

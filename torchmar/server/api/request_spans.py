@@ -66,7 +66,7 @@ class _Ending:
         self.span = span
 
     def on_end(self, request: Request) -> None:
-        """Of `RequestObserver`."""
+        """Implement `RequestObserver`."""
         if self.span is None:
             return
         attributes, error = self.span.attributes, None

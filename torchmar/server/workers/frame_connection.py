@@ -50,12 +50,12 @@ class FrameConnection(asyncio.Protocol):
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of `asyncio.Protocol`."""
+        """Implement `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         self._on_open()
 
     def data_received(self, data: bytes) -> None:
-        """Of `asyncio.Protocol`."""
+        """Implement `asyncio.Protocol`."""
         if self._data:
             self._data += data
             if len(self._data) < self._needed:
@@ -91,5 +91,5 @@ class FrameConnection(asyncio.Protocol):
         BufferReceiver(self._transport, self, views, lambda: None, lambda: self._on_frame(kind, document, received))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Of `asyncio.Protocol`."""
+        """Implement `asyncio.Protocol`."""
         self._on_close()

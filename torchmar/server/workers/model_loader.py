@@ -69,7 +69,7 @@ class ModelLoader:
     async def start_worker(
         self, connection: socket.socket, log: RequestLog, *, gpu: int | None, stage: str
     ) -> WorkerProcess:
-        """Of `Loader`."""
+        """Implement `Loader`."""
         self._log_mode()
         async with self._loading:
             if self._model_process and not self._model_process.closed:
@@ -90,7 +90,7 @@ class ModelLoader:
         return model_process.serve(connection, stage)
 
     def release(self) -> None:
-        """Of `Loader`."""
+        """Implement `Loader`."""
         self._weights = None
         self._close_model_process()
 

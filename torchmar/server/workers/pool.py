@@ -200,13 +200,13 @@ class Pool:
             self._loop.call_soon(self._dispatch)
 
     def repeat(self, jobs: Sequence[Job]) -> None:
-        """Of `WorkerOwner`."""
+        """Implement `WorkerOwner`."""
         self._queue.put_back(jobs)
         self._watch_deadlines()
         self.schedule()
 
     def on_idle(self, worker: Worker) -> None:
-        """Of `WorkerOwner`."""
+        """Implement `WorkerOwner`."""
         self._on_workers_changed()
         if worker.draining:
             worker.kill()
@@ -300,20 +300,20 @@ class Pool:
         self._on_workers_changed()
 
     def on_loaded(self, worker: Worker) -> None:
-        """Of `WorkerOwner`."""
+        """Implement `WorkerOwner`."""
         self.failure = worker.failure
         self._share_cores()
         self._on_workers_changed()
 
     def on_load_failed(self, worker: Worker) -> None:
-        """Of `WorkerOwner`."""
+        """Implement `WorkerOwner`."""
         self.failure = worker.failure
         if not self.ready:
             self._queue.fail_all(unavailable.does_not_load(self.options))  # the next attempt may fail, too
         self._on_workers_changed()
 
     def on_exit(self, worker: Worker) -> None:
-        """Of `WorkerOwner`."""
+        """Implement `WorkerOwner`."""
         if worker in self._idle:
             self._idle.remove(worker)
         if worker.draining and worker in self._workers:

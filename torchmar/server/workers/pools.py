@@ -151,52 +151,52 @@ class LocalPools:
         self._used: dict[VersionPool, ForkServer] = {}
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Of `Pools`: there are none."""
+        """Implement `Pools`: there are none."""
 
     async def start(self) -> None:
-        """Of `Pools`: import torch in the fork server."""
+        """Implement `Pools`: import torch in the fork server."""
         await self._fork_server.start()
 
     async def join(self, registry: Any, manage: Callable[[Request, list[str]], None]) -> None:
-        """Of `Pools`: there are no other servers."""
+        """Implement `Pools`: there are no other servers."""
 
     def forward(self, request: Request) -> bool:
-        """Of `Pools`: there are no other servers."""
+        """Implement `Pools`: there are no other servers."""
         return False
 
     def refusal(self) -> str:
-        """Of `Pools`: this server changes models."""
+        """Implement `Pools`: this server changes models."""
         return ""
 
     def problem(self) -> str:
-        """Of `Pools`: there is none."""
+        """Implement `Pools`: there is none."""
         return ""
 
     async def failed(self) -> TorchmarError:
-        """Of `Pools`: this does not return."""
+        """Implement `Pools`: this does not return."""
         await asyncio.Event().wait()
         raise AssertionError
 
     def changed(self) -> None:
-        """Of `Pools`: there are no other servers."""
+        """Implement `Pools`: there are no other servers."""
 
     async def leave(self) -> None:
-        """Of `Pools`: there are no other servers."""
+        """Implement `Pools`: there are no other servers."""
 
     def create(
         self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
     ) -> VersionPool:
-        """Of `Pools`."""
+        """Implement `Pools`."""
         fork_server = self._fork_servers.acquire(packages, venv)
         pool = create_pool(fork_server, options, observer)
         self._used[pool] = fork_server
         return pool
 
     async def release(self, pool: VersionPool) -> None:
-        """Of `Pools`."""
+        """Implement `Pools`."""
         await pool.close()
         await self._fork_servers.release(self._used.pop(pool))
 
     async def close(self) -> None:
-        """Of `Pools`."""
+        """Implement `Pools`."""
         self._fork_server.close()
