@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +14,10 @@ from torchmar.cli.options import Config, Engine, ModelStore
 from torchmar.cli.terminal import err
 from torchmar.engines import DEFAULT
 from torchmar.errors import TorchmarError
+
+if TYPE_CHECKING:
+    from torchmar.exporting.image import Image
+    from torchmar.properties import Properties
 
 
 def docker(
@@ -66,7 +72,7 @@ def docker(
             hint="pip wheel --no-deps -w . SOURCE makes a wheel; name it with --package torchmar-....whl",
         )
     folder = store(given, model_store)
-    baked = _newest(folder, bake) if bake else []
+    baked = {path: extras_of(path, engine) for path in _newest(folder, bake or ())}
     named = [name.strip() for name in extras.split(",") if name.strip()]
     python, torch = versions_here()
     image = Image(
@@ -74,9 +80,9 @@ def docker(
         model_store=_inside(folder),
         mount=mount,
         baked=tuple(map(_inside, baked)),
-        with_runtime=tuple(_inside(path) for path in baked if "venv" in extras_of(path, engine)),
+        with_runtime=tuple(_inside(path) for path, needed in baked.items() if "venv" in needed),
         package=str(_inside(package)) if package else "",
-        extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in extras_of(archive, engine))])),
+        extras=tuple(dict.fromkeys([*named, *itertools.chain(*baked.values())])),
         packages=tuple(packages or ()),
         gpus=gpus,
         engine=engine,
@@ -89,17 +95,22 @@ def docker(
         err.print("--output . writes it to a file, with a .dockerignore that keeps tokens out of the image")
         return
     require_folder(output, "Dockerfile and .dockerignore")
+    _print_notes(image, given)
+    write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
+
+
+def _print_notes(image: Image, given: Properties) -> None:
+    """Print what is missing for a build of the image, and that tokens are off if they are."""
     if not given.file:
         err.print("there is no config.properties: the server in the image has TorchServe's defaults")
-    for path in (image.package, *(() if mount else (str(image.model_store),))):
+    for path in (image.package, *(() if image.mount else (str(image.model_store),))):
         if path and not Path(path).exists():
             err.print(f"{path} does not exist yet; docker build needs it", markup=False)
     if given.flag("disable_token_authorization"):
         err.print(f"{given.file} turns tokens off: every client that reaches the port can use the models", markup=False)
-    write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
 
 
-def _newest(store: Path, names: list[str]) -> list[Path]:
+def _newest(store: Path, names: Sequence[str]) -> list[Path]:
     """Return the newest archive of each model, by name."""
     from torchmar.archive import store as archives
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,6 +28,9 @@ from torchmar.cli.exporting.replicas import (
 from torchmar.cli.options import Config
 from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
+
+if TYPE_CHECKING:
+    from torchmar.exporting.kserve import QueueScaling
 
 _RUNTIME, _SERVICE = "Runtime", "Service"
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
@@ -119,15 +123,13 @@ def kserve(
     from torchmar.exporting import manifests
     from torchmar.exporting.kserve import (
         Canary,
-        QueueScaling,
         Runtime,
         Service,
         inference_service,
         runtime,
     )
-    from torchmar.tuning.target import parse_duration
 
-    if not image and not storage and not layout:
+    if not any((image, storage, layout)):
         raise typer.BadParameter("give --image for a runtime, --storage for a service, or both", param_hint="--image")
     if layout and not deployment:
         raise typer.BadParameter("the models are those of --deployment FILE", param_hint="--layout")
@@ -135,53 +137,57 @@ def kserve(
         raise typer.BadParameter("name the namespace: --namespace", param_hint="--only-namespace")
     if bool(queue) != bool(prometheus):
         raise typer.BadParameter("--queue and --prometheus belong together", param_hint="--queue")
-    for option, uri in (("--storage", storage), ("--canary", canary), ("--prometheus", prometheus)):
-        if uri and not _URI.fullmatch(uri):
-            raise TorchmarError(f"{option} {uri}: no URI", hint="write it like s3://bucket/models")
+    _check_uris({"--storage": storage, "--canary": canary, "--prometheus": prometheus})
     if canary and not storage:
         raise typer.BadParameter("a canary needs the service: --storage", param_hint="--canary")
     check_replicas(replicas, max_replicas)
     names = {"--runtime": name, "--service": service, "--namespace": namespace, "--service-account": service_account}
-    check_names(names.items(), service=40)
+    check_names(names, service=40)
     models = Models(deployment) if deployment else None
-    needed = resources(models, cpu, memory, gpus)
+    needed, scope = resources(models, cpu, memory, gpus), namespace or ""
     objects = []
     if image:
-        objects.append(
-            runtime(
-                Runtime(
-                    image=manifests.check_image(image),
-                    name=name,
-                    auto_select=auto_select,
-                    namespace=namespace or "" if only_namespace else "",
-                    resources=needed,
-                )
-            )
+        serving_runtime = Runtime(
+            image=manifests.check_image(image),
+            name=name,
+            auto_select=auto_select,
+            namespace=scope if only_namespace else "",
+            resources=needed,
         )
+        objects.append(runtime(serving_runtime))
     if storage:
-        objects.append(
-            inference_service(
-                Service(
-                    name=service,
-                    storage=storage,
-                    runtime=name,
-                    namespace=namespace or "",
-                    protocol=protocol,
-                    resources=needed,
-                    min_replicas=replicas,
-                    max_replicas=max_replicas,
-                    scaling=QueueScaling(prometheus=prometheus, wait_ms=parse_duration(queue) * 1000)
-                    if queue and prometheus
-                    else None,
-                    canary=Canary(storage=canary, percent=canary_percent) if canary else None,
-                    service_account=service_account or "",
-                )
-            )
+        inference = Service(
+            name=service,
+            storage=storage,
+            runtime=name,
+            namespace=scope,
+            protocol=protocol,
+            resources=needed,
+            min_replicas=replicas,
+            max_replicas=max_replicas,
+            scaling=_scaling(queue, prometheus),
+            canary=Canary(storage=canary, percent=canary_percent) if canary else None,
+            service_account=service_account or "",
         )
+        objects.append(inference_service(inference))
     if layout and models:
         _write_layout(layout, models, config)
     if objects:
         write({output: manifests.show(objects)})
+
+
+def _check_uris(options: Mapping[str, str | None]) -> None:
+    """Raise TorchmarError if the value of an option is no URI."""
+    for option, uri in options.items():
+        if uri and not _URI.fullmatch(uri):
+            raise TorchmarError(f"{option} {uri}: no URI", hint="write it like s3://bucket/models")
+
+
+def _scaling(queue: str | None, prometheus: str | None) -> QueueScaling | None:
+    from torchmar.exporting.kserve import QueueScaling
+    from torchmar.tuning.target import parse_duration
+
+    return QueueScaling(prometheus=prometheus, wait_ms=parse_duration(queue) * 1000) if queue and prometheus else None
 
 
 def _write_layout(folder: Path, models: Models, config: Path | None) -> None:

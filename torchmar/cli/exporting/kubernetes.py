@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from torchmar.cli.exporting.replicas import (
     ServiceAccount,
     check_names,
     check_replicas,
+    cluster,
     configured,
     print_needs,
     resources,
@@ -62,28 +64,23 @@ def kubernetes(
     the tokens, which the file does not contain.
     """
     from torchmar.exporting import manifests
-    from torchmar.exporting.kubernetes import Cluster, comment, objects
+    from torchmar.exporting.kubernetes import comment, objects
     from torchmar.tuning.target import parse_duration
 
     check_replicas(replicas, max_replicas)
     names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
-    check_names([*names.items(), ("--metrics-from", prometheus), *(("--allow", each) for each in allow or ())], name=50)
+    check_names({**names, "--metrics-from": prometheus}, allow, name=50)
     models = Models(deployment) if deployment else None
     configuration = configured(config, models)
-    cluster = Cluster(
-        image=manifests.check_image(image),
-        name=name,
-        namespace=namespace or "",
-        resources=resources(models, cpu, memory, gpus),
+    image, needed = manifests.check_image(image), resources(models, cpu, memory, gpus)
+    pods = replace(
+        cluster(image, name, namespace, needed, claim, service_account, allow),
         min_replicas=replicas,
         max_replicas=max_replicas,
         queue_wait=parse_duration(queue) if queue else 0.0,
-        claim=claim or "",
-        service_account=service_account or "",
-        clients=tuple(dict.fromkeys(allow or ())),
         egress=egress,
         prometheus=prometheus,
         service_monitor=service_monitor,
     )
-    write({output: manifests.show(objects(cluster, configuration), comment(cluster, configuration))})
+    write({output: manifests.show(objects(pods, configuration), comment(pods, configuration))})
     print_needs(configuration)

@@ -21,6 +21,7 @@ from torchmar.cli.exporting.replicas import (
     Namespace,
     ServiceAccount,
     check_names,
+    cluster,
     configured,
     print_needs,
     resources,
@@ -119,7 +120,7 @@ def ray_cluster(
     --head a cluster file, with which ray up starts Ray and the server on
     machines over SSH.
     """
-    from torchmar.exporting import kubernetes, manifests, ray_cluster
+    from torchmar.exporting import manifests, ray_cluster
 
     if bool(image) == bool(head):
         raise typer.BadParameter("give --image for KubeRay, or --head for machines", param_hint="--image")
@@ -144,29 +145,20 @@ def ray_cluster(
     of_machines = {"--worker": workers, "--package": package, "--model-store": model_store, "--key": key}
     _refuse(of_machines, "only machines have it: --head")
     names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
-    check_names(
-        [*names.items(), ("--redis-secret", redis_secret), *(("--allow", each) for each in allow or ())], name=40
-    )
+    check_names({**names, "--redis-secret": redis_secret}, allow, name=40)
     _check_redis(redis, redis_secret)
     models = Models(deployment) if deployment else None
     configuration = configured(config, models)
-    cluster = ray_cluster.RayPods(
-        pods=kubernetes.Cluster(
-            image=manifests.check_image(str(image)),
-            name=name,
-            namespace=namespace or "",
-            resources=resources(models, cpu, memory, gpus),
-            claim=claim or "",
-            service_account=service_account or "",
-            clients=tuple(dict.fromkeys(allow or ())),
-        ),
+    image, needed = manifests.check_image(str(image)), resources(models, cpu, memory, gpus)
+    head_and_nodes = ray_cluster.RayPods(
+        pods=cluster(image, name, namespace, needed, claim, service_account, allow),
         nodes=nodes,
         servers=servers,
         redis=redis or "",
         redis_secret=redis_secret or "",
     )
-    objects = ray_cluster.objects(cluster, configuration)
-    write({output: manifests.show(objects, ray_cluster.comment(cluster, configuration))})
+    objects = ray_cluster.objects(head_and_nodes, configuration)
+    write({output: manifests.show(objects, ray_cluster.comment(head_and_nodes, configuration))})
     print_needs(configuration)
 
 

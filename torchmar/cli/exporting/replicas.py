@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ from torchmar.errors import TorchmarError
 if TYPE_CHECKING:
     from torchmar.deployment.desired import Deployment
     from torchmar.deployment.store_index import StoredArchive, StoreIndex
+    from torchmar.exporting.kubernetes import Cluster
     from torchmar.exporting.pods import Resources
     from torchmar.properties import Properties
 
@@ -149,11 +150,35 @@ def configured(config: Path | None, models: Models | None) -> Properties:
     return replace(read, values=models.configuration(read.values)) if models else read
 
 
-def check_names(names: Iterable[tuple[str, str | None]], **longest: int) -> None:
+def cluster(
+    image: str,
+    name: str,
+    namespace: str | None,
+    needed: Resources,
+    claim: str | None,
+    service_account: str | None,
+    allow: Sequence[str] | None,
+) -> Cluster:
+    """Return what the options of several exports describe, with the usual number of replicas."""
+    from torchmar.exporting.kubernetes import Cluster
+
+    return Cluster(
+        image=image,
+        name=name,
+        namespace=namespace or "",
+        resources=needed,
+        claim=claim or "",
+        service_account=service_account or "",
+        clients=tuple(dict.fromkeys(allow or ())),
+    )
+
+
+def check_names(names: Mapping[str, str | None], allow: Sequence[str] | None = None, **longest: int) -> None:
     """Check the names of objects that options give.
 
     Args:
         names: options with their values; None: it is not given.
+        allow: the values of ``--allow``.
         longest: characters of an option's value, where something is appended to it; others may have 63.
 
     Raises:
@@ -161,7 +186,7 @@ def check_names(names: Iterable[tuple[str, str | None]], **longest: int) -> None
     """
     from torchmar.exporting.manifests import check_name
 
-    for option, name in names:
+    for option, name in [*names.items(), *(("--allow", namespace) for namespace in allow or ())]:
         if name:
             check_name(name, option, longest=longest.get(option.removeprefix("--"), 63))
 
