@@ -20,6 +20,7 @@ from tests.support.startup import OK, OPEN, SECONDS, address, post
 from torchmar import properties
 from torchmar.engines import EngineName
 from torchmar.engines.builtin import Builtin
+from torchmar.engines.loading import Loader
 from torchmar.errors import ModelFailedError
 from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest
 from torchmar.server.api_error import ApiError
@@ -191,8 +192,9 @@ def test_a_model_that_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(t
             "torn": "UNAVAILABLE",
             "none": "UNAVAILABLE",
         }
+        loader = Loader(server.server, server.folder, server.management, model_api=True)
         with pytest.raises(ModelFailedError, match=r"torn-1\.0\.mar could not be loaded at the start"):
-            server._wait_for("torn", "1.0", SECONDS)
+            loader.wait_for("torn", "1.0", SECONDS)
         assert requests.delete(f"{management}/models/none", timeout=SECONDS).status_code == 200  # not wanted any more
         assert requests.get(f"{base}/ping", timeout=SECONDS).status_code == 500
         make(OK, name="torn")

@@ -3,7 +3,7 @@
 * `torchmar.engines.torchserve`: the real TorchServe, the reference;
 * `torchmar.engines.builtin`: torchmar's own server, with the same APIs, without Java;
 * `torchmar.engines.ray`: the built-in server with workers on the nodes of a cluster of Ray;
-* `torchmar.engines.engine`: their base class.
+* `torchmar.engines.engine`: their base class, which loads archives with `torchmar.engines.loading`.
 """
 
 from __future__ import annotations

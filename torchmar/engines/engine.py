@@ -1,4 +1,4 @@
-"""The base of engines: start a server over a model store, load its models, stop it with all its processes."""
+"""The base of engines: start a server over a model store, watch it, and stop it with all its processes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
 from torchmar import properties
-from torchmar.archive import Archive
-from torchmar.archive.store import order
 from torchmar.connection import KEY_FILE, RUN_FOLDER, Endpoint
 from torchmar.engines import TITLES, EngineName, addresses, state, worker_log
+from torchmar.engines.loading import Loader
 from torchmar.engines.server_records import MARK, START_SECONDS, ServerRecord, new_mark, option
 from torchmar.engines.start_lock import locked, signals_deferred
 from torchmar.errors import (
     CertificateError,
-    ConflictError,
     ConnectError,
     EngineError,
     ModelFailedError,
-    NotFoundError,
     ResponseTimeoutError,
-    ServerError,
     TorchmarError,
 )
 from torchmar.management import ManagementClient, ModelVersion
@@ -41,7 +37,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _WATCH_SECONDS = 3.0
-_UNAVAILABLE = 503
 _DYING_SECONDS = 10.0  # from the end of listening until the process has ended
 # Values of keys that the configuration does not have.
 _DEFAULTS = {
@@ -164,45 +159,11 @@ class Engine(ABC):
             ArchiveError: the file is no archive.
         """
         try:
-            return self._load(archive)
+            return self._loader.load(archive)
         except ConnectError as error:
             if isinstance(error, ResponseTimeoutError) or self._ended(_DYING_SECONDS) is None:
                 raise
             raise self._death(f"while it loaded {archive.name}") from None
-
-    def _load(self, archive: Path) -> ModelVersion:
-        with Archive(archive) as opened:
-            name, version = opened.manifest.name, opened.manifest.version
-            startup = opened.number("startupTimeout", 120)
-            # If the configuration has no number of workers, the registration's counts, whose default is 0.
-            workers = None if opened.number("minWorkers", 0) else 1
-        offset = self._worker_log_size()
-        try:
-            self.management.register(archive.name, initial_workers=workers, timeout=startup + 30)
-        except ConflictError as conflict:
-            registered = self.management.describe(name, version)[0].url
-            if Path(registered).name != archive.name:
-                raise ConflictError(
-                    f"{archive} is {name} {version}, and so is {registered}, which is registered",
-                    status=conflict.status,
-                    hint="remove one, or give it another version",
-                ) from None
-            self._wait_for(name, version, startup)  # the server loads it because of config.properties
-        except ServerError as error:
-            if not self.properties.flag("enable_model_api") and error.status == 405:
-                self._wait_for(name, version, startup)
-                return self.management.describe(name, version)[0]
-            with contextlib.suppress(NotFoundError):
-                self.management.unregister(name, version)
-            raise ModelFailedError(
-                f"{name} {version} did not start: {error.message}",
-                traceback=self.worker_traceback(name, version, since=offset),
-                hint=f"torchmar run {archive} shows the same without a server",
-            ) from None
-        default = self.management.describe(name)[0].version
-        if order(version) > order(default):
-            self.management.set_default(name, version)
-        return self.management.describe(name, version)[0]
 
     def detach(self) -> None:
         """Keep the server running when the context closes; ``torchmar stop`` ends it."""
@@ -231,19 +192,11 @@ class Engine(ABC):
 
     def failures(self) -> dict[tuple[str, str], ModelFailedError]:
         """Return the models whose workers crash-loop, by name and version; none if the server does not answer."""
-        if not worker_log.failures(self.folder):  # a file, so that the server gets no requests in the usual case
-            return {}
-        with contextlib.suppress(TorchmarError):
-            return {
-                (version.model.name, version.model.version): state.failed(version)
-                for version in state.versions_on(self.server, self.folder)
-                if version.failure
-            }
-        return {}
+        return self._loader.failures()
 
-    def worker_traceback(self, name: str, version: str, since: int = 0) -> str:
+    def worker_traceback(self, name: str, version: str) -> str:
         """Return the last traceback that a worker of a model has logged, as Python prints it; empty if none."""
-        return worker_log.last_traceback(self._worker_log(since), name, version)
+        return worker_log.traceback_since(self.folder, name, version)
 
     def _start(self) -> None:
         self.find()
@@ -266,6 +219,8 @@ class Engine(ABC):
             ) from None
         self.server = Endpoint.from_run_folder(self.folder)
         self.management = ManagementClient(self.server)
+        model_api = self.properties.flag("enable_model_api")
+        self._loader = Loader(self.server, self.folder, self.management, model_api=model_api)
         self._wait_until_healthy()
 
     def _check_not_running(self) -> None:
@@ -320,35 +275,6 @@ class Engine(ABC):
         values.setdefault("allowed_urls", f"{self.model_store.as_uri()}/.*")
         return values
 
-    def _wait_for(self, name: str, version: str, seconds: float) -> None:
-        """Wait until the workers of a version answer, which the server loads at its start."""
-        deadline = time.monotonic() + seconds
-        while not self._is_ready(name, version):
-            if failed := self.failures().get((name, version)):
-                raise failed
-            if time.monotonic() > deadline:
-                raise ModelFailedError(
-                    f"{name} {version} does not answer after {seconds:.0f} s",
-                    traceback=self.worker_traceback(name, version),
-                )
-            time.sleep(0.1)
-
-    def _is_ready(self, name: str, version: str) -> bool:
-        try:
-            model = self.management.describe(name, version)[0]
-        except NotFoundError as error:
-            hint = ""
-            if not self.properties.flag("enable_model_api"):
-                hint = "set enable_model_api=true in config.properties, or name the archive in load_models"
-            raise ModelFailedError(
-                f"{name} {version} is not loaded: {error.message}", traceback="", hint=hint
-            ) from None
-        except ServerError as error:
-            if error.status != _UNAVAILABLE:  # the server has not loaded it yet
-                raise
-            return False
-        return model.ready >= model.min_workers
-
     def _ended(self, seconds: float) -> int | None:
         try:
             return self._process.wait(seconds)
@@ -381,18 +307,6 @@ class Engine(ABC):
             return EngineError(f"{title} was stopped {when}".rstrip())
         how = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
         return EngineError(f"{title} {how} {when}".rstrip(), log=self._log_tail())
-
-    def _worker_log_size(self) -> int:
-        file = self.folder / "logs" / "workers.log"
-        return file.stat().st_size if file.exists() else 0
-
-    def _worker_log(self, since: int) -> str:
-        file = self.folder / "logs" / "workers.log"
-        if not file.exists():
-            return ""
-        with file.open("rb") as stream:
-            stream.seek(since)
-            return stream.read().decode("utf-8", "replace")
 
     def _log_tail(self) -> str:
         lines = []

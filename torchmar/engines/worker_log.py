@@ -62,6 +62,22 @@ def failures(folder: Path) -> dict[tuple[str, str], Failure]:
     return found
 
 
+def size(folder: Path) -> int:
+    """Return the bytes of the workers' log of a run folder; 0 if there is none."""
+    file = folder / "logs" / logs.WORKERS
+    return file.stat().st_size if file.exists() else 0
+
+
+def traceback_since(folder: Path, name: str, version: str, offset: int = 0) -> str:
+    """Return the last traceback, as `traceback` does, of the present log without its first ``offset`` bytes."""
+    file = folder / "logs" / logs.WORKERS
+    if not file.exists():
+        return ""
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return last_traceback(stream.read().decode("utf-8", "replace"), name, version)
+
+
 def last_traceback(log: str, name: str, version: str) -> str:
     """Return the last traceback that a worker of a model version has logged, as Python prints it.
 
