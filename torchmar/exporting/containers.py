@@ -1,4 +1,4 @@
-"""Dockerfiles of servers on platforms for containers, which bring the address, and the models or a place for them."""
+"""Dockerfiles of servers on platforms for containers, which set the address and provide the models or their storage."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def vertex_dockerfile(image: Image, name: str) -> str:
         name: of the image, for the commands in its first lines.
 
     Raises:
-        TorchmarError: as `torchmar.exporting.docker.dockerfile`.
+        TorchmarError: for the conditions of `torchmar.exporting.docker.dockerfile`.
     """
     end = _VERTEX.format(archives=copy_archives(image), uid=UID, entrypoint=_list("torchmar", "serve"))
     return _head(image, "vertex", name, user=True) + end
 
 
 def sagemaker_dockerfile(image: Image, name: str) -> str:
-    """Return the text of a Dockerfile for SageMaker, which brings the models; arguments as `vertex_dockerfile`."""
+    """Return the text of a Dockerfile for SageMaker, which provides the models; arguments as `vertex_dockerfile`."""
     end = _SAGEMAKER.format(entrypoint=_list("torchmar"), command=_list("serve"))
     return _head(image, "sagemaker", name, user=False) + end
 
 
 def dockerignore(files: Sequence[str]) -> str:
-    """Return the text of a .dockerignore that excludes all but some files of a folder."""
+    """Return the text of a .dockerignore that excludes all files of a folder except ``files``."""
     return "\n".join(["# Only the files that the Dockerfile copies.", "*", *(f"!{file}" for file in files), ""])
 
 

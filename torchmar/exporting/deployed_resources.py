@@ -1,6 +1,6 @@
-"""The resources that a server needs for the models of a deployment: cores and GPUs by its workers, memory by archives.
+"""The resources that a server needs for the models of a deployment: cores and GPUs for workers, memory for archives.
 
-Memory is an estimate, from the sizes of the archives: how much a model needs for a batch is known by measuring alone.
+Memory is an estimate from the sizes of the archives: only a measurement shows how much a model needs for a batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchmar.exporting.pods import Resources
 
 MIB = 1 << 20
 
-_SERVER, _WORKER = 1024 * MIB, 256 * MIB  # with torch, and a fork of a process that has imported it
+_SERVER, _WORKER = 1024 * MIB, 256 * MIB  # with torch; a fork of a process that has imported it
 _STEP = 256 * MIB  # estimates are whole multiples of it
 
 
@@ -44,7 +44,7 @@ def resources(
     for version in placed:
         count = version.target.min_workers
         size = version.stored.path.stat().st_size if version.stored and version.stored.path.is_file() else 0
-        # The weights of a worker on the CPU, and those in the archive that they were read from.
+        # The weights of a worker on the CPU, and the weights in the archive, from which they were read.
         memory += count * (_WORKER + size) + size
         workers += count
     used = [number for number, gpu in enumerate(gpus) if gpu.workers]
@@ -52,6 +52,6 @@ def resources(
     return Resources(
         cpu=str(max(1, workers)),
         memory=f"{rounded // 1024}Gi" if rounded % 1024 == 0 else f"{rounded}Mi",
-        # Workers count GPUs from 0, so that those before the last one that is used are needed, too.
+        # Workers number GPUs from 0, so that all GPUs up to the last used one are needed.
         gpus=max(used, default=-1) + 1,
     )

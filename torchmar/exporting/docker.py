@@ -67,7 +67,7 @@ def dockerfile(image: Image, config: Properties) -> str:
         mount=' -v "$PWD/model_store:/srv/torchmar/model_store:ro"' if image.mount else "",
         # Both engines count GPUs with nvidia-smi, one of the driver's utilities.
         stages=stages(image, "NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else ""),
-        # Packages in archives may have libraries, which are loaded from the folder of extracted archives.
+        # Packages in archives may contain libraries, which are loaded from the folder of extracted archives.
         exec="exec," if builtin else "",
         extracted="/run/torchmar" if builtin else "/tmp",
         fixed_token=_FIXED_TOKEN if builtin else "",

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 
-_DIGITS = 6  # of the digest; for the models of one account
+_DIGITS = 6  # of the digest; enough for the models of one account
 
 
 def identifier(name: str, *, allowed: str, longest: int, letter_first: bool = False) -> str:
-    """Return an identifier that differs for different names.
+    """Return an identifier that is unique for each name.
 
-    A name that has other characters, or is too long, gets the beginning of its digest: ``my_model`` and ``my-model``
-    would otherwise be one object of the platform, where one model takes the place of the other.
+    A name with other characters, or a name that is too long, gets the beginning of its digest: otherwise ``my_model``
+    and ``my-model`` would be the same object of the platform, and one model would replace the other.
 
     Args:
-        name: of a model or version.
+        name: name of a model or version.
         allowed: characters besides ``-``, as in a regular expression.
-        longest: characters of the identifier.
-        letter_first: whether it begins with a letter.
+        longest: largest number of characters of the identifier.
+        letter_first: whether it must begin with a letter.
 
     Examples:
         >>> identifier("digits", allowed="a-z0-9", longest=63)

@@ -18,9 +18,9 @@ from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import TorchmarError
 from torchmar.worker.venvs.folder import VARIABLE
 
-#: Of the user of the server.
+#: User id of the server.
 UID = 10001
-#: What torchmar is installed from, if the folder is its source.
+#: Files from which torchmar is installed, if the folder is its source.
 SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "torchmar", "handlers")
 _BUILD = """\
 FROM python:{python}-slim AS build
@@ -54,16 +54,16 @@ class Image:
     Attributes:
         config: the server's configuration; None: TorchServe's defaults.
         model_store: the folder with the archives.
-        mount: leave the archives out; they are mounted when a container starts.
-        baked: the archives to put in, each in a layer of its own; empty: all of the model store.
-        with_runtime: those of ``baked`` that ask for an environment of their own, which is built in the image.
+        mount: whether the archives are mounted when a container starts, and not in the image.
+        baked: archives in the image, each in its own layer; empty: all archives of the model store.
+        with_runtime: archives of ``baked`` that require an environment of their own, which is built in the image.
         package: a wheel of torchmar; empty if the folder is the source of torchmar.
-        extras: extras of torchmar besides those that the engine needs.
-        packages: further requirements, for what handlers import.
-        python: the version of Python.
-        torch: the version of torch; empty: the newest.
-        gpus: install torch with CUDA, which is 5 GB larger.
-        engine: the server; only TorchServe needs Java.
+        extras: extras of torchmar in addition to those that the engine needs.
+        packages: further requirements, for imports of handlers.
+        python: version of Python.
+        torch: version of torch; empty: the newest.
+        gpus: whether to install torch with CUDA, which is 5 GB larger.
+        engine: kind of server; only TorchServe needs Java.
     """
 
     config: PurePosixPath | None
@@ -85,7 +85,7 @@ def stages(image: Image, *variables: str, user: bool = True) -> str:
 
     Args:
         image: the content.
-        variables: of the server's environment, as ``NAME=value``; empty ones count as none.
+        variables: environment variables of the server, as ``NAME=value``; empty texts are ignored.
         user: whether to make the user `UID`, who owns the run folder.
 
     Raises:
@@ -103,7 +103,7 @@ def stages(image: Image, *variables: str, user: bool = True) -> str:
 def _build_stage(image: Image) -> str:
     """Return the first stage of a Dockerfile, ``build``, which installs torchmar to ``/opt/venv``."""
     requirements = [_requirement(text) for text in image.packages]
-    # Each version of these fits one version of torch, so that pip has to choose both.
+    # Each version of these packages fits one version of torch, so that pip has to choose both together.
     built_with_torch = [str(each) for each in requirements if each.name in ("torchaudio", "torchvision")]
     others = [str(each) for each in requirements if str(each) not in built_with_torch]
     torch = shlex.join([f"torch=={image.torch}" if image.torch else "torch", *built_with_torch])
@@ -144,7 +144,7 @@ def copy_archives(image: Image) -> str:
     if image.baked:
         copies = [copy(path, f"./model_store/{path.name}") for path in image.baked]
         builds = [
-            # Compiled, because nothing can be written later; without a cache, which would stay in the layer.
+            # Compiled, because the file system is read-only later; without a cache, which would stay in the layer.
             f"RUN UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 torchmar venv build {shlex.quote(path)}"
             for path in (f"./model_store/{each.name}" for each in image.with_runtime)
         ]
@@ -156,7 +156,7 @@ def copy(path: str | PurePosixPath, target: str) -> str:
     """Return an instruction that copies a path of the build's folder.
 
     Raises:
-        TorchmarError: the path is outside the folder, or has characters that Docker reads as something else.
+        TorchmarError: the path is outside the folder, or has characters that Docker interprets.
     """
     return f"COPY {json.dumps([_checked(path), target])}"
 

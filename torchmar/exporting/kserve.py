@@ -1,7 +1,7 @@
 """A ClusterServingRuntime and an InferenceService of KServe, for archives in the folders of its TorchServe runtime.
 
 KServe 0.21: https://github.com/kserve/kserve/tree/master/config (runtimes, crd). The runtime replaces that of
-TorchServe, whose wrapper listened at the ports 8080 (REST) and 8081 (gRPC), as `torchmar.platforms.kserve` does.
+TorchServe. It uses the ports of TorchServe's wrapper, 8080 (REST) and 8081 (gRPC), as `torchmar.platforms.kserve` does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torchmar.platforms.kserve import CONFIG, GRPC_PORT, MODEL_STORE, PORT
 
 Protocol = Literal["v1", "v2", "grpc-v2"]
 
-#: The runtime of TorchServe in KServe has 2; the larger number is selected.
+#: The runtime of TorchServe in KServe has the priority 2; KServe selects the larger number.
 PRIORITY = 3
 _METRICS_PORT = 8082
-_CONTAINER = "kserve-container"  # of the server in a pod, for KServe
+_CONTAINER = "kserve-container"  # the server's container in a pod of KServe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class Runtime:
     """A runtime for models of the format ``pytorch``.
 
     Attributes:
-        image: of ``torchmar export docker``.
+        image: image of ``torchmar export docker``.
         name: of the runtime.
-        auto_select: whether it also serves InferenceServices that name no runtime.
-        namespace: of a ServingRuntime; empty: a ClusterServingRuntime.
-        resources: of services that name none.
+        auto_select: whether it also serves InferenceServices that do not name a runtime.
+        namespace: namespace of a ServingRuntime; empty: it is a ClusterServingRuntime.
+        resources: resources of services that do not name any.
     """
 
     image: str
@@ -43,11 +43,11 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True)
 class Canary:
-    """Other models that get a part of the requests.
+    """The models that get a part of the requests, for a canary rollout.
 
     Attributes:
-        storage: their URI.
-        percent: of the requests.
+        storage: URI of the models.
+        percent: percentage of the requests.
     """
 
     storage: str
@@ -59,8 +59,8 @@ class QueueScaling:
     """Replicas by waiting time, with KEDA.
 
     Attributes:
-        prometheus: the URL of Prometheus.
-        wait_ms: the mean wait for a worker above which replicas are added.
+        prometheus: URL of Prometheus.
+        wait_ms: mean wait for a worker in milliseconds above which replicas are added.
     """
 
     prometheus: str
@@ -72,17 +72,17 @@ class Service:
     """An InferenceService.
 
     Attributes:
-        name: of the service.
-        storage: the URI of a folder with ``config/config.properties`` and ``model-store/``.
-        runtime: the name of the runtime.
-        namespace: empty: that of kubectl.
-        protocol: of the clients.
-        resources: of each replica.
-        min_replicas: the least number of replicas.
-        max_replicas: the largest.
-        scaling: None: by the use of CPUs.
-        canary: None: none.
-        service_account: whose credentials read the storage; empty: the default one.
+        name: name of the service.
+        storage: URI of a folder with ``config/config.properties`` and ``model-store/``.
+        runtime: name of the runtime.
+        namespace: namespace of the service; empty: that of kubectl.
+        protocol: protocol of the clients.
+        resources: resources of each replica.
+        min_replicas: least number of replicas.
+        max_replicas: largest number of replicas.
+        scaling: scaling by waiting time; None: by CPU use.
+        canary: models of a canary rollout; None: there is none.
+        service_account: service account whose credentials read the storage; empty: the default account.
     """
 
     name: str
@@ -111,7 +111,7 @@ def runtime(given: Runtime) -> dict[str, Any]:
         "metadata": {
             "name": given.name,
             "namespace": given.namespace or None,
-            # KServe then sets the label serviceEnvelope and the variable PROTOCOL_VERSION as for TorchServe.
+            # KServe then sets the label serviceEnvelope and the variable PROTOCOL_VERSION, as it does for TorchServe.
             "annotations": {"serving.kserve.io/server-type": "torchserve"},
         },
         "spec": {
@@ -168,7 +168,7 @@ def inference_service(service: Service) -> dict[str, Any]:
 def _predictor(service: Service) -> Mapping[str, Any]:
     metrics = [queue_scaling.cpu_metric()]
     if service.scaling:
-        # A pod of the service has its name at the beginning.
+        # Names of the service's pods begin with its name.
         namespace = f'namespace="{service.namespace}",' if service.namespace else ""
         query = queue_scaling.replicas_times_wait(f'{namespace}pod=~"{service.name}-predictor-.+"')
         metric = {"backend": "prometheus", "serverAddress": service.scaling.prometheus, "query": query}
@@ -176,7 +176,7 @@ def _predictor(service: Service) -> Mapping[str, Any]:
         metrics.append({"type": "External", "external": {"metric": metric, "target": target}})
     container: dict[str, Any] = {}
     if service.protocol == "grpc-v2":
-        # The probes of the runtime are over HTTP, at a port that is open, too.
+        # The probes of the runtime use HTTP, on a port that is also open.
         container = {"ports": [{"containerPort": GRPC_PORT, "name": "h2c", "protocol": "TCP"}]}
     return {
         "minReplicas": service.min_replicas,

@@ -1,4 +1,4 @@
-"""Objects of Kubernetes for replicas of a server: Deployment, Service, autoscaler, and what protects them.
+"""Objects of Kubernetes for replicas of a server: Deployment, Service, autoscaler, and objects that protect them.
 
 Kubernetes 1.30 and later. The reference: https://kubernetes.io/docs/reference/kubernetes-api/
 """
@@ -29,7 +29,7 @@ TOKENS = {"inference": "inference_token", "management": "management_token"}
 _CLIENTS = ("http", "grpc")
 _Targets = Mapping[str, int] | Mapping[str, str]  # ports of containers, by API
 _REMOTE = re.compile("(?<!file)://")
-# Keys with addresses of other machines: of archives, and of what collects spans.
+# Keys with addresses of other machines: URLs of archives, and the collector of spans.
 _REMOTE_KEYS = ("allowed_urls", "load_models", "model_snapshot", "torchmar_otlp_endpoint")
 
 
@@ -38,18 +38,18 @@ class Cluster:
     """Replicas of a server.
 
     Attributes:
-        image: of ``torchmar export docker``.
-        name: of the objects.
-        namespace: empty: that of kubectl.
-        resources: of each replica.
-        min_replicas: the least number of replicas.
-        max_replicas: the largest; the same: there is no autoscaler.
-        queue_wait: seconds; the mean wait for a worker above which replicas are added; 0: by the use of CPUs alone.
-        claim: the PersistentVolumeClaim with the archives; empty: the image has them.
-        service_account: whose credentials fetch archives; empty: none.
-        clients: namespaces whose pods may send requests, besides the own one.
-        egress: whether the server may open connections; it may in any case if its configuration needs it.
-        prometheus: the namespace whose pods may read metrics.
+        image: image of ``torchmar export docker``.
+        name: name of the objects.
+        namespace: namespace of the objects; empty: that of kubectl.
+        resources: resources of each replica.
+        min_replicas: least number of replicas.
+        max_replicas: largest number of replicas; if equal to ``min_replicas``, there is no autoscaler.
+        queue_wait: mean wait for a worker in seconds above which replicas are added; 0: scale only by CPU use.
+        claim: PersistentVolumeClaim with the archives; empty: they are in the image.
+        service_account: service account whose credentials fetch archives; empty: there is none.
+        clients: namespaces whose pods may send requests, in addition to the own one.
+        egress: whether the server may open connections; it may anyway if its configuration requires it.
+        prometheus: namespace whose pods may read metrics.
         service_monitor: whether to make a ServiceMonitor of the Prometheus Operator, in place of annotations.
     """
 
@@ -69,14 +69,14 @@ class Cluster:
 
 
 def objects(cluster: Cluster, config: Properties) -> list[Manifest]:
-    """Return the objects, in an order in which they can be made.
+    """Return the objects, in an order in which they can be created.
 
     Args:
         cluster: the replicas.
-        config: the user's configuration.
+        config: configuration of the user.
 
     Raises:
-        TorchmarError: an address is a Unix socket or encrypted, which needs files that no object has.
+        TorchmarError: an address is a Unix socket, or encrypted, which needs files that no object provides.
         PropertiesError: an address is invalid.
     """
     configured = configuration(config)
@@ -98,8 +98,8 @@ class PodConfiguration:
     """The configuration of the server in a pod.
 
     Attributes:
-        values: the keys.
-        ports: that other pods reach, by name.
+        values: keys and values.
+        ports: ports that other pods can reach, by name.
     """
 
     values: Mapping[str, str]
@@ -112,18 +112,18 @@ class PodConfiguration:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """The annotation that makes another pod of another configuration."""
+        """The annotation that changes with the configuration, so that Kubernetes then replaces the pods."""
         return {"torchmar/config": hashlib.sha256(self.text.encode()).hexdigest()}
 
 
 def configuration(config: Properties, changes: Mapping[str, str] | None = None) -> PodConfiguration:
     """Return the configuration of the server in a pod.
 
-    Clients and Prometheus reach it from other pods, and management only from its own. It loads its models itself, so
-    that it is not ready before they are.
+    Clients and Prometheus reach the server from other pods; management is reachable only in its own pod. The server
+    loads its models itself, so that it is not ready before they are loaded.
 
     Args:
-        config: the user's.
+        config: configuration of the user.
         changes: further keys; an empty value removes one.
 
     Raises:
@@ -148,12 +148,12 @@ def configuration(config: Properties, changes: Mapping[str, str] | None = None) 
 
 
 def has_tokens(config: Properties) -> bool:
-    """Return whether requests need tokens, which are in a Secret then."""
+    """Return whether requests need tokens, which are then in a Secret."""
     return not config.flag("disable_token_authorization")
 
 
 def comment(cluster: Cluster, config: Properties) -> str:
-    """Return the text at the head of the file: what has to be done besides, and how to reach the server."""
+    """Return the comment at the head of the file: further steps, and how to reach the server."""
     lines = [f"Replicas of a torchmar server: {kubectl(cluster)} apply -f FILE", *tokens_comment(cluster, config)]
     if cluster.claim:
         lines += ["", f"The archives are in the PersistentVolumeClaim {cluster.claim}."]
@@ -169,7 +169,7 @@ def comment(cluster: Cluster, config: Properties) -> str:
 
 
 def tokens_comment(cluster: Cluster, config: Properties) -> list[str]:
-    """Return the lines with the command that makes the Secret with the tokens; empty if there are none."""
+    """Return the lines with the command that creates the Secret with the tokens; empty if there are no tokens."""
     if not has_tokens(config):
         return []
     literals = " \\\n".join(f'    --from-literal={key}="$(openssl rand -hex 24)"' for key in TOKENS.values())
@@ -231,7 +231,7 @@ def config_map(cluster: Cluster, configured: PodConfiguration) -> Manifest:
 
 
 def pod_annotations(cluster: Cluster, configured: PodConfiguration) -> dict[str, str]:
-    """Return the annotations of a server's pod: its configuration, and how Prometheus finds it without a monitor."""
+    """Return the annotations of a server's pod: for its configuration, and for Prometheus if there is no monitor."""
     if "metrics" not in configured.ports or cluster.service_monitor:
         return configured.annotations
     scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(configured.ports["metrics"])}
@@ -239,7 +239,7 @@ def pod_annotations(cluster: Cluster, configured: PodConfiguration) -> dict[str,
 
 
 def volumes_and_mounts(cluster: Cluster, values: Mapping[str, str]) -> tuple[list[Any], list[Any]]:
-    """Return the volumes of a pod and where they are mounted: configuration, tokens, archives, what is written."""
+    """Return the volumes of a pod and their mounts: configuration, tokens, archives, and writable folders."""
     volumes: list[Any] = [{"name": "config", "configMap": {"name": cluster.name}}, *pods.writable_volumes()]
     mounts: list[Any] = [
         {"name": "config", "mountPath": CONFIG.rpartition("/")[0], "readOnly": True},
@@ -256,11 +256,11 @@ def volumes_and_mounts(cluster: Cluster, values: Mapping[str, str]) -> tuple[lis
 
 
 def pod_spec(cluster: Cluster, container: Mapping[str, Any], volumes: list[Any], **further: object) -> dict[str, Any]:
-    """Return the specification of a pod with one container; ``further`` keys are those of its placement."""
+    """Return the specification of a pod with one container; ``further`` keys concern its placement."""
     return {
         "serviceAccountName": cluster.service_account or None,
         "automountServiceAccountToken": False,
-        # Kubernetes would set TORCHMAR_PORT and others for a Service of this name.
+        # Otherwise Kubernetes sets TORCHMAR_PORT and similar variables for a Service of this name.
         "enableServiceLinks": False,
         "securityContext": pods.pod_security(),
         "terminationGracePeriodSeconds": pods.GRACE_SECONDS,
@@ -277,11 +277,11 @@ def _deployment(cluster: Cluster, configured: PodConfiguration) -> Manifest:
     container = {
         "name": "torchmar",
         "image": cluster.image,
-        # It becomes the server, which gets the signals of the container.
+        # exec replaces the shell by the server, which then gets the signals of the container.
         "command": ["torchmar-serve", "--foreground", "--ncs", "--ts-config", CONFIG],
         "env": pods.environment(cluster.resources.gpus),
         "ports": [{"name": name, "containerPort": port} for name, port in configured.ports.items()],
-        # It listens before it loads its models: until then it is alive and not ready.
+        # The server listens before it loads its models: until they are loaded it is alive and not ready.
         "startupProbe": pods.probe(pods.LIVE, "http", periodSeconds=2, timeoutSeconds=2, failureThreshold=60),
         "livenessProbe": pods.probe(pods.LIVE, "http", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
         "readinessProbe": pods.probe(pods.READY, "http", periodSeconds=5, timeoutSeconds=3, failureThreshold=2),
@@ -301,7 +301,7 @@ def _deployment(cluster: Cluster, configured: PodConfiguration) -> Manifest:
         "kind": "Deployment",
         "metadata": metadata(cluster),
         "spec": {
-            # With an autoscaler, the number of replicas is its own.
+            # An autoscaler sets the number of replicas itself.
             "replicas": None if scaled else cluster.min_replicas,
             "selector": {"matchLabels": selected},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
@@ -320,8 +320,8 @@ def service(
 
     Args:
         cluster: the replicas.
-        ports: of the Service, by API.
-        targets: names or numbers of the containers' ports; None: their names are those of the APIs.
+        ports: ports of the Service, by API.
+        targets: names or numbers of the containers' ports; None: they have the names of the APIs.
     """
     protocols = {"http": "http", "grpc": "kubernetes.io/h2c", "metrics": "http"}
     return {
@@ -344,12 +344,12 @@ def service(
 
 
 def of_namespace(name: str) -> dict[str, Any]:
-    """Return what selects the pods of a namespace in a NetworkPolicy."""
+    """Return the selector for the pods of a namespace in a NetworkPolicy."""
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
 def ingress(cluster: Cluster, targets: _Targets) -> list[dict[str, Any]]:
-    """Return who may send requests to the ports of a server, for a NetworkPolicy.
+    """Return the rules of a NetworkPolicy for requests to the ports of a server.
 
     Args:
         cluster: the replicas.
@@ -409,7 +409,7 @@ def _autoscaler(cluster: Cluster) -> Manifest:
 
 
 def service_monitors(cluster: Cluster, configured: PodConfiguration) -> list[Manifest]:
-    """Return the ServiceMonitor of the Service; none if none is wanted, or there is no metrics API of its own."""
+    """Return the ServiceMonitor of the Service; empty if it is not wanted, or there is no separate metrics API."""
     return [_service_monitor(cluster)] if cluster.service_monitor and "metrics" in configured.ports else []
 
 

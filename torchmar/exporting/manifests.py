@@ -1,4 +1,4 @@
-"""Objects of Kubernetes as YAML: a document each, texts of several lines as blocks, a comment on top."""
+"""Objects of Kubernetes as YAML: one document for each, blocks for texts of several lines, a comment at the top."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmar.errors import TorchmarError
 
 Manifest = Mapping[str, Any]
 
-# What kubectl reads as a flag or a number where PyYAML, whose rules are older, reads a text.
+# Texts that kubectl reads as booleans or numbers; PyYAML, whose rules are older, would not quote them.
 _NOT_TEXT_IN_GO = re.compile(r"[yYnN]|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+|[-+]?0[oO][0-7_]+")
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -24,7 +24,7 @@ def show(objects: Sequence[Manifest], comment: str = "") -> str:
     """Return the text of a file for ``kubectl apply -f``.
 
     Args:
-        objects: in their order.
+        objects: objects, in the order of the file.
         comment: lines of text for the head of the file.
     """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
@@ -38,7 +38,7 @@ def check_name(text: str, option: str, longest: int = 63) -> str:
     """Return a name of an object, which is a label of DNS names, too (RFC 1035).
 
     Raises:
-        TorchmarError: it is not; the message has ``option``.
+        TorchmarError: the name is not valid; the message contains ``option``.
     """
     if not _NAME.fullmatch(text) or len(text) > longest:
         raise TorchmarError(
@@ -52,7 +52,7 @@ def check_quantity(text: str, option: str) -> str:
     """Return a quantity such as ``2``, ``500m`` or ``4Gi``.
 
     Raises:
-        TorchmarError: it is not one; the message has ``option``.
+        TorchmarError: it is no quantity; the message contains ``option``.
     """
     if not _QUANTITY.fullmatch(text) or not re.search("[1-9]", text):
         raise TorchmarError(f"{option} {text}: no quantity of Kubernetes", hint="write it like 2, 500m or 4Gi")
@@ -63,7 +63,7 @@ def check_image(text: str) -> str:
     """Return the reference of an image.
 
     Raises:
-        TorchmarError: it is not one.
+        TorchmarError: it is no reference of an image.
     """
     if not _IMAGE.fullmatch(text):
         raise TorchmarError(f"--image {text}: no image", hint="write it like registry.example.com/torchmar:1.0")
@@ -71,13 +71,13 @@ def check_image(text: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists below their key indented, as Kubernetes' own examples."""
+    """A dumper that indents lists below their key, as the examples of Kubernetes do."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:
         return super().increase_indent(flow, False)
 
     def ignore_aliases(self, data: Any) -> bool:
-        return True  # kubectl reads anchors, and people do not
+        return True  # people would have to resolve aliases
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -89,7 +89,7 @@ _Dumper.add_representer(str, _text)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of dicts and lists, without the keys whose value is None."""
+    """Return a value as dicts and lists, without the keys whose value is None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-_SCHEMA = 39  # of Grafana 11, which later versions read
+_SCHEMA = 39  # of Grafana 11; later versions read it too
 _QUANTILES = (0.5, 0.95, 0.99)
-_WIDTH, _HEIGHT = 12, 8  # of a panel; the dashboard is 24 wide
+_WIDTH, _HEIGHT = 12, 8  # of a panel; the dashboard has a width of 24
 _HEAD = """\
 # Alerts for torchmar servers; promtool check rules alerts.yaml checks the file.
 # prometheus.yml needs
@@ -44,7 +44,7 @@ class Limits:
 def alerts(limits: Limits) -> str:
     """Return the text of a file of rules."""
     of_job = f'job="{limits.job}"'
-    # A server that has sent no response of a kind has no series for it, and a sum with nothing is nothing.
+    # A server that has sent no response of a kind has no series for it, and a sum with a missing series is missing.
     none = f"0 * sum by (instance) (up{{{of_job}}})"
     responses = " + ".join(
         f"(sum by (instance) (rate(Requests{kind}XX{{{of_job}}}[5m])) or {none})" for kind in ("2", "4", "5")
@@ -87,7 +87,7 @@ def alerts(limits: Limits) -> str:
 
 
 def dashboard(limits: Limits) -> str:
-    """Return the text of a dashboard: rates, times, queue, batches, errors and the machine, by model."""
+    """Return the text of a dashboard: rates, times, queue, batches and errors by model, and the machine."""
     chosen = 'job="$job", model_name=~"$model"'
     machine = 'job="$job"'
     by_version = "sum by (model_name, model_version)"

@@ -14,9 +14,9 @@ from torchmar.exporting.image import UID
 
 RUN_FOLDER = "/run/torchmar"
 READY, LIVE = "/v2/health/ready", "/v2/health/live"
-#: Seconds in which load balancers stop sending requests to a pod that is being removed, before its server stops.
+#: Time for load balancers to stop sending requests to a pod that is being removed, before its server stops.
 PRE_STOP_SECONDS = 5
-#: Seconds until a pod is killed: the server answers open requests for 30 of them (`torchmar.server.app.GRACE`).
+#: Time until a pod is killed: the server answers open requests for 30 seconds of it (`torchmar.server.app.GRACE`).
 GRACE_SECONDS = PRE_STOP_SECONDS + 30 + 10
 
 _GPU = "nvidia.com/gpu"
@@ -39,8 +39,8 @@ class Resources:
     def manifest(self) -> dict[str, Any]:
         """Return requests and limits.
 
-        Memory and GPUs have limits, since a pod cannot give them back. CPU has none: a limit stops a server for parts
-        of each tenth of a second, which is latency, while cores of the machine are idle.
+        Memory and GPUs have limits, because a pod cannot give them back. CPU has none: a limit stops a server for parts
+        of each tenth of a second, which adds latency while cores of the machine are idle.
         """
         gpus = {_GPU: str(self.gpus)} if self.gpus else {}
         return {
@@ -50,7 +50,7 @@ class Resources:
 
 
 def container_security() -> dict[str, Any]:
-    """Return the rights of a container: no root, no capabilities, no writable files but those of its volumes."""
+    """Return the rights of a container: no root, no capabilities, no writable files except in its volumes."""
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -61,12 +61,12 @@ def container_security() -> dict[str, Any]:
 
 
 def pod_security() -> dict[str, Any]:
-    """Return the rights of a pod: the user of our image, who can read the volumes."""
+    """Return the rights of a pod: the user of torchmar's images, who can read the volumes."""
     return {"runAsNonRoot": True, "runAsUser": UID, "fsGroup": UID, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def environment(gpus: int) -> list[dict[str, str]]:
-    """Return the variables of a server; both exist in images of ``torchmar export docker``, but not in all."""
+    """Return the variables of a server; images of ``torchmar export docker`` have both, other images may not."""
     variables = {"TORCHMAR_RUN_FOLDER": RUN_FOLDER}
     if gpus:
         # GPUs are counted with nvidia-smi, one of the driver's utilities.
@@ -75,17 +75,17 @@ def environment(gpus: int) -> list[dict[str, str]]:
 
 
 def writable_volumes() -> list[dict[str, Any]]:
-    """Return the volumes of what a server writes: its run folder, with extracted archives, and temporary files."""
+    """Return the volumes that a server writes to: its run folder, with extracted archives, and temporary files."""
     return [{"name": "run", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
 
 
 def writable_mounts() -> list[dict[str, Any]]:
-    """Return where `writable_volumes` are mounted."""
+    """Return the mounts of `writable_volumes`."""
     return [{"name": "run", "mountPath": RUN_FOLDER}, {"name": "tmp", "mountPath": "/tmp"}]
 
 
 def lifecycle() -> dict[str, Any]:
-    """Return the delay of a server's end: load balancers learn of the end of a pod only after a while."""
+    """Return the delay of a server's end, which is needed because load balancers notice the end of a pod late."""
     return {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
 
 

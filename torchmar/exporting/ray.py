@@ -1,7 +1,7 @@
 """The folder that Ray Serve runs: config.yaml, deployment.py, code/requirements.txt and archives.
 
 It has the layout of AWS's images for Ray Serve, which read it at ``/opt/ml/model``. ``deployment.py`` is
-`torchmar.exporting.ray_deployment`, as it is.
+`torchmar.exporting.ray_deployment`, unchanged.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torchmar.server.models.model_config import UNSUPPORTED_KEYS
 
 APPLICATION = "torchmar"
 MODELS = "models"  # the folder of the archives
-_INGRESS = "Ingress"  # the deployment of several archives' application that its requests arrive at
+_INGRESS = "Ingress"  # the deployment that receives requests if there are several archives
 _QUEUE_SIZE, _BATCH_DELAY_MS = 100, 100  # TorchServe's defaults
-# What only the open connection of a worker can send. TorchServe's base handler does not call it.
+# A method that only the open connection of a worker supports. TorchServe's base handler does not call it.
 _STREAMS = re.compile(rb"\bsend_intermediate_predict_response\s*\(")
 _HEAD = """\
 # Ray Serve runs this folder: PYTHONPATH=. serve run config.yaml
@@ -39,17 +39,17 @@ class RayModel:
     """One archive as a deployment of Ray Serve.
 
     Attributes:
-        name: of the model.
-        version: of the model.
-        file: the archive's name in the folder `MODELS`.
-        batch_size: the most requests of a batch.
-        batch_delay_ms: the longest time that a batch waits to be filled.
-        queue_size: the most requests that wait; further ones get 503.
-        min_workers: the number of replicas, or the least.
-        max_workers: the most replicas.
-        envelope: of the handler; empty: none.
-        cpus: cores that Ray keeps free for a replica.
-        gpus: GPUs of a replica, which may be a part of one.
+        name: name of the model.
+        version: version of the model.
+        file: the archive's file in the folder `MODELS`.
+        batch_size: largest number of requests in a batch.
+        batch_delay_ms: longest wait for a full batch in milliseconds.
+        queue_size: largest number of waiting requests; further ones get 503.
+        min_workers: number of replicas, or the least number.
+        max_workers: largest number of replicas.
+        envelope: envelope of the handler; empty: none.
+        cpus: cores that Ray reserves for a replica.
+        gpus: GPUs of a replica, possibly a fraction.
     """
 
     name: str
@@ -71,7 +71,7 @@ class RayModel:
 
     @property
     def ongoing(self) -> int:
-        """The requests that a replica has at once: a batch that runs, and the next one. Ray's default is 5."""
+        """The number of requests that a replica has at once: a running batch and the next one. Ray's default is 5."""
         return 2 * self.batch_size
 
 
@@ -80,8 +80,8 @@ def model(archive: Archive, *, cpus: float = 1.0, gpus: float | None = None) -> 
 
     Args:
         archive: the archive.
-        cpus: cores of a replica.
-        gpus: GPUs of a replica; None: 1 if the archive's configuration asks for GPUs.
+        cpus: number of cores of a replica.
+        gpus: number of GPUs of a replica; None: 1 if the archive's configuration requires GPUs.
 
     Raises:
         TorchmarError: Ray Serve cannot run it as TorchServe does.
@@ -168,11 +168,11 @@ def _deployment(model: RayModel) -> dict[str, Any]:
 
 
 def requirements(archives: Sequence[Archive], extras: Sequence[str]) -> str:
-    """Return the text of requirements.txt: what archives need beside Ray.
+    """Return the text of requirements.txt: the packages that archives need in addition to Ray.
 
     Args:
-        archives: those of the folder; the requirements that they carry are taken as they are.
-        extras: of torchmar, which have what the archives need.
+        archives: archives of the folder; requirements inside them are copied unchanged.
+        extras: extras of torchmar with further packages for the archives.
     """
     lines = ["# Beside Ray Serve itself: pip install 'ray[serve]'", "python-multipart"]
     for line in requires("torchmar") or ():

@@ -1,11 +1,11 @@
-"""A RayService of KubeRay, and a cluster file of Ray for machines that exist, for the engine ``ray``.
+"""A RayService of KubeRay, and a cluster file of Ray for existing machines, for the engine ``ray``.
 
-KubeRay 1.5 and later, which has tokens for Ray: https://docs.ray.io/en/latest/cluster/kubernetes/. The cluster file:
+KubeRay 1.5 and later, which supports Ray's tokens: https://docs.ray.io/en/latest/cluster/kubernetes/. The cluster file:
 https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
 
 The only application of the RayService is the front (`torchmar.engines.ray_front`), which deploys the models itself.
-KubeRay sends it the requests that it would send to a proxy of Ray Serve: it listens at the port ``serve``, and a pod
-without one is not ready.
+KubeRay sends its requests to the front instead of a proxy of Ray Serve: the front listens on the port ``serve``, and a
+pod without a front is not ready.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torchmar.exporting.kubernetes import Cluster, PodConfiguration
 from torchmar.exporting.manifests import Manifest
 from torchmar.properties import Properties
 
-RAY_VERSION = "2.60.0"  # or later, in the image; KubeRay chooses its probes by it
-#: The ports of Ray where nothing else is configured.
+RAY_VERSION = "2.60.0"  # the oldest version for the image; KubeRay chooses its probes by it
+#: The default ports of Ray.
 GCS_PORT, _DASHBOARD_PORT, _CLIENT_PORT = 6379, 8265, 10001
-_RAY_METRICS_PORT = 8090  # KubeRay's own default is 8080, where the front listens
-#: A resource that each node with room for a front has once.
+_RAY_METRICS_PORT = 8090  # KubeRay's own default is 8080, the port of the front
+#: A resource that each node with room for a front has exactly once.
 FRONT = "torchmar_front"
-_HEALTH_PATH = "/-/healthz"  # that KubeRay asks
+_HEALTH_PATH = "/-/healthz"  # which KubeRay requests
 _OPERATOR = "app.kubernetes.io/name"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 _USER = re.compile(r"[a-z_][a-z0-9_-]*")
@@ -39,14 +39,14 @@ _HOME = "~/torchmar"
 
 @dataclass(frozen=True, kw_only=True)
 class RayPods:
-    """A RayService.
+    """The pods of a RayService.
 
     Attributes:
         pods: image, name, namespace, resources of a node, volume, network.
-        nodes: the number of nodes beside the head.
-        servers: the number of them with a front.
-        redis: the address of a Redis that keeps the head's state, ``redis://HOST:PORT``; empty: none.
-        redis_secret: the Secret with its password, under the key ``password``; empty: it has none.
+        nodes: number of nodes besides the head.
+        servers: number of these nodes that run a front.
+        redis: address of a Redis for the head's state, ``redis://HOST:PORT``; empty: there is none.
+        redis_secret: Secret with its password, under the key ``password``; empty: it has no password.
     """
 
     pods: Cluster
@@ -57,11 +57,11 @@ class RayPods:
 
 
 def objects(cluster: RayPods, config: Properties) -> list[Manifest]:
-    """Return the objects, in an order in which they can be made.
+    """Return the objects, in an order in which they can be created.
 
     Args:
         cluster: the service.
-        config: the user's configuration.
+        config: configuration of the user.
 
     Raises:
         TorchmarError: an address is a Unix socket or encrypted, or there are more servers than nodes.
@@ -71,12 +71,12 @@ def objects(cluster: RayPods, config: Properties) -> list[Manifest]:
         raise TorchmarError(
             f"{cluster.servers} servers need as many nodes, and there are {cluster.nodes}", hint="a node has one server"
         )
-    # The front takes the address of its own cluster.
+    # The front determines the address of its own cluster.
     configured = kubernetes.configuration(config, {"torchmar_health_path": _HEALTH_PATH, "torchmar_ray_address": ""})
     return [
         kubernetes.config_map(cluster.pods, configured),
         _ray_service(cluster, configured),
-        # The service of the fronts; that of KubeRay has only the port ``serve``.
+        # The Service of the fronts, because KubeRay's has only the port ``serve``.
         kubernetes.service(cluster.pods, configured.ports, configured.ports),
         _network_policy(cluster, configured.ports),
         *kubernetes.service_monitors(cluster.pods, configured),
@@ -84,7 +84,7 @@ def objects(cluster: RayPods, config: Properties) -> list[Manifest]:
 
 
 def comment(cluster: RayPods, config: Properties) -> str:
-    """Return the text at the head of the file: what has to be done besides, and how to reach the server."""
+    """Return the comment at the head of the file: further steps, and how to reach the server."""
     kubectl = kubernetes.kubectl(cluster.pods)
     name = cluster.pods.name
     lines = [
@@ -103,11 +103,11 @@ def comment(cluster: RayPods, config: Properties) -> str:
 
 
 def serve_config(servers: int) -> str:
-    """Return the configuration of Ray Serve: one application, with a front on each of some nodes."""
+    """Return the configuration of Ray Serve: one application, with a front on each of ``servers`` nodes."""
     front = {
         "name": "Front",
         "num_replicas": servers,
-        "max_ongoing_requests": 1,  # clients reach it at its own port
+        "max_ongoing_requests": 1,  # clients send requests to the front's own port
         "graceful_shutdown_timeout_s": pods.GRACE_SECONDS,
         "health_check_period_s": 5,
         "ray_actor_options": {"num_cpus": 0, "resources": {FRONT: 1}},
@@ -143,14 +143,14 @@ def _ray_service(cluster: RayPods, configured: PodConfiguration) -> Manifest:
         "metadata": kubernetes.metadata(cluster.pods),
         "spec": {
             "serveConfigV2": serve_config(cluster.servers),
-            # The pods of the front are ready when it has loaded the models, also those of a new cluster.
+            # A pod of the front is ready when it has loaded the models, even in a new cluster.
             "upgradeStrategy": {"type": "NewCluster"},
             "rayClusterConfig": {
                 "rayVersion": RAY_VERSION,
                 "authOptions": {"mode": "token"},
                 "gcsFaultToleranceOptions": fault_tolerance,
                 "headGroupSpec": {
-                    # No replica runs on the head: it is what the cluster needs most.
+                    # No replica runs on the head, because the whole cluster depends on it.
                     "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **metrics_port},
                     "template": _template(cluster, configured, head=True),
                 },
@@ -160,7 +160,7 @@ def _ray_service(cluster: RayPods, configured: PodConfiguration) -> Manifest:
                         "replicas": cluster.nodes,
                         "minReplicas": cluster.nodes,
                         "maxReplicas": cluster.nodes,
-                        # KubeRay passes the value to a shell.
+                        # KubeRay passes this value to a shell.
                         "rayStartParams": {"resources": f'"{{\\"{FRONT}\\": 1}}"', **metrics_port},
                         "template": _template(cluster, configured, head=False),
                     }
@@ -173,7 +173,7 @@ def _ray_service(cluster: RayPods, configured: PodConfiguration) -> Manifest:
 def _template(cluster: RayPods, configured: PodConfiguration, *, head: bool) -> dict[str, Any]:
     annotations = configured.annotations if head else kubernetes.pod_annotations(cluster.pods, configured)
     volumes, mounts = kubernetes.volumes_and_mounts(cluster.pods, configured.values)
-    # The names of these two have a meaning for KubeRay.
+    # KubeRay interprets the names of these two ports.
     named = {"serve": configured.ports["http"], "metrics": _RAY_METRICS_PORT}
     if head:
         named |= {"gcs-server": GCS_PORT, "dashboard": _DASHBOARD_PORT, "client": _CLIENT_PORT}
@@ -184,7 +184,7 @@ def _template(cluster: RayPods, configured: PodConfiguration, *, head: bool) -> 
         "image": cluster.pods.image,
         "env": [*pods.environment(0 if head else cluster.pods.resources.gpus), *_ENVIRONMENT],
         "ports": [{"name": name, "containerPort": port} for name, port in named.items()],
-        # A node without a front is not ready for requests, and runs replicas all the same.
+        # A node without a front is not ready for requests, but it runs replicas.
         "readinessProbe": None
         if head
         else pods.probe(pods.READY, "serve", periodSeconds=5, timeoutSeconds=3, failureThreshold=2),
@@ -200,12 +200,12 @@ def _template(cluster: RayPods, configured: PodConfiguration, *, head: bool) -> 
     }
 
 
-_CLUSTER_LABEL = "torchmar/ray-cluster"  # of all pods of a cluster, the head's included
+_CLUSTER_LABEL = "torchmar/ray-cluster"  # label of all pods of a cluster, including the head
 _ENVIRONMENT = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
 
 
 def _network_policy(cluster: RayPods, ports: Mapping[str, int]) -> Manifest:
-    """Let only the own pods and KubeRay's operator reach the ports of Ray, over which code can be run."""
+    """Let only the own pods and KubeRay's operator reach the ports of Ray, through which code can be run."""
     own = {"podSelector": {"matchLabels": {_CLUSTER_LABEL: cluster.pods.name}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {_OPERATOR: "kuberay-operator"}}}
     return {
@@ -226,18 +226,18 @@ def _network_policy(cluster: RayPods, ports: Mapping[str, int]) -> Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """Machines that exist, on which ``ray up`` starts a cluster over SSH.
+    """Existing machines on which ``ray up`` starts a cluster over SSH.
 
     Attributes:
-        head: the host of the head and of the front.
-        workers: the other hosts.
-        name: of the cluster.
-        user: of SSH.
-        key: the private key of SSH; empty: SSH chooses.
-        config: the user's configuration, which is copied to the head; empty: none.
-        model_store: the folder with the archives, which is copied to the head; empty: none.
-        package: a wheel of torchmar, which is copied to all; empty: that of the package index.
-        version: of torchmar.
+        head: host of the head and of the front.
+        workers: hosts of the other nodes.
+        name: name of the cluster.
+        user: user for SSH.
+        key: private key for SSH; empty: SSH chooses.
+        config: configuration of the user, which is copied to the head; empty: none.
+        model_store: folder with the archives, which is copied to the head; empty: none.
+        package: wheel of torchmar, which is copied to all machines; empty: install it from the package index.
+        version: version of torchmar.
     """
 
     head: str
@@ -255,7 +255,7 @@ def cluster_file(machines: Machines) -> dict[str, Any]:
     """Return the content of a cluster file.
 
     Raises:
-        TorchmarError: a host, the user or the name is none.
+        TorchmarError: a host, the user or the name is not valid.
     """
     for option, host in (("--head", machines.head), *(("--worker", host) for host in machines.workers)):
         if not _HOST.fullmatch(host):
@@ -268,7 +268,7 @@ def cluster_file(machines: Machines) -> dict[str, Any]:
     wheel = f"{_HOME}/{machines.package.rpartition('/')[2]}" if machines.package else ""
     package = f"{wheel}[ray]" if wheel else f"'torchmar[ray]=={machines.version}'"
     address = f"[{machines.head}]" if ":" in machines.head else machines.head
-    # The variables reach Ray's processes, and those that they start.
+    # These variables are set for Ray's processes and their children.
     variables = "export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token"
     stop = f"test ! -e {_HOME}/.torchmar/server.json || {binaries}/torchmar stop --run-folder {_HOME}/.torchmar"
     start = f"ulimit -n 65536; {variables}; {binaries}/ray start"
@@ -308,7 +308,7 @@ def cluster_file(machines: Machines) -> dict[str, Any]:
 
 
 def show_cluster_file(machines: Machines, file: str) -> str:
-    """Return the text of a cluster file, whose head says how to use it; ``file`` is its name."""
+    """Return the text of a cluster file, with instructions at its head; ``file`` is its name."""
     quoted = shlex.quote(file)
     head = [
         f"A cluster of Ray with a torchmar server on {machines.head}. ray up {quoted} starts it, and starts it again",

@@ -1,4 +1,4 @@
-"""A config.yaml of Ray Serve, checked for what Ray lets pass: keys that it does not know, and too few requests at once.
+"""The check of a config.yaml of Ray Serve for errors that Ray ignores: unknown keys, and too few requests at once.
 
 The keys are those of ``ray.serve.schema.ServeDeploySchema`` in Ray 2.60, whose models ignore all others.
 """
@@ -142,21 +142,21 @@ class ServeConfig(_Section):
     applications: list[ApplicationSection]
 
 
-_DEFAULT_ONGOING = 5  # requests of a replica at once, where max_ongoing_requests is not set
+_DEFAULT_ONGOING = 5  # requests of a replica at once, if max_ongoing_requests is not set
 
 
 def read(file: Path) -> ServeConfig:
     """Read a config.yaml of Ray Serve.
 
     Raises:
-        RecipeError: with all problems: the file is missing or no YAML, it has keys that Ray ignores, or a deployment
-            that the application does not have or that cannot fill its batches.
+        RecipeError: with all problems: the file is missing or no YAML, it has keys that Ray ignores, or it has a
+            deployment that does not exist in the application or cannot fill its batches.
     """
     return parse(strict_yaml.read(file, "torchmar export ray writes one"), str(file))
 
 
 def parse(text: str, file: str = "config.yaml") -> ServeConfig:
-    """Return the configuration in ``text``; raises as `read`."""
+    """Return the configuration in ``text``; raises the errors of `read`."""
     document = strict_yaml.parse(text, file, "it is no mapping of keys, such as applications:")
     problems = document.repeated()
     config = None
@@ -173,10 +173,10 @@ def parse(text: str, file: str = "config.yaml") -> ServeConfig:
 
 
 def _disagreements(application: ApplicationSection, index: int, document: Document) -> list[Problem]:
-    """Return where an application that torchmar has written does not fit its archives any more."""
+    """Return the problems of an application from torchmar that no longer fits its archives."""
     models = application.args.get("models") if isinstance(application.args, dict) else None
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
-        return []  # another's application
+        return []  # an application of another program
     sizes = {f"{model.get('name')}-{model.get('version')}": model.get("batch_size", 1) for model in models}
     problems = []
     for number, deployment in enumerate(application.deployments):

@@ -1,7 +1,7 @@
 """Serve TorchServe model archives on Ray Serve; ``serve run config.yaml`` starts it.
 
-``torchmar export ray`` has written this file, which needs Ray, torch and TorchServe's Python package
-(code/requirements.txt), and nothing of torchmar. A replica loads one archive with TorchServe's own loader and runs its
+``torchmar export ray`` wrote this file. It needs Ray, torch and TorchServe's Python package (code/requirements.txt),
+but not torchmar. A replica loads one archive with TorchServe's own loader, and runs its
 handler with batches, rows, context and errors as TorchServe does. Paths of requests:
 
 * ``/predictions/NAME``, ``/predictions/NAME/VERSION``, and the same with ``/explanations``;
@@ -63,11 +63,11 @@ class Model:
         folder = tempfile.mkdtemp(prefix=f"{name}-")
         with zipfile.ZipFile(Path(__file__).parent / archive) as content:
             content.extractall(folder)
-        # As TorchServe's worker: the archive's own modules precede installed ones, and files are found beside them.
+        # As in TorchServe's worker: the archive's modules precede installed ones, and its folder is the working folder.
         sys.path.insert(0, folder)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
         os.chdir(folder)
-        # One thread loads and runs the model: handlers are not made for several.
+        # One thread loads and runs the model, because handlers need not be thread-safe.
         self.thread = ThreadPoolExecutor(1)
         self.service = self.thread.submit(load, name, folder, batch_size, envelope).result()
         for batch in (self.predict, self.explain):
@@ -78,7 +78,7 @@ class Model:
         return await respond(request, self.models)
 
     async def answer(self, call: Call) -> Answer:
-        """Answer one request, in a batch with others of its kind."""
+        """Answer a request, in a batch with other requests of its kind."""
         return await (self.explain(call) if call[1].get("explain") == "True" else self.predict(call))  # type: ignore
 
     @serve.batch
@@ -90,7 +90,7 @@ class Model:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self.run, calls)
 
     def run(self, calls: list[Call]) -> list[Answer]:
-        """Run a batch; one that fails as a whole is repeated request by request, so that only the cause fails."""
+        """Run a batch; if it fails as a whole, repeat it request by request, so that only the faulty request fails."""
         try:
             return self.handle(calls)
         except ModelError as error:
@@ -161,7 +161,7 @@ class Ingress:
 
 
 def app(args: dict[str, Any]) -> Any:
-    """Return the application that config.yaml describes; ``args`` is its section of that name."""
+    """Return the application of config.yaml; ``args`` is its section ``args``."""
     models: dict[str, dict[str, Any]] = {}
     for model in args["models"]:
         bound = Model.options(name=f"{model['name']}-{model['version']}").bind(**model)  # type: ignore[attr-defined]
@@ -182,14 +182,14 @@ def load(name: str, folder: str, batch_size: int, envelope: str) -> Any:
     metrics.initialize_cache()
     metrics.model_name = name
     manifest = json.loads((Path(folder) / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
-    gpu = 0 if torch.cuda.is_available() else None  # Ray shows a replica only the GPUs that it has
+    gpu = 0 if torch.cuda.is_available() else None  # Ray shows a replica only its own GPUs
     loader = ModelLoaderFactory.get_model_loader()
     handler = manifest["model"]["handler"]
     return loader.load(name, folder, handler, gpu, batch_size, envelope or None, True, metrics)
 
 
 async def respond(request: Request, models: Models) -> Response:
-    """Return the response to a request of TorchServe's or SageMaker's paths."""
+    """Return the response to a request for a path of TorchServe or SageMaker."""
     request_id = request.headers.get("x-request-id") or str(uuid.uuid4())
     try:
         status, headers, body = await route(request, request_id, models)
@@ -199,10 +199,10 @@ async def respond(request: Request, models: Models) -> Response:
 
 
 async def route(request: Request, request_id: str, models: Models) -> Answer:
-    """Return the answer of the model that a request's path names.
+    """Return the answer of the model in a request's path.
 
     Raises:
-        ModelError: there is none, or the form cannot be read.
+        ModelError: the model does not exist, or the form cannot be read.
     """
     segments = request.url.path.strip("/").split("/")
     headers = dict(request.headers)
@@ -237,7 +237,7 @@ async def read_parts(request: Request) -> list[Part]:
     """Return the fields of a form, or the whole body as the part ``body``.
 
     Raises:
-        ModelError: 400, the form is broken, or two of its fields have one name.
+        ModelError: 400, the form is malformed, or two of its fields have the same name.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if kind.lower() not in ("multipart/form-data", "application/x-www-form-urlencoded"):
@@ -261,7 +261,7 @@ async def read_parts(request: Request) -> list[Part]:
 
 
 def value(kind: str, content: bytes) -> Any:
-    """Return a part as the handler gets it: JSON is parsed, text decoded, all else is bytes."""
+    """Return a part in the form for the handler: JSON is parsed, text decoded, and all else stays bytes."""
     try:
         if kind == "application/json":
             return json.loads(content)

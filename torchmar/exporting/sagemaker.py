@@ -1,4 +1,4 @@
-"""The commands that deploy archives on SageMaker: a model each, or several behind one endpoint.
+"""The commands that deploy archives on SageMaker: one model, or several behind one endpoint.
 
 https://docs.aws.amazon.com/cli/latest/reference/sagemaker/create-model.html
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torchmar.exporting import identifiers
 
-#: The file with the one model of an endpoint, whose content SageMaker extracts to ``/opt/ml/model``.
+#: The file with the only model of an endpoint; SageMaker extracts it to ``/opt/ml/model``.
 FILE_NAME = "model.tar.gz"
 
 _LONGEST = 63  # characters of a name
@@ -69,11 +69,11 @@ def commands(names: Sequence[str], version: str = "", *, content: str = "", own_
     """Return a shell script that uploads models, and creates or updates an endpoint for them.
 
     Args:
-        names: of the models; several are behind one endpoint, which loads them when they are called.
-        version: of the only model.
-        content: a digest of all that is deployed for the only model: SageMaker's models do not change, so that each
-            content is one.
-        own_image: whether an image of torchmar is built, pushed and used; else the one that the user names.
+        names: names of the models; several models are behind one endpoint, which loads each at its first request.
+        version: version of the only model.
+        content: digest of all deployed files of the only model. SageMaker's models cannot be changed, so that each
+            content is a new model.
+        own_image: whether an image of torchmar is built, pushed and used; otherwise the user names an image.
         gpus: whether the endpoint has a GPU.
     """
     several = len(names) > 1
@@ -107,7 +107,7 @@ def commands(names: Sequence[str], version: str = "", *, content: str = "", own_
 
 
 def file_name(model: str) -> str:
-    """Return the file of one of several models, by which requests name it."""
+    """Return the file of one of several models; requests name the model by it."""
     return f"{model}.tar.gz"
 
 
@@ -117,7 +117,7 @@ def identifier(name: str) -> str:
 
 
 def _of_content(endpoint: str, version: str, content: str) -> str:
-    """Return a name of SageMaker that differs for other endpoints, versions and contents."""
+    """Return an identifier of SageMaker that is unique for the endpoint, the version and the content."""
     digest = hashlib.sha256(f"{endpoint} {version} {content}".encode()).hexdigest()[:8]
     plain = re.sub("[^A-Za-z0-9]+", "-", f"{endpoint}-{version}")[: _LONGEST - 9].strip("-")
     return f"{plain}-{digest}"

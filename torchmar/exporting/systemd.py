@@ -64,7 +64,7 @@ SystemCallFilter=@system-service
 WantedBy={target}
 """
 
-# Options that only the manager of the system has.
+# Options that only the system's manager supports.
 _SYSTEM = """
 AmbientCapabilities=
 CapabilityBoundingSet=
@@ -103,7 +103,7 @@ class Service:
         port: the inference API's port; None: the configuration's.
         java_home: the home of Java; None: the service finds it.
         engine: the server.
-        user: the user of a service of the system; empty: a service of a user's own manager (``systemctl --user``).
+        user: user of a system service; empty: it is a service of the user's own manager (``systemctl --user``).
     """
 
     python: Path
@@ -122,11 +122,11 @@ def unit(service: Service, config: Properties) -> str:
 
     Args:
         service: the service.
-        config: its configuration. If that has only addresses of this machine, also of a collector of spans, and no
-            other URLs of archives, the unit allows no other connections.
+        config: its configuration. If all its addresses are on this machine, including that of a collector of spans, and
+            no archive comes from another host, the unit allows no other connections.
 
     Raises:
-        TorchmarError: a path has a line break, or the interpreter's path a quote, which a unit cannot have.
+        TorchmarError: a path has a line break, or the interpreter's path has a quote; a unit cannot contain these.
         PropertiesError: an address is invalid.
     """
     builtin = service.engine != "torchserve"
@@ -152,7 +152,7 @@ def unit(service: Service, config: Properties) -> str:
     return _UNIT.format(
         install=_INSTALL_OWN if own else _INSTALL,
         store=_text(str(service.model_store)),
-        # In arguments, but not in the name of the program, a $ would start a variable.
+        # In arguments, unlike in the name of the program, a $ would start a variable.
         command=" ".join([_program(service.python), *(_word(word).replace("$", "$$") for word in words)]),
         reload="# systemctl reload: tokens and certificates are read again.\nExecReload=/bin/kill -HUP $MAINPID\n"
         if builtin
@@ -177,7 +177,7 @@ _INSTALL_OWN = """\
 
 
 def _text(value: str) -> str:
-    """Return a value for a unit, with percent signs doubled, which would start specifiers."""
+    """Return a value for a unit, with doubled percent signs: a single one would start a specifier."""
     if "\n" in value or "\r" in value:
         raise TorchmarError(f"{value!r} has a line break, which a systemd unit cannot have")
     if value.endswith("\\"):

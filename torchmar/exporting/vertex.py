@@ -62,9 +62,9 @@ def commands(name: str, version: str, *, own_image: bool, gpus: bool = False) ->
     """Return a shell script that uploads a model, creates an endpoint and deploys the model there.
 
     Args:
-        name: of the model.
-        version: of the archive.
-        own_image: whether an image of torchmar is built, pushed and used; else Google's.
+        name: name of the model.
+        version: version of the archive.
+        own_image: whether an image of torchmar is built, pushed and used; otherwise Google's image.
         gpus: whether the endpoint has a GPU.
     """
     model_id = identifier(name)
@@ -92,5 +92,5 @@ def commands(name: str, version: str, *, own_image: bool, gpus: bool = False) ->
 
 
 def identifier(name: str) -> str:
-    """Return a model's name as an identifier of Vertex AI: lower case, digits, ``-`` and ``_``, a letter first."""
+    """Return a model's name as an identifier of Vertex AI: lower case, digits, ``-``, ``_``, a letter first."""
     return identifiers.identifier(name, allowed="a-z0-9_", longest=63, letter_first=True)

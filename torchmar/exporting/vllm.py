@@ -1,8 +1,9 @@
-"""A language model in an archive for TorchServe's vLLM handler, as vLLM itself serves it: a command and a manifest.
+"""A language model from an archive for TorchServe's vLLM handler, to be served by vLLM: a command and a manifest.
 
-The handler gives ``handler.vllm_engine_config`` to ``vllm.AsyncEngineArgs``, whose fields are the options of ``vllm
-serve``: https://docs.vllm.ai/en/stable/configuration/engine_args.html. Those of vLLM 0.6, which TorchServe 0.12 was
-written for, are compared with those of `vllm_options.VERSION`.
+The handler passes ``handler.vllm_engine_config`` to ``vllm.AsyncEngineArgs``, whose fields are the options of ``vllm
+serve``: https://docs.vllm.ai/en/stable/configuration/engine_args.html. The options of vLLM 0.6, for which TorchServe
+    0.12
+was written, are compared with those of `vllm_options.VERSION`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from torchmar.exporting import identifiers, manifests, vllm_options
 
 IMAGE = f"vllm/vllm-openai:v{vllm_options.VERSION}"
 PORT = 8000
-#: The beginning of a path in the archive.
+#: The first part of a path in the archive.
 ARCHIVE = "\0"
-#: Where the manifest mounts the content of the archive.
+#: The folder at which the manifest mounts the content of the archive.
 MOUNT = PurePosixPath("/models")
 
 _START_SECONDS = 600
 _PROBE_SECONDS = 10
-# Beginnings of options that can only be switched on.
+# Prefixes of options that can only be switched on.
 _WITHOUT_NEGATION = ("disable_", "aggregate_engine_logging")
-# Options of vLLM 0.6 without an equivalent: why.
+# Options of vLLM 0.6 without an equivalent, with the reason.
 _GONE: Mapping[str, str] = {
     "device": "vLLM is installed for one kind of device",
     "disable_async_output_proc": "the engine has no such step any more",
@@ -75,7 +76,7 @@ _GONE: Mapping[str, str] = {
     "use_v2_block_manager": "there is one manager of blocks",
     "worker_use_ray": "use --distributed-executor-backend ray",
 }
-# TorchServe's keys of a version that the command or the manifest covers, and those that mean nothing there.
+# TorchServe's keys of a version: those that the command or the manifest covers, and those without a meaning there.
 _COVERED = {
     "asyncCommunication",
     "deviceType",
@@ -98,15 +99,15 @@ _WITHOUT_EQUIVALENT: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """A language model of an archive, and how vLLM serves it.
+    """A language model of an archive, with the settings for vLLM.
 
     Attributes:
-        name: of the model in the archive.
-        arguments: of ``vllm serve``: the model, and then the options. Paths in the archive begin with `ARCHIVE`.
-        gpus: of each replica.
-        replicas: their number.
-        start_seconds: that a start may take.
-        omitted: what has no equivalent: a sentence each.
+        name: name of the model in the archive.
+        arguments: arguments of ``vllm serve``: the model, then the options. Paths in the archive begin with `ARCHIVE`.
+        gpus: number of GPUs of each replica.
+        replicas: number of replicas.
+        start_seconds: time limit for a start.
+        omitted: a sentence for each setting without an equivalent.
     """
 
     name: str
@@ -118,20 +119,20 @@ class LanguageModel:
 
     @property
     def inside(self) -> bool:
-        """Whether the archive has the model, an adapter or the template."""
+        """Whether the model, an adapter or the template is in the archive."""
         return any(ARCHIVE in argument for argument in self.arguments)
 
 
 def read(name: str, config: Mapping[str, Any], files: Sequence[str]) -> LanguageModel:
-    """Return the language model that a ``model-config.yaml`` describes.
+    """Return the language model of a ``model-config.yaml``.
 
     Args:
-        name: of the model in the archive.
-        config: the content of the file.
-        files: the members of the archive.
+        name: name of the model in the archive.
+        config: content of the file.
+        files: members of the archive.
 
     Raises:
-        TorchmarError: it names no model, or a value has the wrong type.
+        TorchmarError: the file names no model, or a value has the wrong type.
     """
     handler = _mapping(config.get("handler"), "handler")
     engine = dict(_mapping(handler.get("vllm_engine_config"), "handler.vllm_engine_config"))
@@ -184,7 +185,7 @@ def command(model: LanguageModel, content: str = "") -> str:
 
     Args:
         model: the model.
-        content: the folder with the archive's content, where the model is in it.
+        content: folder with the archive's content, if the model is in the archive.
     """
     words = ["vllm", "serve", *_below(content, model), "--host", "127.0.0.1", "--port", str(PORT)]
     lines: list[list[str]] = [[]]
@@ -200,16 +201,16 @@ def manifest(model: LanguageModel, image: str = IMAGE) -> str:
 
     Args:
         model: the model.
-        image: of vLLM.
+        image: image of vLLM.
 
     Raises:
-        TorchmarError: the image has no name that Kubernetes takes.
+        TorchmarError: the name of the image is not valid for Kubernetes.
     """
     name = _label(model.name)
     labels = {"app.kubernetes.io/name": name}
     secret = {"name": name, "optional": True}
     volumes: list[dict[str, Any]] = [
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},  # the processes of several GPUs communicate by it
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},  # processes on several GPUs communicate through it
         {"name": "cache", "emptyDir": {}},
     ]
     mounts: list[dict[str, Any]] = [
@@ -224,7 +225,7 @@ def manifest(model: LanguageModel, image: str = IMAGE) -> str:
         "name": "vllm",
         "image": manifests.check_image(image),
         "command": ["vllm", "serve"],
-        # Kubernetes would put variables of the container, which are secrets, in place of $(NAME).
+        # Otherwise Kubernetes would replace $(NAME) by variables of the container, which are secrets.
         "args": [
             *(argument.replace("$(", "$$(") for argument in _below(str(MOUNT), model)),
             *("--host", "0.0.0.0", "--port", str(PORT)),
@@ -271,13 +272,13 @@ def manifest(model: LanguageModel, image: str = IMAGE) -> str:
 
 
 def _argument(key: str, value: Any) -> list[str]:
-    """Return an option of the command line; none for one that is not set."""
+    """Return an option of the command line; empty if it is not set."""
     flag = f"--{key.replace('_', '-')}"
     if value is None:
         return []
     if isinstance(value, bool):
         if not value and key.startswith(_WITHOUT_NEGATION):
-            return []  # the default
+            return []  # it is the default
         return [flag if value else f"--no-{flag[2:]}"]
     if isinstance(value, Mapping):
         return [flag, json.dumps(value)]
@@ -289,12 +290,12 @@ def _texts(value: Any) -> list[str]:
 
 
 def _placed(path: str, members: set[str]) -> str:
-    """Return a path in the archive as one that begins with `ARCHIVE`; any other as it is."""
+    """Return a path in the archive with the prefix `ARCHIVE`; other paths are unchanged."""
     return f"{ARCHIVE}/{_plain(path)}" if _plain(path) in members else path
 
 
 def _below(folder: str, model: LanguageModel) -> list[str]:
-    """Return the arguments for a machine that has the archive's content in ``folder``."""
+    """Return the arguments for a machine with the archive's content in ``folder``."""
     return [argument.replace(ARCHIVE, folder) for argument in model.arguments]
 
 
@@ -315,5 +316,5 @@ def _count(value: Any, default: int) -> int:
 
 
 def _label(name: str) -> str:
-    """Return a model's name as that of an object of Kubernetes (RFC 1035): lower case, digits and ``-``."""
+    """Return a model's name as the name of an object of Kubernetes (RFC 1035): lower case, digits and ``-``."""
     return identifiers.identifier(name, allowed="a-z0-9", longest=50, letter_first=True)

@@ -1,4 +1,4 @@
-"""The options of ``vllm serve`` that are fields of ``AsyncEngineArgs``, as they are in one version of vLLM."""
+"""The options of ``vllm serve`` that are fields of ``AsyncEngineArgs`` in one version of vLLM."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ _NAMES = """
     video_pruning_rate watchdog_config watermark watermark_config weight_transfer_config worker_cls
     worker_extension_cls
 """
-#: Names of fields; an option has dashes in place of underscores.
+#: Names of the fields; options have dashes in place of underscores.
 NAMES = frozenset(_NAMES.split())

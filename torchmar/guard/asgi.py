@@ -54,16 +54,16 @@ class AsgiGuard:
 
 
 def target(scope: Scope) -> str:
-    """Return path and query as the client sent them, where the server has kept them; else the path encoded anew."""
+    """Return path and query as the client sent them, if the server has kept them; otherwise the path, encoded again."""
     raw = scope.get("raw_path")
     path = raw.decode("latin-1") if raw else quote(scope["path"], safe="/:@!$&'()*+,;=~")
     query = scope.get("query_string", b"").decode("latin-1")
-    # Some servers have the query in raw_path, too.
+    # Some servers include the query in raw_path.
     return path.partition("?")[0] + (f"?{query}" if query else "")
 
 
 async def _read_start(receive: Receive, size: int) -> tuple[bytes, Receive]:
-    """Return the first bytes of the body, and a ``receive`` that returns the messages that were read once more."""
+    """Return the first bytes of the body, and a ``receive`` that returns the messages again."""
     messages: list[Message] = []
     start = b""
     while len(start) < size:

@@ -22,8 +22,8 @@ from torchmar.guard.guard import Guard, Verdict
 class GuardMiddleware:
     """Middleware of Django, for synchronous and asynchronous servers: blocked requests get 403 or 503.
 
-    Bodies larger than Django's ``DATA_UPLOAD_MAX_MEMORY_SIZE`` are not read, so that views can stream them; only
-    their target and headers are classified. To include the start of their bodies, wrap the application in
+    Bodies larger than Django's ``DATA_UPLOAD_MAX_MEMORY_SIZE`` are not read, so that views can stream them; for these
+    requests only target and headers are classified. To include the start of the bodies, wrap the application in
     `torchmar.guard.WsgiGuard` or `torchmar.guard.AsgiGuard` instead.
 
     Raises:

@@ -18,17 +18,17 @@ from torchmar.inference import InferenceClient
 
 logger = logging.getLogger("torchmar.guard")
 
-_TIMEOUTS = (TimeoutError, asyncio.TimeoutError, FutureTimeoutError)  # three classes up to Python 3.10
+_TIMEOUTS = (TimeoutError, asyncio.TimeoutError, FutureTimeoutError)  # different classes up to Python 3.10
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of the model for a request.
+    """The verdict on a request.
 
     Attributes:
         blocked: whether the request is to be blocked.
-        probability: that of an attack; None if there is no answer of the model.
-        error: why there is none; else None.
+        probability: probability of an attack; None if the model did not answer.
+        error: reason why the model did not answer; None if it did.
     """
 
     blocked: bool
@@ -48,14 +48,14 @@ class Guard:
         server: the endpoint, or only the address of its inference API; default: the server that runs in ``.torchmar``,
             or TorchServe's default addresses.
         model: the name of the model; it returns probabilities by label.
-        threshold: the probability of an attack from which a request is blocked.
-        time_limit_s: seconds to wait for the model.
-        on_failure: what to do with a request that the model did not answer in time: ``allow`` or ``block``.
-        headers: names of the headers that are sent.
-        max_body: bytes of the body that are sent.
+        threshold: probability of an attack at or above which a request is blocked.
+        time_limit_s: time limit for the model's answer, in seconds.
+        on_failure: handling of a request without an answer in time: ``allow`` or ``block``.
+        headers: names of the headers that are sent to the model.
+        max_body: number of bytes of the body that are sent to the model.
         secret_fields: parts of names of fields whose values are not sent; see `as_text`.
         attack_label: the label of an attack.
-        connections: requests to the model at the same time.
+        connections: largest number of simultaneous requests to the model.
 
     Raises:
         ValueError: an argument is out of its range, or a header holds credentials.
@@ -96,21 +96,21 @@ class Guard:
         self.time_limit_s, self.on_failure, self.max_body = time_limit_s, on_failure, max_body
         self.secret_fields = tuple(secret_fields)
         self._server = Endpoint.coerce(server, "inference")
-        # The timeout of a socket begins again with every byte, so that only a thread that is waited for has a limit.
+        # A socket's timeout restarts with every byte, so that only the wait for a thread has a real limit.
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="torchmar-guard")
         self._local = threading.local()
 
     def close(self) -> None:
-        """End the threads. Requests that are with the model get no verdict."""
+        """End the threads. Requests that the model has not answered get no verdict."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def check(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Verdict:
         """Return the verdict on a request; never raises.
 
         Args:
-            method: such as ``GET``.
-            target: path and query as the client sent them.
-            headers: all headers of the request; only those of ``headers`` are sent.
+            method: method, such as ``GET``.
+            target: path and query, as the client sent them.
+            headers: all headers of the request; only those named in ``headers`` of the guard are sent.
             body: the body; only its first ``max_body`` bytes are sent.
         """
         try:
@@ -118,8 +118,8 @@ class Guard:
             try:
                 return self._verdict(method, target, future.result(self.time_limit_s))
             finally:
-                future.cancel()  # a request that still waits for a thread
-        except Exception as error:  # whatever it is, the application must go on
+                future.cancel()  # it may still wait for a thread
+        except Exception as error:  # after any error, the application must continue
             return self._failed(method, target, error)
 
     async def check_async(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Verdict:
@@ -163,5 +163,5 @@ class Guard:
 
 
 def _path(target: str) -> str:
-    """Return the path of a target for the log: without the query, which may hold secrets, and on one line."""
+    """Return the path of a target for the log: without the query, which may contain secrets, and on one line."""
     return repr(target.partition("?")[0][:200])[1:-1]

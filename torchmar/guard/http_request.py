@@ -29,7 +29,7 @@ def as_text(
     """Return a request as the text that the model classifies: a line with method and target, headers, the body.
 
     Args:
-        method: such as ``GET``.
+        method: method, such as ``GET``.
         target: path and query as the client sent them, percent-encoded; cut after 2048 characters.
         headers: the headers to include, by name.
         body: the first bytes of the body. They are included if the content type is a text, a form, JSON or XML, or is
@@ -66,7 +66,7 @@ def redacted(text: str, fields: Iterable[str]) -> str:
         return text
     # In a query, names of nested fields are such as user[password] or user%5Bpassword%5D.
     text = re.sub(rf"(?i)((?:^|[?&\n])[^?&=\n]*(?:{names})[^?&=\n]*=)[^&\s]*", r"\1***", text)
-    # A body that is cut has strings without an end.
+    # The last string of a truncated body may have no end.
     text = re.sub(rf'(?i)("[^"\n]*(?:{names})[^"\n]*"\s*:\s*")(?:[^"\\]|\\.)*("|\\?$)', r"\1***\2", text)
     text = re.sub(rf'(?i)("[^"\n]*(?:{names})[^"\n]*"\s*:\s*)[-\d.eE+]+', r"\1***", text)
     part = rf'(?i)(name="[^"\n]*(?:{names})[^"\n]*"[^\n]*\n(?:[^\r\n]+\r?\n)*\r?\n)(?:(?!\r?\n--).)*'

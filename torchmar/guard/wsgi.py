@@ -43,7 +43,7 @@ class WsgiGuard:
 
 
 def target(environ: dict[str, Any]) -> str:
-    """Return path and query as the client sent them, where the server has kept them; else the path encoded anew."""
+    """Return path and query as the client sent them, if the server has kept them; otherwise the path, encoded again."""
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")  # gunicorn; uWSGI, mod_wsgi
     if raw:
         return str(raw)
@@ -61,9 +61,9 @@ def headers(environ: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_start(environ: dict[str, Any], size: int) -> bytes:
-    """Return the first bytes of the body; the application reads them again."""
+    """Return the first bytes of the body; the application can read them again."""
     length = environ.get("CONTENT_LENGTH") or ""
-    # Without a length the stream has an end only where the server marks it so; else a read would never return.
+    # Without a length, the stream has an end only if the server marks it; otherwise a read would never return.
     count = min(int(length), size) if length.isdecimal() else size if environ.get("wsgi.input_terminated") else 0
     if not count:
         return b""

@@ -24,9 +24,9 @@ _MODEL = re.compile(
 
 
 def times(path: Path, model: str) -> tuple[float, ...]:
-    """Return when the requests for a model began, in seconds since 1970, in ascending order.
+    """Return the start times of the requests for a model, in seconds since 1970, in ascending order.
 
-    TorchServe and the built-in server write the time of the answer and how long it took; the begin is the difference.
+    TorchServe and the built-in server write the time of the answer and its duration; the start is the difference.
     Logs of nginx and Apache have whole seconds: the requests of one second are distributed evenly over it.
 
     Args:
@@ -52,7 +52,7 @@ def times(path: Path, model: str) -> tuple[float, ...]:
 
 
 def _parse(lines: Iterable[str], model: str) -> tuple[list[float], dict[float, int]]:
-    """Return the exact begins, and the number of requests of each whole second."""
+    """Return the exact start times, and the number of requests in each whole second."""
     begins: list[float] = []
     seconds: dict[float, int] = {}
     for line in lines:

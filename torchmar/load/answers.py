@@ -1,7 +1,7 @@
 """Compare the answers under load with the expected ones, without delaying the load.
 
-An answer whose bytes are those of a right answer before it is right. Any other is compared later, when no request is
-due: to parse JSON and to compare its numbers takes longer than to send a request.
+An answer with the same bytes as an earlier correct answer is correct. Any other answer is compared later, when no
+request is due, because parsing JSON and comparing numbers takes longer than sending a request.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torchmar.load.event_loop import clock
 from torchmar.load.recorder import Tag
 
-_KNOWN = 16  # different right answers to one request that are kept, for models whose last digits vary with the batch
+_KNOWN = 16  # number of correct answers kept for each request; the last digits of some models vary with the batch
 _MAX_WAITING_BYTES = 1 << 26
 
-#: Returns how an answer (status, body) differs from the expected one; empty if it does not. None: nothing is expected.
+#: Returns the difference of an answer (status, body) from the expected one; empty: there is none. None: all are right.
 Comparison = Callable[[int, bytes], str]
 
 
@@ -25,9 +25,9 @@ class Expected:
     """The expected answer to one request.
 
     Attributes:
-        name: of the request, for messages.
-        status: of HTTP.
-        difference: compares an answer of this status; None if only its status is known.
+        name: name of the request in messages.
+        status: expected HTTP status.
+        difference: compares an answer with this status; None: only the status is known.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Expected:
 
 
 class AnswerCheck:
-    """The comparison of all answers of a measurement.
+    """The check of all answers of a measurement.
 
     Args:
-        expected: of each request.
+        expected: expected answer to each request.
         on_wrong: called with the tag of a wrong answer.
 
     Attributes:
@@ -55,12 +55,12 @@ class AnswerCheck:
         self.example = ""
 
     def add(self, index: int, body: bytes, tag: Tag) -> None:
-        """Take an answer that has the expected status.
+        """Add an answer that has the expected status.
 
         Args:
-            index: of its request.
-            body: its content.
-            tag: for ``on_wrong``.
+            index: index of its request.
+            body: its body.
+            tag: value for ``on_wrong``.
         """
         if self._expected[index].difference is None or body in self._right[index]:
             return
@@ -81,7 +81,7 @@ class AnswerCheck:
 
     @property
     def waits(self) -> bool:
-        """Whether answers wait to be compared."""
+        """Whether answers are waiting to be compared."""
         return bool(self._waiting)
 
     def _compare(self) -> None:

@@ -1,4 +1,4 @@
-"""Calls and the connections that carry them: the interface between the load and the protocols."""
+"""Calls and the connections that carry them: the interface between the load and its protocols."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class Call:
     """One request on its way.
 
     Attributes:
-        index: of its request.
-        due: the time when it was to be sent.
+        index: index of its request.
+        due: time at which it should be sent.
         done: whether it has an answer or has failed.
-        connection: the connection that carries it; None while it waits for one.
+        connection: connection that carries it; None while it waits for one.
     """
 
     __slots__ = ("connection", "done", "due", "index", "sent")
@@ -50,16 +50,17 @@ class Owner(Protocol):
     """The owner of connections, which gets their events."""
 
     def answered(self, call: Call, status: int, body: bytes) -> None:
-        """A call has an answer; status is that of HTTP, 200 for a successful call over gRPC."""
+        """Record that a call has an answer; ``status`` is that of HTTP, 200 for a successful call over gRPC."""
 
     def failed(self, call: Call, kind: str, example: str, statuses: Sequence[int] = ()) -> None:
-        """A call has failed without an answer that could be compared.
+        """Record that a call has failed without an answer that can be compared.
 
-        ``statuses`` are those of HTTP that the error of a server stands for; it is right if one of them is expected.
+        ``statuses`` are the HTTP statuses that correspond to the server's error; if one of them is expected, the call
+        is right.
         """
 
     def free(self, connection: Connection) -> None:
-        """A connection carries fewer calls than before; called after `answered`."""
+        """Record that a connection carries fewer calls than before; called after `answered`."""
 
     def lost(self, connection: Connection, reason: str) -> None:
-        """A connection has been closed; its calls have failed before."""
+        """Record that a connection has been closed; its calls have failed before."""

@@ -21,11 +21,11 @@ class Change:
     """One figure of a step in both reports.
 
     Attributes:
-        figure: its name with its unit, such as ``p99 ms``.
-        old: the value in the old report.
-        new: the value in the new report.
-        ratio: new to old, with an interval from 0 to infinity where one of them has none; of failed requests and wrong
-            answers the difference of their shares.
+        figure: name with unit, such as ``p99 ms``.
+        old: value in the old report.
+        new: value in the new report.
+        ratio: ratio of new to old; its interval is 0 to infinity if one of the values has none. For failed requests and
+            wrong answers it is the difference of their shares.
         of_shares: whether the values are shares of all requests.
         verdict: "regression" if the whole interval is beyond the limit; "better" or "worse" if the whole interval is on
             one side of no change; "same" if it is within the limit on both sides; otherwise "undecided".
@@ -45,9 +45,9 @@ class StepComparison:
 
     Attributes:
         label: the name of the step.
-        changes: its figures; empty if it was refused.
-        refused: why it was not compared; empty if it was.
-        cautions: why its figures are less certain than their intervals.
+        changes: figures of the step; empty if it was not compared.
+        refused: reason why it was not compared; empty if it was.
+        cautions: reasons why its figures are less certain than their intervals.
     """
 
     label: str
@@ -58,15 +58,15 @@ class StepComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportComparison:
-    """Two reports.
+    """The comparison of two reports.
 
     Attributes:
-        not_comparable: why figures of the two are not comparable; empty if they are.
-        differences: what else differs, such as the version of the model: perhaps the reason of a change.
-        steps: the steps that both have, and the limits, if both looked for them.
-        only_old: the labels of steps that only the old report has.
-        only_new: the same of the new report.
-        max_regression: the share by which a figure may be worse.
+        not_comparable: reasons why the figures of the two are not comparable; empty if they are.
+        differences: other differences, such as the version of the model, which may explain a change.
+        steps: the steps in both reports, and the limits, if both reports have one.
+        only_old: labels of the steps that only the old report has.
+        only_new: labels of the steps that only the new report has.
+        max_regression: share by which a figure may be worse.
     """
 
     not_comparable: tuple[str, ...]
@@ -78,7 +78,7 @@ class ReportComparison:
 
     @property
     def regressions(self) -> list[tuple[StepComparison, Change]]:
-        """The figures that are worse than the limit."""
+        """The figures that are worse by more than the limit."""
         return [(step, change) for step in self.steps for change in step.changes if change.verdict == "regression"]
 
     @property
@@ -98,9 +98,9 @@ def compare(old: Report, new: Report, max_regression: float) -> ReportComparison
     Steps are matched by their kind and their rate or connections; of several equal ones, in their order.
 
     Args:
-        old: the report that is compared with.
-        new: the report that must not be worse.
-        max_regression: the share by which a latency may be larger, or the throughput smaller: 0.05 is 5 %.
+        old: report to compare with.
+        new: report that must not be worse.
+        max_regression: share by which a latency may be larger, or the throughput smaller: 0.05 is 5 %.
     """
     old_steps, new_steps = _by_key(old), _by_key(new)
     return ReportComparison(
@@ -124,9 +124,9 @@ Key = tuple[str, "str | None", "float | None", int, int]
 
 
 def _by_key(report: Report) -> dict[Key, Step]:
-    """Return the steps by kind, arrivals, rate, connections of a closed loop, and their number among equal ones.
+    """Return the steps by kind, arrivals, rate or connections, and their number among equal steps.
 
-    Steps beyond the limit are left out: they ended early, with a queue that grew.
+    Steps beyond the limit are left out: they ended early, with a growing queue.
     """
     seen: Counter[tuple[object, ...]] = Counter()
     result: dict[Key, Step] = {}
@@ -210,7 +210,7 @@ def _compare_steps(old: Step, new: Step, limit: float) -> StepComparison:
 
 
 def _compare_limits(old: Limit | None, new: Limit | None, limit: float) -> Iterator[StepComparison]:
-    """Yield the comparison of the highest rates that held, from the rates that held and those that did not."""
+    """Yield the comparison of the highest rates, from the rates that the server held and did not hold."""
     if old is None or new is None:
         return
     intervals = []
@@ -221,7 +221,7 @@ def _compare_limits(old: Limit | None, new: Limit | None, limit: float) -> Itera
         low, high = found.interval or (found.rate, math.inf)
         intervals.append(Interval(found.rate, low, high))
     before, after = intervals
-    # These are bounds of the limit and no confidence intervals: the ratio is within the ratios of their ends.
+    # These are bounds of the limit, not confidence intervals: the ratio is within the ratios of their ends.
     ratio = Interval(after.value / before.value, after.low / before.high, after.high / before.low)
     slowdown = Interval(before.value / after.value, before.low / after.high, before.high / after.low)
     verdict = _verdict(slowdown, _slowdown(limit))
@@ -230,12 +230,12 @@ def _compare_limits(old: Limit | None, new: Limit | None, limit: float) -> Itera
 
 
 def _slowdown(limit: float) -> float:
-    """Return the ratio of the old to the new rate, if the new one is smaller by a share."""
+    """Return the ratio of the old to the new rate if the new one is smaller by the share ``limit``."""
     return 1 / (1 - limit) if limit < 1 else math.inf
 
 
 def _interval(value: float, bounds: Bounds | None) -> Interval:
-    """Return a value with its interval; one without an interval can be anything."""
+    """Return a value with its interval; without an interval, the value can be anything."""
     return Interval(value, *(bounds or (0.0, math.inf)))
 
 
@@ -245,7 +245,7 @@ def _latency(figure: str, old: Interval, new: Interval, limit: float) -> Change:
 
 
 def _throughput(old: Interval, new: Interval, limit: float) -> Change:
-    """Return the change of the throughput, of which less is worse: a limit of 5 % is a ratio of 0.95."""
+    """Return the change of the throughput, for which less is worse: a limit of 5 % is a ratio of 0.95."""
     ratio = ratio_interval(new, old)
     slowdown = ratio_interval(old, new) if new.value else Interval(math.inf, math.inf, math.inf)
     verdict = _verdict(slowdown, _slowdown(limit))
@@ -263,10 +263,10 @@ def _verdict(worse: Interval, upper: float) -> Verdict:
 
 
 def _failures(old: Step, new: Step) -> Iterator[Change]:
-    """Yield the changes of the shares of failed requests and wrong answers, where there are any.
+    """Yield the changes of the shares of failed requests and wrong answers, if there are any.
 
-    More failures than chance explains are a regression, whatever the limit of latency. So is any wrong answer, if there
-    was none before.
+    More failures than chance explains are a regression, whatever the limit for latency. Any wrong answer is a
+    regression if there was none before.
     """
     for figure, before, after in (
         ("failed", old.failed, new.failed),

@@ -1,7 +1,7 @@
-"""Wait for sockets and for points in time, with a resolution of microseconds.
+"""Waiting for sockets and for times, with a resolution of microseconds.
 
-`asyncio` and the selectors of the standard library wait in whole milliseconds, which is longer than many an answer
-takes: requests would be late by more than what is measured.
+`asyncio` and the selectors of the standard library wait in whole milliseconds, which is longer than many answers take:
+requests would be late by more than the measured times.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class EventLoop:
     """Sockets and their callbacks; a context manager.
 
     Attributes:
-        now: the time when the present callbacks' sockets were ready, which is nearer to the arrival of their bytes than
-            the time when a callback runs.
+        now: time at which the sockets of the current callbacks were ready, which is closer to the arrival of their
+            bytes than the time of the callback.
     """
 
     def __init__(self) -> None:
-        # Before any connection, because select knows only the first 1,024 descriptors.
+        # Created before any connection, because select only accepts the first 1,024 descriptors.
         self._selector = selectors.DefaultSelector()
         self._before: list[Callable[[], None]] = []
         self.now = clock()
@@ -43,14 +43,14 @@ class EventLoop:
         self._selector.close()
 
     def watch(self, watched: socket.socket, events: int, callback: Callback) -> None:
-        """Call ``callback`` with the events that a socket is ready for, until it is not watched any more."""
+        """Call ``callback`` with the events for which a socket is ready, until `forget` is called."""
         try:
             self._selector.modify(watched, events, callback)
         except KeyError:
             self._selector.register(watched, events, callback)
 
     def forget(self, watched: socket.socket) -> None:
-        """Do not watch a socket any more; call it before the socket is closed."""
+        """Stop watching a socket; call this before the socket is closed."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(watched)
 
@@ -59,7 +59,7 @@ class EventLoop:
         self._before.append(callback)
 
     def poll(self, until: float) -> None:
-        """Wait until a socket is ready or the time ``until``, and call the callbacks of all that are ready."""
+        """Wait until a socket is ready or until the time ``until``, and call the callbacks of all ready sockets."""
         if self._before:
             callbacks, self._before = self._before, []
             for callback in callbacks:
@@ -75,7 +75,7 @@ class EventLoop:
 
 @contextlib.contextmanager
 def precise_timers() -> Iterator[None]:
-    """Have the system end waits of this thread within a microsecond; Linux adds up to 50 otherwise."""
+    """Let the system end waits of this thread within a microsecond; Linux otherwise adds up to 50."""
     if sys.platform != "linux":
         yield
         return

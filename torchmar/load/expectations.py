@@ -1,7 +1,7 @@
-"""The expected answer to each request: a sample's, or that of the server itself before the load.
+"""The expected answer to each request: that of a sample, or that of the server before the load.
 
-Answers to a request without a sample are compared with the answer that the server gave when the request was alone:
-under load, an answer for another request, or one that depends on the others of its batch, is wrong.
+The answer to a request without a sample is compared with the answer that the server gave to this request alone:
+an answer to another request, or an answer that depends on other requests in its batch, is wrong.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from torchmar.load.target import GRPC, Target, send_alone
 from torchmar.load.workload import Case, Workload
 from torchmar.recipe import Sample
 
-#: More requests than these are compared only if they have samples: each has to be sent twice before the load.
+# : If there are more requests, only those with samples are compared: each other one has to be sent twice before the
+# load.
 REFERENCES = 100
 _REPETITIONS = 2  # of a request that fails with 5xx before the load
 Send = Callable[[Case], Response]
 Content = Callable[[bytes], bytes]
-_TOLERANCE = 1e-3  # absolute, as that of samples
-_LARGEST_PART = 1e-2  # of the largest fraction in an answer, at the most: an answer may have small numbers alone
+_TOLERANCE = 1e-3  # absolute, as for samples
+_LARGEST_PART = 1e-2  # limit as a part of an answer's largest fraction: all of its numbers may be small
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Expectations:
     """The expected answers of a measurement.
 
     Attributes:
-        expected: of each request.
-        compared: how many of them have an answer to compare with.
-        varying: the requests whose answers differ from time to time even without load, and are not compared.
+        expected: expected answer to each request.
+        compared: number of requests whose answers are compared.
+        varying: requests whose answers vary even without load; they are not compared.
     """
 
     expected: tuple[Expected, ...]
@@ -50,7 +51,7 @@ def gather(target: Target, workload: Workload) -> Expectations:
 
     Raises:
         ConnectError: no server answers.
-        ServerError: the server rejects a request that has no sample which expects that.
+        ServerError: the server rejects a request without a sample that expects this.
     """
     expected, varying = [], []
     with _sender(target) as send_once:
@@ -89,13 +90,13 @@ def _sender(target: Target) -> Iterator[Send]:
 
 
 def send_one(target: Target, case: Case) -> None:
-    """Send a request alone, and wait for its answer; errors of the server are ignored."""
+    """Send a request alone, and wait for its answer; errors from the server are ignored."""
     with _sender(target) as send, contextlib.suppress(ServerError):
         send(case)
 
 
 def _patient(send: Send) -> Send:
-    """Return a function that repeats a request which the server could not answer."""
+    """Return a function that repeats a request if the server could not answer it."""
 
     def repeated(case: Case) -> Response:
         for _ in range(_REPETITIONS):
@@ -110,7 +111,7 @@ def _patient(send: Send) -> Send:
 
 
 def _content(target: Target) -> Content:
-    """Return a function that gives the answer in a body: over gRPC a body is a message."""
+    """Return a function that extracts the answer from a body: over gRPC a body is a message."""
     if target.protocol not in GRPC:
         return lambda body: body
     from torchmar.load import grpc_calls
@@ -119,7 +120,7 @@ def _content(target: Target) -> Content:
 
 
 def _of_sample(target: Target, sample: Sample) -> Comparison:
-    """Return the comparison with what a sample expects, in the form of the protocol."""
+    """Return the comparison with the answer of a sample, in the form of the protocol."""
     content = _content(target)
 
     def difference(status: int, body: bytes) -> str:
@@ -162,7 +163,7 @@ def _reference(body: bytes) -> Sample | None:
 
 
 def _fractions(value: Any) -> Iterator[float]:
-    """Yield the numbers of an answer in JSON that are no integers: those count or name something."""
+    """Yield the numbers in an answer in JSON that are no integers, because integers are counts or names."""
     if isinstance(value, float):
         yield value
     elif isinstance(value, list | dict):

@@ -1,4 +1,4 @@
-"""Percentiles for which a step has too few answers, so that chance decides them."""
+"""The percentiles for which a step has too few answers, so that they are random."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torchmar.load.recorder import PERCENTILES
 from torchmar.load.results import Step
 from torchmar.load.statistics import LEAST_BEYOND, least_count
 
-MARK = " ?"  # at a percentile in a table
-_NAMED = ("p50", "p90", "p95", "p99")  # p99.9 needs 10,000 answers, and is marked only
+MARK = " ?"  # after a percentile in a table
+_NAMED = ("p50", "p90", "p95", "p99")  # p99.9 needs 10,000 answers, and is only marked
 
 
 def too_few(step: Step) -> str:
-    """Return which percentiles of a step have too few answers, and what they need; empty if none has."""
+    """Return a sentence about the percentiles of a step with too few answers; empty if there are none."""
     latency = step.latency_ms
     names = [name for name in _NAMED if latency and name in latency.uncertain]
     if not names:

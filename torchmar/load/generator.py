@@ -11,13 +11,13 @@ from torchmar.load.event_loop import EventLoop, clock
 from torchmar.load.recorder import Recorder
 
 _TIMEOUT_CHECK_S = 0.05
-_MAX_BURST = 64  # sends of a late client before it reads answers again
-_IDLE_S = 0.0005  # a wait that is long enough to compare an answer in
+_MAX_BURST = 64  # number of sends after which a late client reads answers again
+_IDLE_S = 0.0005  # a wait in which there is time to compare an answer
 _MAX_EXAMPLE = 200  # characters
 
-#: Opens a connection whose events the owner gets.
+#: Opens a connection whose events are passed to the owner.
 Connect = Callable[[Owner], Connection]
-#: Called from time to time with the time of the clock; True ends the load early.
+#: Called periodically with the time of the clock; True ends the load early.
 Watch = Callable[[float], bool]
 
 
@@ -25,12 +25,12 @@ class Generator:
     """Calls to a server over as many connections as they need.
 
     Args:
-        loop: of the connections.
+        loop: event loop of the connections.
         connect: opens a connection.
-        expected: of each request; requests are sent in turn.
-        recorder: gets the account.
-        timeout_s: seconds after which an answer is not waited for any more.
-        max_connections: calls beyond them wait, which their latency includes.
+        expected: expected answer to each request; requests are sent in turn.
+        recorder: records the results.
+        timeout_s: seconds after which a call without an answer fails.
+        max_connections: limit of connections; calls without a connection wait, and their latency includes the wait.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Generator:
         self._loop, self._connect, self._expected, self._recorder = loop, connect, expected, recorder
         self._timeout_s, self._max_connections = timeout_s, max_connections
         self.check = AnswerCheck(expected, recorder.on_wrong)
-        self.opened = 0  # connections so far
+        self.opened = 0  # number of connections so far
         self._open: set[Connection] = set()
         self._free: list[Connection] = []
         self._queue: deque[Call] = deque()  # calls without a connection
@@ -53,17 +53,17 @@ class Generator:
         self._next = 0
         self._in_flight = 0
         self._next_check = 0.0
-        self._on_end: Callable[[], None] | None = None  # a closed loop's next call
+        self._on_end: Callable[[], None] | None = None  # starts the next call of a closed loop
 
     # The loops.
 
     def run_open(self, start: float, times: Iterator[float], end: float, watch: Watch) -> None:
-        """Send requests at given times until ``end``, and wait for their answers.
+        """Send requests at the times of a schedule until ``end``, and wait for their answers.
 
         Args:
-            start: the time of the clock that ``times`` are relative to.
-            times: in ascending order.
-            end: the time of the clock when the last request may be due.
+            start: time of the clock to which ``times`` are relative.
+            times: times of the requests, in ascending order.
+            end: time of the clock until which requests are due.
             watch: called about every 50 ms.
         """
         due = start + next(times, float("inf"))
@@ -85,7 +85,7 @@ class Generator:
         self._drain(watch)
 
     def run_closed(self, connections: int, end: float, watch: Watch) -> None:
-        """Send a request on each of so many connections as soon as it has the answer to the last, until ``end``."""
+        """Send requests on ``connections`` connections until ``end``, each when the previous one has its answer."""
 
         def again() -> None:
             now = clock()
@@ -116,7 +116,7 @@ class Generator:
     # Events of connections.
 
     def answered(self, call: Call, status: int, body: bytes) -> None:
-        """A call has an answer."""
+        """Implement `Owner`: a call has an answer."""
         if call.done:
             return
         call.done = True
@@ -131,7 +131,7 @@ class Generator:
             self._recorder.on_failure(call.due, now, f"status {status}", f"{expected.name}: {text}")
 
     def failed(self, call: Call, kind: str, example: str, statuses: Sequence[int] = ()) -> None:
-        """A call has failed, unless its request is to get one of ``statuses``."""
+        """Implement `Owner`: a call has failed, unless one of ``statuses`` is expected."""
         if not call.done:
             call.done = True
             self._in_flight -= 1
@@ -142,13 +142,13 @@ class Generator:
                 self._recorder.on_failure(call.due, self._loop.now, kind, f"{expected.name}: {example}")
 
     def free(self, connection: Connection) -> None:
-        """A connection carries fewer calls than before."""
+        """Implement `Owner`: a connection carries fewer calls than before."""
         if connection.capacity == 1 or connection not in self._free:
             self._free.append(connection)
         self._dispatch()
 
     def lost(self, connection: Connection, reason: str) -> None:
-        """A connection has been closed."""
+        """Implement `Owner`: a connection has been closed."""
         self._open.discard(connection)
         if connection in self._free:
             self._free.remove(connection)
@@ -166,7 +166,7 @@ class Generator:
             self._queue.append(call)
 
     def _send(self, call: Call, now: float) -> bool:
-        """Send a call; return whether there was a connection for it."""
+        """Send a call; return whether a connection was available."""
         if self._free:
             connection = self._free[-1]
             if connection.in_flight + 1 >= connection.capacity:
@@ -184,7 +184,7 @@ class Generator:
         return True
 
     def _dispatch(self) -> None:
-        """Send waiting calls; in a closed loop, begin the next one."""
+        """Send waiting calls; in a closed loop, start the next call."""
         while self._queue:
             call = self._queue[0]
             if not call.done and not self._send(call, clock()):
@@ -204,7 +204,7 @@ class Generator:
         self._loop.poll(until)
 
     def _housekeep(self, watch: Watch) -> bool:
-        """End calls that have waited too long; return whether the load is to end."""
+        """End calls that have waited for too long; return whether the load should end."""
         now = self._loop.now
         self._next_check = now + _TIMEOUT_CHECK_S
         order = self._order
@@ -218,7 +218,7 @@ class Generator:
         return watch(now)
 
     def _drain(self, watch: Watch) -> None:
-        """Wait for the answers to all calls; the time-out of each ends that."""
+        """Wait for the answers to all calls; each call's timeout limits this."""
         while self._in_flight:
             self._loop.poll(clock() + _TIMEOUT_CHECK_S)
             if self._loop.now >= self._next_check and self._housekeep(watch):

@@ -27,7 +27,7 @@ from torchmar.load.target import Target, tensors
 from torchmar.load.workload import Case
 
 _CODES = {str(code.value[0]): code.name for code in StatusCode}
-#: The statuses over HTTP of errors in a request, by the code that a sample with such a status gets over gRPC.
+#: The HTTP statuses of errors in a request, by the gRPC code of the same error.
 _STATUSES = {
     "INVALID_ARGUMENT": (400,),
     "UNAUTHENTICATED": (401,),
@@ -36,13 +36,13 @@ _STATUSES = {
     "RESOURCE_EXHAUSTED": (413, 429),
     "FAILED_PRECONDITION": (415, 422),
 }
-_ERROR = b'{"code":'  # the beginning of an error of torchmar_handlers, whose status gRPC does not carry
+_ERROR = b'{"code":'  # the beginning of an error from torchmar_handlers, whose status gRPC does not transmit
 _BODY = "body"  # the key in the row of the handler, as for the body of a request over HTTP
-_ERROR_AT_MOST = 16  # bytes of the message before it
+_ERROR_AT_MOST = 16  # number of bytes before it in the message
 
 
 class Calls:
-    """The calls of a measurement.
+    """The calls of a measurement over gRPC.
 
     Args:
         target: the server and model.
@@ -92,7 +92,7 @@ def _path(target: Target) -> str:
     if target.protocol == "grpc":
         return f"/{GrpcInference._service}/Predictions"
     with GrpcOpenInference(target.endpoint, timeout=10) as client:
-        client.live()  # TorchServe has another name for the service
+        client.live()  # TorchServe has another name for this service
         return f"/{client.service}/ModelInfer"
 
 
@@ -100,7 +100,7 @@ def _path(target: Target) -> str:
 def sender(target: Target) -> Iterator[Callable[[Case], Response]]:
     """Yield a function that sends a case alone and returns its answer, whose body is the message.
 
-    The function raises as the clients of `torchmar.grpc` do.
+    The function raises the errors of the clients of `torchmar.grpc`.
     """
     if target.protocol == "grpc":
         with GrpcInference(target.endpoint) as plain:
@@ -111,7 +111,7 @@ def sender(target: Target) -> Iterator[Callable[[Case], Response]]:
 
 
 def answer(target: Target, message: bytes) -> bytes:
-    """Return the answer in a message: the prediction, or the Open Inference Protocol's response as JSON."""
+    """Return the answer in a message: a prediction, or a response of the Open Inference Protocol as JSON."""
     try:
         if target.protocol == "grpc":
             return PredictionResponse.FromString(message).prediction

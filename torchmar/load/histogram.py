@@ -59,7 +59,7 @@ class Histogram:
         Raises:
             ValueError: the value or the count is negative.
         """
-        # The body of bucket_index: a call for each request would take half as long again.
+        # The body of bucket_index is repeated here: a call for each request would take 50 % longer.
         shift = value.bit_length() - 11
         index = value if shift <= 0 else (shift << 10) + (value >> shift)
         if value < 0 or count < 0:
@@ -102,7 +102,7 @@ class Histogram:
             percent: 0 to 100; 99.9 is the 99.9th percentile.
 
         Returns:
-            Microseconds: the highest value of the bucket, which is never below the exact percentile and at most a
+            Microseconds: the highest value of the bucket. It is never below the exact percentile, and at most a
             thousandth above it; the 100th percentile is exact. NaN without values.
 
         Raises:
@@ -117,7 +117,7 @@ class Histogram:
                 raise ValueError(f"a percentile is between 0 and 100, not {percent}")
         if not self.count:
             return tuple(math.nan for _ in percents)
-        # The tolerance is for shares that are not exact in binary: 99.9 percent of 1,000 values is 999.0000000000001.
+        # The tolerance is for shares that binary numbers cannot represent: 99.9 percent of 1,000 is 999.0000000000001.
         ranks = [max(1, math.ceil(percent / 100 * self.count - 1e-9)) for percent in percents]
         results = [0.0] * len(ranks)
         order = iter(sorted(range(len(ranks)), key=ranks.__getitem__))
@@ -131,7 +131,7 @@ class Histogram:
         return tuple(results)
 
     def count_below(self, value: int) -> int:
-        """Return how many values are below one, in microseconds; those in its own bucket are not."""
+        """Return the number of values below one, in microseconds, without the values in its bucket."""
         limit = bucket_index(max(0, value))
         return sum(count for index, count in self._counts.items() if index < limit)
 
@@ -147,7 +147,7 @@ class Histogram:
         return f"Histogram({self.count} values, p50 {p50:.0f} us, p99 {p99:.0f} us, max {self.max} us)"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the histogram as values of JSON: ``[index, count]`` of each bucket in ascending order."""
+        """Return the histogram as JSON values: ``[index, count]`` of each bucket, in ascending order."""
         return {
             "unit": UNIT,
             "significant_digits": SIGNIFICANT_DIGITS,
@@ -159,7 +159,7 @@ class Histogram:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Histogram:
-        """Return the histogram that `to_json` returned the values of.
+        """Return the histogram from the values of `to_json`.
 
         Raises:
             ValueError: the document is not that of a histogram, or contradicts itself.

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file with its style, without scripts, which loads nothing."""
+"""The page of a report: one HTML file with its style, without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def page(title: str, body: Iterable[str]) -> str:
     """Return the text of a file.
 
     Args:
-        title: of the page.
-        body: HTML; empty parts are left out.
+        title: title of the page.
+        body: parts of the body as HTML; empty parts are left out.
     """
     return "\n".join(
         [
@@ -79,7 +79,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def verdict(level: Level, text: str, details: str = "") -> str:
-    """Return an element of the list of verdicts, which stands first on a page."""
+    """Return an item for the list of verdicts at the top of a page."""
     small = f"<small>{escape(details)}</small>" if details else ""
     return f'<li class="{level}"><b>{_WORDS[level]}</b>{escape(text)}{small}</li>'
 
@@ -90,6 +90,6 @@ def definitions(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def time(created: str) -> str:
-    """Return a time of ISO 8601 in UTC as people read it: ``2026-11-29 12:40 UTC``."""
+    """Return a UTC time of ISO 8601 in a readable form: ``2026-11-29 12:40 UTC``."""
     date, _, time = created.partition("T")
     return f"{date} {time[:5]} UTC" if created.endswith("Z") and time else created

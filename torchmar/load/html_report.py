@@ -1,4 +1,4 @@
-"""A report of a load measurement as one HTML file: charts as inline SVG, no script, nothing from a network."""
+"""A report of a load measurement as one HTML file: charts as inline SVG, without scripts and external resources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchmar.load.verdicts import Verdict, verdicts
 
 
 def html(report: Report) -> str:
-    """Return a report as the text of an HTML file that loads nothing."""
+    """Return a report as the text of an HTML file without external resources."""
     target = report.target
     model = f"{target.model} {target.model_version}".rstrip()
     engine = f" on {_title(target.engine)}" if target.engine else ""

@@ -1,6 +1,6 @@
-"""HTTP/1.1 for a load client: requests that are bytes already, and as much of the answers as matters.
+"""HTTP/1.1 for a load client: requests are ready as bytes, and only the needed parts of answers are parsed.
 
-A parser of whole messages takes several times as long as an answer's status, its length and its body do.
+A parser of complete messages takes several times as long as reading only the status, the length and the body.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Http1Connection:
     """One connection, with one request at a time.
 
     Args:
-        loop: calls back when bytes arrive.
-        peer: the server.
-        requests: the bytes of each request, by the index of calls.
-        owner: gets the answers.
+        loop: event loop, which calls back when bytes arrive.
+        peer: address of the server.
+        requests: bytes of each request, by its index.
+        owner: receives the answers.
     """
 
     __slots__ = ("_buffer", "_call", "_owner", "_requests", "_stream", "_wanted", "capacity", "in_flight")
@@ -32,7 +32,7 @@ class Http1Connection:
         self._requests, self._owner = requests, owner
         self._call: Call | None = None
         self._buffer = b""
-        self._wanted = 0  # bytes of the whole answer, once they are known
+        self._wanted = 0  # bytes of the whole answer, once its length is known
         self._stream = Stream(loop, peer, self._on_data, self._on_close)
 
     def send(self, call: Call) -> None:
@@ -41,7 +41,7 @@ class Http1Connection:
         self._stream.write(self._requests[call.index])
 
     def cancel(self, call: Call) -> None:
-        """Close the connection, because an answer that is not waited for would be taken for the next one's."""
+        """Close the connection: the late answer would otherwise be mistaken for the next one."""
         self._call = None
         self.close()
         self._owner.lost(self, "cancelled")
@@ -59,7 +59,7 @@ class Http1Connection:
             data = self._buffer = self._buffer + data
             if len(data) < self._wanted:
                 return
-        # The usual answer, all of which arrives at once.
+        # The usual answer arrives all at once.
         end = data.find(_END)
         status, length = 0, -1
         head = b""
@@ -96,7 +96,7 @@ class Http1Connection:
             self._owner.free(self)
 
     def _unusual(self, call: Call, data: bytes, end: int, status: int) -> None:
-        """Read an answer that is incomplete, interim, in chunks or without a length."""
+        """Read an answer that is incomplete, interim, chunked or without a length."""
         self._buffer = data
         if end < 0:
             if len(data) > _MAX_HEAD or data[:7] != b"HTTP/1."[: len(data)]:
@@ -142,17 +142,17 @@ class Http1Connection:
 
 
 def _closes(head: bytes) -> bool:
-    """Return whether the server closes the connection after an answer with this head, in lower case."""
+    """Return whether the server closes the connection after an answer with this head, which is in lower case."""
     if b"\r\nconnection: close" in head:
         return True
     return head[:8] == b"http/1.0" and b"\r\nconnection: keep-alive" not in head
 
 
 def _unchunked(data: bytes, start: int) -> bytes | None:
-    """Return the body of chunks; None if it is not complete.
+    """Return the body from chunks; None if it is not complete.
 
     Raises:
-        ValueError: they are malformed.
+        ValueError: the chunks are malformed.
     """
     parts: list[bytes] = []
     while True:

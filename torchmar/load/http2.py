@@ -1,8 +1,8 @@
-"""HTTP/2 for a load client: as much of RFC 9113 as unary calls over gRPC need.
+"""HTTP/2 for a load client: the part of RFC 9113 that unary calls over gRPC need.
 
-A call with grpcio takes 60 (asyncio) to 80 microseconds of a core, and one with this module 13. The frames of a call
-are bytes before it is due, except for the number of its stream, and the headers of answers are decoded once: a client
-that allows no dynamic table (SETTINGS_HEADER_TABLE_SIZE 0) gets equal bytes for equal headers.
+A call with grpcio takes 60 (asyncio) to 80 microseconds of a core, and a call with this module 13. The frames of a call
+are prepared as bytes before it is due, except for the number of its stream. Headers of answers are decoded only once:
+without a dynamic table (SETTINGS_HEADER_TABLE_SIZE 0), equal headers have equal bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTIN
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 2, 3, 4, 5
 _LARGEST_WINDOW = (1 << 31) - 1
-_REFILL = 1 << 30  # bytes after which the window of the connection is opened again
+_REFILL = 1 << 30  # received bytes after which the window of the connection is enlarged again
 _CANCEL = 8
-_FIRST_STREAMS, _MOST_STREAMS = 100, 1000  # at a time, before and after the server's own limit is known
+_FIRST_STREAMS, _MOST_STREAMS = 100, 1000  # concurrent streams, before and after the server's own limit is known
 _FRAME = struct.Struct(">HBBBI")  # the length has 24 bits
 
 
@@ -47,13 +47,13 @@ _PREFACE = (
 
 @dataclass(frozen=True)
 class UnaryRequest:
-    """The frames of a call without the numbers of its stream.
+    """The frames of a call, without the numbers of its stream.
 
     Attributes:
-        head: the frame of the headers before the number.
+        head: frame of the headers, up to the stream number.
         block: the headers.
-        data_head: the frame of the message before the number; for a message that fits into one frame.
-        message: the message with gRPC's prefix.
+        data_head: frame of the message, up to the stream number; only for a message that fits into one frame.
+        message: message with the prefix of gRPC.
     """
 
     head: bytes
@@ -75,7 +75,7 @@ class UnaryRequest:
         )
 
 
-#: Gives the owner the answer to a call: its status and details, and its message.
+#: Passes the answer to a call to the owner: its status and details, and its message.
 Finish = Callable[[Owner, Call, Mapping[str, str], bytes], None]
 
 
@@ -83,11 +83,11 @@ class Http2Connection:
     """One connection, with many calls at a time.
 
     Args:
-        loop: calls back when bytes arrive.
-        peer: the server.
-        requests: the frames of each request, by the index of calls.
-        owner: gets the answers.
-        finish: gives an answer to the owner.
+        loop: event loop, which calls back when bytes arrive.
+        peer: address of the server.
+        requests: frames of each request, by its index.
+        owner: receives the answers.
+        finish: passes an answer to the owner.
         multiplex: whether to carry more than one call at a time.
     """
 
@@ -129,15 +129,15 @@ class Http2Connection:
         self._loop, self._requests, self._owner, self._finish = loop, requests, owner, finish
         self._multiplex = multiplex
         self._decoder = hpack.Decoder()
-        self._known: dict[bytes, dict[str, str]] = {}  # decoded headers
+        self._known: dict[bytes, dict[str, str]] = {}  # decoded headers, by their bytes
         self._streams: dict[int, _Open] = {}
         self._next = 1
         self._window = self._initial_window = 0xFFFF  # bytes that may be sent
         self._max_frame = 1 << 14
         self._unsent: deque[_Unsent] = deque()
-        self._received = 0  # bytes since the window of the connection was opened
+        self._received = 0  # bytes since the window of the connection was enlarged
         self._buffer = b""
-        self._block: tuple[int, int, bytes] | None = None  # headers that a CONTINUATION continues
+        self._block: tuple[int, int, bytes] | None = None  # headers that continue in a CONTINUATION frame
         self._closing = False
         self._out: list[bytes] = []
         self._stream = Stream(loop, peer, self._on_data, self._on_close)
@@ -177,7 +177,7 @@ class Http2Connection:
     # Sending.
 
     def _write(self, data: bytes) -> None:
-        # Several calls of one moment leave with one system call.
+        # Calls of the same moment are sent with one system call.
         if not self._out:
             self._loop.before_wait(self._flush)
         self._out.append(data)
@@ -234,7 +234,7 @@ class Http2Connection:
             self._received = 0
         stream = self._streams.get(number)
         if stream is None:
-            return  # cancelled
+            return  # the call was cancelled
         if flags & _PADDED:
             payload = payload[1 : len(payload) - payload[0]]
         stream.body = stream.body + payload if stream.body else payload
@@ -256,7 +256,7 @@ class Http2Connection:
             except hpack.HPACKError:
                 self._break("malformed answer: the headers cannot be decoded")
                 return
-            # With an empty dynamic table the meaning of these bytes does not depend on others.
+            # With an empty dynamic table, these bytes always have the same meaning.
             if not self._decoder.header_table.dynamic_entries and len(self._known) < 1000:
                 self._known[payload] = headers
         if not flags & _END_STREAM:
@@ -312,7 +312,7 @@ class Http2Connection:
         self._send_unsent()
 
     def _on_goaway(self, payload: bytes) -> None:
-        """Finish the calls that the server has taken, and send no others."""
+        """Finish the calls that the server has accepted, and send no further calls."""
         last, code = struct.unpack_from(">II", payload)
         self._closing = True
         reason = f"the server closes the connection: error {code} of HTTP/2 {_text(payload[8:])}".rstrip()
@@ -353,7 +353,7 @@ class Http2Connection:
 
 
 class _Open:
-    """A call without an answer, and what has arrived of it."""
+    """A call without an answer, with the received part of its answer."""
 
     __slots__ = ("body", "call", "http_status")
 
@@ -364,7 +364,7 @@ class _Open:
 
 
 class _Unsent:
-    """The rest of a message that the server's windows have not let pass."""
+    """The rest of a message for which the server's windows had no room."""
 
     __slots__ = ("number", "rest", "window")
 

@@ -1,10 +1,10 @@
-"""The kinds of load, of arrivals and of protocols, by their names in options and reports."""
+"""The kinds of load, arrivals and protocols, by their names in options and reports."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-#: Requests at a rate, each after the answer to the last, or at the times of a log.
+#: Requests at a rate, requests that follow the previous answer, or requests at the times of a log.
 Kind = Literal["open", "closed", "replay"]
 Arrivals = Literal["poisson", "constant"]
 #: TorchServe's inference API over HTTP and gRPC, and KServe's protocols.

@@ -1,4 +1,4 @@
-"""Find the highest rate that a server holds: raise it until the server saturates, then bisect."""
+"""The search for the highest rate that a server holds: raise the rate until the server saturates, then bisect."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torchmar.load import statistics
 from torchmar.load.recorder import Recorder
 from torchmar.load.results import Limit, Step, Window
 
-#: The search ends when the lowest rate that saturates is within this share of the highest that holds.
+#: The search ends when the lowest saturating rate is within this share of the highest rate that holds.
 PRECISION = 0.05
 INTERRUPTED = "interrupted"
 _RAISE = 1.5
 _MIN_RATE = 0.1
-_MIN_REQUESTS = 20  # of a step; fewer show nothing about a lower rate
+_MIN_REQUESTS = 20  # of a step; with fewer, a lower rate cannot be judged
 _MAX_STEPS = 24
 _TRIES = 3  # of a rate, if other programs or the client spoil its steps
 _CONFIDENCE = 0.99
 _MIN_WINDOWS = 6
-#: Requests in flight that grow by this share of the rate mean that so many of the requests are not answered in time.
+#: Growth of the requests in flight, as a share of the rate, above which requests are not answered in time.
 _GROWTH = 0.02
 _MIN_IN_FLIGHT = 8
 _MAX_FAILED = 0.01
@@ -29,22 +29,22 @@ Run = Callable[[float], Step]
 
 
 def saturation(windows: Sequence[Window], rate: float) -> str:
-    """Return the sign that requests arrive faster than they are answered; empty if there is none.
+    """Return a sign that requests arrive faster than they are answered; empty if there is none.
 
-    Both the requests in flight and the latency have to rise: the line through the windows has a slope that is above 0
-    with 99 % confidence, and the requests in flight grow by at least 2 % of the rate. The idea is that of GuideLLM's
-    detector of over-saturation.
+    Both the requests in flight and the latency have to rise: the line through the windows has a slope above 0 with 99 %
+    confidence, and the requests in flight grow by at least 2 % of the rate. The idea is from GuideLLM's detector of
+    over-saturation.
 
     Args:
-        windows: of a step so far.
-        rate: the intended requests a second.
+        windows: windows of a step so far.
+        rate: intended requests per second.
     """
     if len(windows) < _MIN_WINDOWS or windows[-1].in_flight < _MIN_IN_FLIGHT:
         return ""
     ends = [window.start_s + window.duration_s for window in windows]
     in_flight = statistics.slope_interval(ends, [float(window.in_flight) for window in windows], _CONFIDENCE)
     measured = [(end, window.p50_ms) for end, window in zip(ends, windows, strict=True) if window.p50_ms is not None]
-    # The requests of the last windows have no answer yet, if the latency is longer than a window.
+    # If the latency is longer than a window, requests of the last windows have no answer yet.
     latency = statistics.slope_interval([end for end, _ in measured], [value for _, value in measured], _CONFIDENCE)
     if in_flight is None or in_flight.low < _GROWTH * rate:
         return ""
@@ -72,7 +72,7 @@ def stop_at(rate: float) -> Callable[[Recorder, float], str]:
 
 
 def does_not_hold(step: Step) -> str:
-    """Return why a server does not hold the rate of a step; empty if it does."""
+    """Return the reason why a server does not hold the rate of a step; empty if it does."""
     assert step.rate is not None
     if reason := saturation(step.windows, step.rate):
         return reason
@@ -80,7 +80,7 @@ def does_not_hold(step: Step) -> str:
         return "the step ended early"
     if step.sent and step.failed > _MAX_FAILED * step.sent:
         return f"{step.failed / step.sent:.1%} of the requests failed, most with {step.errors[0].kind}"
-    # The intended requests of the windows, not the rate: those of a Poisson process vary.
+    # The intended requests of the windows, not the rate: in a Poisson process their number varies.
     wanted = sum(window.sent for window in step.windows) / max(step.duration_s, 1e-9)
     high = step.throughput_interval[1] if step.throughput_interval else step.throughput
     if high < (1 - _GROWTH) * wanted and step.throughput < (1 - _GROWTH) * wanted:
@@ -93,9 +93,9 @@ def find_limit(run: Run, start: float, steps: list[Step], precision: float = PRE
 
     Args:
         run: measures a step at a rate; it ends the step when the server is saturated (`stop_at`).
-        start: the first rate.
-        steps: gets each step when it has been measured, so that an interruption keeps them.
-        precision: the share by which the two rates at the end may differ.
+        start: first rate to measure.
+        steps: list to which each measured step is added, so that an interruption keeps them.
+        precision: share by which the two last rates may differ.
 
     Returns:
         The rate; None if every rate saturated the server, or if all tries of one rate were invalid.
@@ -142,5 +142,5 @@ def _spoiled(step: Step, held: Step | None) -> str:
 
 
 def first_rate(throughput: float) -> float:
-    """Return the rate to begin with, from the throughput of a short closed loop: half of it."""
+    """Return the first rate for the search: half of the throughput of a short closed loop."""
     return max(_MIN_RATE, float(f"{throughput / 2:.2g}"))

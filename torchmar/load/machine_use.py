@@ -1,4 +1,4 @@
-"""CPU time and memory of the client, of a local server, and of all others on the machine."""
+"""CPU time and memory of the client, of a local server, and of all other programs on the machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FLAGS = (
 def describe() -> Machine:
     """Return the machine that this process runs on."""
     processor, flags = platform.processor() or platform.machine(), ""
-    with contextlib.suppress(OSError):  # not on macOS
+    with contextlib.suppress(OSError):  # the file is missing on macOS
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
@@ -58,13 +58,13 @@ def cores() -> list[int]:
 
 @dataclass(frozen=True)
 class Use:
-    """The use of a machine since an earlier reading.
+    """The use of a machine between two readings.
 
     Attributes:
         seconds: the time between the readings.
-        client_cores: the cores that this process used on average, with its child processes if they were read.
-        server_cores: those of the server; None if its process is not known.
-        other_cores: those of all others; None if the server's share is unknown.
+        client_cores: average number of cores that this process used, with its child processes if they were read.
+        server_cores: cores of the server; None: its process is not known.
+        other_cores: cores of all other programs; None: the server's share is unknown.
     """
 
     seconds: float
@@ -74,13 +74,13 @@ class Use:
 
 
 class Reading:
-    """The CPU times of this process, of a server and of the machine, at one moment.
+    """The CPU times of this process, of a server and of the machine at one moment.
 
     Args:
         server: the server's processes; None: they are not known.
-        local: whether the server runs on this machine.
-        children: whether what child processes of this one compute is its own use, such as that of a compiler which it
-            starts; they must not be the server.
+        local: whether the server is on this machine.
+        children: whether the use of child processes counts as that of this process, for example a compiler that it
+            starts; the server must not be one of them.
     """
 
     def __init__(self, server: Sequence[psutil.Process] | None, local: bool, *, children: bool = False) -> None:
@@ -91,7 +91,7 @@ class Reading:
         self._at = time.perf_counter()
 
     def add(self, server: Sequence[psutil.Process]) -> None:
-        """Read the times of processes of the server that were not known at the moment of this reading."""
+        """Read the times of server processes that were not known at the moment of this reading."""
         if (known := self._times) is not None:
             known |= _times([process for process in server if process not in known])
 
@@ -111,9 +111,9 @@ class Reading:
 
 
 def _busy_seconds() -> float:
-    """Return the seconds that the cores of this process have computed for anybody.
+    """Return the seconds that the cores available to this process have computed for any program.
 
-    Interrupts do not count: those of the measured connections belong to no process.
+    Interrupts do not count, because those of the measured connections belong to no process.
     """
     per_core = psutil.cpu_times(percpu=True)
     chosen = [per_core[number] for number in cores() if number < len(per_core)]
@@ -121,19 +121,19 @@ def _busy_seconds() -> float:
 
 
 def _children_seconds() -> float:
-    """Return the CPU seconds of all child processes of this one and of theirs, living and ended."""
+    """Return the CPU seconds of all descendants of this process, running and ended."""
     ended = os.times()
     seconds = ended.children_user + ended.children_system
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             spent = process.cpu_times()
-            # Of its ended children, too, which macOS and Windows do not count.
+            # Including its ended children, which macOS and Windows do not count.
             seconds += spent.user + spent.system + spent.children_user + spent.children_system
     return seconds
 
 
 def _times(processes: Sequence[psutil.Process]) -> dict[psutil.Process, float]:
-    """Return the CPU seconds of processes; it takes some 30 microseconds for each."""
+    """Return the CPU seconds of processes; this takes about 30 microseconds for each."""
     times = {}
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -150,16 +150,16 @@ def describe_processes(processes: Sequence[psutil.Process], cpu_cores: float) ->
             try:
                 full = process.memory_full_info()
                 memory += getattr(full, "pss", full.uss)
-            except psutil.AccessDenied:  # another user's
+            except psutil.AccessDenied:  # a process of another user
                 memory += process.memory_info().rss
             count += 1
     return ServerProcesses(count=count, cpu_cores=cpu_cores, memory_bytes=memory) if count else None
 
 
 def server_processes(pid: int, cluster: ClusterGroup | None = None) -> list[psutil.Process]:
-    """Return a server's processes on this machine: its tree, and those of a cluster, which Ray starts.
+    """Return a server's processes on this machine: its process tree, and those of a cluster, which Ray starts.
 
-    It takes milliseconds, because it reads all processes of the machine.
+    This takes milliseconds, because it reads all processes of the machine.
     """
     found: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):

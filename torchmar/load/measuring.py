@@ -1,4 +1,4 @@
-"""Measure one step: a load on a server for some time, and everything that says how much it is worth."""
+"""The measurement of one step: a load on a server for some time, and the checks whether its figures are reliable."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from torchmar.load.results import SelfCheck, ServerProcesses, Step
 from torchmar.load.target import Target, Wire
 from torchmar.load.workload import Workload
 
-#: A client that computes for more of the time than this is itself the limit now and then.
+#: Use of the client's core above which the client itself may be the limit.
 MAX_BUSY = 0.85
-#: The share of the machine's cores that others may use.
+#: The share of the machine's cores that other programs may use.
 MAX_OTHERS = 0.15
-#: How late the latest hundredth of the requests may leave: in milliseconds, or as a share of the 99th percentile of
-#: latency if that is more.
+#: Limit for the lateness of the latest hundredth of the requests: in milliseconds, or as a share of the 99th percentile
+#: of latency if that is more.
 MAX_DELAY_MS, MAX_DELAY_SHARE = 0.5, 0.1
-#: Requests a second that no client in one process sends; it would be late without an end.
+#: A rate that a client in one process cannot reach; its requests would be ever later.
 MOST_RATE = 100_000
 _PROGRESS_S = 0.5
-_OTHER_FILES = 64  # beside connections
+_OTHER_FILES = 64  # open files in addition to connections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +41,17 @@ class StepSpec:
     """A step to measure.
 
     Attributes:
-        kind: ``open``: requests at ``rate``; ``closed``: ``connections`` that each wait for the answer to the last
-            request; ``replay``: requests at ``times``.
-        rate: requests a second of an open loop.
-        arrivals: the times between requests of an open loop.
-        connections: of a closed loop.
+        kind: ``open``: requests at ``rate``; ``closed``: ``connections`` that wait for the answer to each request;
+            ``replay``: requests at ``times``.
+        rate: requests per second of an open loop.
+        arrivals: distribution of the times between requests of an open loop.
+        connections: number of connections of a closed loop.
         times: of a replay, in seconds, in ascending order; a replay has no warm-up.
         warmup_s: seconds of load before the measurement.
         duration_s: measured seconds.
-        timeout_s: seconds after which an answer is not waited for any more.
-        max_connections: of an open loop and a replay.
-        seed: of the Poisson process.
+        timeout_s: seconds after which a request without an answer fails.
+        max_connections: limit of connections in an open loop or a replay.
+        seed: seed of the Poisson process.
     """
 
     kind: Kind = "open"
@@ -73,13 +73,13 @@ class Progress:
     Attributes:
         spec: the step.
         elapsed_s: seconds since the end of the warm-up; negative during it.
-        sent: the requests so far.
-        answered: the answers so far.
-        failed: the failed requests so far.
-        wrong: the wrong answers so far.
-        in_flight: the requests without an answer.
-        p50_ms: the median latency of the last window; None without answers.
-        p99_ms: the 99th percentile of the same.
+        sent: number of requests so far.
+        answered: number of answers so far.
+        failed: number of failed requests so far.
+        wrong: number of wrong answers so far.
+        in_flight: number of requests without an answer.
+        p50_ms: median latency of the last window; None without answers.
+        p99_ms: 99th percentile of the latency in the last window.
     """
 
     spec: StepSpec
@@ -94,7 +94,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-#: Called with the account of a step about every 50 ms; a reason ends the step.
+#: Called with the record of a step about every 50 ms; a returned reason ends the step.
 Stop = Callable[[Recorder, float], str]
 
 
@@ -109,7 +109,7 @@ def measure(
 ) -> Step:
     """Measure one step.
 
-    Ctrl-C ends it early; the step has then what was measured so far, with ``complete`` false.
+    Ctrl-C ends it early; the step then contains the results so far, with ``complete`` false.
 
     Args:
         target: the server and model.
@@ -163,7 +163,7 @@ def measure(
 
 
 class _Run:
-    """One measurement: its readings of metrics and CPU times, and the step that is made of them."""
+    """One measurement: its readings of metrics and CPU times, and the resulting step."""
 
     def __init__(
         self,
@@ -183,16 +183,16 @@ class _Run:
         self._began = clock()
         self._before: machine_use.Reading | None = None
         self._after: machine_use.Reading | None = None
-        self.reason = ""  # why the step has ended early
+        self.reason = ""  # why the step ended early
         self._ended_at = math.inf
 
     def watch(self, now: float) -> bool:
-        """Take the readings when they are due; return whether the step is to end."""
+        """Take the readings when they are due; return whether the step should end."""
         recorder = self._recorder
         if self._before is None and now >= recorder.start:
             self._before = self._reading()
         if self._after is None and now >= recorder.end:
-            self._after = self._reading()  # of the known processes: others are looked for when no request is sent
+            self._after = self._reading()  # of the known processes; the others are searched when no request is sent
         if self._on_progress is not None and now >= self._next_progress:
             self._next_progress = now + _PROGRESS_S
             self._on_progress(self._progress(now))
@@ -222,12 +222,12 @@ class _Run:
     def _server_processes(
         self, cores: float | None, now: metrics.Reading | None, seconds: float
     ) -> ServerProcesses | None:
-        """Return the use of a local server's processes, and that of replicas on other machines since the begin.
+        """Return the use of a local server's processes, and of replicas on other machines since the start.
 
         Args:
-            cores: that its processes on this machine used.
-            now: of its metrics.
-            seconds: since the begin of the load.
+            cores: cores that the server's processes on this machine used.
+            now: current metrics of the server.
+            seconds: seconds since the start of the load.
         """
         if self._processes is None or cores is None:
             return None
@@ -237,7 +237,7 @@ class _Run:
         nodes = node_addresses(self._processes)
         if not other_machines.has_any(now, nodes):
             return here
-        time.sleep(other_machines.SETTLED_SECONDS)  # without load, so that only the load's time is added
+        time.sleep(other_machines.SETTLED_SECONDS)  # without load, so that the reading only adds the load's own time
         settled = server_split.read(self._target.metrics, self._target.endpoint)
         if settled is None:
             return here
@@ -250,7 +250,7 @@ class _Run:
         )
 
     def step(self, interrupted: bool) -> Step:
-        """Return the step as measured until now."""
+        """Return the step with the results so far."""
         recorder, spec, target = self._recorder, self._spec, self._target
         now = clock()
         metrics_now = server_split.read(target.metrics, target.endpoint)
@@ -307,14 +307,14 @@ class _Run:
 
 
 def invalid_reasons(client: SelfCheck, p99_ms: float, cores: int, *, scheduled: bool = True) -> list[str]:
-    """Return why a measurement says nothing about the server; empty if it does.
+    """Return the reasons why a measurement says nothing about the server; empty if there are none.
 
     Args:
-        client: the state of the client and of the machine.
-        p99_ms: the 99th percentile of latency.
-        cores: of the machine.
-        scheduled: whether requests have times when they are to be sent. In a closed loop those of answers that arrive
-            together leave one after another, and only a client without time left spoils it.
+        client: state of the client and of the machine.
+        p99_ms: 99th percentile of latency.
+        cores: number of cores of the machine.
+        scheduled: whether requests have scheduled times. In a closed loop, the requests after answers that arrive
+            together are sent one after another; only a client without idle time spoils such a measurement.
     """
     reasons = []
     limit = max(MAX_DELAY_MS, MAX_DELAY_SHARE * p99_ms)
@@ -344,10 +344,10 @@ def _check(spec: StepSpec) -> None:
 
 
 def _allow_descriptors(connections: int) -> None:
-    """Raise this process's limit of open files, as far as the system allows, so that it suffices for connections.
+    """Raise this process's limit of open files, as far as the system allows, to the number needed for connections.
 
     Raises:
-        TorchmarError: it does not suffice.
+        TorchmarError: the limit cannot be raised far enough.
     """
     wanted = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -363,7 +363,7 @@ def _allow_descriptors(connections: int) -> None:
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Keep the collector from stopping the client for milliseconds; nothing that it makes has cycles."""
+    """Switch the garbage collector off, which would stop the client for milliseconds; the client makes no cycles."""
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Numbers as they are shown to people."""
+"""Numbers in a form for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def number(value: float, fixed: bool = False) -> str:
 
     Args:
         value: the number.
-        fixed: whether zeros at its end are kept, so that the numbers of a column have equal precision.
+        fixed: whether to keep trailing zeros, so that the numbers of a column have equal precision.
     """
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞" if value < 0 else "-"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torchmar.metrics import Reading, Sample
 
-#: Seconds after which the server's metrics contain what a replica has done: it announces that each second.
+#: Seconds after which the server's metrics contain a replica's work: replicas announce it each second.
 SETTLED_SECONDS = 2.5
 _CPU, _MEMORY = "torchmar_replica_cpu_seconds_total", "torchmar_replica_memory_bytes"
 
@@ -17,9 +17,9 @@ class OtherMachines:
     """Replicas on other machines.
 
     Attributes:
-        replicas: how many there are.
-        cpu_seconds: that they have used between the readings.
-        memory_bytes: of their workers, at the second reading.
+        replicas: number of replicas.
+        cpu_seconds: CPU time that they used between the readings.
+        memory_bytes: memory of their workers at the second reading.
     """
 
     replicas: int
@@ -33,12 +33,12 @@ def has_any(now: Reading | None, here: Set[str]) -> bool:
 
 
 def between(before: Reading, now: Reading, here: Set[str]) -> OtherMachines:
-    """Return what the replicas on other machines have used between two readings.
+    """Return the use of the replicas on other machines between two readings.
 
     Args:
         before: the first reading.
-        now: the second.
-        here: the addresses of nodes whose processes are on this machine, also in containers.
+        now: the second reading.
+        here: addresses of nodes whose processes are on this machine, including those in containers.
     """
     earlier = {sample.labels["replica"]: sample.value for sample in _elsewhere(before, _CPU, here)}
     spent = [max(0.0, each.value - earlier.get(each.labels["replica"], 0.0)) for each in _elsewhere(now, _CPU, here)]
@@ -53,5 +53,5 @@ def _elsewhere(reading: Reading, name: str, here: Set[str]) -> Iterator[Sample]:
 
 
 def host_of(node: str) -> str:
-    """Return the address in the name of a node, such as ``10.0.0.2 (1a2b3c4d)``."""
+    """Return the address from the name of a node, such as ``10.0.0.2 (1a2b3c4d)``."""
     return node.partition(" ")[0]

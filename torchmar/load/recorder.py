@@ -1,4 +1,4 @@
-"""The account of a measurement: windows, latencies, errors, wrong answers. It has no clock of its own."""
+"""The record of a measurement: windows, latencies, errors, wrong answers. It reads no clock."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torchmar.load import statistics
 from torchmar.load.histogram import Histogram
 from torchmar.load.results import Bounds, Failure, HistogramCounts, Latency, Window
 
-#: More windows make the interval of a percentile hardly narrower, and each needs requests.
+#: More windows would hardly narrow the interval of a percentile, and each window needs requests.
 WINDOWS = 20
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 _MIN_WINDOW_S = 0.25
-#: The window in which an answer arrived, -1 outside of the measured time; and whether its request is counted.
+#: The window in which an answer arrived, -1 outside of the measured time; and whether its request counts.
 Tag = tuple[int, bool]
 
 
@@ -29,22 +29,22 @@ class _Counts:
 
 
 class Recorder:
-    """The account of one step.
+    """The record of one step.
 
-    A request belongs to the window in which it was to be sent, and so does its latency; an answer counts for the
-    throughput of the window in which it arrived.
+    A request belongs to the window in which it was due, and so does its latency; an answer counts for the throughput of
+    the window in which it arrived.
 
     Args:
-        start: the time of the clock when the measurement begins; requests before it are of the warm-up.
+        start: time of the clock at which the measurement begins; earlier requests belong to the warm-up.
         duration_s: seconds of the measurement.
-        from_due: whether latency counts from the time when a request was to be sent, not when it was.
+        from_due: whether latency counts from the time when a request was due, not from the time when it was sent.
 
     Attributes:
-        sent: the requests of the measured time.
-        answered: those of them that have an answer, errors of the server included.
-        failed: those that failed.
-        ended: those that have an answer or failed.
-        wrong: those with a wrong answer.
+        sent: number of requests in the measured time.
+        answered: number of these with an answer, including errors from the server.
+        failed: number of these that failed.
+        ended: number of these that have an answer or failed.
+        wrong: number of these with a wrong answer.
     """
 
     def __init__(self, start: float, duration_s: float, *, from_due: bool = True) -> None:
@@ -58,13 +58,13 @@ class Recorder:
         self.sent = self.answered = self.failed = self.ended = self.wrong = 0
 
     def window_of(self, time: float) -> int:
-        """Return the number of the window of a time; -1 if it is of the warm-up or after the end."""
+        """Return the number of the window at a time; -1 if it is in the warm-up or after the end."""
         if not self.start <= time < self.end:
             return -1
         return min(int((time - self.start) / self._window_s), self._count - 1)
 
     def on_due(self, due: float, now: float) -> None:
-        """Count a request that was to be sent at ``due`` and is sent ``now``."""
+        """Count a request that was due at ``due`` and is sent ``now``."""
         number = self.window_of(due)
         if number >= 0:
             self.sent += 1
@@ -72,7 +72,7 @@ class Recorder:
             self._delays.record(_microseconds(now - due))
 
     def on_answer(self, due: float, sent: float, now: float) -> Tag:
-        """Count an answer that is right as far as known; return its tag, for `on_wrong`."""
+        """Count an answer, which is taken for correct; return its tag, for `on_wrong`."""
         number = self.window_of(now)
         if number >= 0:
             self._windows[number].right += 1
@@ -83,14 +83,14 @@ class Recorder:
         return number, began >= 0
 
     def on_wrong(self, tag: Tag) -> None:
-        """Do not count an answer as right that `on_answer` has counted."""
+        """Stop counting an answer of `on_answer` as correct."""
         number, counted = tag
         if number >= 0:
             self._windows[number].right -= 1
         self.wrong += counted
 
     def on_failure(self, due: float, now: float, kind: str, example: str) -> None:
-        """Count a request that failed; one whose ``kind`` begins with ``status`` has an answer."""
+        """Count a failed request; if its ``kind`` begins with ``status``, it has an answer."""
         number = self.window_of(due)
         if number < 0:
             return
@@ -101,7 +101,7 @@ class Recorder:
         self._end(now, answer=kind.startswith("status "))
 
     def _end(self, now: float, *, answer: bool) -> None:
-        """Count the end of a request of the measured time."""
+        """Count the end of a request from the measured time."""
         self.ended += 1
         self.answered += answer
         number = int((now - self.start) / self._window_s)
@@ -115,7 +115,7 @@ class Recorder:
         return self._windows[number].latencies if number >= 0 else Histogram()
 
     def windows(self, now: float = math.inf) -> tuple[Window, ...]:
-        """Return the windows that have ended at a time."""
+        """Return the windows that have ended before a time."""
         result = []
         in_flight = 0
         for number, window in enumerate(self._windows):
@@ -147,7 +147,7 @@ class Recorder:
         if not merged.count:
             return None
         p50, p90, p95, p99, p999 = merged.percentiles(tuple(PERCENTILES.values()))
-        # Of several windows at a time: the 99th percentile of few requests is their largest.
+        # For groups of windows, because the 99th percentile of few requests is their maximum.
         batches = [
             Histogram.merged(window.latencies for window in group).percentiles((50, 95, 99))
             for group in statistics.grouped(self._windows[:windows])
@@ -173,7 +173,7 @@ class Recorder:
         )
 
     def throughput(self, windows: int) -> tuple[float, Bounds | None]:
-        """Return the right answers a second in the first windows, and the interval."""
+        """Return the correct answers per second in the first windows, with the interval."""
         rates = self.rates(windows)
         if not rates:
             return 0.0, None
@@ -182,7 +182,7 @@ class Recorder:
         return mean, (interval.low, interval.high) if interval else None
 
     def rates(self, windows: int) -> Sequence[float]:
-        """Return the right answers a second of each of the first windows."""
+        """Return the correct answers per second in each of the first windows."""
         return [window.right / self._window_s for window in self._windows[:windows]]
 
     @property
@@ -196,7 +196,7 @@ class Recorder:
         return self._delays.percentile(99) / 1000 if self._delays.count else 0.0
 
     def failures(self) -> tuple[Failure, ...]:
-        """Return the errors by kind, the commonest first."""
+        """Return the errors by kind, the most frequent first."""
         failures = [Failure(kind=kind, count=int(n), example=str(text)) for kind, (n, text) in self._failures.items()]
         return tuple(sorted(failures, key=lambda failure: (-failure.count, failure.kind)))
 

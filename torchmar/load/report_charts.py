@@ -1,4 +1,4 @@
-"""The charts of a report as HTML figures, each with the table of its figures."""
+"""The charts of a report as HTML figures, each with a table of its values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torchmar.load.svg_axis import Axis
 from torchmar.load.verdicts import counted
 
 _PERCENTILES = (("p50", 0), ("p95", 1), ("p99", 4))
-#: The least ratio of the largest to the smallest latency of a chart for which it is logarithmic.
+#: The ratio of the largest to the smallest latency from which a chart is logarithmic.
 _LOG_FROM = 15
-#: The percents of the curve of percentiles, at equal distances on its axis.
+#: The percentages of the curve of percentiles, at equal distances on its axis.
 _CURVE = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 99.995, 99.999)
 _CURVE_TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 _MAX_CURVES = svg_style.COLOURS
@@ -67,7 +67,7 @@ def _latency_chart(steps: Sequence[tuple[float, Step]], label: str, title: str, 
 
 
 def _percentile_marks(usable: Sequence[tuple[float, Latency]]) -> Iterator[Mark]:
-    """Yield the intervals of percentiles, and over them their lines."""
+    """Yield the intervals of percentiles, and their lines above them."""
     for name, colour in _PERCENTILES:
         intervals = [(x, *bounds) for x, latency in usable if (bounds := getattr(latency, f"{name}_interval"))]
         yield Whiskers(intervals, colour) if len(intervals) < 3 else Band(intervals, colour)
@@ -106,7 +106,7 @@ def percentile_curves(steps: Sequence[Step]) -> str:
     last = 0.0
     for colour, step in enumerate(drawn):
         histogram = Histogram.from_json(vars(step.histogram))
-        # A percentile beyond the number of values is the largest value again.
+        # If there are too few values, a high percentile is their maximum again.
         percents = [percent for percent in _CURVE if percent <= 100 * (1 - 1 / histogram.count)] or [0.0]
         latencies = [value / 1000 for value in histogram.percentiles(percents)]
         last = max(last, percents[-1])
@@ -138,14 +138,14 @@ def _percent(percent: float) -> str:
 
 
 def _spread(steps: Sequence[Step], count: int) -> list[Step]:
-    """Return at most ``count`` steps, the first and the last among them."""
+    """Return at most ``count`` steps, including the first and the last."""
     if len(steps) <= count:
         return list(steps)
     return [steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)]
 
 
 def timeline(step: Step) -> str:
-    """Return the windows of a step: latency and requests; of a step that is not valid only the requests."""
+    """Return the windows of a step: latency and requests; only requests if the step is not valid."""
     windows = step.windows
     if not windows:
         return ""
@@ -194,7 +194,7 @@ def _latency_in_time(step: Step, warmup: Sequence[Span], x: Axis, middles: Seque
 
 
 def server_split(steps: Sequence[Step]) -> str:
-    """Return the mean times in the server of each step; empty without its metrics."""
+    """Return the mean times in the server for each step; empty without its metrics."""
     drawn = [step for step in steps if step.valid and step.server and _parts(step)]
     if not drawn:
         return ""
@@ -242,18 +242,18 @@ def _parts(step: Step) -> dict[str, float]:
 
 def _categories(label: str, steps: Sequence[Step]) -> Axis:
     ticks = [(float(index), step_label(step)) for index, step in enumerate(steps)]
-    margin = 0.6 + max(0.0, (4 - len(steps)) / 2)  # few bars are not wide bars
+    margin = 0.6 + max(0.0, (4 - len(steps)) / 2)  # so that few bars are not too wide
     return Axis(label, low=-margin, high=len(steps) - 1 + margin, ticks=ticks)
 
 
 def batch_sizes(steps: Sequence[Step]) -> str:
-    """Return the shares of batch sizes of each step; empty without the server's metrics."""
+    """Return the shares of batch sizes for each step; empty without the server's metrics."""
     counted = [
         (step, step.server.batch_sizes) for step in steps if step.valid and step.server and step.server.batch_sizes
     ]
     if not counted:
         return ""
-    # Size 0 is of batches larger than all buckets.
+    # Size 0 stands for batches larger than all buckets.
     sizes = sorted(
         {size for _, batches in counted for size, count in batches.items() if count}, key=lambda s: s or math.inf
     )

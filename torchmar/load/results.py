@@ -13,7 +13,7 @@ from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.load.kinds import Arrivals, Kind, Protocol
 
-if TYPE_CHECKING:  # environments of archives, in which optimisations run, do not have it
+if TYPE_CHECKING:  # environments of archives, in which optimisations run, do not have this module
     from pydantic import ConfigDict, TypeAdapter
 
 SCHEMA: Literal["torchmar-bench/1"] = "torchmar-bench/1"
@@ -25,7 +25,7 @@ _CONFIG: ConfigDict = {"use_attribute_docstrings": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The machine that the load came from; the server's, too, if that is local."""
+    """The machine that sent the load; also the server's, if that is local."""
 
     __pydantic_config__ = _CONFIG
 
@@ -48,19 +48,19 @@ class TargetInfo:
     __pydantic_config__ = _CONFIG
 
     url: str
-    """The address of the API that the requests were sent to."""
+    """The address of the API that received the requests."""
     protocol: Protocol
     """torchserve: TorchServe's inference API over HTTP; grpc: the same over gRPC; the others are KServe's."""
     engine: str
-    """The server: builtin, torchserve, ray; empty if it is not known."""
+    """The server: builtin, torchserve, ray; empty if unknown."""
     model: str
     """The name of the model."""
     model_version: str
     """Its version; empty for the default version of a server that does not report it."""
     local: bool
-    """Whether the server runs on the machine that the load came from."""
+    """Whether the server runs on the machine that sent the load."""
     archive_digest: str = ""
-    """The SHA-256 of the archive; empty if it is not known."""
+    """The SHA-256 of the archive; empty if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +70,21 @@ class RequestsInfo:
     __pydantic_config__ = _CONFIG
 
     source: str
-    """The file or folder that they are from."""
+    """The file or folder that contains them."""
     count: int
     """The number of different requests."""
     bytes: int
     """The mean size of a body."""
     compared: int
-    """How many of them have an expected answer, which the answers under load are compared with."""
+    """The number of requests with an expected answer, which is compared with the answers under load."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
     """The latency of the answered requests, in milliseconds.
 
-    In an open loop and in a replay it counts from the moment when the request was to be sent, in a closed loop from
-    the moment when it was sent. Intervals have 95 % confidence; null where there are too few windows.
+    In an open loop and in a replay it counts from the time when the request was due, in a closed loop from the time
+    when it was sent. Intervals have 95 % confidence; null if there are too few windows.
     """
 
     __pydantic_config__ = _CONFIG
@@ -110,19 +110,19 @@ class Latency:
     p99_interval: Bounds | None
     """The interval of the 99th percentile."""
     uncertain: tuple[str, ...] = ()
-    """The percentiles with fewer than ten answers beyond them, such as p99 and p999: chance decides these."""
+    """The percentiles with fewer than ten answers beyond them, such as p99 and p999: they are random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistogramCounts:
-    """A log-linear histogram of latencies (HdrHistogram): `torchmar.load.histogram` reads it."""
+    """A log-linear histogram of latencies (HdrHistogram), which `torchmar.load.histogram` reads."""
 
     __pydantic_config__ = _CONFIG
 
     unit: str
     """The unit of the values: us."""
     significant_digits: int
-    """The digits that a value keeps."""
+    """The number of significant digits."""
     count: int
     """The number of values."""
     sum: int
@@ -130,21 +130,21 @@ class HistogramCounts:
     max: int
     """The largest value."""
     buckets: tuple[tuple[int, int], ...]
-    """Index and count of each bucket that has values, in ascending order."""
+    """Index and count of each bucket with values, in ascending order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A part of a step, by the time when requests were to be sent."""
+    """A part of a step, by the time when requests were due."""
 
     __pydantic_config__ = _CONFIG
 
     start_s: float
-    """Its begin, in seconds since the end of the warm-up."""
+    """Its start, in seconds since the end of the warm-up."""
     duration_s: float
     """Its length in seconds."""
     sent: int
-    """The requests that were to be sent in it."""
+    """The requests that were due in it."""
     completed: int
     """The requests that were answered in it, whenever they were sent."""
     errors: int
@@ -154,7 +154,7 @@ class Window:
     p50_ms: float | None
     """The median latency of the requests of ``sent``; null without answers."""
     p99_ms: float | None
-    """The 99th percentile of the same."""
+    """The 99th percentile of the latency of the requests of ``sent``; null without answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,14 +166,14 @@ class Failure:
     kind: str
     """Such as ``status 503``, ``timeout``, ``connection refused`` or ``connection closed``."""
     count: int
-    """How many requests failed so."""
+    """The number of requests that failed in this way."""
     example: str
-    """The first of them: the request and the server's message."""
+    """The first example: the request and the server's message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSplit:
-    """The time of a request in the server, from the server's metrics; null for parts that it does not measure."""
+    """The time of a request in the server, from the server's metrics; null for parts without a metric."""
 
     __pydantic_config__ = _CONFIG
 
@@ -188,7 +188,7 @@ class ServerSplit:
     postprocess_ms: float | None = None
     """The mean time of the steps after the model."""
     batch_sizes: dict[int, int] | None = None
-    """Batches by the largest size of their bucket (1, 2, 3 to 4, 5 to 8 and so on); 0 is larger than all of them."""
+    """Batches by the largest size of their bucket (1, 2, 3 to 4, 5 to 8 and so on); 0 stands for larger sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,22 +204,22 @@ class ServerProcesses:
     memory_bytes: int
     """Their memory at the end; pages that several of them share count once."""
     replicas_elsewhere: int = 0
-    """Replicas of a cluster on other machines, which the server's metrics count in cores and memory: without Ray's own
-    processes there."""
+    """The number of replicas of a cluster on other machines, whose cores and memory are from the server's metrics;
+    Ray's own processes there do not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCheck:
-    """The state of the client and of the machine while it measured."""
+    """The state of the client and of the machine during the measurement."""
 
     __pydantic_config__ = _CONFIG
 
     send_delay_p99_ms: float
-    """The 99th percentile of the time between the moment when a request was to be sent, and that when it was sent."""
+    """The 99th percentile of the lateness of sends."""
     busy_fraction: float
-    """The share of the time that the client's core was computing for the client."""
+    """The share of the time in which the client's core computed for the client."""
     other_load_cores: float | None
-    """The cores that neither the client nor the server used on average; null if that is unknown."""
+    """The average number of cores that neither the client nor the server used; null if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,33 +236,33 @@ class Step:
     rate: float | None
     """The intended requests a second; null in a closed loop."""
     connections: int
-    """Of a closed loop: its connections. Otherwise the connections that were opened."""
+    """The connections of a closed loop; otherwise the number of connections that were opened."""
     warmup_s: float
-    """Seconds of load before the measurement, which are not counted."""
+    """The seconds of load before the measurement, which do not count."""
     duration_s: float
     """Measured seconds."""
     complete: bool
-    """Whether the measurement lasted as long as intended; it did not if it was interrupted, or the server saturated."""
+    """Whether the measurement lasted as long as intended; not if it was interrupted, or the server was saturated."""
     sent: int
-    """The requests that were to be sent in the measured time."""
+    """The requests that were due in the measured time."""
     completed: int
-    """Those that got an answer, errors of the server included."""
+    """The requests with an answer, including errors from the server."""
     throughput: float
-    """Right answers a second."""
+    """The correct answers per second."""
     throughput_interval: Bounds | None
-    """Its interval; null where there are too few windows."""
+    """The interval of the throughput; null if there are too few windows."""
     latency_ms: Latency | None
-    """The latency of answers without error; null if there is none."""
+    """The latency of the answers without errors; null if there are none."""
     histogram: HistogramCounts
     """The same latencies."""
     windows: tuple[Window, ...]
     """The measured time in parts."""
     errors: tuple[Failure, ...]
-    """The requests that failed, by kind, the commonest first."""
+    """The failed requests by kind, the most frequent first."""
     wrong_answers: int
-    """The answers that differ from the expected ones, although their status was as expected."""
+    """The number of answers with the expected status, but another content."""
     wrong_answer: str
-    """An example of them; empty if there is none."""
+    """An example of a wrong answer; empty if there is none."""
     server: ServerSplit | None
     """The time in the server; null without its metrics."""
     processes: ServerProcesses | None
@@ -274,8 +274,8 @@ class Step:
     unstable_reason: str
     """Why not."""
     valid: bool
-    """Whether the figures are the server's: the client was not late and not saturated, and the machine not used by
-    others."""
+    """Whether the figures are those of the server: the client was neither late nor saturated, and other programs did
+    not use the machine."""
     invalid_reasons: tuple[str, ...]
     """Why not."""
 
@@ -287,30 +287,30 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """The highest rate that holds."""
+    """The highest rate that the server holds."""
 
     __pydantic_config__ = _CONFIG
 
     rate: float | None
-    """The highest rate without saturation, in requests a second; null if there was none."""
+    """The highest rate without saturation, in requests per second; null if there is none."""
     interval: Bounds | None
-    """That rate, and the lowest that saturated the server."""
+    """This rate, and the lowest rate that saturated the server."""
     reason: str
-    """The sign of saturation beyond it, or why no limit was found."""
+    """The sign of saturation beyond it, or the reason why no limit was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A measurement: what was measured where, and its steps."""
+    """A measurement: machine, server, requests and steps."""
 
     __pydantic_config__ = _CONFIG
 
     created: str
-    """The time of the end of the measurement, UTC, as of ISO 8601."""
+    """The time when the measurement ended, in UTC as in ISO 8601."""
     torchmar: str
     """The version of torchmar."""
     machine: Machine
-    """The machine that the load came from."""
+    """The machine that sent the load."""
     target: TargetInfo
     """The server and model."""
     requests: RequestsInfo
@@ -318,7 +318,7 @@ class Report:
     steps: tuple[Step, ...]
     """The measurements, in their order."""
     limit: Limit | None = None
-    """The highest rate that holds, if it was looked for."""
+    """The highest rate that the server holds; null if it was not searched."""
     complete: bool = True
     """Whether all steps were measured; false after an interruption."""
     schema: Literal["torchmar-bench/1"] = SCHEMA
@@ -343,7 +343,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def document(report: Report) -> dict[str, Any]:
-    """Return a report as values of JSON, the schema first."""
+    """Return a report as JSON values, the schema first."""
     values: dict[str, Any] = _adapter().dump_python(report, mode="json")
     return {"schema": values.pop("schema"), **values}
 
@@ -351,15 +351,15 @@ def document(report: Report) -> dict[str, Any]:
 def text(report: Report) -> str:
     """Return a report as JSON text, with each pair of numbers (an interval, a bucket) on one line."""
     indented = json.dumps(document(report), indent=1, ensure_ascii=False)
-    # Texts have no line breaks in JSON, so that only arrays match.
+    # Strings in JSON have no line breaks, so that this only matches arrays.
     return re.sub(r"\[\n\s+([-+.\deE]+),\n\s+([-+.\deE]+)\n\s+\]", r"[\1, \2]", indented) + "\n"
 
 
 def parse(values: Any) -> Report:
-    """Return the report that `document` returned the values of; keys that are not known are ignored.
+    """Return the report from the values of `document`; unknown keys are ignored.
 
     Raises:
-        ValueError: the values are not those of a report; the message has the place and the reason.
+        ValueError: the values are not those of a report; the message contains the location and the reason.
     """
     from pydantic import ValidationError
 

@@ -1,4 +1,4 @@
-"""The server's own account of a request's time, from two readings of its metrics."""
+"""The parts of a request's time in the server, from two readings of the server's metrics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torchmar.load.results import ServerSplit
 from torchmar.metrics import Reading
 
 _BATCHES = "torchmar_batch_size"
-# Gauges of handlers, means since their last update, in milliseconds.
+# Gauges of handlers: means since their last update, in milliseconds.
 _STEPS = {"preprocess_ms": "DecodeTime", "inference_ms": "InferenceTime", "postprocess_ms": "PostprocessTime"}
 
 
 def read(address: str | None, server: Endpoint) -> Reading | None:
-    """Return the metrics of a server; None without an address, or if the server has no metrics there."""
+    """Return the metrics of a server; None without an address, or if there are no metrics at it."""
     if address is None:
         return None
     try:
@@ -26,13 +26,13 @@ def read(address: str | None, server: Endpoint) -> Reading | None:
 
 
 def between(before: Reading | None, now: Reading | None, model: str, version: str) -> ServerSplit | None:
-    """Return the split of the requests between two readings; None without both.
+    """Return the mean times of the requests between two readings; None without both readings.
 
     Args:
         before: the first reading.
         now: the second.
         model: the name of the model.
-        version: its version, whose requests without a version count, too; empty: all versions.
+        version: its version, including requests without a version; empty: all versions.
     """
     if before is None or now is None:
         return None
@@ -46,7 +46,7 @@ def between(before: Reading | None, now: Reading | None, model: str, version: st
     if count:
         total = increase("torchmar_request_seconds_sum", labels) * 1000
         queue = increase("torchmar_queue_seconds_sum", labels) * 1000
-    else:  # TorchServe's counters, whose requests without a version have another label
+    else:  # TorchServe's counters, which have another label for requests without a version
         of_model = {"model_name": model}
         count = increase("ts_inference_requests_total", of_model)
         total = increase("ts_inference_latency_microseconds", of_model) / 1000

@@ -1,4 +1,4 @@
-"""The server to measure: one that runs, with its process and metrics, or one that is started for the measurement."""
+"""The server to measure: a running one, with its process and metrics, or one started for the measurement."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SECONDS = 5.0
 
 
 def running(target: Target, run_folder: Path) -> Target:
-    """Return a target with the process, engine, metrics and version of its server, as far as they can be found.
+    """Return a target with the process, engine, metrics and version of its server, as far as they can be determined.
 
     Args:
         target: the server and model.
-        run_folder: a server with this run folder is the target's if they have the same address.
+        run_folder: run folder of a server, which is the target's if both have the same address.
 
     Raises:
         NotFoundError: the server's management API does not know the model.
@@ -44,7 +44,7 @@ def running(target: Target, run_folder: Path) -> Target:
         listener = listener_of(target.port)
         target = replace(target, pid=listener.pid if listener else None)
     if target.pid is not None:
-        with contextlib.suppress(psutil.Error, TorchmarError):  # another user's
+        with contextlib.suppress(psutil.Error, TorchmarError):  # a process of another user
             if found := configured(psutil.Process(target.pid)):
                 engine, file = found
                 target = _configured(target, engine, properties.read(file))
@@ -52,14 +52,14 @@ def running(target: Target, run_folder: Path) -> Target:
 
 
 def _configured(target: Target, engine: EngineName, config: Properties) -> Target:
-    """Return a target with what the configuration of its server says."""
+    """Return a target with the values from the configuration of its server."""
     metrics = config.url("metrics_address") if config.get("metrics_mode") == "prometheus" else None
     cluster = cluster_of(config) if engine == "ray" else None
     return replace(target, engine=engine, metrics=target.metrics or metrics, cluster=cluster)
 
 
 def cluster_of(config: Properties) -> ClusterGroup | None:
-    """Return the cluster that a server with the engine ray joins; None: it has one of its own, below its process."""
+    """Return the cluster that a server with the engine ray joins; None: its cluster is its own, below its process."""
     address = config.get("torchmar_ray_address").strip()
     return ClusterGroup(address, config.get("torchmar_ray_group").strip()) if address else None
 
@@ -83,7 +83,8 @@ def started(engine: EngineName, archive: Path, config: Path | None = None, head:
         engine: the kind of server.
         archive: the ``.mar``.
         config: the server's ``config.properties``; default: the one of the working directory, if there is one.
-        head: of the cluster, for the engine ray; default: that of the configuration, or a cluster of this machine.
+        head: address of the cluster's head, for the engine ray; default: that of the configuration, or a cluster of
+            this machine.
 
     Raises:
         TorchmarError: the file is no archive, or the server or the model does not start.

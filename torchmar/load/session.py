@@ -1,4 +1,4 @@
-"""A whole measurement: its steps in turn or the search for the limit, and the report."""
+"""A whole measurement: its steps or the search for the limit, and the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchmar.load.workload import Workload
 _PROBE_S = 2.0
 _PROBE_CONNECTIONS = 16
 _SETTLE_S = 30.0
-_SETTLED = 3.0  # a latency alone of up to so many times the usual one is that of a server without a queue
+_SETTLED = 3.0  # factor up to which the latency of a single request shows that the server has no queue
 _SETTLED_S = 0.05
 
 
@@ -32,7 +32,7 @@ class Session:
 
     Attributes:
         steps: the measured steps.
-        complete: whether all that was to be measured has been.
+        complete: whether everything was measured as requested.
 
     Raises:
         ConnectError: no server answers.
@@ -48,11 +48,11 @@ class Session:
         self.complete = False
 
     def run(self, specs: Sequence[StepSpec]) -> None:
-        """Measure steps; Ctrl-C ends the measurement with the step that it interrupts."""
+        """Measure steps; Ctrl-C ends the measurement after the step that it interrupts."""
         for spec in specs:
             self._settle()
             step = measure(self.target, self.workload, self.expectations, spec, on_progress=self._on_progress)
-            if step.windows:  # not interrupted before the first has ended
+            if step.windows:  # not interrupted in the first window
                 self.steps.append(step)
             if not step.complete:
                 return
@@ -62,7 +62,7 @@ class Session:
         """Find the highest rate that the server holds.
 
         Args:
-            spec: an open loop; without a rate, half of the throughput of a short closed loop is the first.
+            spec: an open loop; without a rate, the search starts at half of the throughput of a short closed loop.
         """
 
         def step(rate: float) -> Step:
@@ -83,7 +83,7 @@ class Session:
         self.complete = self.limit.reason != limit.INTERRUPTED
 
     def report(self) -> Report:
-        """Return what was measured so far."""
+        """Return the report of the steps so far."""
         target = self.target
         return Report(
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -117,13 +117,13 @@ class Session:
         return measure(self.target, self.workload, self.expectations, probe).throughput
 
     def _settle(self) -> None:
-        """Wait until the server has worked off what an earlier step has left in its queue."""
+        """Wait until the server has emptied the queue of an earlier step."""
         deadline = time.monotonic() + _SETTLE_S
         while self._latency_alone() > max(_SETTLED * self._alone_s, _SETTLED_S) and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def _latency_alone(self) -> float:
-        """Return the seconds of one request."""
+        """Return the latency of a single request in seconds."""
         began = time.monotonic()
         expectations.send_one(self.target, self.workload.cases[0])
         return time.monotonic() - began

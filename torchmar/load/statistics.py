@@ -1,11 +1,11 @@
 """Intervals of measured values: throughput, percentiles, slopes and ratios, and the stability of windows.
 
 The methods are deterministic: equal measurements give equal intervals. Latencies of neighbouring requests depend on
-each other through the queue of the server, so that intervals that assume independent requests are too narrow. They are
-therefore computed from the values of consecutive batches of time (batch means), which depend on each other little if
-the batches are long compared with the time in which the queue changes. Close to saturation they are not: from 30
+each other through the queue of the server, so that intervals for independent requests would be too narrow. Therefore
+they are computed from consecutive batches of time (batch means), which hardly depend on each other if the batches are
+long compared with the time in which the queue changes. Close to saturation they do depend on each other: from 30
 seconds at 80 % of the capacity of a server with exponential service times, the interval of the median contains the true
-value in 19 runs of 20, that of the 99th percentile in 12 of 20.
+value in 19 of 20 runs, and that of the 99th percentile in 12 of 20.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 CONFIDENCE = 0.95
-#: Batches of an interval: more than 30 make it hardly narrower and depend more on each other, fewer than 10 make it
+#: Number of batches for an interval: more than 30 hardly narrow it and depend more on each other, fewer than 10 make it
 #: wide (Schmeiser, Batch Size Effects in the Analysis of Simulation Output, Operations Research 30, 1982).
 BATCHES = 10
-#: The confidence of a trend; several series are examined in a step, so that 95 % would report chance too often.
+#: Confidence of a trend; a step has several series, so that 95 % would report chance too often.
 TREND_CONFIDENCE = 0.99
 TREND_BATCHES = 10
-#: The shares of the level that a trend or an outlier has to exceed to matter.
+#: Shares of the level that a trend or an outlier has to exceed to matter.
 TREND_TOLERANCE = 0.10
 OUTLIER_TOLERANCE = 0.25
 OUTLIER_DEVIATIONS = 6
 MIN_WINDOWS = 5
-#: The values beyond a percentile that it needs. With fewer, chance decides it: the number beyond the true percentile is
+# : Number of values that a percentile needs beyond it. With fewer, it is random: the number beyond the true percentile
+# is
 #: binomial, and differs from its mean by more than a third in one measurement of three. Ten is also the usual condition
 #: of the normal approximation (Brown, Cai and DasGupta, Interval Estimation for a Binomial Proportion, Statistical
 #: Science 16, 2001, section 2). The order statistics around the percentile bound it at any number of values (Hahn and
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its confidence interval."""
+    """An estimate with the ends of its confidence interval."""
 
     value: float
     low: float
@@ -54,7 +55,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Stability:
-    """The judgement of whether windows are of one steady state; ``reason`` is empty if they are."""
+    """The result of `stability`: whether windows show one steady state; ``reason`` is empty if they do."""
 
     stable: bool
     reason: str
@@ -109,10 +110,10 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
 
 
 def around(value: float, batches: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the interval of an estimate from all of a measurement, by the spread of the batches around it.
+    """Return the interval of an estimate from a whole measurement, by the spread of its batches around it.
 
-    This is the method of sectioning: the estimate from all requests is less biased than the mean of the estimates from
-    the batches, above all for high percentiles (Asmussen and Glynn, Stochastic Simulation, 2007, III.5a; Nakayama,
+    This is the method of sectioning: the estimate from all requests is less biased than the mean of the batches'
+    estimates, especially for high percentiles (Asmussen and Glynn, Stochastic Simulation, 2007, III.5a; Nakayama,
     Confidence Intervals for Quantiles Using Sectioning, ACM TOMACS 24, 2014).
 
     Args:
@@ -121,7 +122,7 @@ def around(value: float, batches: Sequence[float], confidence: float = CONFIDENC
         confidence: between 0 and 1.
 
     Returns:
-        The interval, whose low end is at least 0, as latencies and rates are; None for fewer than two batches.
+        The interval; its low end is at least 0, because latencies and rates are. None for fewer than two batches.
     """
     usable = [batch for batch in batches if not math.isnan(batch)]
     if len(usable) < 2 or math.isnan(value):
@@ -144,7 +145,7 @@ def slope_interval(x: Sequence[float], y: Sequence[float], confidence: float = C
     The standard error is that of simple linear regression (Draper and Smith, Applied Regression Analysis, 1998, 1.4).
 
     Args:
-        x: as many as ``y``, such as seconds.
+        x: values, as many as in ``y``, such as seconds.
         y: the values at ``x``.
         confidence: between 0 and 1.
 
@@ -167,7 +168,7 @@ def slope_interval(x: Sequence[float], y: Sequence[float], confidence: float = C
 
 
 def ratio_interval(new: Interval, old: Interval) -> Interval:
-    """Return the ratio of two independent estimates and its interval, from their own intervals alone.
+    """Return the ratio of two independent estimates with its interval, computed only from their own intervals.
 
     The method of variance estimates recovery for a difference, applied to logarithms: it needs no symmetric intervals
     (Zou and Donner, Construction of Confidence Limits about Effect Measures, Statistics in Medicine 27, 2008).
@@ -177,7 +178,7 @@ def ratio_interval(new: Interval, old: Interval) -> Interval:
         old: the denominator; its value above 0.
 
     Returns:
-        The interval, with a low end of 0 or a high end of infinity where an end of the two is 0.
+        The interval; if an end of the two is 0, its low end is 0 or its high end infinity.
     """
     if new.value < 0 or old.value <= 0:
         raise ValueError(f"no ratio of {new.value} to {old.value}")
@@ -194,35 +195,35 @@ def _log(larger: float, smaller: float) -> float:
 
 
 def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return the share of requests and its interval, which is right for small shares and for none.
+    """Return the share of requests with its interval, which is also correct for small shares and for 0.
 
     Wilson's score interval (Probable Inference, JASA 22, 1927; Brown, Cai and DasGupta, Interval Estimation for a
     Binomial Proportion, Statistical Science 16, 2001).
 
     Args:
-        count: of the requests that failed.
-        total: of all requests, at least 1.
+        count: number of requests that failed.
+        total: number of all requests, at least 1.
         confidence: between 0 and 1.
     """
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     share = count / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    # The ends are exactly 0 and 1 there; rounding would leave a little.
+    # The ends are exactly 0 and 1 in these cases; rounding would give slightly other numbers.
     return Interval(share, middle - half if count else 0.0, middle + half if count < total else 1.0)
 
 
 def least_count(percent: float) -> int:
-    """Return how many values a percentile needs, so that `LEAST_BEYOND` are beyond it: 1,000 for the 99th.
+    """Return the number of values that a percentile needs for `LEAST_BEYOND` values beyond it: 1,000 for the 99th.
 
     Args:
         percent: above 0 and below 100.
     """
-    return math.ceil(LEAST_BEYOND / (1 - percent / 100) - 1e-6)  # 99.9 percent is not exact in binary
+    return math.ceil(LEAST_BEYOND / (1 - percent / 100) - 1e-6)  # binary numbers cannot represent 99.9 percent
 
 
 def difference_interval(new: Interval, old: Interval) -> Interval:
-    """Return the difference of two independent estimates and its interval, from their own intervals alone.
+    """Return the difference of two independent estimates with its interval, computed only from their own intervals.
 
     Newcombe, Interval Estimation for the Difference between Independent Proportions, Statistics in Medicine 17, 1998,
     method 10, which is the method of variance estimates recovery.
@@ -236,19 +237,19 @@ def difference_interval(new: Interval, old: Interval) -> Interval:
 
 
 def stability(series: Mapping[str, Sequence[float]], window_s: float) -> Stability:
-    """Return whether the windows of a measurement are of one steady state, and if not, why.
+    """Return whether the windows of a measurement show one steady state, and if not, the reason.
 
     Logarithms of the values are examined, because latencies of a busy server differ by factors: a window with twice the
     median is as likely as one with half of it. A series is not steady if
 
-    - a window is further from the median than chance explains: more than `OUTLIER_DEVIATIONS` standard deviations,
+    - a window is further from the median than chance explains: by more than `OUTLIER_DEVIATIONS` standard deviations,
       estimated from the median absolute deviation, and more than `OUTLIER_TOLERANCE`; or
     - its least-squares line changes by more than `TREND_TOLERANCE` over the measurement, with `TREND_CONFIDENCE`. The
       line is that of at most `TREND_BATCHES` batches of windows, which depend on each other less than windows do.
 
     Args:
-        series: by name with its unit, such as ``"p50 ms"``, the value of each window; NaN for one without requests.
-            A window should have 20 requests or more, or chance makes the windows differ.
+        series: values of the windows, by name with unit, such as ``"p50 ms"``; NaN for a window without requests.
+            A window should have 20 requests or more; otherwise windows differ by chance.
         window_s: the length of a window in seconds.
     """
     reasons = []

@@ -20,10 +20,10 @@ class Peer:
     """The other end of connections.
 
     Attributes:
-        family: of the socket.
-        address: as of `socket.socket.connect`.
-        tls: None: without TLS.
-        host: the name that the certificate has to be for.
+        family: address family of the socket.
+        address: address for `socket.socket.connect`.
+        tls: TLS context; None: no TLS.
+        host: host name that the certificate must have.
     """
 
     family: int
@@ -33,7 +33,7 @@ class Peer:
 
     @classmethod
     def resolve(cls, host: str, port: int, tls: ssl.SSLContext | None = None) -> Peer:
-        """Return the peer of a host name; its first address is taken.
+        """Return the peer of a host name, with its first address.
 
         Raises:
             ConnectError: the name has no address.
@@ -46,11 +46,11 @@ class Peer:
 
 
 class Stream:
-    """One connection; it is made when the stream is.
+    """One connection, which opens when the stream is created.
 
     Args:
-        loop: calls back when bytes arrive.
-        peer: the other end.
+        loop: event loop, which calls back when bytes arrive.
+        peer: address of the other end.
         on_data: called with bytes that have arrived.
         on_close: called once with the reason, unless `close` was called.
     """
@@ -74,7 +74,7 @@ class Stream:
             if peer.tls and code in (0, errno.EISCONN)
             else plain
         )
-        # The outcome is reported by the loop even if it is known now: a caller may not expect on_close yet.
+        # The loop reports the result, even if it is known now: the caller may not expect on_close yet.
         if code not in (0, errno.EINPROGRESS, errno.EAGAIN):
             reason = os.strerror(code).lower()
             self._loop.watch(self._socket, WRITE, lambda _: self._fail(reason))
@@ -82,7 +82,7 @@ class Stream:
             self._loop.watch(self._socket, WRITE, lambda _: self._on_connected(peer))
 
     def write(self, data: bytes) -> None:
-        """Send bytes, now or as soon as the connection takes them."""
+        """Send bytes, now or as soon as the connection accepts them."""
         if self._connected and not self._out:
             try:
                 sent = self._socket.send(data)
@@ -98,7 +98,7 @@ class Stream:
             self._out += data
 
     def close(self) -> None:
-        """Close the connection; bytes that were not sent yet are lost."""
+        """Close the connection; unsent bytes are lost."""
         if not self.closed:
             self.closed = True
             self._loop.forget(self._socket)
@@ -143,7 +143,7 @@ class Stream:
             self.write(waiting)
 
     def _on_ready(self, events: int) -> None:
-        """Send what waits; then only arriving bytes matter again."""
+        """Send waiting bytes; afterwards, only arriving bytes matter again."""
         if events & WRITE and not self.closed:
             waiting, self._out = self._out, b""
             self._loop.watch(self._socket, READ, self._on_readable)
@@ -166,7 +166,7 @@ class Stream:
                 self._fail("connection closed")
                 return
             self._data(data)
-            # TLS keeps bytes that no event announces.
+            # TLS may hold decrypted bytes, for which no event follows.
             if self.closed or not isinstance(self._socket, ssl.SSLSocket):
                 return
 

@@ -24,7 +24,7 @@ from torchmar.load.numbers import number
 from torchmar.load.svg_axis import Axis, Scale
 
 WIDTH, HEIGHT = 440, 280
-#: The width of a character in units, on average: no font is measured.
+#: The average width of a character in units, because no font is measured.
 _CHARACTER = 6.4
 _LINE = 15
 
@@ -35,7 +35,7 @@ class Line:
 
     Attributes:
         name: the label at its end, or in the legend; empty for none.
-        points: x and y.
+        points: pairs of x and y.
         colour: 0 to 7.
         markers: whether each point has a dot.
         dashed: whether the line is dashed.
@@ -68,7 +68,7 @@ class Whiskers:
 
 @dataclass(frozen=True)
 class Point:
-    """A point: its place, the text that a reader sees when pointing at it, and its label."""
+    """A point: its position, the text of its tooltip, and its label."""
 
     x: float
     y: float
@@ -88,7 +88,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Bars:
-    """Rectangles of one kind: x, y of the lower and of the upper end, and the text that a reader sees."""
+    """Rectangles of one kind: x, y of the lower and of the upper end, and the text of the tooltip."""
 
     name: str
     points: Sequence[tuple[float, float, float, str]]
@@ -119,7 +119,7 @@ Mark = Line | Band | Whiskers | Points | Bars | Span | Rule
 
 
 def stacked(parts: Sequence[tuple[str, Sequence[float | None], int]], unit: str = "") -> list[Bars]:
-    """Return bars that stand upon each other: of each part its name, its values at x = 0, 1, ..., and its colour."""
+    """Return stacked bars; each part has a name, its values at x = 0, 1, ..., and a colour."""
     tops: dict[int, float] = {}
     result = []
     for name, values, colour in parts:
@@ -151,7 +151,7 @@ def chart(
         x: the horizontal axis.
         y: the vertical axis.
         title: the text above it, and its name for screen readers.
-        description: what screen readers read besides.
+        description: further text for screen readers.
         end_labels: whether lines have their names at their ends; otherwise the names are in the legend.
         width: in units.
         height: in units.
@@ -233,7 +233,7 @@ def _y_values(mark: Mark) -> Iterator[float]:
 
 
 def text_element(x: float, y: float, text: str, classes: str = "", anchor: str = "start") -> str:
-    """Return a text; ``anchor`` is the part of it that is at x."""
+    """Return a text; ``anchor`` is the part of the text that is at x."""
     anchored = f' text-anchor="{anchor}"' if anchor != "start" else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{anchored} class="{classes}">{escape(text)}</text>'
 

@@ -1,4 +1,4 @@
-"""The axes of charts: round ticks, and values to places on an axis."""
+"""The axes of charts: round ticks, and the conversion of values to positions on an axis."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Axis:
     Attributes:
         label: the quantity with its unit.
         log: whether equal distances are equal factors; values up to 0 are then not drawn.
-        low: its first value; default: from the marks (0 for the vertical one, if it is not logarithmic).
-        high: its last value; default: from the marks.
+        low: first value; default: from the marks (0 for a vertical axis that is not logarithmic).
+        high: last value; default: from the marks.
         ticks: value and text of each tick; default: round numbers.
     """
 
@@ -49,7 +49,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 class Scale:
-    """Values of an axis to shares of its length."""
+    """The conversion of values to shares of an axis' length."""
 
     def __init__(self, axis: Axis, values: Iterable[float], margin: float, from_zero: bool = False) -> None:
         usable = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]

@@ -1,11 +1,11 @@
-"""The style of charts: colours that follow the reader's ``prefers-color-scheme``, and a chart as a file of its own."""
+"""The style of charts: colours that follow the reader's ``prefers-color-scheme``; and a chart as a separate file."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-_MARGIN = 12  # of a file of its own
+_MARGIN = 12  # around the chart in a separate file
 _LIGHT = ("#2368b5", "#c2570c", "#2c7d4f", "#8a4fb0", "#bf2f38", "#0f7f8f", "#8a6d00", "#64697a")
 _DARK = ("#6db1ff", "#ff9f5a", "#6fcf97", "#cfa0f5", "#ff7b7b", "#5fd0df", "#e2c55c", "#a5abbc")
 COLOURS = len(_LIGHT)

@@ -41,16 +41,16 @@ class Target:
 
     Attributes:
         endpoint: the server.
-        model: the name.
-        version: default: the default version.
-        protocol: how the requests are sent.
-        path: of requests over HTTP, in place of the protocol's: a route of the server, or a server with an API of its
-            own.
-        pid: the server's process, if it is local; None: it is looked for by the port.
-        metrics: the address of the metrics API; None: the server's own split is not measured.
-        engine: ``builtin``, ``torchserve``, ``ray``, or empty if it is not known.
-        cluster: that has its replicas; None: it has no cluster, or one of its own processes alone.
-        archive_digest: the SHA-256 of the archive, or empty.
+        model: name of the model.
+        version: version of the model; default: its default version.
+        protocol: protocol of the requests.
+        path: path of HTTP requests, which replaces that of the protocol: a route of the server, or the path of a server
+            with another API.
+        pid: process id of the server, if it is local; None: it is searched by the port.
+        metrics: address of the metrics API; None: the parts of the time in the server are not measured.
+        engine: ``builtin``, ``torchserve``, ``ray``, or empty if unknown.
+        cluster: cluster of its replicas; None: it has no cluster, or only one of its own processes.
+        archive_digest: SHA-256 of the archive, or empty.
     """
 
     endpoint: Endpoint
@@ -117,8 +117,8 @@ class Wire:
         """Open a connection.
 
         Args:
-            loop: of the connection.
-            owner: gets its events.
+            loop: event loop of the connection.
+            owner: receives its events.
             multiplex: whether a connection over gRPC carries several calls at a time.
         """
         if self._grpc is not None:
@@ -167,13 +167,13 @@ def tensors(case: Case) -> Mapping[str, Any]:
 
 
 def _instances(request: Request) -> bytes:
-    """Return a body for KServe's v1 protocol: JSON that has instances as it is, anything else as one instance."""
+    """Return a body for KServe's v1 protocol: JSON with instances unchanged, anything else as one instance."""
     value: object
     if request.content_type == _JSON:
         try:
             value = json.loads(request.body)
         except ValueError:
-            return request.body  # an invalid request is sent as it is
+            return request.body  # an invalid request is sent unchanged
         if isinstance(value, dict) and "instances" in value:
             return request.body
     elif request.content_type.startswith("text/"):
@@ -187,7 +187,7 @@ def send_alone(target: Target, case: Case, connection: Connection) -> Response:
     """Send one request over HTTP and return the response.
 
     Raises:
-        TorchmarError: as `torchmar.connection.Connection.request`.
+        TorchmarError: for the conditions of `torchmar.connection.Connection.request`.
     """
     path, request = http_request(target, case)
     headers = {**request.headers, "Content-Type": request.content_type, "Accept": request.accept}
@@ -232,7 +232,7 @@ def _tls(verify: Path | bool, protocol: Protocol) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(verify) if isinstance(verify, Path) else None)
     except OSError as error:
         raise TorchmarError(f"{verify} cannot be read as certificates: {error.strerror or error}") from None
-    if isinstance(verify, Path):  # the server's own certificate suffices
+    if isinstance(verify, Path):  # it suffices to trust the server's own certificate
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     elif verify is False:
         context.check_hostname = False

@@ -1,4 +1,4 @@
-"""The statements about a report that a reader has to know before its figures: faults, cautions, the limit."""
+"""Statements about a report that a reader needs before its figures: faults, cautions, the limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Verdict:
 def verdicts(report: Report) -> Iterator[Verdict]:
     """Yield the statements about a report, the worst first.
 
-    Steps beyond a limit that was found have no cautions: that they fail and do not last is what was looked for.
+    Steps beyond a limit have no cautions: their failures and early ends are what the search expects.
     """
     below = [step for step in report.steps if not report.saturated(step)]
     yield from _faults(report.steps)
@@ -57,7 +57,7 @@ def _faults(steps: Sequence[Step]) -> Iterator[Verdict]:
 
 
 def _cautions(report: Report, below: Sequence[Step]) -> Iterator[Verdict]:
-    """Yield what makes the figures of steps below the limit less certain."""
+    """Yield the reasons why the figures of steps below the limit are less certain."""
     unstable = [step for step in below if step.valid and not step.stable]
     if unstable:
         reasons = [(step, step.unstable_reason) for step in unstable]
@@ -106,7 +106,7 @@ def _each(texts: Sequence[tuple[Step, str]]) -> str:
 
 
 def _failed(kind: str, steps: Sequence[Step]) -> Verdict:
-    """Return the statement about the requests that failed in one way: how many of each step, and an example."""
+    """Return the statement about requests that failed in one way: their number in each step, and an example."""
     counts = [(step, failure) for step in steps for failure in step.errors if failure.kind == kind]
     parts = [
         f"{failure.count:,} of {step.sent:,} ({failure.count / max(1, step.sent):.2%}) at {step_label(step)}"

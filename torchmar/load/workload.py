@@ -18,7 +18,7 @@ _ARCHIVES = (".mar", ".tar.gz", ".tgz")
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and the sample of an archive that it is from; None if it is from a file alone."""
+    """A request with the sample of its archive; None: the request is a file without a sample."""
 
     name: str
     request: Request
@@ -27,7 +27,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Workload:
-    """The requests of a measurement, which are sent in turn, and the file or folder that they are from."""
+    """The requests of a measurement, which are sent in turn, with the file or folder of their source."""
 
     source: str
     cases: tuple[Case, ...]
@@ -42,9 +42,9 @@ def read(path: Path, *, explain: bool = False) -> Workload:
     """Return the requests at a path.
 
     Args:
-        path: an archive, or the folder of a recipe: its samples; another folder: its files, with the samples of a
-            recipe beside it that name them; a file: this one.
-        explain: whether to take the samples with explanations, and to request explanations for files, instead of
+        path: an archive or the folder of a recipe, for its samples; another folder, for its files, with the samples of
+            a recipe beside it that name them; or a file, for this one.
+        explain: whether to use the samples with explanations, and to request explanations for files, instead of
             predictions.
 
     Raises:
@@ -87,7 +87,7 @@ def _of_samples(samples: Iterable[Sample], content: Callable[[str], bytes], expl
 
 
 def _of_files(files: Iterable[Path], folder: Path, explain: bool) -> list[Case]:
-    """Return the requests of files in a folder; a recipe above the folder has the expected answers."""
+    """Return the requests of files in a folder; a recipe above the folder contains the expected answers."""
     above = folder.resolve().parent
     samples = {
         (above / sample.input).resolve(): sample
@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _samples(folder: Path) -> list[Sample]:
-    """Return the samples of a recipe; its weights need not exist."""
+    """Return the samples of a recipe, whose weights need not exist."""
     file = folder / recipe.FILE_NAME
     return list(recipe.parse(strict_yaml.read(file, "its samples have the expected answers"), str(file)).samples)
 
