@@ -127,6 +127,10 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         """Return the names of the classes, from ``index_to_name.json`` of the archive; None if it has none."""
         return load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
 
+    def label(self, index: int) -> str:
+        """Return the label of a class."""
+        return str((self.mapping or {}).get(str(index), index))
+
     def reject_optimized(self, fault: str) -> bool:
         """Keep optimised weights from being loaded again; ``initialize`` then loads the original ones.
 

@@ -13,14 +13,14 @@ from ts.utils.util import PredictionException
 
 from torchmar_handlers import explanations, weights
 from torchmar_handlers.base import BaseHandler
-from torchmar_handlers.common import npy, signatures
+from torchmar_handlers.common import labels, npy, signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.reply import PNG, Reply
 from torchmar_handlers.explanations import precision
 from torchmar_handlers.explanations.explain_options import BASELINES, usual_steps
 from torchmar_handlers.images.inputs import Input, Inputs
 from torchmar_handlers.images.outputs import only
-from torchmar_handlers.request import BadRequest, NotFinite, Request
+from torchmar_handlers.request import NotFinite, Request
 
 logger = logging.getLogger(__name__)
 
@@ -107,15 +107,7 @@ class ImageClassifier(BaseHandler):
             raise NotFinite("the model's output for this image is not a number")
         if self.output == "probabilities":
             return list(probabilities.float().cpu().numpy())
-        values, classes = probabilities.topk(min(self.topk, probabilities.shape[1]))
-        answers: list[dict[str, float]] = []
-        for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
-            answer: dict[str, float] = {}
-            for index, value in zip(row, numbers, strict=True):
-                # Some labels have two classes (ImageNet has two cranes): the more probable one is returned.
-                answer.setdefault(self.label(index), round(value, 6))
-            answers.append(answer)
-        return answers
+        return labels.most_probable(probabilities, self.topk, self.label)
 
     def explain_handle(self, batch: torch.Tensor, requests: Sequence[Request]) -> list[Any]:
         """Return, for each request, its attributions as JSON or as a picture."""
@@ -126,7 +118,7 @@ class ImageClassifier(BaseHandler):
         targets = probabilities.argmax(1).clone()
         for position, options in enumerate(requested):
             if options.target is not None:
-                targets[position] = self._class(options.target, probabilities.shape[1])
+                targets[position] = labels.class_of(options.target, probabilities.shape[1], self.mapping)
         explaining = self.explaining(requests)
         explained = explanations.explain(
             lambda rows: only(forward(explaining.model, rows, device=self.device, dtype=explaining.dtype)),
@@ -199,15 +191,3 @@ class ImageClassifier(BaseHandler):
         probabilities = [signatures.tensor("probabilities", "FP32", len(self.mapping) if self.mapping else None)]
         outputs = probabilities if self.output == "probabilities" else signatures.best_class()
         return signatures.of([signatures.tensor("image", "BYTES")], outputs)
-
-    def label(self, index: int) -> str:
-        """Return the label of a class."""
-        return str((self.mapping or {}).get(str(index), index))
-
-    def _class(self, target: Any, classes: int) -> int:
-        """Return the class index that a request's ``target``, an index or a label, means."""
-        labels = {label: int(index) for index, label in (self.mapping or {}).items()}
-        index = labels.get(str(target), int(target) if str(target).isdecimal() else -1)
-        if not 0 <= index < classes:
-            raise BadRequest(f"target {target!r} is neither a label nor a class index from 0 to {classes - 1}")
-        return index

@@ -103,10 +103,6 @@ class ObjectDetector(BaseHandler):
         """Return an image file in, JSON out; arrays are taken too."""
         return signatures.of([signatures.tensor("image", "BYTES")], [signatures.tensor("output", "BYTES")])
 
-    def label(self, index: int) -> str:
-        """Return the label of a class."""
-        return str((self.mapping or {}).get(str(index), index))
-
     def document(self, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Return what was found in an image as JSON."""
         rows = zip(found["labels"].tolist(), found["boxes"].tolist(), found["scores"].tolist(), strict=True)

@@ -46,7 +46,7 @@ class TabularClassifier(TabularHandler):
         self.activation = activation
         self.topk = self.options.integer("topk", 5, low=1)
         classes = max(2, self.outputs)
-        self.labels = [str((self.mapping or {}).get(str(index), index)) for index in range(classes)]
+        self.labels = [self.label(index) for index in range(classes)]
         self.warm_up(context)
 
     def postprocess(self, output: torch.Tensor) -> list[dict[str, float]]:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from torchmar_handlers import weights
-from torchmar_handlers.common import signatures
+from torchmar_handlers.common import labels, signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.reply import PNG, Reply
 from torchmar_handlers.explanations import TOKEN_METHODS, Explanation, document, explain_tokens
 from torchmar_handlers.explanations import read as read_options
 from torchmar_handlers.explanations.explain_options import usual_steps
 from torchmar_handlers.explanations.explanation import rounded
-from torchmar_handlers.request import BadRequest, Request
+from torchmar_handlers.request import Request
 from torchmar_handlers.texts import outputs, tokenizer, vocabulary
 from torchmar_handlers.texts.encoded import Encoded, Reader
 from torchmar_handlers.texts.handler import TextHandler
@@ -88,15 +88,7 @@ class TextClassifier(TextHandler):
                 {self.label(index): round(value, 6) for index, value in enumerate(row)}
                 for row in probabilities.tolist()
             ]
-        values, classes = probabilities.topk(min(self.topk, probabilities.shape[1]))
-        answers: list[dict[str, float]] = []
-        for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
-            answer: dict[str, float] = {}
-            for index, value in zip(row, numbers, strict=True):
-                # If two classes have one label, the more probable one is returned.
-                answer.setdefault(self.label(index), round(value, 6))
-            answers.append(answer)
-        return answers
+        return labels.most_probable(probabilities, self.topk, self.label)
 
     def explain_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[Any]:
         """Return, for each request, the attribution of each word, as JSON or as a picture."""
@@ -114,7 +106,7 @@ class TextClassifier(TextHandler):
         targets = probabilities.argmax(1).clone()
         for position, options in enumerate(requested):
             if options.target is not None:
-                targets[position] = self._class(options.target, probabilities.shape[1])
+                targets[position] = labels.class_of(options.target, probabilities.shape[1], self.mapping)
         explaining = self.explaining(requests)
         for part in explaining.model.modules():
             if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag):
@@ -172,11 +164,3 @@ class TextClassifier(TextHandler):
             content["text"] = encoded.text
         content["tokens"] = sorted(tokens, key=lambda token: -abs(token["value"]))
         return content
-
-    def _class(self, target: Any, classes: int) -> int:
-        """Return the class index that a request's ``target``, an index or a label, means."""
-        labels = {label: int(index) for index, label in (self.mapping or {}).items()}
-        index = labels.get(str(target), int(target) if str(target).isdecimal() else -1)
-        if not 0 <= index < classes:
-            raise BadRequest(f"target {target!r} is neither a label nor a class index from 0 to {classes - 1}")
-        return index

@@ -1,1 +1,1 @@
-"""The common parts of all handlers: batches, faults, forward passes, options, replies."""
+"""The common parts of all handlers: batches, faults, forward passes, labels, options, replies."""

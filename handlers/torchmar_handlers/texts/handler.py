@@ -89,10 +89,6 @@ class TextHandler(BaseHandler):
         """Return what the model is called with for a batch."""
         return self.reader.called_with(*self.reader.tensors(batch)[:2])
 
-    def label(self, index: int) -> str:
-        """Return the label of a class."""
-        return str((self.mapping or {}).get(str(index), index))
-
     def _pieces(self, folder: Path) -> tokenizer.Tokenizer:
         file = folder / tokenizer.FILE
         if not file.is_file():
