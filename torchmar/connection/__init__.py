@@ -93,35 +93,36 @@ class Connection:
                     timeout=timeout or self._timeout,
                     stream=stream,
                 )
-            except ConnectError as error:
-                safe = not error.sent or method in _READS
-                if not waits or not safe or isinstance(error, ResponseTimeoutError | CertificateError):
-                    if error.sent and method not in _READS and self._api == "management":
-                        error.hint = "the server may have carried it out nevertheless; torchmar models shows"
-                    if isinstance(error, ResponseTimeoutError) and error.sent and self._api == "inference":
-                        error.hint = "torchmar models shows how many of the model's workers are ready"
-                    raise
-            else:
-                if response.status_code < 300:
-                    return response
-                if response.is_redirect:
-                    location = response.headers["location"]
-                    raise ServerError(
-                        f"the server redirects to {location}",
-                        status=response.status_code,
-                        hint=which_address(self._api),
-                    )
-                error_response = server_error(response.status_code, response.content, response.reason, self._api)
-                if (
-                    isinstance(error_response, UnauthorizedError)
-                    and not renewed
-                    and self.tokens.other_than(self._api, token)
-                ):
+                self._check(response)
+            except (ConnectError, ServerError) as error:
+                token_rejected = isinstance(error, UnauthorizedError) and not renewed
+                if token_rejected and self.tokens.other_than(self._api, token):
                     renewed = True
                     continue
-                if not waits or method not in _READS or response.status_code not in _STARTING:
-                    raise error_response
+                if not waits or not _repeatable(error, method):
+                    self._add_hint(error, method)
+                    raise
+            else:
+                return response
             time.sleep(waits.pop(0))
+
+    def _check(self, response: requests.Response) -> None:
+        """Raise ServerError if the status of a response is not below 300."""
+        status = response.status_code
+        if response.is_redirect:
+            message = f"the server redirects to {response.headers['location']}"
+            raise ServerError(message, status=status, hint=which_address(self._api))
+        if status >= 300:
+            raise server_error(status, response.content, response.reason, self._api)
+
+    def _add_hint(self, error: ConnectError | ServerError, method: str) -> None:
+        """Add what shows whether a request without a response was carried out, or why it took long."""
+        if not isinstance(error, ConnectError) or not error.sent:
+            return
+        if self._api == "management" and method not in _READS:
+            error.hint = "the server may have carried it out nevertheless; torchmar models shows"
+        if self._api == "inference" and isinstance(error, ResponseTimeoutError):
+            error.hint = "torchmar models shows how many of the model's workers are ready"
 
     def read(self, value: Callable[[Any], Read], method: str, path: str, **options: Any) -> Read:
         """Send a request and return a value of the JSON in the response.
@@ -149,3 +150,12 @@ class Connection:
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
+
+
+def _repeatable(error: ConnectError | ServerError, method: str) -> bool:
+    """Return whether a failed request may be sent again, see `Connection`."""
+    if isinstance(error, ServerError):
+        return method in _READS and error.status in _STARTING
+    if isinstance(error, ResponseTimeoutError | CertificateError):
+        return False
+    return not error.sent or method in _READS

@@ -169,6 +169,14 @@ class Inference:
                 self._targets.clear()
             self._targets[request.target] = target
             return
+        self._answer_about_server(request, request_id, segments)
+
+    def _answer_about_server(self, request: Request, request_id: str, segments: list[str]) -> None:
+        """Answer a request that is not for a worker: for health, states of models, or metadata.
+
+        Raises:
+            ApiError: 404, there is no such path; or as the answer demands.
+        """
         match segments:
             case ["ping", *_]:
                 status = health(self._registry)

@@ -80,58 +80,52 @@ class Console(MonitorPages):
         await super().close()
 
     def _api(self, request: Request, segments: list[str], manage: Manage) -> None:
-        if segments[:1] == ["management"]:
-            self._access.check(request)
-            manage(request, segments[1:])
-            return
+        if not self._act(request, segments, manage):
+            self._show(request, segments)
+
+    def _act(self, request: Request, segments: list[str], manage: Manage) -> bool:
+        """Answer a request that runs or changes something; return whether it is one."""
         match segments:
+            case ["management", *rest]:
+                self._access.check(request)
+                manage(request, rest)
             case ["models", name, version, "predict" | "explain" as verb]:
                 allow(request, "POST")
                 self._access.check(request)
-                registered = self._registry.find(name, version)
-                request_id = next(self._ids)
-                trial.run(
-                    request,
-                    request_id,
-                    registered,
-                    self._metrics,
-                    self._send,
-                    explain=verb == "explain",
-                    max_size=self._settings.max_response_size,
-                )
-                return
-            case ["rollout", "plan"]:
-                allow(request, "POST")
-                self._access.check(request, change=False)  # which it does not, but it must come from the page
-                self._start(request, self._plan(request))
-                return
-            case ["rollout", "apply" | "promote" | "rollback" | "stop" as action]:
-                allow(request, "POST")
-                self._access.check(request)
-                if action == "stop":
-                    self._rollout.stop()
-                    self._respond(request, self._rollout.shown())
-                else:
-                    self._respond(request, self._rollout.start(action, document(request)))
-                return
+                self._run(request, name, version, explain=verb == "explain")
             case ["models", name, version, "samples", number, "run"]:
                 allow(request, "POST")
                 self._access.check(request)
                 self._start(request, self._run_sample(request, name, version, number))
-                return
+            case ["rollout", "plan"]:
+                allow(request, "POST")
+                self._access.check(request, change=False)  # which it does not, but it must come from the page
+                self._start(request, self._plan(request))
+            case ["rollout", "stop"]:
+                allow(request, "POST")
+                self._access.check(request)
+                self._rollout.stop()
+                self._respond(request, self._rollout.shown())
+            case ["rollout", "apply" | "promote" | "rollback" as action]:
+                allow(request, "POST")
+                self._access.check(request)
+                self._respond(request, self._rollout.start(action, document(request)))
             case ["archives"] if request.method == "POST":
                 self._access.check(request)
                 self._start(request, self._store(request))
-                return
             case ["archives", "check"]:
                 allow(request, "POST")
                 self._access.check(request)
                 sent = parameters.query(request).get("file", "archive.mar")
                 self._start(request, self._in_thread(request, archives.checked, request.content, sent))
-                return
+            case _:
+                return False
+        return True
+
+    def _show(self, request: Request, segments: list[str]) -> None:
+        """Answer a request that only reads."""
         right = self._access.check(request)
         allow(request, "GET", "HEAD")
-        query = parameters.query(request)
         match segments:
             case ["server"]:
                 self._respond(request, documents.server(self._registry, self._settings, right))
@@ -161,7 +155,20 @@ class Console(MonitorPages):
             case ["rollout", "state"]:
                 self._start(request, self._state(request))
             case _:
-                self._monitor(request, segments, query)
+                self._monitor(request, segments, parameters.query(request))
+
+    def _run(self, request: Request, name: str, version: str, *, explain: bool) -> None:
+        """Send a body of a page to a version, and respond with its answer."""
+        registered = self._registry.find(name, version)
+        trial.run(
+            request,
+            next(self._ids),
+            registered,
+            self._metrics,
+            self._send,
+            explain=explain,
+            max_size=self._settings.max_response_size,
+        )
 
     async def _plan(self, request: Request) -> None:
         deployment = document(request).get("deployment")
