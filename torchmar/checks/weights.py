@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -83,38 +83,46 @@ def check(
     budget = Budget()
     findings: list[Finding] = []
     if serialized_file in content.sizes:
-        weight_findings = list(_serialized(content, str(serialized_file), model_file, loads, budget))
-        findings += weight_findings if stock else (replace(finding, works=True) for finding in weight_findings)
-        if _is_ours(handler) and str(serialized_file).endswith(".xml") and not weight_findings:
-            findings += _needs_openvino(content, str(serialized_file), requirements)
+        name = str(serialized_file)
+        problems = list(_serialized(content, name, model_file, loads, budget))
+        findings += problems if stock else (replace(finding, works=True) for finding in problems)
+        if _is_ours(handler) and not problems:
+            findings += _needs_openvino(content, name, requirements)
     elif stock and serialized_file is None and _module(handler) not in _NAMES_ITS_OWN:
-        code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
-        if model_file:
-            code, cause = (
-                Code.MAR407,
-                "a model file without weights: unless it fills itself, it answers at random",
-            )
-        remedy = "name the weights as `weights:` in the recipe (--serialized-file of torchmar-archiver)"
-        findings.append(Finding(code, "MAR-INF/MANIFEST.json", cause, remedy))
+        findings.append(_without_weights(model_file))
     if stock and model_file in content.sizes:
         findings += _model_file(content, str(model_file))
     for name in optimized:
-        weight_findings = list(_serialized(content, name, model_file, _loads_optimized, budget))
-        findings += (replace(finding, works=True) for finding in weight_findings)
-        if name.endswith(".xml") and not weight_findings:
+        problems = list(_serialized(content, name, model_file, _loads_optimized, budget))
+        findings += (replace(finding, works=True) for finding in problems)
+        if not problems:
             findings += _needs_openvino(content, name, requirements, optimized=True)
-    others = Inspector(Code.MAR603, Code.MAR603, _OTHERS_REMEDY, budget)
-    for name in sorted(content.sizes):
-        if name not in (serialized_file, *optimized) and may_hold_pickles(name):
-            try:
-                with content.open(name) as stream:
-                    scripted = identify(stream, name).format is Format.TORCHSCRIPT
-                    stream.seek(0)
-                    findings += others.file(stream, name, torchscript=scripted)
-            except BROKEN as error:
-                cause = f"what it imports is not known: it cannot be read ({shown(str(error))})"
-                findings.append(Finding(Code.MAR603, name, cause, _OTHERS_REMEDY))
+    findings += _other_pickles(content, (serialized_file, *optimized), budget)
     return [printable(finding) for finding in findings]
+
+
+def _without_weights(model_file: str | None) -> Finding:
+    code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
+    if model_file:
+        code, cause = Code.MAR407, "a model file without weights: unless it fills itself, it answers at random"
+    remedy = "name the weights as `weights:` in the recipe (--serialized-file of torchmar-archiver)"
+    return Finding(code, "MAR-INF/MANIFEST.json", cause, remedy)
+
+
+def _other_pickles(content: Content, weights: Collection[str | None], budget: Budget) -> Iterator[Finding]:
+    """Yield what pickles import in members that are no weights."""
+    inspector = Inspector(Code.MAR603, Code.MAR603, _OTHERS_REMEDY, budget)
+    for name in sorted(content.sizes):
+        if name in weights or not may_hold_pickles(name):
+            continue
+        try:
+            with content.open(name) as stream:
+                scripted = identify(stream, name).format is Format.TORCHSCRIPT
+                stream.seek(0)
+                yield from inspector.file(stream, name, torchscript=scripted)
+        except BROKEN as error:
+            cause = f"what it imports is not known: it cannot be read ({shown(str(error))})"
+            yield Finding(Code.MAR603, name, cause, _OTHERS_REMEDY)
 
 
 def _module(handler: str) -> str:
@@ -213,7 +221,8 @@ def _loads_optimized(name: str, weights: Weights, model_file: str | None, beyond
 def _needs_openvino(
     content: Content, name: str, requirements: str | None, *, optimized: bool = False
 ) -> Iterator[Finding]:
-    if not imports.installed("openvino", imports.distributions(content, requirements)):
+    """Yield that weights for OpenVINO need a package that the archive does not list."""
+    if name.endswith(".xml") and not imports.installed("openvino", imports.distributions(content, requirements)):
         needed = (
             "the original is served without the package openvino"
             if optimized
