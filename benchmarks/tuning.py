@@ -35,9 +35,9 @@ from torchmar.tuning.limits import Limit, limit
 from torchmar.tuning.live_server import LiveServer
 from torchmar.tuning.options import TuningOptions
 from torchmar.tuning.profile import Profile
-from torchmar.tuning.search import MOST_TRIALS, Question
+from torchmar.tuning.search import MOST_TRIALS
 from torchmar.tuning.space import Setting, Space
-from torchmar.tuning.target import Objective, milliseconds, parse_target
+from torchmar.tuning.target import Objective, Question, milliseconds, parse_target
 from torchmar.tuning.trials import Trial, Verdict, numbers
 from torchmar.tuning.tuner import Tuner
 

@@ -10,12 +10,12 @@ from torchmar.load.results import Machine
 from torchmar.tuning.completed import Tuning
 from torchmar.tuning.prediction import Predictor
 from torchmar.tuning.profile import Profile
-from torchmar.tuning.search import Question, Result, Search
+from torchmar.tuning.search import Result, Search
 from torchmar.tuning.service_model import BatchTimes
 from torchmar.tuning.simulation import simulate
 from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.system_model import Correction
-from torchmar.tuning.target import Target
+from torchmar.tuning.target import Question, Target
 from torchmar.tuning.trials import Record, Trial
 
 MIB = 1 << 20

@@ -10,8 +10,7 @@ from torchmar.exchange import Request
 from torchmar.load import machine_use
 from torchmar.tuning.identity import identity
 from torchmar.tuning.options import TuningOptions
-from torchmar.tuning.search import Question
-from torchmar.tuning.target import Objective, parse_target
+from torchmar.tuning.target import Objective, Question, parse_target
 from torchmar.tuning.tuned_archive import TunedArchive
 
 ARCHIVE = TunedArchive(

@@ -19,9 +19,8 @@ from torchmar.tuning.explanation import explain, pareto_front
 from torchmar.tuning.finalists import Measured
 from torchmar.tuning.prediction import Bound
 from torchmar.tuning.recipe_writing import settings_of, write
-from torchmar.tuning.search import Question
 from torchmar.tuning.space import Setting, Space
-from torchmar.tuning.target import Objective, parse_target
+from torchmar.tuning.target import Objective, Question, parse_target
 from torchmar.tuning.trials import Verdict
 
 SPACE = Space(cores=2, batch_sizes=(1, 16))

@@ -14,9 +14,9 @@ import pytest
 
 from tests.support.simulated_server import CONVOLUTIONS, DECODING, MIB, TINY, SimulatedServer, profiles, search
 from torchmar.tuning.prediction import Bound, Predictor
-from torchmar.tuning.search import MOST_TRIALS, Question, Result, Search
+from torchmar.tuning.search import MOST_TRIALS, Result, Search
 from torchmar.tuning.space import Setting, Space
-from torchmar.tuning.target import Objective, parse_target
+from torchmar.tuning.target import Objective, Question, parse_target
 from torchmar.tuning.trials import Trial, numbers
 
 SPACE = Space(cores=2, batch_sizes=(1, 16))

@@ -22,8 +22,7 @@ from torchmar.errors import TorchmarError
 if TYPE_CHECKING:
     from torchmar.tuning.completed import Tuning
     from torchmar.tuning.profile import Profile
-    from torchmar.tuning.search import Question
-    from torchmar.tuning.target import Target
+    from torchmar.tuning.target import Question, Target
     from torchmar.tuning.trials import Trial
 
 _RECORDS = "tune"  # in the run folder
@@ -146,8 +145,7 @@ def tune(
 
 
 def _question(slo: str, rate: float | None, max_throughput: bool, cheapest: bool, memory: str | None) -> Question:
-    from torchmar.tuning.search import Question
-    from torchmar.tuning.target import Objective, parse_target
+    from torchmar.tuning.target import Objective, Question, parse_target
 
     if max_throughput and (rate or cheapest):
         raise typer.BadParameter("does not go together with --rate or --cheapest", param_hint="--max-throughput")

@@ -10,6 +10,7 @@ Only few settings are measured; most are predicted.
 * `torchmar.tuning.highest_rate`: the highest rate at which a simulated server meets a latency target;
 * `torchmar.tuning.system_model`: the simulated server of each setting, corrected by trials (`calibration`);
 * `torchmar.tuning.prediction`: the predicted latency and rate of a setting;
+* `torchmar.tuning.measurements`: the trials of a search, and the best settings among them;
 * `torchmar.tuning.search`: the choice of the settings to measure, and the end of the search;
 * `torchmar.tuning.limits`: the rates at which a setting is measured, to find its highest;
 * `torchmar.tuning.live_server`: a server whose settings are changed and measured;

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torchmar.engines import EngineName
 from torchmar.load.results import Machine
 from torchmar.tuning.prediction import Predictor
-from torchmar.tuning.search import Question, Result
+from torchmar.tuning.search import Result
 from torchmar.tuning.space import Space
-from torchmar.tuning.target import Target
+from torchmar.tuning.target import Question, Target
 from torchmar.tuning.trials import Record
 
 

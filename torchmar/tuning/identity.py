@@ -13,7 +13,7 @@ from torchmar.exchange import Request
 from torchmar.load.results import Machine
 from torchmar.package_versions import installed_version
 from torchmar.tuning.options import TuningOptions
-from torchmar.tuning.search import Question
+from torchmar.tuning.target import Question
 from torchmar.tuning.tuned_archive import TunedArchive
 
 _HEAD_KEY = "torchmar_ray_address"

@@ -2,9 +2,8 @@
 
 Every setting of the grid is predicted. The next trial measures the setting that would be the best if its prediction
 were wrong by a usual error: 20 % for workers and threads that no trial has measured, a few percent for others. The
-    search
-ends when even with such an error no setting would be better than the best measured one. Therefore neighbours of the
-best setting are measured as long as they could be better.
+search ends when even with such an error no setting would be better than the best measured one. Therefore neighbours of
+the best setting are measured as long as they could be better.
 
 For the highest rate, a trial measures its setting at several rates, until its highest rate is known, or is certainly
 lower than that of the best setting. The first of these rates is a little higher than that of the best setting: most
@@ -25,12 +24,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torchmar.tuning.finalists import Measured, finalists, spread
-from torchmar.tuning.limits import Limit, limit, standing
+from torchmar.tuning.finalists import Measured, spread
+from torchmar.tuning.measurements import SAME, Measurements, rounded, same
 from torchmar.tuning.prediction import Bound, Prediction, Predictor
 from torchmar.tuning.space import Setting, Space
-from torchmar.tuning.target import Objective, Target
-from torchmar.tuning.trials import Trial, Verdict, numbers
+from torchmar.tuning.target import Objective, Question
+from torchmar.tuning.trials import Trial, Verdict
 
 MOST_TRIALS = 10
 REPEATABLE = 0.05  # relative difference of two measurements of a setting, above which they are called noisy
@@ -39,35 +38,16 @@ _PROBE = 0.5  # part of the predicted highest rate at which the server's own tim
 _FLOOR = 0.1  # part of the predicted capacity at which latency is the time of a batch
 _BEYOND = 1.03  # factor of the best rate at which another setting is first measured
 _ALONE = 0.8  # part of the predicted highest rate for the first measurement, while no setting has met the target
-_STALLED = 2.0  # factor of the prediction above which a stall may explain a statistic, if the other requests were fast
 _FINALISTS, _ROUNDS = 3, 3  # number of settings that are measured in turn, and measurements of each
 _RESERVED = 3  # trials that are kept back for them
 _CONFIRMING = 2  # trials that confirm the highest rate; the first may show that the best setting misses the target
 _FINE = 8  # largest number of settings that are predicted finely before a trial
-_SAME = 0.01  # relative difference of rates or latencies below which the cheaper setting counts as better
 
 
 class Measure(Protocol):
     """A function that measures a setting."""
 
     def __call__(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """The goal of a search.
-
-    Attributes:
-        target: limit for the latency.
-        objective: quantity that is optimised among the settings that meet the target.
-        rate: requests per second; None for the highest rate.
-        memory: limit for the server's memory in bytes; None: no limit.
-    """
-
-    target: Target
-    objective: Objective
-    rate: float | None = None
-    memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +116,7 @@ class Search:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.predictor, self.question = predictor, question
-        self.trials: list[Trial] = []
-        self._standing: list[Trial] = []  # the trials that count, see `standing`
+        self._measured = Measurements(question, predictor.model)
         self._settings = list(space.settings())
         self._measure, self._most = measure, most_trials
         self._clock, self._deadline, self._trial_seconds = clock, clock() + seconds, trial_seconds
@@ -155,19 +134,19 @@ class Search:
             if not (chosen := self._again() or self._explore() or self._repetition() or self._next()):
                 break
             setting, rate, predicted, purpose = chosen
-            if self._count() >= self._most and not self._continues(setting):
+            if self._measured.count() >= self._most and not self._continues(setting):
                 reason = f"{self._most} trials were measured"
                 break
             self._learn(self._measure(setting, rate, predicted, purpose))
-        best, ranked, measured = self.best(), self._finalists(), self._measured()
+        best, ranked, measured = self._measured.best(), self._measured.finalists(), self._measured.by_rate()
         settings = (setting for setting in self._settings if self.predictor.model.knows(setting))
         predictions = tuple(self.predict(setting, fine=False) for setting in settings)
-        others = self._others(best) if best else []
+        others = self._measured.others(best) if best else []
         return Result(
             best=best,
             verdict=best.verdict(self.question.target, *others) if best else Verdict.MISSED,
             within=best.share_within(*others) if best else None,
-            nearest=self._nearest(),
+            nearest=self._measured.nearest(),
             chosen=ranked[0] if ranked else measured[best.setting, best.rate] if best else None,
             equal=tuple(ranked[1:]),
             spread=spread(list(measured.values())),
@@ -182,117 +161,35 @@ class Search:
             return self.predictor.highest(setting, fine=fine)
         return self.predictor.at_rate(setting, self.question.rate, fine=fine)
 
-    def best(self) -> Trial | None:
-        """Return the trial of the best setting that met the target in all its measurements; None: there is none."""
-        kept = [trial for trial in self._kept() if trial.purpose != "repeat"]
-        if self.question.objective is Objective.LATENCY:
-            setting = next((each.setting for each in self._finalists()), None)
-            kept = [trial for trial in kept if trial.setting == setting]
-            return max(kept, key=lambda trial: trial.purpose != "probe", default=None)
-        return min(kept, key=self._cost, default=None)
-
-    def _kept(self) -> list[Trial]:
-        """Return the trials, at the rate in question, of settings that met the target in all their measurements."""
-        return [
-            trial
-            for trial in self.trials
-            if self._keeps(trial)
-            and not self._failed_at(trial.setting, trial.rate)
-            and trial.verdict(self.question.target, *self._others(trial)) is not Verdict.MISSED
-        ]
-
-    def _others(self, trial: Trial) -> list[Trial]:
-        """Return the other measurements of a trial's setting at its rate."""
-        return [other for other in self._standing if other is not trial and _same(other, trial)]
-
-    def _measured(self) -> dict[tuple[Setting, float], Measured]:
-        """Return the latencies of trials by setting and rate; the probe of a cold server only if it is alone."""
-        trials: dict[tuple[Setting, float], list[tuple[Trial, float]]] = {}
-        for trial in self._standing:
-            if trial.latency is not None:
-                trials.setdefault((trial.setting, trial.rate), []).append((trial, trial.latency))
-        measured = {}
-        for key, pairs in trials.items():
-            warm = [latency for trial, latency in pairs if trial.purpose != "probe"]
-            measured[key] = Measured(setting=key[0], latencies=tuple(warm or [latency for _, latency in pairs]))
-        return measured
-
-    def _finalists(self) -> list[Measured]:
-        """Return the choice, then the settings that may be equally good; for the lowest latency only."""
-        if self.question.objective is not Objective.LATENCY:
-            return []
-        kept = {(trial.setting, trial.rate) for trial in self._kept()}
-        return finalists([each for key, each in self._measured().items() if key in kept])
-
-    def _keeps(self, trial: Trial) -> bool:
-        """Return whether a trial shows that a setting meets the target and the limits at the rate in question."""
-        if not trial.keeps(self.question.target):
-            return False
-        if self.question.rate is not None and trial.rate < 0.99 * self.question.rate:
-            return False
-        memory = trial.memory if trial.memory is not None else self.predictor.model.memory(trial.setting)
-        return self.question.memory is None or memory <= self.question.memory
-
-    def _failed_at(self, setting: Setting, rate: float) -> bool:
-        """Return whether a setting missed the target at this rate, or at a lower one."""
-        target = self.question.target
-        return any(
-            trial.setting == setting and trial.rate <= rate and not trial.keeps(target) for trial in self._standing
-        )
-
-    def _cost(self, trial: Trial) -> tuple[float, ...]:
-        """Return a key by which trials are compared; the smallest is the best."""
-        setting = trial.setting
-        size = (setting.processes, setting.batch_size, setting.threads)
-        if self.question.objective is Objective.THROUGHPUT:
-            return -_rounded(trial.rate), *size
-        assert trial.latency is not None
-        memory = trial.memory if trial.memory is not None else self.predictor.model.memory(setting)
-        return memory, trial.latency, *size
-
     def _time(self) -> float:
         """Return the remaining time in seconds."""
         return self._deadline - self._clock()
 
-    def _count(self) -> int:
-        """Return the number of trials so far."""
-        return max(numbers(self.trials, self.question.objective), default=0)
-
     def _continues(self, setting: Setting) -> bool:
         """Return whether a measurement of a setting belongs to the same trial as the previous one."""
-        return self.question.objective is Objective.THROUGHPUT and self.trials[-1].setting == setting
+        return self.question.objective is Objective.THROUGHPUT and self._measured.trials[-1].setting == setting
 
     def _learn(self, trial: Trial) -> None:
-        self.trials.append(trial)
-        self._standing = standing(self.trials, self.question.target)
+        self._measured.add(trial)
         if trial.purpose == "probe":
             self.predictor.calibrate(trial)
-        elif not self._doubtful(trial):
+        elif not self._measured.doubtful(trial):
             self.predictor.refit(trial)
-
-    def _doubtful(self, trial: Trial) -> bool:
-        """Return whether to repeat a trial because a single stall may explain its result."""
-        if trial.latency is None or trial.median is None or trial.saturated or trial.purpose == "probe":
-            return False
-        stalled = trial.latency > _STALLED * trial.predicted and trial.median < trial.predicted
-        return (
-            stalled and not trial.keeps(self.question.target) and sum(_same(trial, each) for each in self.trials) == 1
-        )
 
     def _again(self) -> tuple[Setting, float, float, str] | None:
         """Return the last trial for a second measurement, if it is doubtful."""
-        if not self.trials or not self._doubtful(last := self.trials[-1]):
+        if not self._measured.trials or not self._measured.doubtful(last := self._measured.trials[-1]):
             return None
         return last.setting, last.rate, last.predicted, "again"
 
     def _explore(self) -> tuple[Setting, float, float, str] | None:
         """Return a measurement that may find a better setting, while trials and time remain to repeat the best."""
-        best = self.best()
+        best = self._measured.best()
         if best and self._time() < self._reserved_time(best):
             return None
         if following := self._following():
             return following
-        if best and self._most - self._count() <= self._reserved_trials():
+        if best and self._most - self._measured.count() <= self._reserved_trials():
             return None
         return self._next() or self._floor()
 
@@ -310,9 +207,9 @@ class Search:
 
     def _following(self) -> tuple[Setting, float, float, str] | None:
         """Return the previous setting at its next rate; None: its highest rate is known, or lower than the best."""
-        if self.question.rate is not None or not self.trials:
+        if self.question.rate is not None or not self._measured.trials:
             return None
-        prediction = self.predict(self.trials[-1].setting)
+        prediction = self.predict(self._measured.trials[-1].setting)
         rate = self._rate_for(prediction)
         if not rate:
             return None
@@ -321,9 +218,9 @@ class Search:
     def _next(self) -> tuple[Setting, float, float, str] | None:
         """Return setting, rate, predicted latency and purpose of the next trial; None: no trial is useful."""
         candidates = self._candidates()
-        if not self.trials:
+        if not self._measured.trials:
             return self._probe(candidates)
-        best = self.best()
+        best = self._measured.best()
         chosen: tuple[Setting, float, float, str] | None = None
         promise = math.inf
         for prediction in candidates:
@@ -339,7 +236,11 @@ class Search:
 
     def _floor(self) -> tuple[Setting, float, float, str] | None:
         """Return a trial at a low rate, if no setting is predicted to meet the target: it shows the lowest latency."""
-        if self.question.rate is not None or self.best() or any(trial.purpose == "floor" for trial in self.trials):
+        if (
+            self.question.rate is not None
+            or self._measured.best()
+            or any(trial.purpose == "floor" for trial in self._measured.trials)
+        ):
             return None
         known = (setting for setting in self._settings if self.predictor.model.knows(setting))
         predictions = [self.predict(setting, fine=False) for setting in known]
@@ -353,9 +254,9 @@ class Search:
     def _repetition(self) -> tuple[Setting, float, float, str] | None:
         """Return another measurement of the best setting, or of the finalists in turn; None: there are enough."""
         if self.question.objective is Objective.LATENCY:
-            return self._turn(self._finalists()[:_FINALISTS])
-        best = self.best()
-        if best is None or any(trial.purpose == "repeat" and _same(trial, best) for trial in self.trials):
+            return self._turn(self._measured.finalists()[:_FINALISTS])
+        best = self._measured.best()
+        if best is None or any(trial.purpose == "repeat" and same(trial, best) for trial in self._measured.trials):
             return None
         return best.setting, best.rate, self.predictor.latency(best.setting, best.rate), "repeat"
 
@@ -397,7 +298,7 @@ class Search:
     def _predicted_cost(self, prediction: Prediction) -> tuple[float, ...]:
         if self.question.objective is Objective.COST:
             return not self._fits(prediction), prediction.memory, prediction.latency
-        return _rounded(prediction.latency), prediction.setting.processes, prediction.setting.batch_size
+        return rounded(prediction.latency), prediction.setting.processes, prediction.setting.batch_size
 
     def _fits(self, prediction: Prediction) -> bool:
         return prediction.latency < self.question.target.seconds
@@ -407,31 +308,23 @@ class Search:
         if self.question.rate is not None:
             # The first trial measures a cold server, which is enough if the latency need only be within the target.
             cost = self.question.objective is Objective.COST
-            trials = [trial for trial in self._standing if trial.setting == prediction.setting]
+            trials = [trial for trial in self._measured.standing if trial.setting == prediction.setting]
             warm = [trial for trial in trials if cost or trial.purpose != "probe"]
             measured = any(trial.rate >= 0.99 * self.question.rate for trial in warm)
             return None if measured else self.question.rate
-        shown, best = self._limit(prediction.setting), self.best()
+        shown, best = self._measured.limit(prediction.setting), self._measured.best()
         others = best.rate if best and best.setting != prediction.setting else 0.0
         if not shown.rates:
             return _BEYOND * others or _ALONE * prediction.rate or None
-        if shown.known or shown.missed < (_BEYOND + _SAME) * others:
+        if shown.known or shown.missed < (_BEYOND + SAME) * others:
             return None
         return shown.next_rate(prediction.rate) or None
 
-    def _limit(self, setting: Setting) -> Limit:
-        """Return the measured limit of a setting's highest rate."""
-        return limit(self._standing, setting, self.question.target)
-
-    def _knows_layout(self, setting: Setting) -> bool:
-        """Return whether a setting with the same workers and threads was measured."""
-        return any(trial.setting.layout == setting.layout for trial in self.trials)
-
     def _optimistic(self, prediction: Prediction) -> float:
         """Return the value that a setting would have with a usual error in its favour; the smallest is the best."""
-        doubt = _MEASURED if self._knows_layout(prediction.setting) else _UNMEASURED
+        doubt = _MEASURED if self._measured.knows_layout(prediction.setting) else _UNMEASURED
         if self.question.objective is Objective.THROUGHPUT:
-            return -min((1 + doubt) * prediction.rate, self._limit(prediction.setting).missed)
+            return -min((1 + doubt) * prediction.rate, self._measured.limit(prediction.setting).missed)
         latency = prediction.latency * (1 - doubt)
         if self.question.objective is Objective.LATENCY:
             return latency
@@ -440,25 +333,11 @@ class Search:
     def _better(self, optimistic: float, best: Trial) -> bool:
         """Return whether a value would be better than that of a trial."""
         if self.question.objective is Objective.THROUGHPUT:
-            return optimistic < -best.rate * (1 + _SAME)
+            return optimistic < -best.rate * (1 + SAME)
         if self.question.objective is Objective.LATENCY:
-            return optimistic < min(each.mean for each in self._finalists()) * (1 - _SAME)
-        return optimistic < self._cost(best)[0] * (1 - _SAME)
-
-    def _nearest(self) -> Trial | None:
-        """Return the trial with the statistic closest to the target."""
-        answered = [trial for trial in self.trials if trial.latency is not None]
-        return min(answered, key=lambda trial: (trial.failed > 0.5, trial.latency or math.inf), default=None)
+            return optimistic < min(each.mean for each in self._measured.finalists()) * (1 - SAME)
+        return optimistic < self._measured.cost(best)[0] * (1 - SAME)
 
 
 def _count(measured: Measured) -> int:
     return len(measured.latencies)
-
-
-def _same(first: Trial, second: Trial) -> bool:
-    return (first.setting, first.rate) == (second.setting, second.rate)
-
-
-def _rounded(value: float) -> float:
-    """Return a value rounded to steps of `_SAME`, so that nearly equal values become equal."""
-    return round(math.log(value) / math.log1p(_SAME)) if value > 0 else -math.inf

@@ -62,6 +62,23 @@ class Target:
         return f"{self.name} < {milliseconds(self.seconds)}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """The goal of a search.
+
+    Attributes:
+        target: limit for the latency.
+        objective: quantity that is optimised among the settings that meet the target.
+        rate: requests per second; None for the highest rate.
+        memory: limit for the server's memory in bytes; None: no limit.
+    """
+
+    target: Target
+    objective: Objective
+    rate: float | None = None
+    memory: int | None = None
+
+
 def milliseconds(seconds: float) -> str:
     """Return a time in milliseconds with three significant digits, as reports show it: ``12.3 ms``."""
     value = seconds * 1000

@@ -22,9 +22,9 @@ from torchmar.tuning.live_server import BRIEF_SECONDS, LEAST_SECONDS, LiveServer
 from torchmar.tuning.options import TuningOptions
 from torchmar.tuning.prediction import Predictor
 from torchmar.tuning.profile import Profile, Subject, profile
-from torchmar.tuning.search import Question, Result, Search
+from torchmar.tuning.search import Result, Search
 from torchmar.tuning.space import Setting, Space, on_machine
-from torchmar.tuning.target import Target
+from torchmar.tuning.target import Question, Target
 from torchmar.tuning.trials import Record, RecordFile, Trial, numbers
 from torchmar.tuning.tuned_archive import TunedArchive
 
