@@ -1,6 +1,6 @@
 """``python -m torchmar.server -f CONFIG``: run the server in this folder until SIGTERM or Ctrl-C.
 
-SIGHUP makes it read tokens and certificates again. Ctrl-C, and a second SIGTERM, do not wait for
+With SIGHUP, it reads tokens and certificates again. Ctrl-C, or a second SIGTERM, skips
 ``torchmar_shutdown_delay``.
 """
 
@@ -21,15 +21,15 @@ from torchmar.server.telemetry import logs
 
 
 def main(create: Callable[[Settings, Path], app.ServerApp] = app.ServerApp, module: str = "torchmar.server") -> None:
-    """Run the server that the command line describes.
+    """Run the server that the command line configures.
 
     Args:
-        create: returns the server for its configuration and its run folder, which is this folder.
-        module: that is run, for messages.
+        create: returns the server for its configuration and its run folder, which is the current folder.
+        module: name of the module, for messages.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=__doc__.partition("\n")[0])
     parser.add_argument("-f", metavar="CONFIG", type=Path, required=True, help="a config.properties")
-    parser.add_argument("--foreground", action="store_true", help="write log messages to stderr, too")
+    parser.add_argument("--foreground", action="store_true", help="also write log messages to stderr")
     chosen = parser.parse_args()
     try:
         configured, warnings = reader.read(chosen.f)
@@ -48,7 +48,7 @@ def main(create: Callable[[Settings, Path], app.ServerApp] = app.ServerApp, modu
 def _run(server: app.ServerApp) -> None:
     try:
         import uvloop
-    except ImportError:  # there is none for every Python
+    except ImportError:  # not every Python has uvloop
         asyncio.run(_serve(server))
     else:
         uvloop.run(_serve(server))
@@ -66,7 +66,7 @@ async def _serve(server: app.ServerApp) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
-    if not (sys.stdin and sys.stdin.isatty()):  # of a terminal, it means that the terminal has gone
+    if not (sys.stdin and sys.stdin.isatty()):  # on a terminal, SIGHUP means that the terminal was closed
         loop.add_signal_handler(signal.SIGHUP, server.reload)
     opening = asyncio.ensure_future(server.open())
     stopping, failing = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(server.failed())

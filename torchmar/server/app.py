@@ -43,18 +43,18 @@ from torchmar.server.workers.pools import LocalPools, Pools
 if TYPE_CHECKING:
     from torchmar.server.grpc.listener import GrpcListener
 
-# First segments of the paths of the management API, where several APIs share an address.
+# The first segments of management paths, if several APIs share an address.
 _MANAGEMENT = ("console", "models", "downloads", "routes", "token")
-GRACE = 30.0  # seconds for the last requests when the server stops
+GRACE = 30.0  # seconds to answer the last requests when the server stops
 
 
 class ServerApp:
-    """A server in a run folder: key file, logs and extracted archives are there.
+    """A server in a run folder, which contains its key file, logs and extracted archives.
 
     Args:
         settings: the configuration.
         folder: the run folder.
-        pools: makes the pools of versions; None: their workers are processes of this machine.
+        pools: makes the pools of versions; None: workers are processes of this machine.
     """
 
     def __init__(self, settings: Settings, folder: Path, pools: Pools | None = None) -> None:
@@ -99,7 +99,7 @@ class ServerApp:
         self._grpc: GrpcListener | None = None
 
     async def open(self) -> None:
-        """Listen, load the models that the configuration names, and start the parent of their workers.
+        """Listen, load the models of the configuration, and start the parent of their workers.
 
         Raises:
             BindError: an address cannot be bound.
@@ -109,7 +109,7 @@ class ServerApp:
         self._recent_logs.open()
         self._events.add("server_started", f"torchmar {torchmar.__version__} was started")
         self._console.start()
-        starting = asyncio.ensure_future(self._pools.start())  # beside the rest
+        starting = asyncio.ensure_future(self._pools.start())  # concurrently with the rest
         api = Inference(registry, tokens, settings, metrics, self._tracer)
         inference: http.App = api
         if settings.platform.startswith("sagemaker"):
@@ -149,14 +149,14 @@ class ServerApp:
         self._reporting = asyncio.ensure_future(self._report())
 
     def reload(self) -> None:
-        """Read fixed tokens, key and certificate again; what cannot be read is logged, and the previous stays valid.
+        """Read fixed tokens, key and certificate again; if that fails, log it, and keep the previous values.
 
-        Requests that were received, and connections that are open, go on. All else of the configuration needs a
+        Received requests and open connections are not affected. All other parts of the configuration need a
         restart.
         """
         try:
             settings, _ = reader.read(self._settings.file)
-            renewed = tls_context(settings)  # a pair that does not fit must not get into the context that is used
+            renewed = tls_context(settings)  # first, so that a pair that does not match is not used
             self._tokens.replace_fixed(settings.fixed_tokens)
             if self._tls and renewed:
                 self._tls.load_cert_chain(
@@ -170,13 +170,13 @@ class ServerApp:
             logs.SERVER.info("tokens and certificates are reloaded")
 
     async def failed(self) -> TorchmarError:
-        """Return why the server cannot go on, when that is so."""
+        """Return the reason why the server cannot continue, as soon as there is one."""
         return await self._pools.failed()
 
     async def withdraw(self, at_once: asyncio.Event) -> None:
-        """Report that the server is not ready, and answer requests for ``torchmar_shutdown_delay`` seconds more.
+        """Report that the server is not ready, but answer requests for another ``torchmar_shutdown_delay`` seconds.
 
-        Load balancers send requests until they have seen that it is not ready.
+        Load balancers send requests until they notice that it is not ready.
 
         Args:
             at_once: ends the delay.
@@ -188,18 +188,18 @@ class ServerApp:
                 await asyncio.wait_for(at_once.wait(), delay)
 
     async def close(self, grace: float = GRACE) -> None:
-        """Stop listening, answer the requests that were received, within ``grace`` seconds, and end all processes."""
+        """Stop listening, answer received requests for up to ``grace`` seconds, and end all processes."""
         end = time.monotonic() + grace
         for task in (self._reporting, self._watching):
             if task:
                 task.cancel()
-        # First: a change that is being made is undone, which the state is to have; and streams keep the listener open.
+        # First, because a running rollout is undone, which changes the saved state, and streams keep the listener open.
         await self._console.close()
         startup_report.remove(self._folder)
         if self._loaded:
             self.registry.on_change = lambda: None
             self._save_snapshot("shutdown")
-        self._archives.stop_downloads()  # registrations would wait for them
+        self._archives.stop_downloads()  # otherwise registrations would wait for them
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self._pools.leave()
         await self.registry.close(grace)
@@ -213,7 +213,7 @@ class ServerApp:
             self._tracer.close(max(1.0, end - time.monotonic()))
 
     async def _report(self) -> None:
-        """Report the models that could not be loaded, after an attempt for each model of the configuration."""
+        """Report the models that could not be loaded, after each model of the configuration was tried."""
         await self.registry.startup.wait_until_finished()
         self._write_report()
 
@@ -267,13 +267,13 @@ def _by_address(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Addr
 
 
 def _by_path(apps: Mapping[str, http.App]) -> http.App:
-    """Return an app that hands requests to the API that their path belongs to."""
+    """Return one app for each address, which several APIs may share."""
 
     def app(request: http.Request) -> None:
         first, *rest = request.path.strip("/").split("/")
         api = "management" if first in _MANAGEMENT else "metrics" if first == "metrics" else "inference"
         if first == "models" and rest[-1:] == ["invoke"]:
-            api = "inference"  # SageMaker's
+            api = "inference"  # the API with SageMaker's paths
         apps.get(api, next(iter(apps.values())))(request)
 
     return app

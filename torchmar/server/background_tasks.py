@@ -1,4 +1,4 @@
-"""Tasks of asyncio that run beside their callers: kept until they are done, cancelled on close."""
+"""Tasks of asyncio that run independently of their callers: referenced until they are done, cancelled on close."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class BackgroundTasks:
-    """Running tasks. The event loop has only weak references: without these a task may be collected before it is done.
+    """Running tasks. The event loop has only weak references to tasks, which could be collected before they are done.
 
     Args:
-        on_error: called with the exception of a task that failed; None: the callers await their tasks.
+        on_error: called with the exception of a failed task; None: the callers await their tasks.
     """
 
     def __init__(self, on_error: Callable[[BaseException], None] | None = None) -> None:
@@ -37,12 +37,12 @@ class BackgroundTasks:
             task.cancel()
 
     async def wait(self) -> None:
-        """Wait for the end of all tasks, also of those that they start meanwhile."""
+        """Wait for the end of all tasks, including tasks that they start."""
         while tasks := list(self._tasks):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Cancel all tasks and wait for their end, also of those that they start meanwhile."""
+        """Cancel all tasks and wait for their end, including tasks that they start."""
         while tasks := list(self._tasks):
             self.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,7 @@ def bind_error(address: str, error: OSError) -> BindError:
 
     Args:
         address: ``127.0.0.1:7070`` or ``unix:/run/inference.sock``.
-        error: of the operating system; of a Unix socket with the path as its file name.
+        error: error of the operating system; for a Unix socket, its file name is the path.
     """
     hint = ""
     if error.filename is not None:
@@ -25,6 +25,6 @@ def bind_error(address: str, error: OSError) -> BindError:
         reason = "address already in use"
         hint = "torchmar doctor names the process that listens there; stop it, or configure another port"
     else:
-        # Not the text of the error: asyncio's repeats the address.
+        # The text of the error is not used, because asyncio's repeats the address.
         reason = os.strerror(error.errno) if error.errno else str(error)
     return BindError(f"cannot listen on {address}: {reason[:1].lower()}{reason[1:]}", hint=hint)

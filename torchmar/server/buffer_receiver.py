@@ -1,7 +1,7 @@
-"""A known number of bytes of a connection, received straight into their buffers.
+"""Reception of a known number of bytes from a connection directly into their buffers.
 
-The event loop receives into a buffer of its own, hands its content over as a new object, and the parts of a large
-message have to be joined: three copies, which a protocol that gives its buffers to the loop need not make.
+The event loop would receive into its own buffer and pass the content as a new object, and the parts of a large message
+would have to be joined: three copies, which are avoided if the protocol provides the buffers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-#: Bytes from which on this is faster than the usual way; the event loop receives as many at once.
+#: Number of bytes from which this is faster than the usual way; the event loop receives that many at once.
 LARGE = 1 << 18
 
 
@@ -18,10 +18,10 @@ class BufferReceiver(asyncio.BufferedProtocol):
 
     Args:
         transport: of the connection.
-        owner: the protocol of the connection before and after that; it gets all events but those of reading.
-        views: the buffers, none of them empty.
+        owner: protocol of the connection before and after; it gets all events except those of reading.
+        views: buffers, none of them empty.
         on_data: called whenever a part has been received.
-        on_complete: called when the buffers are full, and the connection has its own protocol again.
+        on_complete: called when the buffers are full, and the connection has its own protocol back.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Threads for blocking calls, whose end the end of the process does not wait for."""
+"""Threads for blocking calls that do not delay the end of the process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 
 class DaemonThreads(Executor):
-    """Runs calls in daemon threads, one for each call.
+    """An executor that runs each call in a daemon thread.
 
-    The interpreter joins the threads of `concurrent.futures.ThreadPoolExecutor` when it ends: a connection on which
-    nothing arrives would delay the end of a server until its timeout.
+    The interpreter waits at its end for the threads of `concurrent.futures.ThreadPoolExecutor`: a silent connection
+    would delay the end of a server until its timeout.
 
     Args:
-        limit: the number of calls that run at a time; further ones wait.
+        limit: largest number of concurrent calls; further ones wait.
         name: of the threads.
     """
 
@@ -26,7 +26,7 @@ class DaemonThreads(Executor):
         self._unfinished: set[Future[Any]] = set()
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Start a call, or let it wait for others. See `concurrent.futures.Executor.submit`."""
+        """Start a call, or queue it. See `concurrent.futures.Executor.submit`."""
         future: Future[Any] = Future()
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
@@ -35,7 +35,7 @@ class DaemonThreads(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Cancel calls that wait, and wait for those that run. See `concurrent.futures.Executor.shutdown`."""
+        """Cancel queued calls, and wait for running ones. See `concurrent.futures.Executor.shutdown`."""
         unfinished = list(self._unfinished)
         if cancel_futures:
             for future in unfinished:

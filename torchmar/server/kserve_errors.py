@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-# A path below /v1 or /v2, also of a target in absolute form, which proxies are sent.
+# A path below /v1 or /v2, also in a target in absolute form, which is the form for proxies.
 _PATH = re.compile(rb"(?:https?://[^/?#]*)?/v[12](?:[/?#]|$)", re.IGNORECASE)
 
 
@@ -17,10 +17,10 @@ def is_kserve(target: bytes) -> bool:
 
 
 def with_error(body: bytes) -> bytes:
-    """Return the body of an error as a JSON object that has ``error``.
+    """Return the body of an error as a JSON object with the key ``error``.
 
-    An object that has the key is returned as it is. Other objects keep their members, and get their ``message`` (or, if
-    they have none, the text of the whole object) under that name; of anything else the text becomes the message.
+    An object with this key is not changed. Other objects keep their members, and get their ``message`` (or, without
+    one, the text of the whole object) under this key; for any other body, its text is the message.
 
     Source of the key: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol,
     "Inference Response JSON Error Object"; the v1 protocol and TensorFlow Serving have the same.
@@ -36,5 +36,5 @@ def with_error(body: bytes) -> bytes:
     else:
         message = document.get("message")
         document["error"] = message if isinstance(message, str) else text
-    # In the same layout: TorchServe's errors are indented.
+    # In the same layout as TorchServe's errors, which are indented.
     return json.dumps(document, indent=2 if "\n" in text else None, ensure_ascii=False).encode("utf-8", "replace")

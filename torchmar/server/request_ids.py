@@ -11,7 +11,7 @@ HEADER = "x-request-id"
 
 
 def request_ids() -> Iterator[str]:
-    """Yield ids in the form of random UUIDs, whose last part is counted: to draw each takes longer than all else."""
+    """Yield ids in the form of random UUIDs, with a counter as the last part, because random numbers are slow."""
     start = str(uuid.uuid4())[:24]
     for number in itertools.count(secrets.randbits(40)):
         yield f"{start}{number & 0xFFFFFFFFFFFF:012x}"

@@ -1,4 +1,4 @@
-"""The lock of a run folder: two servers in one folder would replace each other's key file and extracted archives."""
+"""The lock of a run folder: two servers in one folder would overwrite each other's key file and extracted archives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         EngineError: another server runs in the folder.
     """
-    # The folder of the logs, so that no lock file is left. `torchmar serve` locks the run folder while it starts one.
+    # Lock the folder of the logs, so that no lock file is left. `torchmar serve` locks the run folder during a start.
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     descriptor = os.open(logs, os.O_RDONLY)
@@ -27,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            # Other errors: the file system has no such locks, as NFS for folders.
+            # Other errors: the file system does not support such locks, as NFS for folders.
             if error.errno == errno.EWOULDBLOCK:
                 hint = "stop it, or start this one in another folder"
                 raise EngineError(f"{folder}: another server runs in this folder", hint=hint) from None

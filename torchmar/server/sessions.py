@@ -1,7 +1,7 @@
-"""Sessions of the console: one-time codes and tokens become cookies that only this server knows.
+"""Sessions of the console: one-time codes and tokens are exchanged for cookies that only this server knows.
 
-A session has the rights of the token that it was opened with, of management or of a reader. It ends after a time
-without a request, at the latest after twelve hours, and with a fixed token that is no longer valid.
+A session has the rights of its token, which is that of management or of a reader. It ends after a time without a
+request, after at most twelve hours, and with a fixed token that is no longer valid.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torchmar.server.tokens import Right, Tokens
 
 CODE_SECONDS = 600.0
 _LONGEST_SECONDS = 12 * 3600.0
-_BYTES = 24  # of codes and sessions: they cannot be guessed
-_MOST_CODES, _MOST_SESSIONS = 20, 200  # the oldest are dropped
+_BYTES = 24  # of codes and sessions, so that they cannot be guessed
+_MOST_CODES, _MOST_SESSIONS = 20, 200  # limits, beyond which the oldest are dropped
 
 
 @dataclass(slots=True)
 class _Session:
     right: Right
-    authorization: str  # of its token, if that is fixed; empty: it was a random one, which is renewed now and then
+    authorization: str  # with its fixed token; empty: the token was random, and may be renewed
     opened: float
     used: float
 
@@ -33,7 +33,7 @@ class Sessions:
 
     Args:
         tokens: the tokens that open sessions.
-        idle_s: seconds without a request after which a session ends.
+        idle_s: seconds without a request that end a session.
         clock: returns the time in seconds.
     """
 
@@ -49,7 +49,7 @@ class Sessions:
         """Return a code that opens one session, within ten minutes.
 
         Args:
-            authorization: the header with a token of management or of a reader.
+            authorization: header with a token of management or of a reader.
 
         Raises:
             ApiError: the token is wrong.
@@ -65,7 +65,7 @@ class Sessions:
         """Return a new session for a code, which cannot be used again.
 
         Raises:
-            ApiError: 401, the code is unknown, was used or is too old.
+            ApiError: 401, the code is unknown, was used, or is too old.
         """
         session, end = self._codes.pop(code, (None, 0.0))
         if session is None or self._clock() > end:
@@ -80,7 +80,7 @@ class Sessions:
         """Return a new session for a token of management or of a reader.
 
         Raises:
-            ApiError: 401, the token is neither.
+            ApiError: 401, the token is neither of management nor of a reader.
         """
         try:
             return self._add(self._session(f"Bearer {token}"))
@@ -89,7 +89,7 @@ class Sessions:
             raise unauthorized(message) from None
 
     def right(self, session_id: str) -> Right | None:
-        """Return the right of a session, and keep it from ending; None: there is no such session."""
+        """Return the right of a session, and extend it; None: there is no such session."""
         session = self._sessions.get(session_id)
         if session is None:
             return None
@@ -127,5 +127,5 @@ class Sessions:
 
 
 def unauthorized(message: str) -> ApiError:
-    """Return the error for a browser that has no session (401)."""
+    """Return the error for a browser without a session (401)."""
     return ApiError(401, "InvalidKeyException", message)

@@ -1,9 +1,9 @@
-"""Tokens of clients, and the key file that holds them.
+"""Tokens of clients, and the key file that contains them.
 
 The file is ``key_file.json`` as TorchServe 0.12.0 writes it: a key for each API, which expires, and one that renews
-these and does not expire. It also contains tokens that are fixed by the configuration, so that torchmar's clients read
-them there; they never expire and are never renewed. Of several fixed tokens of an API each is accepted, and the first
-is in the file. The fixed token of a reader is in no file but its own.
+these and does not expire. Tokens that the configuration fixes are also in the file, so that torchmar's clients can read
+them; they never expire and are never renewed. If an API has several fixed tokens, each is accepted, and the first
+is in the file. The fixed token of a reader is only in its own file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INVALID = "Token {} failed. Token either incorrect, expired, or not provided co
 # The scheme is case-insensitive (RFC 9110, 11.1).
 _BEARER = re.compile(r"bearer\s+(\S+)", re.ASCII | re.IGNORECASE)
 _KEY_BYTES = 24  # TorchServe's keys have 6
-_NEVER = datetime(9999, 12, 31, tzinfo=timezone.utc).timestamp()  # clients expect a time in the file
+_NEVER = datetime(9999, 12, 31, tzinfo=timezone.utc).timestamp()  # because clients expect a time in the file
 
 
 class _Token(NamedTuple):
@@ -41,16 +41,16 @@ class _Token(NamedTuple):
 
 
 class Tokens:
-    """The tokens of a server that has just started; an existing key file is replaced, as by TorchServe.
+    """The tokens of a server that has just started; an existing key file is replaced, as in TorchServe.
 
-    Tokens are written to no other place.
+    Tokens are not written to any other place.
 
     Args:
-        file: path of the key file; None: they are in no file, but fixed.
-        enabled: whether requests need tokens; if not, there is no file, and every check passes.
-        minutes: until the tokens of the APIs expire.
-        fixed: tokens by API, in place of random ones that expire; ``read`` has those with which the management API
-            answers, and changes nothing.
+        file: path of the key file; None: all tokens are fixed, and there is no file.
+        enabled: whether requests need tokens; if not, there is no file, and every check succeeds.
+        minutes: lifetime of the APIs' tokens.
+        fixed: tokens by API, in place of random ones that expire; with those under ``read``, the management API
+            can only be read.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Tokens:
         """Check the token of a request; called for every request.
 
         Args:
-            authorization: the request's header, ``Bearer KEY``, with the scheme in any case; empty without one.
+            authorization: header of the request, ``Bearer KEY``, with the scheme in any case; empty if there is none.
             kind: the API, ``read`` for the parts of management that change nothing, or ``key`` for the token that
                 renews the others.
 
@@ -99,16 +99,16 @@ class Tokens:
         for _, expected, end in self._tokens[kind]:
             if hmac.compare_digest(given, expected):
                 return time.time() < end
-        match = _BEARER.fullmatch(authorization)  # more than one space is allowed
+        match = _BEARER.fullmatch(authorization)  # several spaces are allowed
         if not match or authorization == f"Bearer {match[1]}":
             return False
         return self._accepts(kind, f"Bearer {match[1]}")
 
     def replace_fixed(self, fixed: Mapping[str, Sequence[str]]) -> None:
-        """Accept other fixed tokens from now on, and no longer those before.
+        """Replace the fixed tokens; the previous ones are no longer accepted.
 
         Args:
-            fixed: tokens by API. An API that had fixed tokens and has none any more gets a random one, which expires.
+            fixed: tokens by API. An API that no longer has fixed tokens gets a random one, which expires.
 
         Raises:
             OSError: the key file cannot be written; the previous tokens stay valid.
@@ -120,10 +120,10 @@ class Tokens:
         self._fixed = frozenset(fixed)
 
     def right(self, authorization: str) -> Right:
-        """Return whether a token is one of management or of a reader.
+        """Return whether a token is that of management or of a reader.
 
         Raises:
-            ApiError: 400, it is neither, or has expired.
+            ApiError: 400, it is neither of them, or has expired.
         """
         self.check(authorization, "read")
         try:
@@ -140,7 +140,7 @@ class Tokens:
         """Write a new token of an API into the file; the previous one becomes invalid.
 
         Raises:
-            ApiError: 400, ``kind`` is not an API; 409, its token is fixed.
+            ApiError: 400, ``kind`` is not an API; 409, the token is fixed.
             OSError: the file cannot be written; the previous token stays valid.
         """
         if kind not in ("inference", "management"):
@@ -167,13 +167,13 @@ class Tokens:
         text = json.dumps({**document, "API": {"key": tokens["key"][0].key}}, indent=2)
         part = temporary_path(self.file)
         try:
-            # Created with mode 0600: no other user can read it at any time.
+            # Created with mode 0600, so that no other user can ever read it.
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
                 stream.write(text)
             part.replace(self.file)
         finally:
             part.unlink(missing_ok=True)
-        self._tokens = tokens  # only now: until a client can read the new token, the previous one is valid
+        self._tokens = tokens  # only now: the previous token is valid until clients can read the new one
 
 
 def _of(fixed: Mapping[str, Sequence[str]]) -> dict[str, tuple[_Token, ...]]:
@@ -189,7 +189,7 @@ def _token(key: str, end: float) -> _Token:
 
 
 def _instant(seconds: float) -> str:
-    """Return a time as Java writes it, to the microsecond."""
+    """Return a time in Java's format, to the microsecond."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

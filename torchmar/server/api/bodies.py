@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests to the parts of the handler's row, divided as by TorchServe.
+"""The bodies of HTTP requests as parts of the handler's row, divided as by TorchServe.
 
 Only forms are decoded here: JSON and texts are parsed once, by the worker.
 """
@@ -14,10 +14,10 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.workers.jobs import Part
 
 _JSON = "application/json"
-_PREFIX = 200  # bytes that are searched for the beginning of a document
+_PREFIX = 200  # bytes that are searched for the start of a JSON document
 _URLENCODED, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
-_LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # a type of another length is neither, in any case of letters
-# Of a form: a body has room for millions, for which all other clients would wait.
+_LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # a type of any other length is no form, whatever its case
+# Limits of a form: a body has room for millions of fields, and parsing these would block all other clients.
 _MAX_FIELDS = 1000
 
 
@@ -25,14 +25,14 @@ def inputs(body: bytes | memoryview, content_type: str) -> list[Part]:
     """Return the parts of a request's body, in their order.
 
     A form (``multipart/form-data`` or ``application/x-www-form-urlencoded``) has a part for each field, any other body
-    has one, called ``body``. Files have their own content type, without parameters, and other fields none.
+    has one part, called ``body``. Files have their own content type, without parameters, and other fields have none.
 
     Args:
-        body: as it was sent.
-        content_type: the request's header; empty if there is none.
+        body: body of the request.
+        content_type: value of the header ``Content-Type``; empty if there is none.
 
     Raises:
-        ApiError: 400, a form is broken, has more than 1,000 fields, or two of one name.
+        ApiError: 400, the form is malformed, has more than 1,000 fields, or two fields with the same name.
     """
     media_type, _, parameters = content_type.partition(";")
     media_type = media_type.rstrip()
@@ -52,12 +52,12 @@ def is_json_type(content_type: str) -> bool:
 
 
 def begins_as_json(body: bytes | memoryview) -> bool:
-    """Return whether a body begins as an object or an array of JSON does."""
+    """Return whether a body starts like an object or an array of JSON."""
     return bytes(body[:_PREFIX]).lstrip(b" \t\r\n")[:1] in (b"{", b"[")
 
 
 def _distinct(parts: list[Part]) -> list[Part]:
-    """Return the parts of a form. Raises ApiError where two have one name: a handler would see one of them alone."""
+    """Return the parts of a form. Raises ApiError if two have the same name: a handler would see only one of them."""
     if len({part.name for part in parts}) < len(parts):
         names = [part.name for part in parts]
         name = next(name for name in names if names.count(name) > 1)
@@ -73,7 +73,7 @@ def _urlencoded(body: bytes) -> list[Part]:
     parts = []
     for pair in body.rstrip(b"\r\n").split(b"&"):
         name, is_field, value = pair.partition(b"=")
-        # Pairs without a value are left out, such as the JSON that curl sends with this type by default.
+        # Fields without a value are left out, such as the JSON that curl sends with this type by default.
         if is_field:
             parts.append(Part(_text(_decoded(name)), "", _decoded(value)))
     return parts
@@ -107,7 +107,7 @@ def _multipart(body: bytes, boundary: bytes) -> list[Part]:
 
 
 class _Form:
-    """Callbacks of the parser of a multipart body, and the parts that they collect."""
+    """Callbacks for the parser of a multipart body, with the parts that they collect."""
 
     def __init__(self) -> None:
         self.inputs: list[Part] = []

@@ -1,4 +1,4 @@
-"""Versions and lists of models as the management API describes them, in TorchServe's keys and their order."""
+"""Descriptions of versions and lists of models in the management API, with TorchServe's keys and their order."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torchmar import gpus
 from torchmar.server.models.registry import Model, Version
 from torchmar.server.workers.pool_options import WorkerInfo
 
-PAGE = 100  # models, at the most
+PAGE = 100  # largest number of models on a page
 _NVIDIA_SMI_SECONDS = 5.0
-# Fields of nvidia-smi and the headers of their columns, which stand in TorchServe's answers.
+# Fields of nvidia-smi, with the headers of their columns in TorchServe's answers.
 _GPU_COLUMNS = {
     "utilization.gpu": "utilization.gpu [%]",
     "utilization.memory": "utilization.memory [%]",
@@ -23,12 +23,12 @@ _GPU_COLUMNS = {
 def version(described: Version, usage: dict[int, str] | None = None) -> dict[str, Any]:
     """Return the description of a version.
 
-    Beside TorchServe's keys there are two: ``failure`` while its workers do not load, the traceback of the last that
-    tried, which TorchServe leaves to its log; and ``stages``, the workers of the stages beside the model.
+    Two keys are not TorchServe's: ``failure``, the traceback of the last worker that did not load, which TorchServe
+    only logs; and ``stages``, the workers of the other stages than the model.
 
     Args:
         described: the version.
-        usage: of GPUs, by `gpu_usage`.
+        usage: usage of GPUs, from `gpu_usage`.
     """
     serving, pool = described.serving, described.pool
     options = serving.pool
@@ -84,7 +84,7 @@ def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
         limit = PAGE
     named = sorted(models, key=lambda model: model.name)
     start = max(0, token)
-    # As TorchServe: if a page ends with the list, there is a token, too, and the next page is empty.
+    # As in TorchServe: if a page ends with the list, there is still a token, and the next page is empty.
     following = {"nextPageToken": str(start + limit)} if start + limit <= len(named) else {}
     listed = [
         {"modelName": model.name, "modelUrl": model.versions[model.default].shown_url}
@@ -94,7 +94,7 @@ def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
 
 
 def gpu_usage() -> dict[int, str]:
-    """Return the usage of each GPU in TorchServe's format; empty where nvidia-smi reports none.
+    """Return the usage of each GPU in TorchServe's format; empty if nvidia-smi reports none.
 
     Blocking: it waits for the driver.
     """
@@ -118,7 +118,7 @@ def _worker(worker: WorkerInfo, usage: dict[int, str]) -> dict[str, Any]:
         "memoryUsage": worker.memory,
         "pid": worker.pid or -1,
         "gpu": worker.gpu is not None,
-        # Those of other machines are not known here.
+        # The GPUs of other machines are unknown here.
         "gpuUsage": "N/A" if worker.gpu is None or worker.node else usage.get(worker.gpu, "N/A"),
         **({"node": worker.node, "device": worker.device} if worker.node else {}),
         **({"failure": worker.failure} if worker.failure else {}),

@@ -1,4 +1,4 @@
-"""Server-sent events: when a client accepts them, and the bytes of one (WHATWG HTML, section 9.2).
+"""Server-sent events: whether a client accepts them, and the bytes of an event (WHATWG HTML, section 9.2).
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 
 CONTENT_TYPE = "text/event-stream"
-#: nginx would hold events back until its buffer is full.
+#: Without this header, nginx would delay events until its buffer is full.
 HEADERS = (("X-Accel-Buffering", "no"),)
-# Only these end a line of an event stream; a lone CR does, too.
+# Only these characters end a line of an event stream, including a CR without LF.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 

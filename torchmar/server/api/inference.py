@@ -1,4 +1,4 @@
-"""The inference API over HTTP: requests to models, and the documents that the server answers by itself."""
+"""The inference API over HTTP: requests to models, and documents about the server."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from torchmar.server.workers.deadline_error import DeadlineError
 from torchmar.server.workers.jobs import Job, Part
 
 _JSON = "application/json"
-_BINARY = "inference-header-content-length"  # bytes of JSON before tensors in binary, of the v2 protocol
+_BINARY = "inference-header-content-length"  # header of the v2 protocol with the size of the JSON before binary tensors
 _TIMEOUT = "x-request-timeout-ms"
 _MAX_TIMEOUT_MS = 1e9  # eleven days
-# TorchServe runs a model for any; these its clients may use.
+# TorchServe runs a model for every method; here clients may use these.
 _METHODS = ("POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
-_CACHED_TARGETS = 1024  # they may differ without end, in their queries alone
-# Their responses contain the server's health and nothing else.
+_CACHED_TARGETS = 1024  # a limit, because targets with different queries are innumerable
+# Paths whose responses contain only the server's health.
 _HEALTH = (["ping"], ["v2", "health", "live"], ["v2", "health", "ready"])
 
 
@@ -45,7 +45,7 @@ class Inference:
         tokens: the tokens that requests need.
         settings: the server's configuration.
         metrics: counts the requests.
-        tracer: starts the spans of requests to models, and of those that are rejected; None: there are none.
+        tracer: starts the spans of requests to models, including rejected ones; None: requests are not traced.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Inference:
         request_id = next(self._ids)
         try:
             if request.method not in _METHODS:
-                # Such as TRACE, which must run nothing (RFC 9110, 9.3.8).
+                # Such as TRACE, which must not run a model (RFC 9110, 9.3.8).
                 raise not_allowed(*_METHODS)
             target = self._targets.get(request.target)
             if target is None:
@@ -84,11 +84,11 @@ class Inference:
             self._respond_error(request, request_id, error)
 
     def on_head(self, request: Request) -> None:
-        """Reject a request whose body is still to come, if it would be rejected with its body, too.
+        """Reject a request before its body arrives, if it would be rejected anyway.
 
-        To read a body and to drop it takes the most time of all that an overloaded server does for a request. Requests
-        wait in their order, so that a deadline that cannot be met now cannot be met when the body is there. The queue
-        may have room by then; only a client that waits for 100 (Continue) asks for the state of now.
+        An overloaded server spends most of its time for a request on reading and dropping the body. Requests wait in
+        order, so that a deadline that cannot be met now cannot be met after the body has arrived either. The queue,
+        however, may have room by then; only a client that waits for 100 (Continue) gets the state at this moment.
         """
         target = self._targets.get(request.target)
         if target is None or target.model is None or request.method not in _METHODS or request.method == "OPTIONS":
@@ -96,7 +96,7 @@ class Inference:
         try:
             version, kind, deadline = self._resolve(request, target, target.model)
         except ApiError:
-            return  # which is the response when the body is there
+            return  # the same error is the response when the body has arrived
         waits = bool(request.header("expect"))
         if deadline is None and not waits:
             return
@@ -129,7 +129,7 @@ class Inference:
         return True
 
     def _check_health_token(self, request: Request) -> None:
-        """Admit probes without a token unless the configuration requires one: kubelets and load balancers have none."""
+        """Accept probes without a token unless the configuration requires one, which kubelets do not have."""
         if self._health_token:
             self._check_token(request)
 
@@ -144,12 +144,12 @@ class Inference:
         segments = request.path.rstrip("/").split("/")[1:]
         if request.path == "/" and request.method in ("GET", "HEAD"):
             self._check_health_token(request)
-            self._respond(request, request_id, 200, {"status": "alive"})  # KServe's liveness
+            self._respond(request, request_id, 200, {"status": "alive"})  # the liveness of KServe
             return
         if not segments and (request.method != "OPTIONS" or request.path == "*"):
             raise not_allowed("GET", "HEAD", "OPTIONS")
         if not segments or segments == ["api-description"]:
-            # A client that reads how to send requests may have no token yet.
+            # A client that reads the API's description may not have a token yet.
             document = inference_openapi.describe(
                 tokens=self._tokens.enabled, health_token=self._health_token, routes=self._registry.routes.by_path
             )
@@ -159,12 +159,12 @@ class Inference:
             self._check_health_token(request)
         else:
             self._check_token(request)
-        # A route precedes /NAME/predict, the one path of the API that may have any first segment.
+        # A route takes precedence over /NAME/predict, the only path of the API whose first segment can be anything.
         path = "/" + "/".join(segments)
         route = self._registry.routes.find(path)
         if (target := route_target(path, route) if route else model_target(segments)) is not None:
             self._submit(request, request_id, target)
-            # Only models that exist are cached: a scan for others replaces nothing.
+            # Only existing models are cached, so that a scan for others does not evict them.
             if len(self._targets) >= _CACHED_TARGETS:
                 self._targets.clear()
             self._targets[request.target] = target
@@ -196,7 +196,7 @@ class Inference:
                 raise not_found()
 
     def _respond_ready(self, request: Request, request_id: str, name: str) -> None:
-        """Respond with KServe's readiness of a model and TensorFlow Serving's states of its versions."""
+        """Respond with a model's readiness as in KServe, and the states of its versions as in TensorFlow Serving."""
         _allow_reading(request)
         try:
             is_ready = self._registry.find(name).pool.ready > 0
@@ -211,7 +211,7 @@ class Inference:
         """Queue a request for the workers of a version.
 
         Raises:
-            ApiError: there is no such version, or the body is not the form that its content type names.
+            ApiError: the version does not exist, or the body is not of the form in its content type.
         """
         span = None if self._spans is None else self._spans.start(request, request_id, target.route)
         inputs: list[Part] | None = None
@@ -227,7 +227,7 @@ class Inference:
             self._respond(request, request_id, 200, document)
             return
         try:
-            version.pool.admit(kind, deadline)  # before the rest, which would be for nothing
+            version.pool.admit(kind, deadline)  # first, because a rejection makes the rest unnecessary
         except ApiError as error:
             self._reject(request, request_id, target, version, error)
             return
@@ -253,10 +253,10 @@ class Inference:
         version.pool.enqueue(job)
 
     def _resolve(self, request: Request, target: ModelTarget, name: str) -> tuple[Version, str, float | None]:
-        """Return the version that a request is for, the kind of the batch that it would be in, and its deadline.
+        """Return the version of a request, the kind of its batch, and its deadline.
 
         Raises:
-            ApiError: 404, there is no such version; 400, the header with the time is wrong.
+            ApiError: 404, the version does not exist; 400, the header with the timeout is wrong.
         """
         if target.tensorflow:
             version = tensorflow_serving.find(self._registry, name, target.version, target.label)
@@ -271,7 +271,7 @@ class Inference:
     def _reject(
         self, request: Request, request_id: str, target: ModelTarget, version: Version, error: ApiError
     ) -> None:
-        """Respond that a version does not run a request now."""
+        """Respond that a version cannot run a request now."""
         if self._spans is not None and (span := self._spans.start(request, request_id, target.route)) is not None:
             _name_version(span, version)
         if target.version is not None:
@@ -291,7 +291,7 @@ class Inference:
         return inputs
 
     def _model_name(self, inputs: list[Part]) -> str:
-        """Return the model of a path without one: that of the parameter or field, or the only one there is."""
+        """Return the model of a path without a name: that in the parameter or field, or the only one."""
         for name, _, content in inputs:
             if name == "model_name" and content:
                 return bytes(content).decode("utf-8", "replace")
@@ -303,18 +303,18 @@ class Inference:
         raise ApiError(400, "BadRequestException", "Parameter model_name is required.")
 
     def _headers(self, request: Request, target: ModelTarget) -> dict[str, str]:
-        """Return the headers that the handler sees."""
+        """Return the headers for the handler."""
         if self._tokens.enabled:
-            # A handler could send requests to other models with the token, or log it.
+            # With the token, a handler could send requests to other models, or log it.
             headers = {name: value for name, value in request.headers if name.lower() != "authorization"}
         else:
             headers = dict(request.headers)
         if "Content-Length" not in headers and not request.header("content-length"):
-            # As TorchServe, whose handlers see a body that came in chunks as if it had come as a whole.
+            # As in TorchServe, whose handlers do not see that a body was sent in chunks.
             headers = {name: value for name, value in headers.items() if name.lower() != "transfer-encoding"}
             headers["content-length"] = str(len(request.body))
         if target.kserve and _is_mislabelled_json(request):
-            # A handler that reads this header must not take JSON for a form.
+            # A handler that reads this header must not mistake JSON for a form.
             headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
             headers["Content-Type"] = _JSON
         headers.update(target.headers)
@@ -326,7 +326,7 @@ def _name_version(span: RequestSpan, version: Version) -> None:
 
 
 def _earlier(deadline: float | None, received: float, timeout: str) -> float:
-    """Return the earlier one of ``deadline`` and that of a request that was received at ``received``.
+    """Return the earlier of ``deadline`` and the deadline of ``timeout``, counted from ``received``.
 
     Raises:
         ApiError: 400, ``timeout`` is no number of milliseconds above 0 or too large.
@@ -346,12 +346,12 @@ def _earlier(deadline: float | None, received: float, timeout: str) -> float:
 
 
 def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], dict[str, str]]:
-    """Return a request with tensors as bytes for a handler that reads JSON only; any other as it is.
+    """Return a request with binary tensors as JSON, for a handler that only reads JSON; any other request unchanged.
 
-    Clients read a response in JSON, too, where they have requested bytes.
+    Clients accept a response in JSON, even if they have requested bytes.
 
     Raises:
-        ApiError: 400, it has no such tensors, or JSON cannot hold them.
+        ApiError: 400, it has no such tensors, or JSON cannot represent them.
     """
     lengths = [value for name, value in headers.items() if name.lower() == tensors.HEADER_LENGTH.lower()]
     if not lengths or len(inputs) != 1:
@@ -366,7 +366,7 @@ def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], d
 
 
 def _is_mislabelled_json(request: Request) -> bool:
-    """Return whether a request of KServe's protocols has JSON under another content type, which does not matter there.
+    """Return whether a request of KServe's protocols has JSON under another content type, which these protocols allow.
 
     ``curl -d`` sends JSON with the content type of a form by default, and other clients send no type at all.
     """
@@ -377,5 +377,5 @@ def _is_mislabelled_json(request: Request) -> bool:
 
 def _allow_reading(request: Request) -> None:
     if request.method not in ("GET", "HEAD"):
-        # The response to a client that forgot the verb must not look like a prediction.
+        # The response to a path without a verb must not look like a prediction.
         raise not_allowed("GET", "HEAD")

@@ -37,9 +37,9 @@ _OF_MODEL = {
 }
 _FORM: Schema = {"type": "object", "additionalProperties": True}
 _PLAIN: dict[str, Schema] = {JSON: ANYTHING, "application/octet-stream": BINARY, "multipart/form-data": _FORM}
-# Mostly JSON; a handler may choose another type.
+# Usually JSON; a handler may choose another type.
 _RESULT = {"200": response("The result of the handler", ANYTHING, JSON, "*/*")}
-# A handler may choose any other status, with a body of its own.
+# A handler may choose any other status, with its own body.
 _OTHER_RESULT = {"default": response("Any other response of the handler")}
 
 
@@ -48,7 +48,7 @@ class _Call(NamedTuple):
 
     identity: str
     description: str
-    paths: Mapping[str, str]  # and the prefixes of the operation's id
+    paths: Mapping[str, str]  # each with the prefix of the operation's id
     body: Mapping[str, Schema]
     results: Mapping[str, Any]
 
@@ -134,7 +134,7 @@ _MODEL_READY = {
     "/v2/models/{model_name}/ready": "kserve_v2_",
     "/v2/models/{model_name}/versions/{model_version}/ready": "kserve_v2_version_",
 }
-# Documents of a model below /v2: the end of the path, the operation, its summary, and the response's schema.
+# Documents of a model below /v2: end of the path, operation, summary, and schema of the response.
 _DOCUMENTS = (
     (
         "",
@@ -231,7 +231,7 @@ def describe(
 
     Args:
         tokens: whether requests need a token.
-        health_token: whether health checks need one, too.
+        health_token: whether health checks also need a token.
         routes: paths of the user's choice.
     """
     token = _TOKEN if tokens else ""
@@ -357,8 +357,8 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
     """Yield the operations of each path of a model.
 
     Args:
-        token: the name of the security scheme.
-        named: whether paths have the model's name in place of a parameter.
+        token: name of the security scheme.
+        named: whether paths contain the model's name in place of a parameter.
     """
 
     def of(path: str) -> tuple[Parameter, ...]:

@@ -1,6 +1,6 @@
 """The routes of the management API: TorchServe's paths, parameters, statuses and texts.
 
-Calls that wait for an archive or for workers run in a task, so that other requests are answered meanwhile.
+Calls that wait for an archive or for workers run in a task, so that other requests are answered in the meantime.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Management:
         settings: the server's configuration.
         metrics: counts the responses.
         console: answers requests below ``/console``; None: there is no console.
-        forward: passes a request on to another server, and returns whether that one answers it.
+        forward: forwards a request to another server, and returns whether that server answers it.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Management:
         self.manage(request, segments[1:])
 
     def manage(self, request: Request, segments: list[str]) -> None:
-        """Answer a request whose token or session was checked, by the segments of its path."""
+        """Answer a request after its token or session was checked, by the segments of its path."""
         if self._forward(request):
             return
         if segments[:1] == ["models"] and len(segments) <= 4:
@@ -144,7 +144,7 @@ class Management:
             self._start(request, self._unregister(request, name, version))
 
     def _labels(self, request: Request, name: str, label: str) -> None:
-        """Respond with the labels of a model; with ``label`` set or remove that one."""
+        """Respond with the labels of a model, or set or remove ``label``."""
         if not label:
             _allow(request, "GET")
             self._registry.find(name)
@@ -164,7 +164,7 @@ class Management:
         self._respond_status(request, status_messages.labelled(name, label, version))
 
     def _routes(self, request: Request, segments: list[str]) -> None:
-        """Respond with the routes; with the segments of a path respond with, set or remove its route."""
+        """Respond with all routes; if ``segments`` contain a path, respond with its route, set it or remove it."""
         routes = self._registry.routes
         if not segments:
             _allow(request, "GET")
@@ -181,7 +181,7 @@ class Management:
         else:
             query = parameters.query(request)
             if unknown := sorted(query.keys() - parameters.ROUTE):
-                # Ignored, it would make the route lead to another version.
+                # If it were ignored, the route would lead to another version.
                 message = f"Unknown parameter {unknown[0]}; there are {' and '.join(parameters.ROUTE)}."
                 raise ApiError(400, "BadRequestException", message)
             if not query.get("model"):
@@ -264,7 +264,7 @@ class Management:
                 self._respond_document(request, [{**descriptions.version(described), "customizedMetadata": metadata}])
 
         parts: list[bytes] = []
-        # A handler has no use for the token.
+        # A handler does not need the token.
         headers = {key: value for key, value in request.headers if key.lower() != "authorization"}
         job = Job(next(self._ids), {**headers, "describe": "True"}, (), on_reply, described.deadline())
         try:

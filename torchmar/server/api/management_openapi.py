@@ -27,8 +27,8 @@ _ERRORS = {
     "403": "The default version can only be removed last",
     "404": "No such model, version, archive or route",
     "405": "The configuration does not allow registrations at run time",
-    "408": "It took too long",
-    "409": "In conflict with what is registered",
+    "408": "The call took too long",
+    "409": "In conflict with a registered model or version",
     "500": "The workers did not start",
     "503": "No worker is ready",
     "507": "A worker has no memory left",
@@ -48,17 +48,17 @@ _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
         {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
         "The SHA-256 that the archive's file must have.",
     ),
-    ("model_name", TEXT, "In place of the archive's name."),
-    ("handler", TEXT, "In place of the archive's handler."),
-    ("runtime", {"type": "string", "enum": ["python", "python3"]}, "In place of the archive's runtime."),
+    ("model_name", TEXT, "Name of the model, in place of the archive's."),
+    ("handler", TEXT, "Handler, in place of the archive's."),
+    ("runtime", {"type": "string", "enum": ["python", "python3"]}, "Runtime, in place of the archive's."),
     ("batch_size", whole_number(1), "Requests in a batch of the handler; default: 1."),
     ("max_batch_delay", whole_number(0), "Milliseconds; default: 100."),
-    ("response_timeout", whole_number(1), "Seconds; default: the server's."),
-    ("startup_timeout", whole_number(0), "Seconds, 0 for no limit; default: the server's."),
+    ("response_timeout", whole_number(1), "Seconds for a response; default: the server's value."),
+    ("startup_timeout", whole_number(0), "Seconds for a start, 0 for no limit; default: the server's value."),
     (
         "initial_workers",
         whole_number(0, _MOST_WORKERS),
-        "Workers to start with; default: the server's, which is none.",
+        "Number of workers at first; default: the server's value, which is 0.",
     ),
     ("synchronous", FLAG, "Whether to respond only when the workers are ready; default: true."),
     ("s3_sse_kms", FLAG, "Whether an archive in S3 is encrypted with a key of AWS KMS; without effect here."),
@@ -117,7 +117,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     "ModelList": record({"models": array(record({"modelName": TEXT, "modelUrl": TEXT}))}, {"nextPageToken": TEXT}),
     "Registration": {
         **record({}, {name: {**schema, "description": text} for name, schema, text in _REGISTRATION}),
-        # Others are ignored, as TorchServe does, but no parameter is a list or an object.
+        # As in TorchServe, other keys are ignored; but no parameter is a list or an object.
         "additionalProperties": {"anyOf": [TEXT, _NUMBER, FLAG]},
     },
     "ModelVersion": _MODEL_VERSION,
@@ -132,7 +132,7 @@ _SCHEMAS: Mapping[str, Schema] = {
             "gpuUsage": TEXT,
         },
         {
-            "node": {"type": "string", "description": "Where it runs, in a cluster."},
+            "node": {"type": "string", "description": "In a cluster: the node of the worker."},
             "device": {"type": "string", "description": "In a cluster: `cpu`, or the GPUs of the node: `gpu 0`."},
             "failure": {"type": "string", "description": "In a cluster: the traceback, if it does not load."},
         },
@@ -151,7 +151,7 @@ def management(tokens: bool) -> dict[str, Any]:
     token = _TOKEN if tokens else ""
     described = {"200": response("An OpenAPI document", reference("Description"))}
     limit = "Models on a page, 100 at the most, which is the default."
-    next_page = "The beginning of the page: nextPageToken of the page before."
+    next_page = "The start of the page: nextPageToken of the previous page."
     paths: dict[str, Any] = {
         "/": {"options": operation("apiDescription", "Describe this API.", described)},
         "/models": {
@@ -185,7 +185,7 @@ def management(tokens: bool) -> dict[str, Any]:
         "/downloads": {
             "get": operation(
                 "listDownloads",
-                "Return the downloads of archives that run, with the bytes that were received.",
+                "Return the running downloads of archives, with the received bytes.",
                 {"200": response("The downloads", reference("Downloads"))},
                 errors=_errors("400"),
                 token=token,
@@ -301,9 +301,9 @@ def _of_models(token: str) -> dict[str, Any]:
                     *parameters,
                     Parameter("query", "min_worker", whole_number(0, _MOST_WORKERS), "Workers to have; default: 1."),
                     Parameter(
-                        "query", "max_worker", whole_number(0, _MOST_WORKERS), "At the most; default: min_worker."
+                        "query", "max_worker", whole_number(0, _MOST_WORKERS), "Most workers; default: min_worker."
                     ),
-                    Parameter("query", "synchronous", FLAG, "Whether to respond only when it is done; default: false."),
+                    Parameter("query", "synchronous", FLAG, "Whether to respond when all is done; default: false."),
                 ),
                 token=token,
             ),

@@ -1,4 +1,4 @@
-"""Servers and models as the Open Inference Protocol and Triton's extensions of it describe them.
+"""Descriptions of servers and models in the Open Inference Protocol and Triton's extensions of it.
 
 https://github.com/kserve/open-inference-protocol and
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
@@ -24,7 +24,7 @@ def server() -> dict[str, Any]:
 
 
 def metadata(registry: Registry, version: Version) -> dict[str, Any]:
-    """Return a model's versions, inputs and outputs; those lists are empty if its handler does not describe them."""
+    """Return a model's versions, inputs and outputs; the last two are empty if its handler does not describe them."""
     described = version.pool.description
     return {
         "name": version.name,
@@ -36,7 +36,7 @@ def metadata(registry: Registry, version: Version) -> dict[str, Any]:
 
 
 def config(version: Version) -> dict[str, Any]:
-    """Return how a version is served, in the keys of Triton's model configuration."""
+    """Return the configuration of a version, in the keys of Triton's model configuration."""
     described, pool, options = version.pool.description, version.pool, version.serving.pool
     gpus = list(options.devices)
     group = {"name": version.name, "count": pool.min_workers, "gpus": gpus, "kind": "KIND_GPU" if gpus else "KIND_CPU"}
@@ -75,9 +75,9 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
 
 
 def index(registry: Registry, *, ready: bool = False) -> list[dict[str, str]]:
-    """Return the name, version and state of each version; with ``ready`` of those that take requests.
+    """Return the name, version and state of each version; with ``ready``, only of those that accept requests.
 
-    Models of the configuration that are not loaded yet, or could not be, are among them.
+    It includes models of the configuration that are not loaded yet, or could not be loaded.
     """
     documents = []
     for version in _versions(registry):

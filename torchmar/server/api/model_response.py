@@ -1,4 +1,4 @@
-"""The HTTP response to one request of a model: whole, in parts or as events, compressed where the client accepts it."""
+"""The HTTP response to a request to a model: whole, in parts or as events; compressed if the client accepts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.workers.jobs import Reply
 
 _JSON = "application/json"
-_LARGE = 1 << 16  # bytes that are compressed in a thread
+_LARGE = 1 << 16  # bytes above which a body is compressed in a thread
 
 
 class ModelResponse:
@@ -26,16 +26,16 @@ class ModelResponse:
 
     Args:
         request: the request.
-        request_id: sent as ``x-request-id``.
+        request_id: value of ``x-request-id`` in the response.
         version: the version of the model.
         metrics: counts the request.
-        max_size: bytes that a reply may have.
+        max_size: largest size of a reply in bytes.
 
     Attributes:
-        convert: returns the body to send for that of a successful reply, or raises ValueError; None: as it is.
-        encoding: of the body, ``gzip`` or ``deflate``; empty: as it is.
+        convert: converts the body of a successful reply, or raises ValueError; None: the body is sent unchanged.
+        encoding: content coding of the body, ``gzip`` or ``deflate``; empty: none.
         events: whether the parts of a streamed reply are sent as events.
-        only_events: whether a whole reply is sent as one event, too.
+        only_events: whether even a reply that is not streamed is sent as an event.
     """
 
     __slots__ = (
@@ -73,7 +73,7 @@ class ModelResponse:
         if reply.status >= 400 and not reply.more and not self._started and is_kserve(request.target):
             reply = reply._replace(body=with_error(reply.body), content_type=_JSON)
         if not reply.more:
-            # Breaks the reference cycle of the request and its job, so that both are freed at once.
+            # This breaks the reference cycle of request and job, so that both are freed at once.
             request.on_disconnect = None
             seconds = time.monotonic() - self._since
             self._metrics.request(self._version.name, self._version.version, reply.status, seconds)
@@ -97,7 +97,7 @@ class ModelResponse:
             return Reply.of(ApiError(400, "BadRequestException", str(error)), more=reply.more)
 
     def _compress(self, reply: Reply) -> None:
-        """Send a reply in the client's encoding; a large one is encoded in a thread, so that no other request waits."""
+        """Send a reply in the client's content coding; a large one is encoded in a thread, to block no others."""
         if len(reply.body) < _LARGE:
             self._send_encoded(reply, compression.encode(reply.body, self.encoding))
             return
@@ -119,7 +119,7 @@ class ModelResponse:
             if self._as_events:
                 self._send_error(reply)
             elif self._started:
-                # The status was sent already, and is that of success: the client must not take the parts for the whole.
+                # The status of success was sent already: the abort shows the client that parts are missing.
                 request.abort()
             else:
                 request.respond(reply.status, reply.body, reply.content_type, ((HEADER, self._id),))
@@ -144,19 +144,19 @@ class ModelResponse:
             request.end()
 
     def _is_event(self, reply: Reply) -> bool:
-        """Return whether a whole reply is sent as an event: events can hold it. Its client accepts nothing else."""
+        """Return whether a whole reply is sent as an event: it can be one, and the client accepts nothing else."""
         if reply.status >= 300 or reply.status in BODILESS:
             return False
         return not self._has_own_format(reply) and _is_text(reply.body)
 
     def _has_own_format(self, reply: Reply) -> bool:
-        """Return whether a handler writes events itself, or compresses its parts."""
+        """Return whether a handler formats events itself, or compresses the parts."""
         content_type, headers = self._head(reply)
         is_event_stream = content_type.partition(";")[0].strip().lower() == event_stream.CONTENT_TYPE
         return is_event_stream or any(name.lower() == "content-encoding" for name, _ in headers)
 
     def _send_event(self, reply: Reply) -> bool:
-        """Send a part as an event; return False if it is none, so that the stream has ended with an error."""
+        """Send a part as an event; return False if it cannot be one, so that the stream has ended with an error."""
         try:
             text = reply.body.decode()
         except UnicodeDecodeError:
@@ -169,18 +169,18 @@ class ModelResponse:
         return True
 
     def _send_error(self, reply: Reply) -> None:
-        """Send an error as the last event: the status of the response was sent before it was known."""
+        """Send an error as the last event, because the status of the response has been sent before."""
         request = self._request
         request.send(event_stream.event(reply.body.decode("utf-8", "replace").rstrip(), "error"))
         request.end()
 
     def _head(self, reply: Reply) -> tuple[str, list[tuple[str, str]]]:
-        """Return the content type and the headers, without those that a handler cannot set."""
+        """Return the content type and the headers, except headers that a handler cannot set."""
         content_type, headers = reply.content_type, [(HEADER, self._id)]
         for name, value in reply.headers.items():
             lower = name.lower()
             if lower == "content-type":
-                # An error in KServe's protocols has a body, and so a type, of the server's.
+                # The body of an error in KServe's protocols is the server's, and so is its type.
                 content_type = content_type or value
             elif lower != HEADER:
                 headers.append((name, value))

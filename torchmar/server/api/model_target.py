@@ -1,6 +1,6 @@
-"""Paths of the inference API to the model that they name: TorchServe's, KServe's, TensorFlow Serving's, SageMaker's.
+"""The model in a path of the inference API: of TorchServe, KServe, TensorFlow Serving, SageMaker, or of a route.
 
-A route of the user leads to a model, too.
+A route is a path that the user has configured for a model.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
 
 
 class ModelTarget(NamedTuple):
-    """The model that a path names, and the rules for reading its requests.
+    """The model of a path, and the rules for reading its requests.
 
     Attributes:
-        model: its name; None: the query, the form or the registry has it.
-        version: None: the default one.
-        headers: seen by the handler besides those of the client.
-        query: whether parameters are a part of the handler's row.
-        tensors: whether it is of the Open Inference Protocol: tensors may be bytes, and the response is compressed for
-            clients that accept it.
-        kserve: whether the path is of KServe's protocols, whose bodies are JSON whatever type they are sent as.
-        tensorflow: whether the path is of TensorFlow Serving's, too, so that a version may be its number of it.
-        label: of the version, in place of ``version``.
-        verb: ``classify`` or ``regress``; empty: any other.
-        route: the template of the path, for traces.
+        model: name of the model; None: it is in the query or the form, or it is the only registered one.
+        version: version of the model; None: the default version.
+        headers: further headers for the handler.
+        query: whether parameters of the query become parts of the handler's row.
+        tensors: whether the path is of the Open Inference Protocol: tensors may be binary, and the response is
+            compressed if the client accepts it.
+        kserve: whether the path is of KServe's protocols, whose bodies are JSON whatever their content type.
+        tensorflow: whether the path is also of TensorFlow Serving, so that a version may be a number of that API.
+        label: label of the version, in place of ``version``.
+        verb: ``classify`` or ``regress``; empty: any other verb.
+        route: template of the path, for traces.
     """
 
     model: str | None
@@ -48,10 +48,10 @@ class ModelTarget(NamedTuple):
 
 
 def model_target(segments: list[str]) -> ModelTarget | None:
-    """Return the model that the segments of a path name; None if the path is not a model's."""
+    """Return the model in the segments of a path; None if the path does not belong to a model."""
     match segments:
         case ["predictions" | "explanations" as verb, name, *rest]:
-            # Segments behind the version are for the handler.
+            # Further segments after the version are for the handler.
             headers = {"url_path": "/".join(rest[1:]), **(_EXPLAIN if verb == "explanations" else _PREDICT)}
             route = f"/{verb}/{_NAME}/{_VERSION}" if rest else f"/{verb}/{_NAME}"
             return ModelTarget(name, rest[0] if rest else None, headers, route=route)
@@ -76,12 +76,12 @@ def model_target(segments: list[str]) -> ModelTarget | None:
 
 
 def route_target(path: str, route: Route) -> ModelTarget:
-    """Return the model of a route, by its path; its requests are read as those of ``/predictions``."""
+    """Return the model of a route; its requests are read as those of ``/predictions``."""
     return ModelTarget(route.model, route.version, {"url_path": "", **_PREDICT}, route=path)
 
 
 def _v1_target(segments: list[str], verb: str) -> ModelTarget | None:
-    """Return the model of a path below ``/v1/models``, by the segments before the verb."""
+    """Return the model in a path below ``/v1/models``, from the segments before the verb."""
     if verb in _EXAMPLE_VERBS:
         headers, example_verb = _PREDICT, verb
     elif verb in _V1_VERBS:

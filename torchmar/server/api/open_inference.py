@@ -1,4 +1,4 @@
-"""Documents of the server below ``/v2``: the Open Inference Protocol and Triton's extensions of it."""
+"""Documents below ``/v2``: the Open Inference Protocol and Triton's extensions of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OpenInference:
 
     Args:
         registry: the models.
-        metrics: source of the statistics.
+        metrics: provides the statistics.
     """
 
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
@@ -36,11 +36,11 @@ class OpenInference:
 
         Args:
             request: the request.
-            segments: the path behind ``v2``.
+            segments: segments of the path after ``v2``.
 
         Raises:
-            ApiError: 404, there is no such path, model or version; 405, not for that method; 501, an extension that is
-                not supported.
+            ApiError: 404, the path, model or version does not exist; 405, the path does not accept this method; 501, an
+                extension that is not supported.
         """
         if message := _unsupported(segments):
             raise ApiError(501, "NotImplementedException", message)
@@ -48,7 +48,7 @@ class OpenInference:
             return 200, model_documents.index(self._registry, ready=_only_ready(request))
         response = self._read(segments)
         if request.method not in ("GET", "HEAD"):
-            # The response to a client that forgot the verb must not look like a prediction.
+            # The response to a path without a verb must not look like a prediction.
             raise not_allowed("GET", "HEAD")
         return response
 
@@ -98,7 +98,7 @@ def not_found() -> ApiError:
 
 
 def _unsupported(segments: list[str]) -> str:
-    """Return the message for a path of an extension of Triton's that is not supported; empty for any other path."""
+    """Return the message for the path of an unsupported extension of Triton's; empty for any other path."""
     match segments:
         case ["repository", "models", _, "load" | "unload"]:
             return LOADING
@@ -116,7 +116,7 @@ def _unsupported(segments: list[str]) -> str:
 
 
 def _only_ready(request: Request) -> bool:
-    """Return whether a request for the index is for ready models only."""
+    """Return whether a request for the index selects only ready models."""
     if not request.body:
         return False
     try:

@@ -19,13 +19,13 @@ _INT32_MAX = (1 << 31) - 1
 
 
 class Parameter(NamedTuple):
-    """A parameter of an operation; one in the path is required.
+    """A parameter of an operation; parameters in the path are required.
 
     Attributes:
         location: ``path`` or ``query``.
-        name: of the parameter.
-        schema: of its value.
-        description: what it does.
+        name: name of the parameter.
+        schema: schema of its value.
+        description: purpose of the parameter.
         required: whether the operation needs it.
     """
 
@@ -47,11 +47,11 @@ def array(items: Schema) -> Schema:
 
 
 def record(properties: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """Return the schema of an object with these properties, and others besides.
+    """Return the schema of an object with these properties; it may also have others.
 
     Args:
-        properties: always present.
-        optional: may be missing.
+        properties: properties that are always present.
+        optional: properties that may be missing.
     """
     required = {"required": list(properties)} if properties else {}  # OpenAPI 3.0 does not allow an empty one
     return {"type": "object", **required, "properties": {**properties, **(optional or {})}}
@@ -63,7 +63,7 @@ def reference(name: str) -> Schema:
 
 
 def response(description: str, schema: Schema | None = None, *content_types: str) -> dict[str, Any]:
-    """Return a response, by default in JSON; without a schema it has no content that is described."""
+    """Return a response, by default in JSON; without a schema, its content is not described."""
     if schema is None:
         return {"description": description}
     content = {content_type: {"schema": schema} for content_type in content_types or (JSON,)}
@@ -84,14 +84,14 @@ def operation(
     """Return an operation.
 
     Args:
-        identity: its id, once in a document.
-        description: what it does.
-        responses: by status.
-        errors: descriptions by status, of responses with TorchServe's error body.
-        parameters: of path and query.
-        body: the schema of the request by content type.
-        body_required: whether a request has a body.
-        token: the name of the security scheme; empty where no token is needed.
+        identity: its id, unique in the document.
+        description: its summary.
+        responses: its responses, by status.
+        errors: descriptions, by status, of responses with TorchServe's error body.
+        parameters: parameters in the path and the query.
+        body: schema of the request, by content type.
+        body_required: whether a request needs a body.
+        token: name of the security scheme; empty: no token is needed.
     """
     described: Operation = {
         "description": description,
@@ -127,14 +127,14 @@ def document(
     *,
     token: str = "",
 ) -> dict[str, Any]:
-    """Return a document, with the schema of errors among its own.
+    """Return a document; its schemas include that of errors.
 
     Args:
-        title: of the API.
-        description: of the API.
-        paths: the operations by path and method.
-        schemas: of the components, by name.
-        token: the name of the security scheme; empty for a server without tokens.
+        title: title of the API.
+        description: description of the API.
+        paths: operations, by path and method.
+        schemas: schemas of the components, by name.
+        token: name of the security scheme; empty: the server has no tokens.
     """
     components: dict[str, Any] = {"schemas": {"Error": _ERROR, **schemas}}
     if token:

@@ -1,6 +1,6 @@
-"""Parameters of management requests: their values by type, their names with suggestions for misspelt ones.
+"""Parameters of management requests: conversion of values to types, and suggestions for misspelt names.
 
-TorchServe ignores an unknown parameter, so that a misspelt one leaves a model with a default.
+TorchServe ignores an unknown parameter, so that a misspelt one would leave a default value in force.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DESCRIBE = ("customized",)
 LABEL = ("version",)
 ROUTE = ("model", "version")
 SCALE = ("min_worker", "max_worker", "synchronous", "model_version")
-# Names of the same parameter in other calls, configuration files and clients.
+# Names that other calls, configuration files and clients use for the same parameter.
 _SYNONYMS = (
     {"workers", "min_worker", "min_workers", "initial_workers"},
     {"max_worker", "max_workers"},
@@ -27,24 +27,24 @@ _SYNONYMS = (
     {"model_name", "name"},
 )
 _INT32 = 1 << 31
-_LONGEST = 100  # characters of a name that is logged
+_LONGEST = 100  # characters of a name that are logged
 
 
 def query(request: Request) -> dict[str, str]:
-    """Return the parameters of a query; of one that occurs several times, the first."""
+    """Return the parameters of a query; of repeated ones, the first."""
     return dict(reversed(request.query))
 
 
 def check(names: Iterable[str], known: tuple[str, ...], call: str) -> None:
-    """Raise an error for names that are probably misspelt; log the others that the call does not have.
+    """Raise an error for names that are probably misspelt; log other unknown names.
 
     Args:
-        names: of the parameters in a request.
-        known: the names that the call has.
-        call: for the log: ``POST /models``.
+        names: names of the parameters in a request.
+        known: names of the call's parameters.
+        call: name of the call for the log: ``POST /models``.
 
     Raises:
-        ApiError: 400, with the name that is probably meant.
+        ApiError: 400, with the name that the client probably meant.
     """
     for name in names:
         if name in known:
@@ -55,10 +55,10 @@ def check(names: Iterable[str], known: tuple[str, ...], call: str) -> None:
 
 
 def number(values: Mapping[str, str], name: str, default: Any, *, least: int = -_INT32) -> Any:
-    """Return a parameter that is a whole number, or ``default`` where it is missing or empty.
+    """Return a parameter that is a whole number, or ``default`` if it is missing or empty.
 
     Raises:
-        ApiError: 400; it is not a whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
+        ApiError: 400; it is not a whole number from ``least`` to the largest of 32 bits, TorchServe's type.
     """
     text = values.get(name)
     if not text:
@@ -71,10 +71,10 @@ def number(values: Mapping[str, str], name: str, default: Any, *, least: int = -
 
 
 def flag(values: Mapping[str, str], name: str, *, default: bool) -> bool:
-    """Return a parameter that is ``true`` or ``false``, in any case.
+    """Return a parameter that is ``true`` or ``false``, in upper or lower case.
 
     Raises:
-        ApiError: 400, it is neither.
+        ApiError: 400, it is neither of them.
     """
     text = values.get(name)
     if text is None:
@@ -85,7 +85,7 @@ def flag(values: Mapping[str, str], name: str, *, default: bool) -> bool:
 
 
 def _similar(name: str, known: tuple[str, ...]) -> str | None:
-    # batchSize, batch-size and "batch size" are batch_size.
+    # batchSize, batch-size and "batch size" mean batch_size.
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_").replace(" ", "_").lower()
     for names in _SYNONYMS:
         if plain in names and (same := names.intersection(known)):

@@ -1,4 +1,4 @@
-"""The registration of a model as an HTTP request: its query and its JSON body."""
+"""The registration of a model from an HTTP request, with a query or a JSON body."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.http import Request
 from torchmar.server.models.registration import Registration, source
 
-# TorchServe's own defaults, which its clients may send for a parameter that is not set.
+# TorchServe's default values, which its clients may send for unset parameters.
 _UNSET = {"batch_size": -1, "max_batch_delay": -100, "response_timeout": -1, "startup_timeout": -1}
 
 
 def registration(request: Request) -> Registration:
-    """Return the registration that a request is for; its JSON body takes precedence over its query.
+    """Return the registration in a request; its JSON body takes precedence over its query.
 
     Raises:
-        ApiError: 400; there is no URL, the body is not a JSON object, or a parameter is not of its type.
+        ApiError: 400; there is no URL, the body is not a JSON object, or a parameter has a wrong type.
     """
     body = _body(request.body) if is_json_type(request.header("content-type")) else {}
     values = {**parameters.query(request), **body}
@@ -53,7 +53,7 @@ def registration(request: Request) -> Registration:
 
 
 def _body(body: bytes) -> dict[str, str]:
-    """Return the members of a JSON object as texts, as a query has them, without those that are null."""
+    """Return the members of a JSON object as texts, as in a query, without null values."""
     try:
         document = json.loads(body or b"null")
     except (ValueError, RecursionError) as error:
@@ -79,10 +79,10 @@ def _body(body: bytes) -> dict[str, str]:
 
 
 def _lenient(body: bytes) -> Any:
-    """Return a body that only TorchServe's parser (Gson) accepts as JSON: with apostrophes, or names without quotes.
+    """Return a body that TorchServe's JSON parser (Gson) accepts and others do not: apostrophes, names without quotes.
 
     Raises:
-        ValueError, yaml.YAMLError: it is not such an object.
+        ValueError, yaml.YAMLError: the body is no such object.
     """
     text = body.decode().strip()
     if not text.startswith("{"):

@@ -1,4 +1,4 @@
-"""The server's span of a request over HTTP, by OpenTelemetry's semantic conventions.
+"""The span of an HTTP request in the server, by OpenTelemetry's semantic conventions.
 
 https://opentelemetry.io/docs/specs/semconv/http/http-spans/
 """
@@ -18,7 +18,7 @@ class HttpSpans:
     """Starts and ends the spans of one API.
 
     Args:
-        tracer: chooses the requests.
+        tracer: decides which requests are sampled.
         scheme: ``http`` or ``https``.
     """
 
@@ -28,14 +28,14 @@ class HttpSpans:
     def start(self, request: Request, request_id: str, route: str = "") -> RequestSpan | None:
         """Start the span of a request, which ends with its response; None if it is not sampled.
 
-        The handler then gets a ``traceparent`` that continues the trace below the span.
+        The handler then gets a ``traceparent`` with this span as the parent.
 
         Args:
             request: the request.
             request_id: its id in the logs.
-            route: the template of its path; empty: it has none.
+            route: template of its path; empty: there is none.
         """
-        if isinstance(request.observer, _Ending):  # it has waited for its model to be loaded, or is rejected
+        if isinstance(request.observer, _Ending):  # the request has waited until its model was loaded, or is rejected
             return request.observer.span
         client = request.client.rpartition(":")[0].strip("[]")
         attributes = {
@@ -58,7 +58,7 @@ class HttpSpans:
 
 
 class _Ending:
-    """Ends the span of a request with its response; None: the request is not sampled."""
+    """Ends the span of a request with its response; the span is None if the request is not sampled."""
 
     __slots__ = ("span",)
 

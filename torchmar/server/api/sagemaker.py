@@ -1,9 +1,10 @@
-"""The paths that SageMaker demands of containers besides ``/ping`` and ``/invocations``, which TorchServe has, too.
+"""The paths that SageMaker requires of containers besides ``/ping`` and ``/invocations``, which TorchServe also has.
 
 ``GET /execution-parameters`` is for batch transform jobs:
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html. With several models SageMaker loads,
 lists and unloads them itself at ``/models``, and sends its requests to ``/models/NAME/invoke``:
-https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html. No one else may reach that address.
+https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html. Only SageMaker may be able to reach that
+address.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from torchmar.server.telemetry.metrics import Metrics
 
 _JSON = "application/json"
 _TARGET = "x-amzn-sagemaker-target-model"
-_PAGE = 100  # models, at the most
+_PAGE = 100  # largest number of models on a page
 _MIB = 1 << 20
-# SageMaker's limits of a batch transform job: MiB of a request, and of all requests at a time.
+# SageMaker's limits for a batch transform job: MiB of a request, and of all concurrent requests.
 _BATCH_PAYLOAD_MIB, _BATCH_TOTAL_MIB = 6, 100
 
 
@@ -50,7 +51,7 @@ class SageMaker:
     def __init__(self, inference: App, registry: Registry, settings: Settings, metrics: Metrics) -> None:
         self._inference, self._registry, self._settings, self._metrics = inference, registry, settings, metrics
         self._multi_model = settings.platform == "sagemaker-multi-model"
-        self._loading: dict[str, asyncio.Event] = {}  # set when the load of this name has ended
+        self._loading: dict[str, asyncio.Event] = {}  # an event for each name that is being loaded, set at the end
         self._memory = Reservations()
         self._tasks = BackgroundTasks()
         self._ids = request_ids()
@@ -74,9 +75,9 @@ class SageMaker:
             self._respond_error(request, error)
 
     def _execution_parameters(self) -> dict[str, Any]:
-        """Return how a batch transform job should send its records, unless its user has chosen it.
+        """Return how a batch transform job should send its records, unless the user has configured it.
 
-        A record is a request of its own: whether several in one body are several inputs is the handler's matter.
+        Each record is a separate request, because only the handler knows whether one body can contain several inputs.
         """
         payload = max(1, min(self._settings.max_request_size // _MIB, _BATCH_PAYLOAD_MIB))
         versions = [version for model in self._registry.models.values() for version in model.versions.values()]
@@ -116,7 +117,7 @@ class SageMaker:
 
     async def _load(self, request: Request) -> None:
         name, url = _load_request(request.body)
-        await self._wait_for_load(name)  # 409 before its end would say that the model can be invoked
+        await self._wait_for_load(name)  # a 409 before the end would mean that the model can be invoked
         if name in self._registry.models:
             raise ApiError(409, "ConflictStatusException", f"Model {name} is loaded already.")
         ended = self._loading[name] = asyncio.Event()
@@ -135,7 +136,7 @@ class SageMaker:
         self._respond(request, {"status": status_messages.registered(version, synchronous=True)})
 
     async def _unload(self, request: Request, name: str) -> None:
-        await self._wait_for_load(name)  # it would be there after its unloading
+        await self._wait_for_load(name)  # otherwise the load would complete after the unloading
         await self._registry.unregister(name)
         self._respond(request, {"status": status_messages.unregistered(name)})
 
@@ -189,10 +190,10 @@ def _load_request(body: bytes) -> tuple[str, str]:
 
 
 def _archive(url: str, store: Path) -> Path:
-    """Return the archive at a path below the model store: the folder itself, or the only ``.mar`` in it. Blocking.
+    """Return the archive at a path in the model store: the folder itself, or the only ``.mar`` in it. Blocking.
 
     Raises:
-        ApiError: 404, there is none, or it is elsewhere; 400, there are several.
+        ApiError: 404, there is no archive, or the path is outside of the store; 400, there are several archives.
     """
     path = Path(url.removeprefix("file://"))
     try:

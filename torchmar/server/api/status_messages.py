@@ -29,7 +29,7 @@ def made_default(name: str, version: str) -> str:
 
 
 def labelled(name: str, label: str, version: str) -> str:
-    """Return the message of a label that stands for another version now."""
+    """Return the message for a label that was set to a version."""
     return f'Label {label} of model "{name}" stands for version {version}'
 
 
@@ -39,7 +39,7 @@ def label_removed(name: str, label: str) -> str:
 
 
 def routed(path: str, route: Route) -> str:
-    """Return the message of a route that leads to another model or version now."""
+    """Return the message for a route that was set to a model."""
     version = f", version {route.version}" if route.version is not None else ""
     return f'Route {path} leads to model "{route.model}"{version}'
 

@@ -1,4 +1,4 @@
-"""Models as TensorFlow Serving describes them, and its classifications and regressions as requests and replies.
+"""Descriptions of models as in TensorFlow Serving, and the conversion of its classifications and regressions.
 
 https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md
 """
@@ -18,7 +18,7 @@ from torchmar.tensor_elements import BF16, BYTES
 
 SIGNATURE = "serving_default"
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{verb}" for verb in ("predict", "classify", "regress"))
-#: The type that TensorFlow has for a datatype of the Open Inference Protocol.
+#: The TensorFlow type of each datatype in the Open Inference Protocol.
 DTYPES = {
     "BOOL": "DT_BOOL",
     **{f"INT{bits}": f"DT_INT{bits}" for bits in (8, 16, 32, 64)},
@@ -40,7 +40,7 @@ class Status(NamedTuple):
     Attributes:
         version: TorchServe's version.
         state: ``LOADING``, ``AVAILABLE`` or ``END``.
-        error: why it is not available; empty if there is no error.
+        error: reason why it is not available; empty if there is no error.
     """
 
     version: str
@@ -49,19 +49,19 @@ class Status(NamedTuple):
 
 
 def number(version: str) -> int | None:
-    """Return TensorFlow Serving's number of a version: 2 of ``2``, ``2.0`` and ``2.0.0``; None of all others."""
+    """Return TensorFlow Serving's number of a version: 2 for ``2``, ``2.0`` and ``2.0.0``; None for other versions."""
     match = _WHOLE.fullmatch(version)
     return int(match[1]) if match else None
 
 
 def find(registry: Registry, name: str, version: str | None = None, label: str = "") -> Version:
-    """Return a version by its name, TensorFlow Serving's number of it, or a label; by default the default version.
+    """Return a version by its name, its number in TensorFlow Serving or a label; without these, the default version.
 
-    A version is its own label, too, so that clients with labels reach one without a number (``1.5``).
+    The name of a version also works as a label, so that clients with labels reach versions without a number (``1.5``).
 
     Raises:
-        ApiError: 404, there is no such model, version or label.
-        StillLoading: 503, the server still loads models at its start.
+        ApiError: 404, the model, version or label does not exist.
+        StillLoading: 503, the server is still loading the models of its configuration.
     """
     model = registry.models.get(name)
     if model is not None and label:
@@ -76,7 +76,7 @@ def statuses(registry: Registry, name: str, version: str | None = None, label: s
     """Return the states of a model's versions, or of one; the arguments are those of `find`.
 
     Raises:
-        ApiError: 404, there is no such model, version or label.
+        ApiError: 404, the model, version or label does not exist.
     """
     try:
         selected = find(registry, name, version, label)
@@ -91,10 +91,10 @@ def statuses(registry: Registry, name: str, version: str | None = None, label: s
 
 
 def document(registry: Registry, name: str, segments: Sequence[str]) -> dict[str, Any]:
-    """Return what a path below ``/v1/models/NAME/`` stands for: states of a version, or the metadata of a model.
+    """Return the document at a path below ``/v1/models/NAME/``: states of a version, or the metadata of a model.
 
     Raises:
-        ApiError: 404, there is no such path, model, version or label.
+        ApiError: 404, the path, model, version or label does not exist.
     """
     match segments:
         case ["metadata"]:
@@ -111,7 +111,7 @@ def document(registry: Registry, name: str, segments: Sequence[str]) -> dict[str
 
 
 def status_document(statuses: Iterable[Status]) -> dict[str, Any]:
-    """Return states as TensorFlow Serving's REST API does; a version without a number is named as it is."""
+    """Return states in the format of TensorFlow Serving's REST API; a version without a number keeps its name."""
     return {
         "model_version_status": [
             {
@@ -125,7 +125,7 @@ def status_document(statuses: Iterable[Status]) -> dict[str, Any]:
 
 
 def metadata_document(version: Version) -> dict[str, Any]:
-    """Return a version's signature as TensorFlow Serving's REST API does."""
+    """Return a version's signature in the format of TensorFlow Serving's REST API."""
     described = version.pool.description
     signature = {
         "inputs": {tensor["name"]: _tensor_info(tensor) for tensor in described.get("inputs", ())},
@@ -140,7 +140,7 @@ def check_signature(name: str) -> None:
     """Check the name of a signature.
 
     Raises:
-        ApiError: 400, a model has one signature, and this is another name.
+        ApiError: 400, it is not the name of the model's only signature.
     """
     if name not in _SIGNATURES:
         message = f'Serving signature name: "{name}" not found in signature def; the model has {SIGNATURE}'
@@ -148,12 +148,13 @@ def check_signature(name: str) -> None:
 
 
 def instances(examples: Sequence[Mapping[str, Any]], context: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
-    """Return the instances of examples, in the form that ``predict`` takes.
+    """Return the instances of examples, in the form for ``predict``.
 
     Args:
-        examples: features by name; a feature is a value or a list of values.
-        context: features of every example that does not have its own.
-        inputs: the model's description of its inputs; a list of one value is that value unless the input is a list.
+        examples: features of each example, by name; a feature is a value or a list of values.
+        context: features for every example that does not have its own.
+        inputs: the model's description of its inputs; a list with one value stands for this value unless the input is a
+            list.
     """
     ranks = {tensor["name"]: len(tensor["shape"]) - 1 for tensor in inputs}
     return [
@@ -163,7 +164,7 @@ def instances(examples: Sequence[Mapping[str, Any]], context: Mapping[str, Any],
 
 
 def examples_of(body: bytes, inputs: Sequence[Any]) -> bytes:
-    """Return the body of a ``predict`` for that of a ``classify`` or ``regress``.
+    """Return the body of a ``predict`` request from that of a ``classify`` or ``regress`` request.
 
     Raises:
         ApiError: 400, the body is not such a request.
@@ -185,10 +186,10 @@ def examples_of(body: bytes, inputs: Sequence[Any]) -> bytes:
 
 
 def predictions(body: bytes) -> list[Any]:
-    """Return the predictions of a reply to ``predict``.
+    """Return the predictions in a reply to ``predict``.
 
     Raises:
-        ValueError: the reply has none.
+        ValueError: the reply contains none.
     """
     document = json.loads(body)
     values = document.get("predictions") if isinstance(document, dict) else document
@@ -200,11 +201,11 @@ def predictions(body: bytes) -> list[Any]:
 def classes(prediction: Any) -> list[tuple[str, float]]:
     """Return the labels and scores of a prediction.
 
-    It is ``{label: score}``, as classifiers of torchmar answer, ``{"classes": [...], "scores": [...]}``,
-    ``{"label": ..., "probability": ...}``, or a list of scores, whose labels are their positions.
+    It is ``{label: score}``, the format of torchmar's classifiers, ``{"classes": [...], "scores": [...]}``,
+    ``{"label": ..., "probability": ...}``, or a list of scores, whose labels are their indices.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the prediction has none of these forms.
     """
     if isinstance(prediction, Mapping):
         labels, scores = prediction.get("classes"), prediction.get("scores")
@@ -220,10 +221,10 @@ def classes(prediction: Any) -> list[tuple[str, float]]:
 
 
 def regression(prediction: Any) -> float:
-    """Return the value of a prediction: a number, a list of one, or an object with one number.
+    """Return the value of a prediction: a number, a list with one number, or an object with one number.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the prediction has none of these forms.
     """
     if isinstance(prediction, Mapping):
         numbers = [value for value in prediction.values() if is_number(value)]
@@ -237,10 +238,10 @@ def regression(prediction: Any) -> float:
 
 
 def results_document(verb: str, body: bytes) -> bytes:
-    """Return the body of a reply to ``classify`` or ``regress`` for that of a reply to ``predict``.
+    """Return the body of a reply to ``classify`` or ``regress`` from that of a reply to ``predict``.
 
     Raises:
-        ValueError: the predictions are no classifications, or no numbers.
+        ValueError: the predictions are not classifications, or not numbers.
     """
     convert = classes if verb == "classify" else regression
     return json.dumps(
@@ -272,7 +273,7 @@ def _version_name(version: str) -> str:
 
 
 def _feature(value: Any, rank: int | None) -> Any:
-    """Return the value of a feature for an input with a rank, without the batch's dimension; None: not known."""
+    """Return the value of a feature for an input of a rank, without the batch dimension; None: the rank is unknown."""
     if rank:
         return value if isinstance(value, list) else [value]
     return value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -289,7 +290,7 @@ def _score(value: Any) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value of JSON is a number; true and false are not."""
+    """Return whether a JSON value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

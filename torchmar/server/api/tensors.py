@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol between client and worker: elements as bytes (`tensor_elements`), or JSON."""
+"""Tensors of the Open Inference Protocol between client and worker: in binary (`tensor_elements`) or in JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class Tensor(NamedTuple):
-    """A tensor with its elements as bytes; ``parameters`` are those of the input or output."""
+    """A tensor with its elements in binary; ``parameters`` are those of the input or output."""
 
     name: str
     datatype: str
@@ -26,7 +26,7 @@ def in_json(tensor: Tensor) -> dict[str, Any]:
     """Return a tensor as JSON.
 
     Raises:
-        ValueError: the bytes are not of its datatype and shape, or JSON cannot hold an element.
+        ValueError: the bytes do not match its datatype and shape, or JSON cannot represent an element.
     """
     elements = unpack(tensor.datatype, tensor.content)
     if len(elements) != math.prod(tensor.shape):
@@ -46,10 +46,10 @@ def in_json(tensor: Tensor) -> dict[str, Any]:
 
 
 def of_json(document: Mapping[str, Any]) -> Tensor:
-    """Return the tensor of a JSON document; an element of BYTES that is not a text is JSON itself.
+    """Return the tensor in a JSON document; an element of BYTES that is not a string is encoded as JSON.
 
     Raises:
-        ValueError, TypeError, KeyError: it is not a tensor.
+        ValueError, TypeError, KeyError: the document is not a tensor.
     """
     name, datatype, shape = str(document["name"]), document["datatype"], [int(size) for size in document["shape"]]
     elements = list(leaves_of(document["data"]))
@@ -59,11 +59,11 @@ def of_json(document: Mapping[str, Any]) -> Tensor:
 
 
 def joined(document: Mapping[str, Any], tensors: Iterable[Tensor], key: str) -> tuple[bytes, int]:
-    """Return a body with tensors as bytes behind the JSON, and the length of that.
+    """Return a body with JSON followed by binary tensors, and the length of the JSON.
 
     Args:
-        document: the JSON, without its tensors.
-        tensors: inputs or outputs.
+        document: JSON document without its tensors.
+        tensors: the inputs or outputs.
         key: ``inputs`` or ``outputs``.
     """
     described, contents = [], []
@@ -80,12 +80,12 @@ def split(body: bytes, header_length: int | None, key: str) -> tuple[dict[str, A
     """Return the JSON of a body without its tensors, and the tensors.
 
     Args:
-        body: JSON, or JSON with bytes behind it.
-        header_length: the length of the JSON; None: all of the body.
+        body: JSON, possibly followed by binary tensors.
+        header_length: length of the JSON; None: the whole body.
         key: ``inputs`` or ``outputs``.
 
     Raises:
-        ValueError, TypeError, KeyError: it is not such a body.
+        ValueError, TypeError, KeyError: the body is malformed.
     """
     document = json.loads(body if header_length is None else body[:header_length])
     tensors, offset = [], len(body) if header_length is None else header_length

@@ -1,4 +1,4 @@
-"""The archives that are available now in a model store or below a base path, and those of them to serve."""
+"""The archives that are currently in a model store or below a base path, and the selection of those to serve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AvailableVersion(NamedTuple):
 
     Attributes:
         model: its name.
-        version: its version; below a base path the number of its file or folder.
+        version: version; below a base path, the number of its file or folder.
         path: of the archive.
         stamp: changes whenever the archive is written to.
     """
@@ -34,19 +34,19 @@ class AvailableVersion(NamedTuple):
     stamp: tuple[int, ...]
 
 
-#: The result of an earlier call by path: archives that have not changed since are not read again.
+#: The result of an earlier call, by path: archives without changes since then are not read again.
 Known = Mapping[Path, AvailableVersion]
 
 
 def in_store(store: Path, known: Known | None = None) -> list[AvailableVersion]:
-    """Return the complete archives of a model store, under the names and versions of their manifests."""
+    """Return the complete archives in a model store, with the names and versions of their manifests."""
     return list(_complete(((path, None) for path in entries(store) if is_archive(path)), known))
 
 
 def in_base_path(base_path: BasePath, known: Known | None = None) -> list[AvailableVersion]:
     """Return the complete archives below a base path: ``1/``, ``2.mar`` ..., under the model's name and these numbers.
 
-    Of a folder and a file with one number it is the folder.
+    If a folder and a file have the same number, the folder is used.
     """
     numbered = [(path, version) for path in entries(base_path.path) if (version := number(path)) is not None]
     numbered.sort(key=lambda entry: entry[0].is_dir())
@@ -63,7 +63,7 @@ def select(versions: Iterable[AvailableVersion], policy: VersionPolicy) -> list[
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return the entries of a folder that are not hidden; of one that does not exist none."""
+    """Return the entries of a folder, except hidden ones; empty if it does not exist."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
@@ -71,7 +71,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def number(path: Path) -> str | None:
-    """Return the version that the name of an entry of a base path stands for; None for other entries."""
+    """Return the version in the name of an entry of a base path; None for other entries."""
     suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), "")
     stem = path.name.removesuffix(suffix)
     return str(int(stem)) if stem.isascii() and stem.isdigit() and (suffix or path.is_dir()) else None
@@ -80,7 +80,7 @@ def number(path: Path) -> str | None:
 def _complete(
     candidates: Iterable[tuple[Path, tuple[str, str] | None]], known: Known | None
 ) -> Iterator[AvailableVersion]:
-    """Yield the archives that can be opened and lack no member: a file that is being copied has no end yet."""
+    """Yield the archives that can be opened and are complete; a file that is being copied cannot be opened yet."""
     for path, identity in candidates:
         with contextlib.suppress(TorchmarError, OSError):
             current = stamp(path)
@@ -96,7 +96,7 @@ def _complete(
 
 
 def missing(archive: Archive) -> list[str]:
-    """Return the members that the folder of an archive of torchmar lists and does not have; of others none."""
+    """Return the members that are listed in the folder of a torchmar archive but missing; empty for other archives."""
     if not archive.path.is_dir() or _SUMS not in archive:
         return []
     lines = archive.read(_SUMS).decode("utf-8", "replace").splitlines()
@@ -104,7 +104,7 @@ def missing(archive: Archive) -> list[str]:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Return sizes and times of a file, or of all files of a folder: equal if nothing was written to it."""
+    """Return sizes and times of a file, or of all files in a folder; equal if no file was written."""
     if not path.is_dir():
         status = path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns

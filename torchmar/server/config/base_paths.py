@@ -15,11 +15,11 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class VersionPolicy:
-    """The versions of a model that are served.
+    """The selection of the versions of a model that are served.
 
     Attributes:
-        latest: how many of the newest; 0: all.
-        versions: these and no others, whatever ``latest`` is; empty: those that ``latest`` says.
+        latest: number of the newest versions; 0: all.
+        versions: names of versions to serve, in place of ``latest``; empty: ``latest`` decides.
     """
 
     latest: int = 1
@@ -31,10 +31,10 @@ class BasePath:
     """The folder with the versions of one model.
 
     Attributes:
-        name: the model's.
+        name: name of the model.
         path: the folder; it need not exist yet.
         policy: the versions to serve.
-        labels: of versions.
+        labels: labels, with the version of each.
     """
 
     name: str
@@ -47,7 +47,7 @@ def parse(text: str) -> tuple[BasePath, ...]:
     """Return the folders of ``torchmar_model_base_paths``.
 
     Raises:
-        ValueError: it is not such an object; the message says where.
+        ValueError: the text is no such object; the message says where.
     """
     try:
         document = json.loads(text)
@@ -59,7 +59,7 @@ def parse(text: str) -> tuple[BasePath, ...]:
 
 
 def show(paths: tuple[BasePath, ...]) -> str:
-    """Return folders as `parse` reads them."""
+    """Return folders in the syntax of `parse`."""
     return json.dumps({base_path.name: _document(base_path) for base_path in paths}, ensure_ascii=False)
 
 

@@ -1,6 +1,6 @@
-"""The text of a configuration: a file, variables of the environment and a command line, merged, with their origins.
+"""The text of a configuration, merged from a file, environment variables and a command line, with the origin of values.
 
-The order of precedence is TorchServe's, seen by running it.
+The order of precedence is TorchServe's, as observed.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
 
 
 class ConfigText:
-    """Values as text with their origins; problems are collected and raised together.
+    """Values as text, with their origins; problems are collected and raised together.
 
     Args:
         file: a ``config.properties``; None: there is none.
-        environment: variables, for ``$$NAME$$`` in values and for keys.
-        overrides: keys from a command line.
+        environment: environment variables, for ``$$NAME$$`` in values and for keys.
+        overrides: keys from the command line.
 
     Attributes:
-        file: the file.
-        values: by key; an overridden value is not in it.
-        warnings: for the user.
+        file: the configuration file.
+        values: values by key, without overridden ones.
+        warnings: warnings for the user.
     """
 
     def __init__(self, file: Path | None, environment: Mapping[str, str], overrides: Mapping[str, str]) -> None:
         self.file = file
         self.values: dict[str, str] = {}
         self.warnings: list[str] = []
-        self._problems: list[tuple[str, str]] = []  # and hints
+        self._problems: list[tuple[str, str]] = []  # each with a hint
         self._origins: dict[str, str] = {}
         for key, text in (properties.read(file).values if file else {}).items():
             self._set(key, self._interpolate(key, text, environment), f"{file}: {key}")
@@ -45,7 +45,7 @@ class ConfigText:
         self._read_environment(environment)
 
     def text(self, key: str) -> str:
-        """Return a value without spaces around it; empty if there is none."""
+        """Return a value without surrounding spaces; empty if the key is not set."""
         return self.values.get(key, "").strip()
 
     def flag(self, key: str) -> bool:
@@ -53,7 +53,7 @@ class ConfigText:
         return self.text(key).lower() == "true"
 
     def read(self, key: str, known: ConfigKey) -> Any:
-        """Return a value as its key's type; None if it is wrong, which is recorded as a problem."""
+        """Return a value with its key's type; None if it is invalid, which is recorded as a problem."""
         text = self.text(key)
         if known.read is flag and text.lower() not in ("true", "false"):
             self.warnings.append(f"{self.origin(key)}: false, as for TorchServe; write {key}=true or {key}=false")
@@ -64,7 +64,7 @@ class ConfigText:
             return None
 
     def origin(self, key: str) -> str:
-        """Return the origin of a value and its text."""
+        """Return the origin of a value, with its text."""
         return f"{self._origins.get(key, key)}={self.text(key)}"
 
     def problem(self, message: str, hint: str) -> None:
@@ -94,7 +94,7 @@ class ConfigText:
         if not self.flag("use_env_allowed_urls"):
             present.pop("TS_ALLOWED_URLS", None)
         if self.flag("torchmar_envvars_read"):
-            return  # torchmar-serve has written their values to the file
+            return  # torchmar-serve has already written the variables' values to the file
         if self.flag("enable_envvars_config"):
             for name, key in present.items():
                 self._set(key, environment[name], name)

@@ -20,16 +20,16 @@ _MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem
 def fixed_tokens(
     config: ConfigText, values: Mapping[str, Any], environment: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the configured tokens by API, of readers under ``read``; a variable precedes a file.
+    """Return the configured tokens by API, those of readers under ``read``; a variable takes precedence over a file.
 
-    Each line is a token, so that clients can change from one to the next one by one.
+    Each line is a token, so that clients can switch from one to another at different times.
 
-    Messages name the source and never the text, which is a secret.
+    Messages name the source, but never contain the text, which is secret.
 
     Args:
-        config: for origins and problems.
-        values: of keys that were read.
-        environment: with the variables.
+        config: configuration, for origins and problems.
+        values: values of the keys.
+        environment: environment with the variables.
     """
     tokens = {}
     for api, variable in TOKEN_VARIABLES.items():
@@ -56,7 +56,7 @@ def fixed_tokens(
 
 
 def check_tls(config: ConfigText, settings: Settings) -> None:
-    """Record a problem where an address is encrypted and its key or certificate is missing."""
+    """Record a problem if an address is encrypted but its key or certificate is missing."""
     addresses = (settings.inference, settings.management, settings.metrics, settings.grpc_inference)
     needed = any(address.tls for address in addresses)
     if config.text("keystore"):
@@ -85,14 +85,14 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     """Return the context of listeners with TLS; None if no key and certificate are configured.
 
     Raises:
-        PropertiesError: they cannot be read, or do not belong together.
+        PropertiesError: the files cannot be read, or do not belong together.
     """
     if not settings.private_key_file or not settings.certificate_file:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # Without this, a key with a password would prompt for it on the terminal.
+        # Without this, a key with a password would ask for it on the terminal.
         context.load_cert_chain(settings.certificate_file, settings.private_key_file, password=lambda: b"")
     except (OSError, ssl.SSLError) as error:
         raise PropertiesError(

@@ -1,4 +1,4 @@
-"""The meaning of every supported key of ``config.properties``, by group; the documentation is made from it."""
+"""Descriptions of all supported keys of ``config.properties``, by group, for the documentation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class KeyDescription(NamedTuple):
-    """The meaning of one key.
+    """The description of one key.
 
     Attributes:
         group: one of `GROUPS`.
-        text: what the key sets, in a sentence or two, with its unit.
-        default: for a key whose default `torchmar.server.config.settings.Settings` does not have.
+        text: meaning of the key, in a sentence or two, with its unit.
+        default: default, for keys without a field in `torchmar.server.config.settings.Settings`.
     """
 
     group: str
@@ -62,7 +62,7 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "disable_system_metrics": KeyDescription(METRICS, "Whether the metrics of the machine (CPU, memory) are left out."),
     "disable_token_authorization": KeyDescription(ACCESS, "`true` switches tokens off.", "`false`"),
     "enable_envvars_config": KeyDescription(
-        MODELS, "Whether `TS_*` variables override the file; they are listed on this page.", "`false`"
+        MODELS, "Whether `TS_*` variables, which are listed on this page, override the file.", "`false`"
     ),
     "enable_grpc_ssl": KeyDescription(TLS, "Whether gRPC uses TLS, with the same key and certificate."),
     "enable_metrics_api": KeyDescription(METRICS, "Whether the metrics API is served."),
@@ -111,7 +111,7 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     ),
     "load_models": KeyDescription(
         MODELS,
-        "What is loaded at the start: `all`, `none`, or a comma-separated list of `archive.mar`, `name=archive.mar`, "
+        "Models to load at the start: `all`, `none`, or a comma-separated list of `archive.mar`, `name=archive.mar`, "
         "`name=https://...` and `name=/FOLDER`.",
         "none",
     ),
@@ -138,7 +138,7 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     ),
     "model_snapshot": KeyDescription(
         MODELS,
-        "What is loaded instead of `load_models`: TorchServe's snapshot as JSON, or KServe's list of models.",
+        "The models to load instead of `load_models`: TorchServe's snapshot as JSON, or KServe's list of models.",
         "none",
     ),
     "model_store": KeyDescription(MODELS, "The folder with the archives.", "`model_store`"),
@@ -244,7 +244,7 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     ),
     "torchmar_shutdown_delay": KeyDescription(
         ADDRESSES,
-        "Seconds after SIGTERM in which the server answers new requests while its health checks say that it is not "
+        "Seconds after SIGTERM in which the server answers new requests while its health checks report that it is not "
         "ready, so that load balancers have removed it before it stops listening.",
     ),
     "torchmar_snapshots": KeyDescription(
@@ -273,14 +273,14 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "`false`",
     ),
     "torchmar_watch_seconds": KeyDescription(
-        MODELS, "Seconds between two looks at watched folders; `0` looks only at the start."
+        MODELS, "Seconds between two readings of watched folders; `0`: they are only read at the start."
     ),
     "torchmar_worker_memory": KeyDescription(
         WORKERS, "Memory that a worker on a CPU may allocate, in bytes or as `512MiB` or `4GiB` (Linux).", "no limit"
     ),
     "torchmar_worker_poll_us": KeyDescription(
         WORKERS,
-        "Microseconds for which a worker actively waits for its next request, and the server for the answer to a "
+        "Microseconds for which a worker busy-polls for its next request, and the server for the answer to a "
         "single request, when the previous one came as fast. `0` uses less CPU time and makes fast requests slower.",
     ),
     "ts_open_inference_protocol": KeyDescription(ADDRESSES, "Whether the Open Inference Protocol is served over gRPC."),

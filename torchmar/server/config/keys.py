@@ -1,8 +1,9 @@
-"""The keys of ``config.properties``: what the server reads, and what only TorchServe does.
+"""The keys of ``config.properties``: those of the server, and those of TorchServe alone.
 
-The one list of keys: the server reads values by it, ``torchmar doctor`` checks configurations by it, and engines find
-paths in a configuration by it. TorchServe's are the constants of its ConfigManager (0.12.0), and two keys of its
-launcher (plugins_path, vmargs). Defaults and ports of addresses are in `torchmar.properties`: clients read them, too.
+This is the only list of keys: the server reads values with it, ``torchmar doctor`` checks configurations with it, and
+engines use it to find paths in a configuration. TorchServe's keys are the constants of its ConfigManager (0.12.0), and
+two keys of its launcher (plugins_path, vmargs). Defaults and ports of addresses are in `torchmar.properties`, because
+clients read them, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Kind = Literal["flag", "number", "text", "path"]
 
 OWN_PREFIX = "torchmar_"
 #: The variables with tokens for a server, by API. Clients read others (`torchmar.connection.endpoint.token_variable`):
-#: what a user exports for a server elsewhere must not become the token of one that is started here.
+#: a token that a user exports for a remote server must not become the token of a server that is started here.
 TOKEN_VARIABLES = {api: f"TORCHMAR_SERVER_{api.upper()}_TOKEN" for api in ("inference", "management", "read")}
 
 
@@ -28,10 +29,10 @@ class ConfigKey(NamedTuple):
     """A key of the configuration: the parser of its value, and the setting that gets it.
 
     Attributes:
-        field: of `torchmar.server.config.settings.Settings`; empty where a field is made of several keys.
-        read: from text; raises ValueError.
-        example: of a value.
-        kind: of the value; a path is absolute, or relative to the folder of ``config.properties``.
+        field: field of `torchmar.server.config.settings.Settings`; empty if several keys determine a field.
+        read: parser of the text; raises ValueError.
+        example: example of a value.
+        kind: kind of the value; a path is absolute, or relative to the folder of ``config.properties``.
     """
 
     field: str
@@ -41,8 +42,8 @@ class ConfigKey(NamedTuple):
 
 
 def suggest(key: str) -> str | None:
-    """Return the key that was probably meant by an unknown one."""
-    # TorchServe's documentation and its variables write keys in several ways.
+    """Return the key that an unknown key probably means."""
+    # TorchServe's documentation and its variables write keys in different ways.
     near = difflib.get_close_matches(re.sub(r"[-.]", "_", key.lower()), [*SUPPORTED_KEYS, *IGNORED_KEYS], 1, 0.75)
     return near[0] if near else None
 
@@ -101,7 +102,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "max_response_size": _number("max_response_size", "6553500", 1),
     "metrics_address": _web_address("metrics"),
     "metrics_config": _path("metrics_config", "metrics.yaml"),
-    "metrics_mode": ConfigKey("", values.metrics_mode, "prometheus"),  # over HTTP metrics are the same in each
+    "metrics_mode": ConfigKey("", values.metrics_mode, "prometheus"),  # metrics over HTTP are the same in all modes
     "model_metrics_auto_detect": _flag("model_metrics_auto_detect"),
     "model_snapshot": ConfigKey(
         "model_snapshot",
@@ -148,7 +149,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "unregister_model_timeout": _number("unregister_model_timeout", "120", 0),
     "use_env_allowed_urls": _flag(""),
 }
-# Java's, its launcher's, or of what this server has not: workflows, plugins, sequences.
+# Keys of Java, of TorchServe's launcher, or of features that this server lacks: workflows, plugins, sequences.
 IGNORED_KEYS: Mapping[str, Kind] = {
     "async_logging": "flag",
     "cpp_log_config": "path",
@@ -185,14 +186,14 @@ TORCHSERVE_KINDS: Mapping[str, Kind] = {
     **{key: known.kind for key, known in SUPPORTED_KEYS.items() if not key.startswith(OWN_PREFIX)},
     **IGNORED_KEYS,
 }
-#: Keys whose values are paths of files that the user names.
+#: Keys whose values are paths of the user's files.
 PATH_KEYS = tuple(
     sorted(
         {key for key, known in SUPPORTED_KEYS.items() if known.kind == "path"}
         | {key for key, kind in IGNORED_KEYS.items() if kind == "path"}
     )
 )
-# TorchServe finds a variable by the name of the constant that has the key's name in its ConfigManager.
+# TorchServe finds a variable by the name of the ConfigManager constant with the key's name.
 _NO_VARIABLE = (
     *("enable_envvars_config", "io_ratio", "metric_time_interval", "metrics_format", "model_snapshot", "models"),
     *("plugins_path", "python", "snapshot_store", "system_metrics_cmd", "token_expiration_min", "tsConfigFile"),

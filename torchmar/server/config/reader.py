@@ -1,4 +1,4 @@
-"""Read the server's configuration: ``config.properties``, ``TS_*`` variables and a command line as `Settings`."""
+"""The reader of the configuration: ``config.properties``, ``TS_*`` variables and a command line to `Settings`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def read(
 
     Args:
         file: a ``config.properties``; None: there is none. ``$$NAME$$`` in its values is a variable.
-        environment: with ``enable_envvars_config=true`` in the file, ``TS_KEY`` precedes all else;
-            ``TS_ALLOWED_URLS`` needs ``use_env_allowed_urls=true`` besides.
-        overrides: keys from a command line, which precede the file.
+        environment: with ``enable_envvars_config=true`` in the file, ``TS_KEY`` takes precedence over all else;
+            ``TS_ALLOWED_URLS`` also needs ``use_env_allowed_urls=true``.
+        overrides: keys from the command line, which take precedence over the file.
 
     Returns:
-        The settings, and warnings for the user.
+        The settings, with warnings for the user.
 
     Raises:
-        PropertiesError: the file cannot be read, or values are wrong: file, key, value and an example of each.
+        PropertiesError: the file cannot be read, or values are wrong: with file, key, value and an example for each.
     """
     config = ConfigText(file, environment, overrides)
     parsed = {key: config.read(key, known) for key, known in SUPPORTED_KEYS.items() if config.text(key)}
@@ -44,10 +44,10 @@ def read(
 
 
 def texts(file: Path | None, environment: Mapping[str, str] = os.environ, **overrides: str) -> dict[str, str]:
-    """Return the values that `read` would read, as text: variables and overrides are in their places.
+    """Return the values that `read` would read, as text, after variables and overrides were applied.
 
     Raises:
-        PropertiesError: the file cannot be read, or names a variable that is not there.
+        PropertiesError: the file cannot be read, or names a variable that does not exist.
     """
     config = ConfigText(file, environment, overrides)
     config.raise_problems()
@@ -65,7 +65,7 @@ def _settings(config: ConfigText, values: Mapping[str, Any], environment: Mappin
         fields["cors"] = Cors(*(config.text(f"cors_allowed_{what}") for what in ("origin", "methods", "headers")))
     if "disable_token_authorization" in values:
         fields["tokens"] = not values["disable_token_authorization"]
-    if protocol := environment.get("TS_OPEN_INFERENCE_PROTOCOL"):  # TorchServe reads this variable in any case
+    if protocol := environment.get("TS_OPEN_INFERENCE_PROTOCOL"):  # TorchServe always reads this variable
         fields["ts_open_inference_protocol"] = protocol == "oip"
     fields["fixed_tokens"] = credentials.fixed_tokens(config, values, environment)
     fields["grpc_ages"] = {key: value for key, value in values.items() if "_max_connection_age" in key}

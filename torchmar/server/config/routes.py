@@ -1,4 +1,4 @@
-"""``torchmar_routes``: paths of the user's choice that lead to the predictions of models.
+"""``torchmar_routes``: the user's own paths for the predictions of models.
 
 ``{"/inference": "clinic", "/v2x/score": {"model": "clinic", "version": "2.0"}}``
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 _PATH = re.compile(r"(/[^/\s?#%{}\\\x00-\x1f\x7f]+)+")
-# First segments of the paths of all APIs, which may share an address.
+# First segments of the paths of all APIs, because these may share an address.
 _RESERVED = frozenset(
     {
         *("api-description", "console", "explanations", "invocations", "metrics", "models", "ping", "predictions"),
@@ -23,11 +23,11 @@ _RESERVED_V1 = ("", "models")
 
 
 class Route(NamedTuple):
-    """The destination of a path.
+    """The model and version of a path.
 
     Attributes:
-        model: its name.
-        version: None: the default one of the moment.
+        model: name of the model.
+        version: version of the model; None: the default version at the time of a request.
     """
 
     model: str
@@ -38,7 +38,7 @@ def parse(text: str) -> dict[str, Route]:
     """Return the routes of ``torchmar_routes`` by path.
 
     Raises:
-        ValueError: it is not such an object, or a path is not possible; the message says which.
+        ValueError: the text is no such object, or a path is not possible; the message says which.
     """
     try:
         document = json.loads(text, object_pairs_hook=_unique)
@@ -50,12 +50,12 @@ def parse(text: str) -> dict[str, Route]:
 
 
 def show(routes: Mapping[str, Route]) -> str:
-    """Return routes as `parse` reads them."""
+    """Return routes in the syntax of `parse`."""
     return json.dumps({path: document(route) for path, route in routes.items()}, ensure_ascii=False)
 
 
 def document(route: Route) -> dict[str, str]:
-    """Return a route as JSON: its model, and its version if it names one."""
+    """Return a route as JSON: its model, and its version if it has one."""
     return {"model": route.model, **({"version": route.version} if route.version is not None else {})}
 
 
@@ -63,7 +63,7 @@ def check_path(path: str) -> str:
     """Return the path of a route.
 
     Raises:
-        ValueError: it is not a path, or it would hide a path of an API.
+        ValueError: the path is malformed, or would hide a path of an API.
     """
     if not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
         raise ValueError(

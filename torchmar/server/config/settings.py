@@ -24,71 +24,73 @@ _DEFAULT_ADDRESSES = {address.key: address for address in Properties(None, {}).a
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The configuration of a server; names are TorchServe's keys, wherever one key is one value.
+    """The configuration of a server; names are TorchServe's keys if a key corresponds to one value.
 
     Attributes:
         model_store: the folder with the archives.
-        file: the ``config.properties`` that was read.
-        inference, management, metrics: where the APIs listen over HTTP; two may be at one address.
-        grpc_inference, grpc_management: where they listen over gRPC.
-        grpc_ages: milliseconds that a connection over gRPC may last, and those that its end may then take, by key.
+        file: the ``config.properties`` that was read; None: there is none.
+        inference, management, metrics: addresses of the APIs over HTTP; two may share one.
+        grpc_inference, grpc_management: addresses of the APIs over gRPC.
+        grpc_ages: limits for the age of a gRPC connection, and for its last calls after that, in milliseconds, by key.
         ts_open_inference_protocol: whether KServe's protocol is served over gRPC.
         load_models: registrations at the start, ``(name or "", url)``; or ``"all"``. See `startup_models`.
-        model_snapshot: the models of a snapshot, which KServe writes, too; None: there is none.
+        model_snapshot: models of a snapshot, which KServe also writes; None: there is none.
         models: options of versions, by model and version, under TorchServe's names (``minWorkers``).
-        default_workers_per_model: of a registration without a number of workers; 0 is none.
+        default_workers_per_model: number of workers of a registration without a number; 0 is none.
         default_response_timeout: seconds.
         default_startup_timeout: seconds.
-        default_service_handler: of archives that name no handler.
-        unregister_model_timeout: seconds that an unregistration may take.
+        default_service_handler: handler of archives that name none.
+        unregister_model_timeout: limit for an unregistration in seconds.
         service_envelope: ``kserve``, ``kservev2``, ...; empty: none.
-        job_queue_size: requests that may wait, for each version.
-        max_request_size, max_response_size: bytes.
+        job_queue_size: largest number of waiting requests of each version.
+        max_request_size, max_response_size: sizes in bytes.
         limit_max_image_pixels, decode_input_request, ipex_enable: passed to workers.
-        blacklist_env_vars: matches names of variables that workers do not get.
-        number_of_gpu: GPUs that workers use, at most those of the machine.
+        blacklist_env_vars: pattern for names of variables that workers do not get.
+        number_of_gpu: number of GPUs for workers, at most those of the machine.
         tokens: whether requests need a token.
         token_expiration_min: minutes until a token expires.
-        fixed_tokens: tokens by API that do not change, of ``torchmar_inference_token_file``,
-            ``torchmar_management_token_file``, ``torchmar_read_token_file`` or the variables of `TOKEN_VARIABLES`; the
-            others are random, and expire, and there is none for readers.
-        health_token: ``torchmar_health_token``; whether health checks need a token, too.
+        fixed_tokens: tokens by API that do not change, from ``torchmar_inference_token_file``,
+            ``torchmar_management_token_file``, ``torchmar_read_token_file`` or the variables of `TOKEN_VARIABLES`;
+            other tokens are random and expire, and there is none for readers.
+        health_token: ``torchmar_health_token``; whether health checks also need a token.
         health_path: ``torchmar_health_path``; a further path for health checks; empty: none.
         platform: ``torchmar_platform``; the platform whose paths the inference API also has; empty: none.
         model_api: whether models may be registered and unregistered.
-        allowed_urls: one of these matches the URL of an archive; default: those of the model store.
+        allowed_urls: patterns of which one must match the URL of an archive; default: URLs of the model store.
         install_py_dep_per_model: whether the requirements in archives are installed, and their environments built.
-        private_key_file, certificate_file: PEM, for TLS.
+        private_key_file, certificate_file: PEM files, for TLS.
         grpc_tls: whether gRPC uses TLS.
-        cors: None without ``cors_allowed_origin``.
+        cors: rights of pages of other origins; None without ``cors_allowed_origin``.
         metrics_api: whether the metrics API is served.
         metrics_config: a ``metrics.yaml`` in place of TorchServe's.
-        model_metrics_auto_detect: whether metrics of handlers need not be named there.
-        disable_system_metrics: whether the machine's are left out.
-        snapshots: ``torchmar_snapshots``; the folder for snapshots; None: none are written.
-        state_file: ``torchmar_state_file``; the file for the registered models; None: none is written.
+        model_metrics_auto_detect: whether metrics of handlers are shown without an entry in the file.
+        disable_system_metrics: whether metrics of the machine are left out.
+        snapshots: ``torchmar_snapshots``; folder for snapshots; None: none are written.
+        state_file: ``torchmar_state_file``; file for the registered models; None: none is written.
         check_archives: ``torchmar_check_archives``; whether archives are checked before their code runs.
-        ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, to ignore.
+        ignored_checks: ``torchmar_ignore_checks``; codes of checks, or prefixes of codes, to ignore.
         console_uploads: ``torchmar_console_uploads``; whether the console puts archives into the model store.
-        max_download_size: ``torchmar_max_download_size``; the most bytes of a download.
-        download_retries: ``torchmar_download_retries``; attempts after one that brought no further byte.
+        max_download_size: ``torchmar_max_download_size``; largest size of a download in bytes.
+        download_retries: ``torchmar_download_retries``; attempts after one that received no further byte.
         shutdown_delay: ``torchmar_shutdown_delay``; seconds after SIGTERM in which requests are still accepted.
         venv_folder: ``torchmar_venv_folder``; the folder of archives' environments; None: that of the user.
-        worker_memory: ``torchmar_worker_memory``; the most bytes of a worker on a CPU; 0: no limit.
-        worker_poll_us: ``torchmar_worker_poll_us``; microseconds that worker and server poll for each other.
+        worker_memory: ``torchmar_worker_memory``; memory limit of a worker on a CPU in bytes; 0: no limit.
+        worker_poll_us: ``torchmar_worker_poll_us``; microseconds that a worker and the server busy-poll for each other.
         log_format: ``torchmar_log_format``; the format of log lines.
         access_log: ``torchmar_access_log``; whether each request is logged.
-        otlp_endpoint: ``torchmar_otlp_endpoint``; the collector of traces; empty: that of OpenTelemetry's variables.
-        trace_ratio: ``torchmar_trace_ratio``; the share of requests that are traced; None: that of these variables.
-        ray_address: ``torchmar_ray_address``; of the head of the cluster; empty: a cluster of this machine alone.
-        ray_group: ``torchmar_ray_group``; servers of a cluster with the same one serve the same models.
-        ray_cpus: ``torchmar_ray_cpus``; cores of a replica.
-        ray_gpus: ``torchmar_ray_gpus``; GPUs of a replica that uses them, which may be a part of one.
-        watch: ``torchmar_watch``; the versions of each model to serve of a model store whose archives may change; None:
+        otlp_endpoint: ``torchmar_otlp_endpoint``; collector of traces; empty: that of OpenTelemetry's variables.
+        trace_ratio: ``torchmar_trace_ratio``; share of requests that are traced; None: that of OpenTelemetry's
+            variables.
+        ray_address: ``torchmar_ray_address``; address of the cluster's head; empty: a cluster of this machine alone.
+        ray_group: ``torchmar_ray_group``; servers of a cluster in the same group serve the same models.
+        ray_cpus: ``torchmar_ray_cpus``; number of cores of a replica.
+        ray_gpus: ``torchmar_ray_gpus``; number of GPUs of a replica that uses them, possibly a fraction.
+        watch: ``torchmar_watch``; versions to serve of each model in the model store, whose archives may change; None:
             it is not watched.
-        watch_seconds: ``torchmar_watch_seconds``; between two looks at watched folders; 0: only at the start.
-        model_base_paths: ``torchmar_model_base_paths``; folders with the versions of a model, which are watched.
-        routes: ``torchmar_routes``; paths of the user's choice that lead to models.
+        watch_seconds: ``torchmar_watch_seconds``; interval of reading watched folders; 0: they are only read at the
+            start.
+        model_base_paths: ``torchmar_model_base_paths``; watched folders, each with the versions of a model.
+        routes: ``torchmar_routes``; the user's own paths for models.
     """
 
     model_store: Path
@@ -159,10 +161,10 @@ class Settings:
     routes: Mapping[str, Route] = field(default_factory=dict)
 
     def startup_models(self) -> list[StartupModel]:
-        """Return the models that the server loads at its start.
+        """Return the models that the server loads at startup.
 
-        These are those of the snapshot, which precedes ``load_models``, as in TorchServe; for ``all``, every archive
-        that is in the model store now.
+        These are the models of the snapshot, which takes precedence over ``load_models``, as in TorchServe; for
+        ``all``, every archive in the model store at this time.
         """
         if self.model_snapshot is not None:
             return list(self.model_snapshot)
@@ -178,7 +180,7 @@ class Settings:
         ]
 
     def _watched_models(self) -> list[StartupModel]:
-        """Return the versions to serve of the watched folders; of a model the newest is first, its default."""
+        """Return the versions to serve from the watched folders; of each model the newest first, as its default."""
         by_model: dict[str, list[AvailableVersion]] = {}
         for version in available_versions.in_store(self.model_store) if self.watch else ():
             by_model.setdefault(version.model, []).append(version)
@@ -201,7 +203,7 @@ class Settings:
         ]
 
     def worker_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Return the variables of workers: all but those that ``blacklist_env_vars`` names, and TorchServe's own."""
+        """Return the variables of workers: all except those that match ``blacklist_env_vars``, and TorchServe's own."""
         hidden = self.blacklist_env_vars
         passed = {name: value for name, value in environment.items() if not (hidden and hidden.fullmatch(name))}
         variables = {"TS_DECODE_INPUT_REQUEST": self.decode_input_request, "TS_IPEX_ENABLE": self.ipex_enable}

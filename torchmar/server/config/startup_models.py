@@ -1,4 +1,4 @@
-"""The models that a server loads at its start: ``load_models`` and ``model_snapshot`` of its configuration."""
+"""The models that a server loads at startup: ``load_models`` and ``model_snapshot`` of its configuration."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any, Literal
 from torchmar.archive import file_digest
 from torchmar.archive.store import is_archive
 
-_ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
+_ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # a later "=" is part of the URL
 _NUMBERS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout")
-# Further keys of an entry: TorchServe's, and that of this server's snapshots.
+# Further keys of an entry: TorchServe's, and those of this server's snapshots.
 _TEXTS = ("runtimeType", "handler")
 
 
 @dataclass(frozen=True)
 class StartupModel:
-    """A model that a server loads at its start.
+    """A model that a server loads at startup.
 
     Attributes:
-        url: of its registration: a file name in the model store, a URL or a path.
-        key: of the configuration that names it: ``load_models`` or ``model_snapshot``.
-        name: in place of the archive's; empty: the archive's.
-        fallback: the name where neither has one, which TorchServe derives from the file's.
-        version: in a snapshot; empty: the archive's.
+        url: URL of its registration: a file name in the model store, a URL or a path.
+        key: key of the configuration that contains it: ``load_models`` or ``model_snapshot``.
+        name: name, in place of the archive's; empty: the archive's.
+        fallback: name if neither has one; TorchServe derives it from the name of the file.
+        version: version in a snapshot; empty: the archive's.
         default: whether it is the default version in a snapshot.
         state: options in a snapshot, under TorchServe's keys (``minWorkers``, ``batchSize``), and ``labels``.
-        served_version: in place of the archive's; empty: the archive's.
-        digest: the expected SHA-256 of the file, in hexadecimal; empty: any.
+        served_version: version, in place of the archive's; empty: the archive's.
+        digest: expected SHA-256 of the file, in hexadecimal; empty: any.
     """
 
     url: str
@@ -47,7 +47,7 @@ class StartupModel:
 
     @property
     def title(self) -> str:
-        """Its name before the archive is read."""
+        """Its name for messages before the archive is read."""
         return self.name or self.fallback
 
 
@@ -59,7 +59,7 @@ def parse_load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]
     """
     if text.lower() in ("all", "none"):
         return "all" if text.lower() == "all" else ()
-    # TorchServe takes a space after the comma for a part of the name, and finds no such file.
+    # TorchServe treats a space after the comma as part of the name, and finds no such file.
     entries = [match for part in text.split(",") if (match := _ENTRY.fullmatch(part.strip()))]
     for match in entries:
         file_digest.split(match[2])
@@ -67,10 +67,10 @@ def parse_load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]
 
 
 def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
-    """Return the models of a ``model_snapshot``; of several versions of a model the default is first.
+    """Return the models of a ``model_snapshot``; of several versions of a model, the default is first.
 
     Raises:
-        ValueError: it is not a snapshot; the message says where.
+        ValueError: the text is no snapshot; the message says where.
     """
     try:
         document = json.loads(text, object_pairs_hook=_object)
@@ -91,7 +91,7 @@ def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
 
 
 def in_store(store: Path) -> list[StartupModel]:
-    """Return every archive of a model store, by file name, which is what ``load_models=all`` loads."""
+    """Return every archive in a model store, by file name, as ``load_models=all`` loads them."""
     names = sorted(path.name for path in store.iterdir() if is_archive(path))
     return [StartupModel(name, fallback=fallback_name(name)) for name in names]
 

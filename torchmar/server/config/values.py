@@ -1,6 +1,6 @@
-"""Values of ``config.properties``: from text to typed values.
+"""Values of ``config.properties``: conversion of texts to types.
 
-Each reader returns the value, or raises ValueError with what the text should be.
+Each reader returns the value, or raises ValueError with the expected syntax.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchmar.address import Address
 from torchmar.checks.finding import unknown
 from torchmar.server.config.base_paths import VersionPolicy
 
-#: Platforms whose containers serve further paths.
+#: Platforms whose containers have further paths.
 PLATFORMS = ("sagemaker", "sagemaker-multi-model")
 
 _MAX_MINUTES = 100 * 365 * 24 * 60.0
@@ -31,7 +31,7 @@ _TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{_MIN_TOKEN_LENGTH},}}")
 
 
 def flag(text: str) -> bool:
-    """Return whether a text is ``true``; any other counts as false, as for TorchServe."""
+    """Return whether a text is ``true``; any other text counts as false, as in TorchServe."""
     return text.lower() == "true"
 
 
@@ -47,7 +47,7 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def codes_of_checks(text: str) -> tuple[str, ...]:
-    """Return codes of checks, or beginnings of codes, that are separated by commas."""
+    """Return codes of checks, or prefixes of codes, from a text with commas."""
     codes = tuple(filter(None, map(str.strip, text.split(","))))
     if unknown_codes := unknown(codes):
         raise ValueError(f"no code of a check is called {unknown_codes[0]} or begins so")
@@ -71,7 +71,7 @@ def group(text: str) -> str:
 
 
 def platform(text: str) -> str:
-    """Return the platform whose paths the inference API has besides its own."""
+    """Return the platform whose paths the inference API has in addition to its own."""
     if text not in PLATFORMS:
         raise ValueError(f"not {' or '.join(PLATFORMS)}")
     return text
@@ -97,7 +97,7 @@ def minutes(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value <= _MAX_MINUTES:  # false for nan, too
+    if not 0 < value <= _MAX_MINUTES:  # also false for nan
         raise ValueError(f"not a number of minutes above 0 and up to {_MAX_MINUTES:.0f}")
     return value
 
@@ -108,13 +108,13 @@ def share(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1:  # false for nan, too
+    if not 0 <= value <= 1:  # also false for nan
         raise ValueError("not a number from 0 to 1")
     return value
 
 
 def collector_url(text: str) -> str:
-    """Return the URL of a collector over HTTP, without the path that OTLP adds to it."""
+    """Return the URL of a collector over HTTP, without the path that the OTLP exporter appends."""
     url = urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
         raise ValueError("not a URL like http://HOST:PORT")
@@ -124,18 +124,18 @@ def collector_url(text: str) -> str:
 
 
 def amount(text: str) -> float:
-    """Return a number above 0, which need not be whole."""
+    """Return a number above 0, possibly with a fraction."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value < math.inf:  # false for nan, too
+    if not 0 < value < math.inf:  # also false for nan
         raise ValueError("not a number above 0")
     return value
 
 
 def web_address(http_port: int, https_port: int) -> Callable[[str], Address]:
-    """Return a reader of addresses; the ports are for those that name none."""
+    """Return a reader of addresses; the ports are defaults for URLs without a port."""
     return partial(address.parse, http_port=http_port, https_port=https_port)
 
 
@@ -162,7 +162,7 @@ def _version(name: str, version: str, keys: object) -> dict[str, Any]:
     for key, value in keys.items():
         if key in _MODEL_NUMBERS:
             if isinstance(value, str) and re.fullmatch("-?[0-9]+", value):
-                value = int(value)  # as TorchServe's parser takes it
+                value = int(value)  # as TorchServe's parser does
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
         values[key] = value
@@ -170,7 +170,7 @@ def _version(name: str, version: str, keys: object) -> dict[str, Any]:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """Return a regular expression for URLs, whose case does not matter."""
+    """Return a regular expression for URLs that ignores case."""
     try:
         return re.compile(text, re.IGNORECASE)
     except re.error as error:

@@ -1,7 +1,7 @@
-"""TorchServe's services over gRPC, by the same registry and queues as REST; ``pip install 'torchmar[grpc]'``.
+"""TorchServe's services over gRPC, with the same registry and queues as REST; ``pip install 'torchmar[grpc]'``.
 
-`listener.py` has the ports, `calls.py` tokens and errors of all calls, `model_call.py` a call to a model, and
-`call_spans.py` its span in a trace;
+`listener.py` opens the ports, `calls.py` handles tokens and errors of all calls, `model_call.py` a call to a model, and
+`call_spans.py` the span of a call in a trace;
 `inference.py`, `management.py`, `open_inference.py`, `health.py` and `reflection.py` are the services.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 async def listen(
     registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics, tracer: Tracer | None = None
 ) -> GrpcListener | None:
-    """Listen on the configured addresses; None, and a line in the log, if gRPC is not installed.
+    """Listen on the configured addresses; return None, after a log entry, if gRPC is not installed.
 
     Raises:
         BindError: an address cannot be bound.

@@ -1,4 +1,4 @@
-"""The server's spans of calls over gRPC to models, by OpenTelemetry's semantic conventions.
+"""The server's spans of calls to models over gRPC, by OpenTelemetry's semantic conventions.
 
 https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
 """
@@ -19,15 +19,15 @@ from torchmar.server.telemetry.spans import RequestSpan
 from torchmar.server.telemetry.tracing import Tracer
 from torchmar.worker.process.trace_context import TRACEPARENT, TRACESTATE
 
-#: The span of the call that the task runs.
+#: The span of the call in the current task.
 current: ContextVar[RequestSpan | None] = ContextVar("current", default=None)
 
-# Calls of models; others, such as probes, have no span.
+# Calls to models; other calls, such as probes, have no span.
 _METHODS = (
     *("/Predictions", "/StreamPredictions", "/StreamPredictions2", "/ModelInfer", "/ModelStreamInfer"),
     *("/Predict", "/Classify", "/Regress", "/MultiInference"),
 )
-# Faults of the server; the others are the client's.
+# Codes that are faults of the server; the others are faults of the client.
 _FAULTS = frozenset(
     {
         *(Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS),
@@ -43,7 +43,7 @@ class SpanInterceptor(grpc.aio.ServerInterceptor):
         self._tracer = tracer
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the method with the span around it; other methods, and calls that are not sampled, as they are."""
+        """Return the method, wrapped in a span; other methods, and calls that are not sampled, are not wrapped."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.endswith(_METHODS):

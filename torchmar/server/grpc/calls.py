@@ -1,4 +1,4 @@
-"""Tokens and errors of calls over gRPC, in TorchServe's codes and texts."""
+"""Tokens and errors of gRPC calls, with TorchServe's codes and texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CODES = {
     503: Code.UNAVAILABLE,
     504: Code.DEADLINE_EXCEEDED,
 }
-# TorchServe's clients read the class of its exception from the last line, with its package.
+# TorchServe's clients read the class of the exception, with its package, from the last line.
 _PACKAGES = {
     "DownloadArchiveException": "org.pytorch.serve.archive.",
     "InvalidModelException": "org.pytorch.serve.archive.model.",
@@ -42,7 +42,7 @@ _PACKAGES = {
     "ModelNotFoundException": "org.pytorch.serve.archive.model.",
     "ModelVersionNotFoundException": "org.pytorch.serve.archive.model.",
 }
-_REFLECTION = "/grpc.reflection."  # a client that reads how to send requests may have no token yet
+_REFLECTION = "/grpc.reflection."  # a client that reads the API's description may not have a token yet
 _NO_TOKEN = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
 
 
@@ -50,9 +50,9 @@ class CallError(Exception):
     """The error that a call ends with.
 
     Args:
-        code: gRPC's.
-        details: the message; on the last line the class of TorchServe's exception, where its clients read it.
-        kind: that class, if it is not in the details; sent as metadata `EXCEPTION`.
+        code: gRPC status code.
+        details: message; its last line is the class of TorchServe's exception, where its clients read it.
+        kind: this class, if it is not in the details; sent as metadata `EXCEPTION`.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str, kind: str = "") -> None:
@@ -80,7 +80,7 @@ def code(status: int) -> grpc.StatusCode:
 
 
 def details(error: ApiError) -> str:
-    """Return an error as TorchServe does: its message, and the class of its exception on a line of its own."""
+    """Return an error in TorchServe's format: its message, and on another line the class of its exception."""
     return f"{error}\n{_PACKAGES.get(error.type, 'org.pytorch.serve.http.')}{error.type}"
 
 
@@ -90,7 +90,7 @@ def missing_parameter(parameter: str) -> CallError:
 
 
 def unary(call: Callable[[Any, Context], Awaitable[Message]], message: type[Message]) -> Method:
-    """Return a method of one request and one response."""
+    """Return a method with one request and one response."""
 
     async def behaviour(request: Message, context: Context) -> Message:
         while True:
@@ -104,7 +104,7 @@ def unary(call: Callable[[Any, Context], Awaitable[Message]], message: type[Mess
                 failure = call_error(error)
             break
         await failure.end(context)
-        raise AssertionError  # abort never returns
+        raise AssertionError  # because abort never returns
 
     return grpc.unary_unary_rpc_method_handler(behaviour, message.FromString, _serialized)
 
@@ -112,7 +112,7 @@ def unary(call: Callable[[Any, Context], Awaitable[Message]], message: type[Mess
 def streamed(
     call: Callable[[Any, Context], AsyncIterator[Message]], message: type[Message], *, many: bool = False
 ) -> Method:
-    """Return a method of one request, or of several, and several responses."""
+    """Return a method with one or more requests and several responses."""
 
     async def behaviour(request: Any, context: Context) -> AsyncIterator[Message]:
         while True:
@@ -120,7 +120,7 @@ def streamed(
                 async for response in call(request, context):
                     yield response
                 return
-            except StillLoading as loading:  # before the first response; requests of a stream are read only once
+            except StillLoading as loading:  # before the first response; streams can only be read once
                 if not many and await loading.wait():
                     continue
                 failure = call_error(loading)
@@ -135,7 +135,7 @@ def streamed(
 
 
 def call_error(error: Exception) -> CallError:
-    """Return the error of a call in which an exception was raised; unexpected exceptions are logged."""
+    """Return the error for an exception in a call; unexpected exceptions are logged."""
     if isinstance(error, CallError):
         return error
     if isinstance(error, ApiError):
@@ -145,7 +145,7 @@ def call_error(error: Exception) -> CallError:
     return CallError(Code.INTERNAL, "The request failed; the server's log has the reason.\nInternalServerException.()")
 
 
-# Probes have no token; the responses contain the server's health and nothing else.
+# Probes have no token; their responses contain only the server's health.
 _HEALTH = (
     "InferenceAPIsService/Ping",
     "/ServerLive",
@@ -164,14 +164,14 @@ class TokenCheck(grpc.aio.ServerInterceptor):
     Args:
         tokens: the valid ones.
         kind: ``inference`` or ``management``.
-        health: whether health checks need a token, too.
+        health: whether health checks also need a token.
     """
 
     def __init__(self, tokens: Tokens, kind: Any, *, health: bool = False) -> None:
         self._tokens, self._kind, self._health = tokens, kind, health
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Check the token of a call; an unknown method gets UNIMPLEMENTED in any case, as by TorchServe."""
+        """Check the token of a call; as in TorchServe, an unknown method always gets UNIMPLEMENTED."""
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_REFLECTION):
             return handler

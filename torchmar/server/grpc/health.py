@@ -15,14 +15,14 @@ from torchmar.server.grpc.calls import CallError, Code, Context, Method, streame
 
 NAME = "grpc.health.v1.Health"
 
-_POLL_SECONDS = 0.2  # between two checks of a watched service
+_POLL_SECONDS = 0.2  # interval of checks of a watched service
 
 
 class Health:
-    """The service.
+    """The health service.
 
     Args:
-        ready: by service, whether it accepts requests; the service without a name is the whole server.
+        ready: for each service, whether it accepts requests; the empty name stands for the whole server.
     """
 
     name = NAME
@@ -37,19 +37,19 @@ class Health:
             "Check": unary(self.check, wire.HealthCheckRequest),
             "Watch": streamed(self.watch, wire.HealthCheckRequest),
         }
-        if hasattr(wire, "HealthListRequest"):  # the package has it since 2025; newer ones need protobuf 6
+        if hasattr(wire, "HealthListRequest"):  # the package has had it since 2025; newer ones need protobuf 6
             methods["List"] = unary(self.list_all, wire.HealthListRequest)
         return methods
 
     def close(self) -> None:
-        """Report that no service accepts requests any more, and end all watches."""
+        """Report that no service accepts requests, and end all watches."""
         self._closed.set()
 
     async def check(self, request: wire.HealthCheckRequest, context: Context) -> wire.HealthCheckResponse:
         """Return the status of a service.
 
         Raises:
-            CallError: NOT_FOUND, there is no such service.
+            CallError: NOT_FOUND, the service does not exist.
         """
         if request.service not in self._ready:
             raise CallError(
@@ -58,7 +58,7 @@ class Health:
         return wire.HealthCheckResponse(status=self._status(request.service))
 
     async def list_all(self, request: wire.HealthListRequest, context: Context) -> wire.HealthListResponse:
-        """Return the status of each service by its name; that of the whole server has none."""
+        """Return the status of each service, by its name; the whole server has the empty name."""
         statuses = {name: wire.HealthCheckResponse(status=self._status(name)) for name in self._ready}
         return wire.HealthListResponse(statuses=statuses)
 

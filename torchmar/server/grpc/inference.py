@@ -19,11 +19,11 @@ _SEQUENCE = "ts_request_sequence_id"
 
 
 class Inference:
-    """The service.
+    """The inference service.
 
     Args:
         registry: the models.
-        model_call: calls them.
+        model_call: sends calls to the models.
     """
 
     name = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
@@ -58,9 +58,9 @@ class Inference:
     async def sequence(
         self, requests: AsyncIterator[PredictionsRequest], context: Context
     ) -> AsyncIterator[PredictionResponse]:
-        """Answer the requests of a sequence one after the other; one that fails gets an error, and the stream goes on.
+        """Answer the requests of a sequence in order; if one fails, it gets an error, and the stream continues.
 
-        The handler reads the sequence from the header ``ts_request_sequence_id``.
+        The handler learns the sequence from the header ``ts_request_sequence_id``.
         """
         async for request in requests:
             try:
@@ -81,7 +81,7 @@ class Inference:
 
 
 def _status(error: CallError) -> Status:
-    """Return google.rpc.Status as TorchServe fills it: the exception's class is the reason in an ErrorInfo."""
+    """Return google.rpc.Status as in TorchServe: the exception's class is the reason in an ErrorInfo."""
     message, _, kind = error.details.rpartition("\n")
     reason = kind.encode()
     info = Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\n%c%b" % (len(reason), reason))

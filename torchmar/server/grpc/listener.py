@@ -1,4 +1,4 @@
-"""The two ports of gRPC: inference with Open Inference, and management."""
+"""The two gRPC ports: one for inference and Open Inference, one for management."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class GrpcListener:
         self._settings = settings
         self._probes = [
             _add_probes(inference, partial(ready, registry), partial(ready, registry)),
-            # Models can be managed whether or not they are ready.
+            # Management does not depend on whether models are ready.
             _add_probes(management, partial(ready, registry), lambda: True),
         ]
         self._inference = _server(tokens, "inference", inference, settings, tracer)
@@ -80,10 +80,10 @@ class GrpcListener:
             raise
 
     def reload_certificate(self) -> None:
-        """Read key and certificate again, for connections that are opened from now on.
+        """Read key and certificate again, for new connections.
 
         Raises:
-            PropertiesError: they cannot be read.
+            PropertiesError: the files cannot be read.
         """
         if self._settings.grpc_tls:
             self._certificate = _certificate(self._settings)
@@ -95,7 +95,7 @@ class GrpcListener:
         return grpc.dynamic_ssl_server_credentials(self._certificate, lambda: self._certificate)
 
     async def close(self, grace: float) -> None:
-        """Accept no more calls; those that run may end within ``grace`` seconds."""
+        """Accept no more calls; running calls may take up to ``grace`` seconds."""
         for health in self._probes:
             if health is not None:
                 health.close()
@@ -106,7 +106,7 @@ def _add_probes(services: list[Any], server: Callable[[], bool], service: Callab
     """Add health and reflection to the services of a port; return the health service.
 
     Args:
-        services: of the port; extended.
+        services: services of the port, to which these are added.
         server: whether the server is ready.
         service: whether each of the services is ready.
     """
@@ -128,11 +128,11 @@ def _server(
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", settings.max_request_size),
         ("grpc.max_send_message_length", -1),
-        # Otherwise a second server could listen on the same port, and each would get some of the calls.
+        # Otherwise a second server could listen on the same port, and would get some of the calls.
         ("grpc.so_reuseport", 0),
         *((f"grpc.{key.removeprefix(f'grpc_{kind}_')}", age) for key, age in settings.grpc_ages.items() if kind in key),
     ]
-    # Each interceptor costs every call, small ones a good part of their time.
+    # Each interceptor adds time to every call, which is much for small ones.
     interceptors: list[grpc.aio.ServerInterceptor] = [SpanInterceptor(tracer)] if tracer else []
     if tokens.enabled:
         interceptors.append(TokenCheck(tokens, kind, health=settings.health_token))
@@ -157,7 +157,7 @@ def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCre
 
 
 def _check_bindable(address: Address) -> None:
-    """Raise OSError if no socket can be bound to an address: gRPC writes the reason to stderr and returns none."""
+    """Raise OSError if no socket can be bound to an address; gRPC itself writes the reason only to stderr."""
     (family, _, _, _, where), *_ = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,11 +18,11 @@ from torchmar.server.models.registry import Registry, Version
 
 
 class Management:
-    """The service.
+    """The management service.
 
     Args:
         registry: the models.
-        model_call: calls handlers, which describe themselves.
+        model_call: calls handlers that describe themselves.
         settings: the server's configuration.
     """
 
@@ -43,7 +43,7 @@ class Management:
         }
 
     async def describe(self, request: wire.DescribeModelRequest, context: Context) -> wire.ManagementResponse:
-        """Describe a version, the default one or, with ``all``, every one."""
+        """Describe a version, the default one, or, with ``all``, all versions."""
         name, version = request.model_name, request.model_version or None
         if version == "all":
             self._registry.find(name)
@@ -62,7 +62,7 @@ class Management:
         return _json(descriptions.page(self._registry.models.values(), request.limit, request.next_page_token))
 
     async def register(self, request: wire.RegisterModelRequest, context: Context) -> wire.ManagementResponse:
-        """Register an archive; a number of zero or less counts as not set. The URL may end in ``#sha256=HEX``."""
+        """Register an archive; numbers of zero or less are treated as unset. The URL may end in ``#sha256=HEX``."""
         self._check_allowed()
         self._registry.check_changes()
         if not request.url:

@@ -1,4 +1,4 @@
-"""Messages of the Open Inference Protocol to tensors and back."""
+"""The conversion of messages of the Open Inference Protocol to tensors and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ONLY_RAW = ("FP16", BF16)
 
 
 def inputs(request: wire.ModelInferRequest) -> Iterator[Tensor]:
-    """Yield the inputs of a request, from raw contents where it has some.
+    """Yield the inputs of a request, from raw contents if it has any.
 
     Raises:
         ValueError: an input has no contents, contents of another datatype, or several kinds of contents.
@@ -51,12 +51,12 @@ def response(document: Mapping[str, Any], outputs: Sequence[Tensor], *, raw: boo
     """Return a response.
 
     Args:
-        document: the JSON of the response, without its outputs.
+        document: JSON of the response, without its outputs.
         outputs: the outputs.
-        raw: whether they are sent as raw contents; all of them are if the datatype of one has no others.
+        raw: whether all outputs are sent as raw contents; also the case if a datatype allows no others.
 
     Raises:
-        ValueError: an output is not of its datatype.
+        ValueError: an output does not have its datatype.
     """
     message = wire.ModelInferResponse(
         model_name=str(document["model_name"]),

@@ -1,4 +1,4 @@
-"""A gRPC call to a model: request to job, reply to response."""
+"""A gRPC call to a model: from request to job, and from reply to response."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ class ModelCall:
         self._ids = request_ids()
 
     def find(self, name: str, version: str) -> Version:
-        """Return a version of a model, the default one if ``version`` is empty.
+        """Return a version of a model; the default one if ``version`` is empty.
 
         Raises:
-            CallError: there is none; INTERNAL, as for predictions by TorchServe.
+            CallError: INTERNAL, as for predictions by TorchServe: the version does not exist.
         """
         try:
             return self._registry.find(name, version or None)
         except StillLoading:
-            raise  # the call waits for it
+            raise  # the call waits for the model
         except ApiError as error:
             raise CallError(Code.INTERNAL, details(error)) from None
 
     def admit(self, version: Version, context: Context) -> None:
-        """Check whether a prediction can be run now, before the tensors of its request are converted.
+        """Check whether a prediction can run now, before the tensors of its request are converted.
 
         Raises:
-            ApiError: 503, it cannot.
+            ApiError: 503, it cannot run.
         """
         try:
             version.pool.admit("", _deadline(version, context))
@@ -67,20 +67,20 @@ class ModelCall:
         """Return the response of a model; the parts of a streamed one are joined.
 
         Raises:
-            CallError: as `parts`.
+            CallError: for the reasons of `parts`.
         """
         return b"".join([part async for part in self.parts(version, inputs, context, headers)])
 
     async def parts(
         self, version: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[bytes]:
-        """Yield the response of a model, in the parts in which its handler sends it.
+        """Yield the response of a model, in the parts that its handler sends.
 
         Args:
             version: the model's version.
             inputs: the parts of the handler's row.
-            context: of the call.
-            headers: of the request, as the handler sees them; default: none.
+            context: context of the call.
+            headers: headers of the request for the handler; default: none.
 
         Raises:
             CallError: the handler, or the server in its place, responds with an error.
@@ -94,7 +94,7 @@ class ModelCall:
         except DeadlineError as error:
             raise CallError(Code.UNAVAILABLE, details(error)) from None
         except ApiError as error:
-            # TorchServe's error if there is no worker, or the queue is full.
+            # TorchServe's error if there is no worker, or if the queue is full.
             raise CallError(Code.INTERNAL, f"{error}\nInternalServerException.()") from None
 
     async def replies(
@@ -102,8 +102,8 @@ class ModelCall:
     ) -> AsyncGenerator[Reply, None]:
         """Yield the replies of a model: one, or one for each part of a streamed response.
 
-        The call's deadline is the request's, and a client that ends the call ends the request. Of its metadata the
-        handler sees the trace context, among the headers.
+        The deadline of the call is that of the request, and a client that ends the call ends the request. From its
+        metadata, the handler gets the trace context, as headers.
 
         Raises:
             ApiError: the model accepts no requests now.
@@ -140,7 +140,7 @@ class ModelCall:
 
 
 async def described(version: Version, context: Context) -> None:
-    """Wait for the handler's tensor signature while the call lasts and the model may still load."""
+    """Wait for the handler's tensor signature, as long as the call lasts and the model may still load."""
     if version.pool.description:
         return
     remaining = context.time_remaining()
@@ -149,9 +149,9 @@ async def described(version: Version, context: Context) -> None:
 
 
 def reply_error(reply: Reply) -> CallError | None:
-    """Return the error for a reply with an error status, with the handler's message; None for any other reply.
+    """Return the error for a reply with an error status, with the handler's message; None for other replies.
 
-    TorchServe does so for exceptions of a handler; a status that the handler sets for one request is OK there.
+    In TorchServe, exceptions of a handler have an error status; a status that the handler sets for one request is OK.
     """
     if reply.message and not 200 <= reply.status < 300:
         return CallError(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
@@ -178,7 +178,7 @@ def error_message(reply: Reply) -> tuple[str, str]:
 
 
 def _deadline(version: Version, context: Context) -> float | None:
-    """Return the earlier one of the server's deadline and the client's; None if there is neither."""
+    """Return the earlier of the server's deadline and the client's; None if there is neither."""
     remaining = context.time_remaining()
     deadlines = (version.deadline(), None if remaining is None else time.monotonic() + remaining)
     return min((deadline for deadline in deadlines if deadline is not None), default=None)

@@ -1,8 +1,8 @@
 """The Open Inference Protocol (KServe v2) over gRPC, with some of Triton's extensions.
 
 The contract is ``torchmar/grpc/wire/open_inference.proto``. It is served under two names: that of KServe and Triton,
-``inference.GRPCInferenceService``, and TorchServe's. A handler of ours gets tensors as bytes and responds in bytes; any
-other gets the JSON that it would get over REST, and under TorchServe's name the JSON that TorchServe would send it.
+``inference.GRPCInferenceService``, and TorchServe's. A handler of torchmar gets and returns binary tensors; any other
+handler gets the same JSON as over REST, or, under TorchServe's name, the JSON that TorchServe would send.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ _UNSUPPORTED = {
 
 
 class OpenInference:
-    """The service under one of its names.
+    """The service, under one of its names.
 
     Args:
-        name: of the service.
+        name: name of the service.
         registry: the models.
-        metrics: source of the statistics.
-        model_call: calls the models.
-        encoded: whether handlers that read JSON get bytes in base64, as from KServe's wrapper of TorchServe, whose
-            handlers are written for that.
+        metrics: provides the statistics.
+        model_call: sends calls to the models.
+        encoded: whether handlers that read JSON get bytes in base64, as handlers that were written for KServe's wrapper
+            of TorchServe expect.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class OpenInference:
         self._registry, self._metrics, self._call = registry, metrics, model_call
 
     def methods(self) -> Mapping[str, Method]:
-        """Return the methods by their names, with those of extensions that are not supported."""
+        """Return the methods by their names, including those of unsupported extensions."""
         return {
             "ServerLive": self._unary(self.server_live, wire.ServerLiveRequest),
             "ServerReady": self._unary(self.server_ready, wire.ServerReadyRequest),
@@ -110,7 +110,7 @@ class OpenInference:
         return ParseDict(model_documents.server(), wire.ServerMetadataResponse())
 
     async def model_ready(self, request: wire.ModelReadyRequest, context: Context) -> wire.ModelReadyResponse:
-        """Return whether a model is ready: it has workers, as many as configured."""
+        """Return whether a model is ready, which means that all of its configured workers are."""
         try:
             pool = self._find(request.name, request.version, "name").pool
         except StillLoading:
@@ -123,14 +123,14 @@ class OpenInference:
         return ParseDict(model_documents.metadata(self._registry, version), wire.ModelMetadataResponse())
 
     async def model_config(self, request: wire.ModelConfigRequest, context: Context) -> wire.ModelConfigResponse:
-        """Return how a model is served."""
+        """Return the configuration of a model."""
         version = self._find(request.name, request.version, "name")
         return ParseDict({"config": model_documents.config(version)}, wire.ModelConfigResponse())
 
     async def model_statistics(
         self, request: wire.ModelStatisticsRequest, context: Context
     ) -> wire.ModelStatisticsResponse:
-        """Return the statistics of a version, of a model's versions, or of all."""
+        """Return the statistics of a version, of a model's versions, or of all models."""
         document = model_documents.statistics(self._registry, self._metrics, request.name, request.version)
         return ParseDict(document, wire.ModelStatisticsResponse())
 
@@ -166,9 +166,9 @@ class OpenInference:
     async def stream(
         self, requests: AsyncIterator[wire.ModelInferRequest], context: Context
     ) -> AsyncIterator[wire.ModelStreamInferResponse]:
-        """Answer the requests of a stream in their order; one that fails gets an error, and the stream goes on.
+        """Answer the requests of a stream in order; if one fails, it gets an error, and the stream continues.
 
-        Workers get them as they arrive, so that batches form.
+        Workers get the requests as they arrive, so that they can form batches.
         """
         responses: asyncio.Queue[asyncio.Task[wire.ModelStreamInferResponse] | None] = asyncio.Queue(_MAX_AHEAD)
 
@@ -203,11 +203,11 @@ class OpenInference:
         return wire.ModelStreamInferResponse(infer_response=response)
 
     def _find(self, name: str, version: str, parameter: str) -> Version:
-        """Return a version, by default the default one.
+        """Return a version; the default one if ``version`` is empty.
 
         Raises:
             CallError: the name is empty.
-            ApiError: 404, there is none.
+            ApiError: 404, the version does not exist.
         """
         if not name:
             raise (
@@ -220,10 +220,10 @@ class OpenInference:
     def _row(
         self, request: wire.ModelInferRequest, inputs: Sequence[Tensor], *, binary: bool
     ) -> tuple[dict[str, str], Part]:
-        """Return the headers and the row for a handler: bytes, or JSON.
+        """Return the headers and the row for a handler: in binary or in JSON.
 
         Raises:
-            ValueError: JSON cannot hold an input.
+            ValueError: JSON cannot represent an input.
         """
         parameters = messages.parameters(request.parameters)
         outputs = [(output.name, messages.parameters(output.parameters)) for output in request.outputs]
@@ -258,7 +258,7 @@ class OpenInference:
             return unary(call, message)
 
         async def plain(request: Any, context: Context) -> Any:
-            """Send errors without TorchServe's classes of exceptions, which only its clients read."""
+            """Send errors without TorchServe's exception classes, which only its clients read."""
             try:
                 return await call(request, context)
             except Exception as error:
@@ -275,7 +275,7 @@ def _reply_error(reply: Reply) -> CallError:
 
 
 def _encoded(tensor: Tensor) -> Tensor:
-    """Return a tensor as TorchServe sends it to the handler: bytes in base64."""
+    """Return a tensor in the form that TorchServe sends to the handler: bytes in base64."""
     if tensor.datatype != BYTES:
         return tensor
     items = unpack(BYTES, tensor.content)
@@ -283,7 +283,7 @@ def _encoded(tensor: Tensor) -> Tensor:
 
 
 def _quoted(tensor: Tensor) -> Tensor:
-    """Return a tensor as TorchServe sends it to the client: texts as JSON, with their quotes."""
+    """Return a tensor in the form that TorchServe sends to the client: strings as JSON, with quotes."""
     if tensor.datatype != BYTES:
         return tensor
     items = unpack(BYTES, tensor.content)
@@ -294,6 +294,6 @@ def _quoted(tensor: Tensor) -> Tensor:
 def _unsupported(message: str) -> Method:
     async def fail(_: bytes, context: Context) -> bytes:
         await context.abort(Code.UNIMPLEMENTED, message)
-        raise AssertionError  # abort never returns
+        raise AssertionError  # because abort never returns
 
     return grpc.unary_unary_rpc_method_handler(fail)

@@ -1,4 +1,4 @@
-"""Server reflection, from which grpcurl and similar programs read services and messages: versions 1 and 1alpha.
+"""Server reflection, which grpcurl and similar programs use to read services and messages: versions 1 and 1alpha.
 
 https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 """
@@ -28,10 +28,10 @@ ALPHA, NAME = "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.Se
 
 
 class Reflection:
-    """The service under one of its names, whose messages are alike.
+    """The service under one of its names; both have the same messages.
 
     Args:
-        name: of the service.
+        name: name of the service.
         services: the names of all services of the server.
     """
 
@@ -50,10 +50,10 @@ class Reflection:
 
 
 def _pool() -> DescriptorPool:
-    """Return the contracts of all services.
+    """Return a pool with the contracts of all services.
 
-    Some are served under the names of other packages. They are in this pool only: the pool of the process may have the
-    real ones, in a program that imports KServe's, Triton's or TensorFlow's messages.
+    Some are served under package names of other projects. They are only in this pool, because the process' default pool
+    may have the real ones, in a program that imports the messages of KServe, Triton or TensorFlow.
     """
     pool = DescriptorPool()
     modules = (
@@ -86,7 +86,7 @@ def _copy(module: ModuleType) -> FileDescriptorProto:
 
 
 def _renamed(module: ModuleType, package: str, other: str) -> FileDescriptorProto:
-    """Return a contract with its messages, and those that it imports, in another package."""
+    """Return a contract in which its messages, and those that it imports, are in another package."""
     renamed = _copy(module)
     renamed.package = renamed.package.replace(package, other, 1)
     before, after = f".{package}.", f".{other}."
@@ -94,7 +94,7 @@ def _renamed(module: ModuleType, package: str, other: str) -> FileDescriptorProt
     def rename(messages: Iterable[DescriptorProto]) -> None:
         for message in messages:
             for field in message.field:
-                if field.type_name:  # a scalar has none, and may not have an empty one
+                if field.type_name:  # a scalar has none, and an empty one is not allowed
                     field.type_name = field.type_name.replace(before, after, 1)
             rename(message.nested_type)
 

@@ -1,4 +1,4 @@
-"""Tensors as TensorFlow Serving's REST API writes them in JSON, and the outputs of a handler's JSON as tensors.
+"""The conversion of tensors to the JSON of TensorFlow Serving's REST API, and of a handler's JSON to tensors.
 
 https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md, "Encoding binary values"
 """
@@ -16,12 +16,12 @@ from torchmar.tensor_elements import BYTES, pack, unpack
 
 
 def nested(tensor: Tensor) -> Any:
-    """Return the elements of a tensor as nested lists; a string is text, or ``{"b64": ...}`` where it is not UTF-8.
+    """Return the elements of a tensor as nested lists; a string is text, or ``{"b64": ...}`` if it is not UTF-8.
 
     Strings of an input whose name ends in ``_bytes`` are always in base64.
 
     Raises:
-        ValueError: the bytes are not of its datatype and shape.
+        ValueError: the bytes do not match its datatype and shape.
     """
     elements: Sequence[Any] = unpack(tensor.datatype, tensor.content)
     if tensor.datatype == BYTES:
@@ -30,7 +30,7 @@ def nested(tensor: Tensor) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return features of examples as JSON has them; bytes as `nested` has strings."""
+    """Return features of examples as JSON values; bytes as strings in `nested`."""
     if isinstance(value, bytes):
         return _string(value, always_encoded=False)
     if isinstance(value, Mapping):
@@ -39,11 +39,11 @@ def plain(value: Any) -> Any:
 
 
 def outputs(document: Any) -> dict[str, Tensor]:
-    """Return the tensors of a handler's answer by name.
+    """Return the tensors in a handler's answer, by name.
 
-    ``{"outputs": {name: column}}`` is the columns, ``{"predictions": rows}`` the columns of rows that are objects with
-    the same keys; anything else is one output, ``outputs``. Numbers with a fraction are FP32, others INT64; text is
-    BYTES, and so is what has no such form, as JSON.
+    ``{"outputs": {name: column}}`` contains the columns; ``{"predictions": rows}`` contains rows, which become columns
+    if they are objects with the same keys; anything else is one output, ``outputs``. Numbers with a fraction are FP32,
+    others INT64; text is BYTES, and other values are BYTES that contain JSON.
 
     Raises:
         ValueError: a column is empty.
@@ -78,7 +78,7 @@ def _tensor(name: str, column: Any) -> Tensor:
 
 
 def _shape(values: Any) -> list[int] | None:
-    """Return the shape of nested lists; None if they are uneven or hold other than numbers, texts and booleans."""
+    """Return the shape of nested lists; None if they are uneven or contain other values."""
     if not isinstance(values, list):
         return [] if isinstance(values, bool | int | float | str) else None
     shapes = [_shape(value) for value in values]

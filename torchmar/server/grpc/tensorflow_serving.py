@@ -1,7 +1,7 @@
 """TensorFlow Serving's services over gRPC: PredictionService and ModelService.
 
-The contract is ``torchmar/grpc/wire/tensorflow_serving.proto``. A handler of ours gets tensors as bytes and answers in
-bytes, by the Open Inference Protocol; any other gets the JSON that it would get over TensorFlow Serving's REST API.
+The contract is ``torchmar/grpc/wire/tensorflow_serving.proto``. A handler of torchmar gets and returns binary tensors,
+in the Open Inference Protocol; any other handler gets the same JSON as over TensorFlow Serving's REST API.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SIGNATURES = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 
 
 class PredictionService:
-    """The service of that name.
+    """The PredictionService.
 
     Args:
         registry: the models.
         calls: sends requests to models.
-        max_bytes: of the elements of an input.
+        max_bytes: limit for the elements of an input in bytes.
     """
 
     name = PREDICTION
@@ -185,7 +185,7 @@ class PredictionService:
     async def _reply(
         self, version: Version, row: Part, context: Context, headers: Mapping[str, str]
     ) -> tuple[bytes, Reply]:
-        """Return the body of a model's reply, with its last part.
+        """Return the body of the last part of a model's reply.
 
         Raises:
             CallError: the model answers with an error.
@@ -198,7 +198,7 @@ class PredictionService:
 
 
 class ModelService:
-    """The service of that name.
+    """The ModelService.
 
     Args:
         registry: the models.
@@ -214,7 +214,7 @@ class ModelService:
         return {"GetModelStatus": _unary(self.status, wire.GetModelStatusRequest)}
 
     async def status(self, request: wire.GetModelStatusRequest, context: Context) -> wire.GetModelStatusResponse:
-        """Return the states of a model's versions; a version without a number has 0."""
+        """Return the states of a model's versions; a version without a number has the number 0."""
         spec = request.model_spec
         if not spec.name:
             raise CallError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
@@ -229,7 +229,7 @@ class ModelService:
 
 def _unary(method: Any, message: Any) -> Method:
     async def without_types(request: Any, context: Context) -> Any:
-        """Answer; errors without TorchServe's classes of exceptions, which only its clients read."""
+        """Answer a call; errors do not contain TorchServe's exception classes, which only its clients read."""
         try:
             return await method(request, context)
         except Exception as error:
@@ -252,7 +252,7 @@ def _find(registry: Registry, spec: wire.ModelSpec) -> Version:
 
 
 def _spec(version: Version, requested: wire.ModelSpec) -> wire.ModelSpec:
-    """Return the spec of a response: the version that answered."""
+    """Return the spec for a response: the version that answered."""
     spec = wire.ModelSpec(name=version.name, signature_name=requested.signature_name or documents.SIGNATURE)
     number = documents.number(version.version)
     if number is None:
@@ -263,10 +263,10 @@ def _spec(version: Version, requested: wire.ModelSpec) -> wire.ModelSpec:
 
 
 def _row(given: Sequence[Tensor], wanted: Sequence[str], *, binary: bool) -> tuple[dict[str, str], Part]:
-    """Return the headers and the row for a handler: tensors as bytes, or JSON.
+    """Return the headers and the row for a handler: tensors in binary or in JSON.
 
     Raises:
-        ValueError: an input has no batch.
+        ValueError: an input has no batch dimension.
     """
     if scalar := [tensor.name for tensor in given if not tensor.shape]:
         raise ValueError(f"input {scalar[0]!r} is a scalar; the first dimension of an input is that of the batch")
@@ -282,7 +282,7 @@ def _row(given: Sequence[Tensor], wanted: Sequence[str], *, binary: bool) -> tup
 
 
 def _outputs(body: bytes, reply: Reply, version: Version) -> dict[str, Tensor]:
-    """Return the tensors of a reply by name."""
+    """Return the tensors in a reply, by name."""
     length = {name.lower(): value for name, value in reply.headers.items()}.get(tensors.HEADER_LENGTH.lower())
     try:
         if length is not None:
@@ -294,7 +294,7 @@ def _outputs(body: bytes, reply: Reply, version: Version) -> dict[str, Tensor]:
 
 
 def _examples(given: wire.Input) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the features of a request's examples, and those that they share."""
+    """Return the features of a request's examples, and the features that all examples share."""
     kind = given.WhichOneof("kind")
     examples = getattr(given, kind).examples if kind else ()
     if not examples:
@@ -306,7 +306,7 @@ def _examples(given: wire.Input) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _invalid(error: ValueError, version: Version) -> CallError:
-    """Return the error of a request whose inputs cannot be read, with the inputs that the model takes."""
+    """Return the error of a request with malformed inputs; it describes the inputs of the model."""
     known = [
         f"{tensor['name']}: {tensor['datatype']} {tensor['shape']}"
         for tensor in version.pool.description.get("inputs", ())

@@ -1,4 +1,4 @@
-"""TensorFlow's messages to tensors and back: TensorProto, TensorInfo and Example.
+"""The conversion of TensorFlow's messages to tensors and back: TensorProto, TensorInfo and Example.
 
 https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/framework/tensor.proto
 """
@@ -15,7 +15,7 @@ from torchmar.server.api.tensorflow_serving import DTYPES
 from torchmar.server.api.tensors import Tensor
 from torchmar.tensor_elements import BF16, BYTES, LETTERS, pack, unpack
 
-# The field of a TensorProto with the elements of a datatype; of all others it is `int_val`.
+# The field of a TensorProto with the elements of a datatype; for all others it is `int_val`.
 _FIELDS = {
     "BOOL": "bool_val",
     "INT64": "int64_val",
@@ -28,7 +28,7 @@ _FIELDS = {
     BYTES: "string_val",
 }
 _BY_DATATYPE: dict[str, wire.DataType] = {datatype: getattr(wire, name) for datatype, name in DTYPES.items()}
-# By the type of a TensorProto: the datatype, and the field with the elements.
+# For each type of a TensorProto: the datatype, and the field with the elements.
 _TYPES = {dtype: (datatype, _FIELDS.get(datatype, "int_val")) for datatype, dtype in _BY_DATATYPE.items()}
 _SIZES = {BF16: 2, BYTES: 4, **{datatype: struct.calcsize(f"<{letter}") for datatype, letter in LETTERS.items()}}
 
@@ -39,13 +39,13 @@ def dtype(datatype: str) -> wire.DataType:
 
 
 def tensor(name: str, message: wire.TensorProto, max_bytes: int) -> Tensor:
-    """Return the tensor of a message.
+    """Return the tensor in a message.
 
     Args:
-        name: of the input.
+        name: name of the input.
         message: the tensor, with its elements in ``tensor_content`` or in the field of their type. If that has fewer
             elements than the shape, the last one is repeated; if it has none, all are zero or empty, as in TensorFlow.
-        max_bytes: of the elements; a small message can have a large shape.
+        max_bytes: limit for the elements in bytes, because a small message can have a large shape.
 
     Raises:
         ValueError: the type is not supported, or the elements do not match type and shape.
@@ -71,7 +71,7 @@ def tensor(name: str, message: wire.TensorProto, max_bytes: int) -> Tensor:
 
 
 def message(tensor: Tensor) -> wire.TensorProto:
-    """Return the message of a tensor, with the elements in the field of their type, as TensorFlow Serving answers.
+    """Return the message of a tensor, with the elements in the field of their type, as in TensorFlow Serving's answers.
 
     Raises:
         ValueError: the elements do not match the datatype.
@@ -125,7 +125,7 @@ def _content(datatype: str, content: bytes, count: int) -> bytes:
 
 
 def _texts(content: bytes, count: int) -> list[bytes]:
-    """Return texts that stand in ``tensor_content``: the lengths of all as varints, then their bytes."""
+    """Return the texts in ``tensor_content``: the lengths of all as varints, then their bytes."""
     lengths, offset = [], 0
     for _ in range(count):
         length = shift = 0

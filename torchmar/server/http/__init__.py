@@ -1,8 +1,8 @@
 """HTTP/1.1 and 1.0 on httptools and asyncio: bytes to requests, responses to bytes; independent of models.
 
-`request_parser.py` makes requests of bytes, `request.py` is what an app gets, `responses.py` makes bytes of responses;
-`connection.py` is one client, `listener.py` the socket with all its clients, `context.py` what they share; `unix.py`
-binds sockets that are files, `access.py` has the events of the access log.
+`request_parser.py` converts bytes to requests, `request.py` is the request for an app, `responses.py` converts
+responses to bytes; `connection.py` is one client, `listener.py` the socket with all its clients, `context.py` their
+shared state; `unix.py` binds Unix sockets, `access.py` has the events of the access log.
 """
 
 from torchmar.server.http.access import Access

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torchmar.server.http.request import Request
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status
+_CLIENT_CLOSED_REQUEST = 499  # a status of nginx
 
 
 class Access(NamedTuple):
     """A request and its response.
 
     Attributes:
-        time: of the event, in seconds since 1970.
+        time: time of the event, in seconds since 1970.
         client: address of the peer.
-        method: ``POST``; empty if the bytes received are not a request.
-        target: as it was sent, with its query.
-        status: of the response; 499 if the client disconnected before it was complete.
-        seconds: from the end of the request's headers to the end of the response.
+        method: method, such as ``POST``; empty if the received bytes are not a request.
+        target: target as the client sent it, with its query.
+        status: status of the response; 499 if the client disconnected before it was complete.
+        seconds: time from the end of the request's headers to the end of the response.
         request_id: the response's ``x-request-id``; empty if it has none.
-        traceparent: the request's header of this name, or that of the span that the server sends for the request;
+        traceparent: the request's header of this name, or the one that continues the server's span;
             empty if there is neither.
     """
 

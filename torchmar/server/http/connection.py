@@ -1,4 +1,4 @@
-"""One client connection: answer requests in order, keep it alive or close it, enforce timeouts."""
+"""One client connection: it answers requests in order, stays open or closes, and enforces timeouts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from torchmar.server.http.responses import CLOSE, CONTINUE, KEEP_ALIVE
 
 _log = logging.getLogger("torchmar.server")
 
-# A client that pipelines is not read from while more than so many of its requests wait.
+# No more data is read from a pipelining client while more than this number of its requests wait.
 _PIPELINED = 4
-# Bodies from here on are written as they are, not copied behind their headers first.
+# Larger bodies are written separately, not copied behind their headers first.
 _LARGE = 65_536
-# For the client to read the final error; what it still sends meanwhile is dropped. If the socket were closed at
-# once with bytes unread, the system would reset it, and the response would be lost.
+# Time for the client to read the final error; its further data is dropped. If the socket were closed at once with
+# unread bytes, the system would reset the connection, and the response would be lost.
 _LINGER_SECONDS = 5.0
 
 
 class Connection(asyncio.Protocol):
-    """A connection, as asyncio calls it; a `RequestReceiver` to its parser, a `ResponseWriter` to its requests.
+    """A connection, called by asyncio; a `RequestReceiver` for its parser, a `ResponseWriter` for its requests.
 
     Args:
-        context: the listener's.
-        admit: called when the connection is made; False: there are too many.
-        discard: called when it is closed.
+        context: shared state of the listener.
+        admit: called when the connection is made; False: there are too many connections.
+        discard: called when the connection is closed.
 
     Attributes:
         client: address of the peer.
-        lost: whether it is closed.
+        lost: whether the connection is closed.
     """
 
     __slots__ = (
@@ -71,8 +71,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._context, self._admit, self._discard = context, admit, discard
         self.client, self.lost = "", False
-        # Requests: the one being received is the parser's; those that wait, the one being answered, the one after
-        # whose response the connection is closed.
+        # Requests: the parser has the one being received; here are those that wait, the one being answered, and the
+        # one after whose response the connection is closed.
         self._waiting: deque[Request] = deque()
         self._current: Request | None = None
         self._last_request: Request | None = None
@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
         self._reading_paused = self._writing_paused = False
         self._drain_waiters: list[asyncio.Future[None]] = []
 
-    # What asyncio calls.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the connection, or respond that there are too many."""
@@ -95,14 +95,14 @@ class Connection(asyncio.Protocol):
             self.client = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         else:
             self.client = "unix"
-        # A partial costs less than a method, for each request.
+        # For each request, a partial costs less than a method.
         new_request = partial(Request, self._context, self, self._complete, self.client)
         self._parser = RequestParser(self._context.limits, self, new_request)
         if not self._admit(self):
             self._reject(ApiError(503, "ServiceUnavailableException", "Too many connections."))
 
     def data_received(self, data: bytes) -> None:
-        """Parse what was received, and answer what is complete."""
+        """Parse the received data, and answer complete requests."""
         parser = self._parser
         if parser.state >= DISCARD and (parser.state == CLOSED or not (data := parser.discard(data))):
             return
@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
             self._context.on_access(access(request))
 
     def pause_writing(self) -> None:
-        """Answer no further requests: the client receives responses slower than they are made."""
+        """Answer no further requests, because the client receives responses more slowly than they are made."""
         self._writing_paused = True
 
     def resume_writing(self) -> None:
@@ -151,10 +151,10 @@ class Connection(asyncio.Protocol):
         self._wake_drain_waiters()
         self._serve()
 
-    # What the parser calls.
+    # Callbacks of the parser.
 
     def head_received(self, request: Request, keep_alive: bool) -> bool:
-        """Have the application respond before the body arrives, unless there are requests before this one."""
+        """Let the application respond before the body arrives, unless earlier requests wait."""
         on_head = self._context.on_head
         if on_head is None or self._current is not None or self._waiting or self._writing_paused:
             return False
@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def expect_continue(self) -> None:
-        """Send 100 (Continue), though never into the middle of another response."""
+        """Send 100 (Continue), but not within another response."""
         if self._current is None and not self._waiting:
             self.write(CONTINUE)
         else:
@@ -185,14 +185,14 @@ class Connection(asyncio.Protocol):
             self._last_request = request
 
     def _reject(self, error: ApiError) -> None:
-        """Receive nothing more, and send an error after the responses to the requests before."""
-        if self._parser.state == DISCARD:  # whose request has its response
+        """Receive no more data, and send an error after the responses to earlier requests."""
+        if self._parser.state == DISCARD:  # the request already has its response
             self._parser.stop()
             self._linger()
             return
         method, target = self._parser.incomplete()
         if self._context.on_access is not None:
-            # The app never sees this request.
+            # The app does not get this request.
             self._context.on_access(
                 Access(
                     time=time.time(),
@@ -208,14 +208,14 @@ class Connection(asyncio.Protocol):
         self._final_response = self._context.heads.final_response(error, target)
         self._serve()
 
-    # Answering.
+    # Responses.
 
     def _serve(self) -> None:
-        """Hand the requests that wait to the app, one after the other."""
+        """Pass the waiting requests to the app, one after the other."""
         if self._serving or self.lost:
             return
         self._serving = True
-        # For a client that does not receive its responses no more are made.
+        # No more responses are made for a client that does not receive them.
         while self._waiting and self._current is None and not self._writing_paused:
             request = self._current = self._waiting.popleft()
             try:
@@ -243,12 +243,12 @@ class Connection(asyncio.Protocol):
             request.observer.on_end(request)
         if self._context.on_access is not None:
             self._context.on_access(access(request))
-        # May differ from the head of the response: the listener may have begun to close since.
+        # This may differ from the head of the response: the listener may have begun to close since then.
         keep_alive = self._keeps_alive()
         self._current = None
         self._active = True
         if not keep_alive:
-            unread = self._parser.state == BODY  # the response was sent before the body has arrived
+            unread = self._parser.state == BODY  # the response was sent before the body had arrived
             self._parser.stop()
             self._waiting.clear()
             self._final_response = b""
@@ -283,9 +283,9 @@ class Connection(asyncio.Protocol):
         self._transport.write(data)
 
     def write_parts(self, parts: list[bytes]) -> None:
-        """Send ``parts``, without joining them where the loop can do so."""
+        """Send ``parts`` without joining them, if the loop supports it."""
         if type(self._transport).__module__.startswith("asyncio"):
-            # Its own writelines does not call pause_writing, from Python 3.12 on.
+            # From Python 3.12 on, its own writelines does not call pause_writing.
             for part in parts:
                 self.write(part)
             return
@@ -293,7 +293,7 @@ class Connection(asyncio.Protocol):
         self._transport.writelines(parts)
 
     async def drain(self) -> None:
-        """Wait until little is left of what was written, or the client has disconnected."""
+        """Wait until most of the written data is sent, or the client has disconnected."""
         if self._writing_paused and not self.lost:
             waiter = asyncio.get_running_loop().create_future()
             self._drain_waiters.append(waiter)
@@ -326,7 +326,7 @@ class Connection(asyncio.Protocol):
             self._linger()
 
     def _linger(self) -> None:
-        """Half-close, and discard input until the client has read the last response."""
+        """Half-close the connection, and discard input until the client has read the last response."""
         self._lingering = self._active = True
         if self._transport.is_closing():
             return
@@ -334,12 +334,13 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
         self._resume_reading()
 
-    # Timeouts, and the end.
+    # Timeouts and end.
 
     def check_timeouts(self, now: float) -> None:
         """Close the connection of a client that is too slow; called regularly with the loop's time.
 
-        Events since the last call count as now: a timeout never ends early, nor later than two calls after its time.
+        Events since the previous call count as events now: a timeout is never too early, and at most two calls too
+            late.
         """
         parser, limits = self._parser, self._context.limits
         active = self._active or parser.active
@@ -376,5 +377,5 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Close the connection at once, whatever is under way."""
+        """Close the connection at once, even during a request."""
         self._transport.abort()

@@ -1,4 +1,4 @@
-"""Decode request bodies that have a Content-Encoding (RFC 9110, 8.4), piece by piece and within a size limit."""
+"""The decoding of request bodies with a Content-Encoding (RFC 9110, 8.4), piece by piece and within a size limit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torchmar.server.api_error import ApiError
 
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _CODINGS = ("gzip", "deflate")
-# Of a body: each copies the data that follows it, which with thousands in a piece would take seconds.
+# Limit for streams in a body: each copies the data after it, which for thousands in one piece would take seconds.
 _MAX_MEMBERS = 64
 _IDENTITY = ("", "identity")
 
 
 class Decoder:
-    """A body being decoded.
+    """The decoder of a body.
 
     Args:
-        coding: ``gzip`` or ``deflate``; zlib's header may be missing in the latter, as some clients send it.
-        limit: bytes that a decoded body may have.
+        coding: ``gzip`` or ``deflate``; deflate may lack zlib's header, because some clients omit it.
+        limit: largest size of a decoded body in bytes.
     """
 
     def __init__(self, coding: str, limit: int) -> None:
@@ -29,10 +29,10 @@ class Decoder:
         self._stream: Any = None
 
     def decode(self, piece: bytes) -> list[bytes]:
-        """Return what a piece of the body decodes to.
+        """Return the decoded content of a piece of the body.
 
         Raises:
-            ApiError: 413, the decoded body exceeds the limit, and is not decoded beyond it; 400, it is not of the
+            ApiError: 413, the decoded body exceeds the limit, and is not decoded further; 400, the body is not in this
                 coding.
         """
         if self._stream is None:
@@ -55,7 +55,7 @@ class Decoder:
             raise self._broken("it is truncated")
 
     def _open(self, start: bytes) -> None:
-        """Begin a stream of the coding; gzip may have several, one after the other."""
+        """Start a stream of the coding; gzip allows several streams in a row."""
         if self._members >= (_MAX_MEMBERS if self._coding == "gzip" else 1):
             raise self._broken("bytes follow its end")
         self._members += 1
@@ -68,7 +68,7 @@ class Decoder:
 
     def _decompress(self, piece: bytes) -> bytes:
         try:
-            # One byte beyond the limit shows that there are more, without decoding them.
+            # One byte beyond the limit shows that the body is too large, without decoding the rest.
             part: bytes = self._stream.decompress(piece, self._limit - self._size + 1)
         except zlib.error as error:
             raise self._broken(str(error)) from None
@@ -82,14 +82,14 @@ class Decoder:
 
 
 def decoder(content_encoding: str, limit: int) -> Decoder | None:
-    """Return the decoder for a Content-Encoding header; None for a body that is sent as it is.
+    """Return the decoder for a Content-Encoding header; None: the body is not encoded.
 
     Args:
         content_encoding: value of the header; empty if there is none.
-        limit: bytes that a decoded body may have.
+        limit: largest size of a decoded body in bytes.
 
     Raises:
-        ApiError: 415, with ``Accept-Encoding``, for any other coding, or several.
+        ApiError: 415, with ``Accept-Encoding``, for any other coding, or several codings.
     """
     coding = content_encoding.strip().lower().removeprefix("x-")
     if coding in _IDENTITY:

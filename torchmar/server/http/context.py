@@ -1,4 +1,4 @@
-"""State that a listener shares with its connections and requests."""
+"""The state that a listener shares with its connections and requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torchmar.server.http.request import Request
 
 App = Callable[["Request"], None]
-#: Called with requests whose body is still to come, to which it may respond.
+#: Called with a request before its body arrives; the callback may respond to it.
 OnHead = Callable[["Request"], None]
 
 
@@ -24,12 +24,12 @@ class Context:
 
     Attributes:
         app: called in the loop with every request.
-        limits: sizes and times that a client may not exceed.
-        heads: the heads of responses.
-        on_head: called with a request that has a long body, before this arrives; it may respond, and the app then does
+        limits: limits on sizes and times of a client.
+        heads: cached heads of responses.
+        on_head: called with a request with a long body before the body arrives; it may respond, and the app then does
             not get the request. None: there is no such callback.
-        on_access: called with an access event for every request that was answered; None: there is no access log.
-        closing: whether every response is the last of its connection.
+        on_access: called with an access event for every answered request; None: there is no access log.
+        closing: whether each response is the last of its connection.
     """
 
     app: App

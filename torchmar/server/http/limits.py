@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes and times that a client may not exceed.
+    """Limits on sizes and times of a client.
 
     Attributes:
         body: bytes of a request's body; TorchServe's ``max_request_size``.
         header: bytes of all headers of a request.
         target: bytes of the target in the request line, ``/predictions/m?x=1``.
-        header_seconds: for a request's headers to arrive, from their first byte.
-        body_seconds: without a byte of the body arriving, or of the response being received.
-        idle_seconds: without a request.
-        connections: open at a time.
+        header_seconds: time for a request's headers to arrive, from their first byte.
+        body_seconds: time without a received byte of the body, or a sent byte of the response.
+        idle_seconds: time without a request.
+        connections: number of open connections.
     """
 
     body: int = 6_553_500

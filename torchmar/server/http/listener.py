@@ -15,7 +15,7 @@ from torchmar.server.http.request import Request
 from torchmar.server.http.responses import Cors, ResponseHeads
 
 _BACKLOG = 2048
-# Clients beyond the limit that get 503 at a time; more are disconnected without a response.
+# Clients beyond the limit that get 503 at the same time; further ones are disconnected without a response.
 _REJECTED = 256
 
 
@@ -31,21 +31,21 @@ async def listen(
     access: OnAccess | None = None,
     on_head: OnHead | None = None,
 ) -> Listener:
-    """Listen, and hand requests to ``app`` until the listener is closed.
+    """Listen, and pass requests to ``app`` until the listener is closed.
 
     Args:
-        app: called in the loop with every request, in their order on each connection; it may answer now or later.
+        app: called in the loop with every request, in order on each connection; it may answer now or later.
             An `ApiError` that it raises is the response; any other exception is logged and answered with 500.
-        host: name or address; all addresses of a name are listened on.
-        port: 0 for one that is free.
-        limits: sizes and times that a client may not exceed.
-        tls: certificate and key; none for plain HTTP.
-        unix: path of a socket to listen on in place of host and port.
-        cors: what pages of other origins may do; their preflight requests are answered without the app.
-        access: called with an event for every request that was answered.
+        host: name or address; for a name, all of its addresses.
+        port: port number; 0: a free port.
+        limits: limits on sizes and times of a client.
+        tls: certificate and key; None: plain HTTP.
+        unix: path of a Unix socket, in place of host and port.
+        cors: rights of pages of other origins; their preflight requests are answered without the app.
+        access: called with an event for every answered request.
         on_head: called in the loop with a request that has a long body, or whose client waits for 100 (Continue),
             before the body arrives. If it responds, the body is discarded, and ``app`` does not get the request. It is
-            not called while other requests of the connection are before that one.
+            not called while earlier requests of the connection wait.
 
     Raises:
         OSError: the address cannot be bound.
@@ -63,10 +63,10 @@ async def listen(
 
 
 class Listener:
-    """A listening socket with its connections, as `listen` returns it.
+    """A listening socket with its connections, returned by `listen`.
 
     Attributes:
-        port: the port listened on; 0 with a Unix socket.
+        port: port number; 0 for a Unix socket.
     """
 
     def __init__(self, context: Context) -> None:
@@ -77,7 +77,7 @@ class Listener:
         self._empty = asyncio.Event()
         self._empty.set()
         self._unix, self._inode = "", 0
-        # Often enough for the shortest timeout, once a second at most.
+        # Often enough for the shortest timeout, but at most once a second.
         limits = context.limits
         shortest = min(limits.header_seconds, limits.body_seconds, limits.idle_seconds)
         self._interval = min(1.0, max(0.01, shortest / 4))
@@ -104,7 +104,7 @@ class Listener:
         self._timer = loop.call_later(self._interval, self._check_timeouts)
 
     async def close(self, grace: float) -> None:
-        """Stop: idle connections at once, those with a request when it is answered, or after ``grace`` seconds."""
+        """Stop: close idle connections at once, and others after their current response, or after ``grace`` seconds."""
         self._context.closing = True
         self._server.close()
         if self._unix:
@@ -121,7 +121,7 @@ class Listener:
             self._timer.cancel()
 
     def _admit(self, connection: Connection) -> bool:
-        """Add a new connection; return False if there are too many, and the client gets 503."""
+        """Add a new connection; return False if there are too many, so that the client gets 503."""
         context = self._context
         self._empty.clear()
         if not context.closing and len(self._connections) < context.limits.connections:
@@ -134,7 +134,7 @@ class Listener:
         return not respond
 
     def _discard(self, connection: Connection) -> None:
-        """Remove a connection that is closed."""
+        """Remove a closed connection."""
         self._connections.discard(connection)
         self._rejected.discard(connection)
         if not self._connections and not self._rejected:
@@ -144,7 +144,7 @@ class Listener:
         return [*self._connections, *self._rejected]
 
     def _check_timeouts(self) -> None:
-        """Check all connections: one timer for all is cheaper than one for each."""
+        """Check all connections; one timer for all is cheaper than one for each."""
         self._timer = self._loop.call_later(self._interval, self._check_timeouts)
         now = self._loop.time()
         for connection in self._all_connections():

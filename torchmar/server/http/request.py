@@ -1,4 +1,4 @@
-"""A request, as route handlers see it."""
+"""A request, in the form for route handlers."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torchmar.server.http.responses import BODILESS, CHUNKED, JSON, LAST_CHUNK
 
 _log = logging.getLogger("torchmar.server")
 
-# The response: nothing of it was sent; its head was; all of it was, or the connection was aborted.
+# The response: not started; its head was sent; all of it was sent, or the connection was aborted.
 _PENDING, _STARTED, _COMPLETE = range(3)
 
 
 class ResponseWriter(Protocol):
-    """The methods that a request sends its response with."""
+    """The interface through which a request sends its response."""
 
     def write_response(self, head: bytes, length: int, body: bytes) -> None:
         """Send a whole response; the writer adds the header ``connection``, here and in `write_head`.
 
         Args:
             head: status line and headers.
-            length: of the body, also where none is sent.
-            body: empty as the response to HEAD.
+            length: length of the body, even if no body is sent.
+            body: body; empty for a response to HEAD.
         """
 
     def write_head(self, head: bytes, *, close: bool = False) -> None:
-        """Send the head of a response whose body follows, or has none; ``close``: it ends with the connection."""
+        """Send the head of a response; a body may follow. ``close``: the connection ends after the response."""
 
     def write(self, data: bytes) -> None:
         """Send a part of a body."""
@@ -50,34 +50,36 @@ class RequestObserver(Protocol):
     """Callbacks for the end of a request."""
 
     def on_end(self, request: Request) -> None:
-        """Note that the response is complete, or that the client has disconnected."""
+        """Record that the response is complete, or that the client has disconnected."""
 
 
 class Request:
-    """A request whose body is complete, to be answered once: by `respond`, or by `start`, `send`... and `end`.
+    """A request with its whole body, to be answered once: by `respond`, or by `start`, `send`... and `end`.
 
-    All of it belongs to the server's loop. Once the client has disconnected, responses are dropped and raise nothing.
+    Its methods are called in the server's loop. After the client has disconnected, responses are dropped without
+    errors.
 
     Args:
-        context: the listener's.
+        context: shared state of the listener.
         writer: sends the response.
         on_complete: called once, when the response is complete.
         client: address of the peer, ``127.0.0.1:40000``; ``unix`` behind a Unix socket.
-        method: ``POST``.
-        target: as it stands in the request line, ``/predictions/m?x=1``.
-        raw: all headers in their order.
-        fields: the first of each header, by its name in lower case.
+        method: method, such as ``POST``.
+        target: target in the request line, ``/predictions/m?x=1``.
+        raw: all headers, in their order.
+        fields: the first header of each name, by the name in lower case.
         http_1_0: whether the client uses HTTP/1.0.
 
     Attributes:
-        content: the body without its transfer encoding; of a large one a view of the memory that it was received into.
+        content: body without its transfer encoding; for a large body, a view of the memory that it was received into.
         disconnected: whether the client has disconnected, or the connection was aborted.
-        on_disconnect: called once if that happens before the response is complete; set by the code that answers.
+        on_disconnect: called once if the client disconnects before the response is complete; set by the code that
+            answers.
         observer: its ``on_end`` is called when the response is complete or the client has disconnected; None: there is
             none.
-        received: when its headers were complete, by `time.monotonic`.
-        status: of the response; 0 before it has started.
-        response_headers: given to `respond` or `start`.
+        received: time when its headers were complete, by `time.monotonic`.
+        status: status of the response; 0 before it has started.
+        response_headers: headers that were passed to `respond` or `start`.
     """
 
     __slots__ = (
@@ -127,7 +129,7 @@ class Request:
     # The request.
 
     def header(self, lower_case_name: str) -> str:
-        """Return the header's value, the first one where there are several, empty where there is none."""
+        """Return the value of a header; the first one if there are several, empty if there is none."""
         value = self._fields.get(lower_case_name.encode())
         return value.strip().decode("latin-1") if value else ""
 
@@ -137,7 +139,7 @@ class Request:
         return [value.strip().decode("latin-1") for name, value in self._raw if name.lower() == wanted]
 
     def set_header(self, lower_case_name: str, value: str) -> None:
-        """Set a header in place of all that the client has sent under its name; what follows sees only this one."""
+        """Set a header in place of all that the client has sent with its name; later code only sees this one."""
         name, content = lower_case_name.encode(), value.encode("latin-1")
         self._fields[name] = content
         self._raw = [pair for pair in self._raw if pair[0].lower() != name] + [(name, content)]
@@ -149,7 +151,7 @@ class Request:
 
     @property
     def body(self) -> bytes:
-        """The body as one object; of a large one this is a copy, which ``content`` is not."""
+        """The body as one object; for a large body this is a copy, unlike ``content``."""
         if not isinstance(self.content, bytes):
             self.content = bytes(self.content)
         return self.content
@@ -168,13 +170,13 @@ class Request:
     def path(self) -> str:
         """The path without percent encoding: ``/predictions/m``."""
         target = self.target.partition(b"?")[0]
-        if not target.startswith(b"/") and b"://" in target:  # http://host/path, which proxies are sent
+        if not target.startswith(b"/") and b"://" in target:  # http://host/path, the form for proxies
             target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
         return unquote_to_bytes(target.partition(b"#")[0]).decode("utf-8", "replace")
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        """The parameters behind the ``?``, in their order; those without a value have an empty one."""
+        """The parameters of the query, in their order; one without a value has an empty value."""
         query = self.target.partition(b"?")[2].partition(b"#")[0]
         return parse_qsl(query.decode("latin-1"), keep_blank_values=True, errors="replace") if query else []
 
@@ -189,7 +191,7 @@ class Request:
         *,
         revalidate: bool = False,
     ) -> None:
-        """Send a whole response; with ``revalidate`` the client may keep it, and asks before each use.
+        """Send a whole response; with ``revalidate`` the client may cache it, but must check it before each use.
 
         A status below 200 or headers that would break the response (line breaks) are logged, and answered with 500.
 
@@ -206,9 +208,9 @@ class Request:
         self._on_complete(self)
 
     def start(self, status: int, content_type: str = "", headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Start a response of unknown length; as `respond` otherwise.
+        """Start a response of unknown length; otherwise the same as `respond`.
 
-        It is sent in chunks, and to clients of HTTP/1.0 until the connection is closed.
+        It is sent in chunks; for clients with HTTP/1.0, it ends when the connection is closed.
         """
         head = self._head(status, content_type, headers)
         if head is None:
@@ -222,7 +224,7 @@ class Request:
             self._on_complete(self)
 
     def send(self, chunk: bytes) -> None:
-        """Send a part of the body; `drain` limits what waits to be sent. Without effect after the end."""
+        """Send a part of the body; `drain` limits the unsent data. After the end, it has no effect."""
         if self._state != _STARTED or self.disconnected or not chunk:
             return
         if self._http_1_0:
@@ -231,7 +233,7 @@ class Request:
             self._writer.write_parts([b"%x\r\n" % len(chunk), chunk, b"\r\n"])
 
     def end(self) -> None:
-        """Complete the response that was started."""
+        """Complete a response that `start` has started."""
         if self._state != _STARTED or self.disconnected:
             return
         self._state = _COMPLETE
@@ -240,9 +242,9 @@ class Request:
         self._on_complete(self)
 
     def respond_error(self, error: ApiError, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Respond with an error, its headers and ``headers``.
+        """Respond with an error, with its headers and ``headers``.
 
-        A response that has started is aborted, a complete one stays as it is.
+        A response that has started is aborted; a complete one is not changed.
         """
         if self._state == _PENDING:
             self.respond(error.status, error.body_for(self.target), JSON, (*error.headers.items(), *headers))
@@ -256,13 +258,13 @@ class Request:
         self.respond_error(ApiError(500, "InternalServerException", message))
 
     def abort(self) -> None:
-        """Abort the connection: the only sign to a client that a response that has started will not be complete."""
+        """Abort the connection, the only way to show a client that a started response is incomplete."""
         if self._state != _COMPLETE and not self.disconnected:
             self._state = _COMPLETE
             self._writer.abort()
 
     async def drain(self) -> None:
-        """Wait until the client has received most of what was sent, or has disconnected."""
+        """Wait until the client has received most of the sent data, or has disconnected."""
         if not self.disconnected:
             await self._writer.drain()
 
@@ -280,7 +282,7 @@ class Request:
     def _head(
         self, status: int, content_type: str, headers: Sequence[tuple[str, str]], *, revalidate: bool = False
     ) -> bytes | None:
-        """Return the head of the response; None if the client has disconnected or an error has been sent."""
+        """Return the head of the response; None if the client has disconnected or an error was sent instead."""
         if self._state != _PENDING:
             raise RuntimeError(f"{self.method} {self.path} has been answered already")
         if self.disconnected:

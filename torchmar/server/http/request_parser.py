@@ -1,4 +1,4 @@
-"""The bytes that a client sends to requests, within the limits of sizes; HTTP/1.1 and 1.0 on httptools."""
+"""The parser from a client's bytes to requests, within limits on sizes; HTTP/1.1 and 1.0 on httptools."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from torchmar.server.http.request import Request
 
 _log = logging.getLogger("torchmar.server")
 
-# The next input: a request; more of its headers; the replayed headers of one that wanted another protocol; more of its
-# body; more of a body that is not needed, since its request has the response already; or none any more.
+# The next input: a request; more headers; the repeated headers of a request for another protocol; more of the body;
+# more of a body that is not needed, because its request has its response already; or no further input.
 IDLE, HEAD, REPLAY, BODY, DISCARD, CLOSED = range(6)
-# Bytes of a body from which on the receiver may respond before it arrives.
+# Size of a body from which on the receiver may respond before it arrives.
 _LONG = 4096
-# Pieces of a body that are joined into one as they arrive: a million pieces of two bytes would take fifty times theirs.
+# Number of pieces of a body that are joined as they arrive: a million pieces of two bytes would otherwise take fifty
 _PIECES = 1024
 
 
-# Makes a request of its method, target, headers (all, and by name) and whether it is of HTTP/1.0.
+# Makes a request from its method, target, headers (all, and by name) and whether it uses HTTP/1.0.
 NewRequest = Callable[[str, bytes, list[tuple[bytes, bytes]], dict[bytes, bytes], bool], Request]
 
 
 class _StoppedError(Exception):
-    """Ends httptools' work on input that is ignored from here on."""
+    """Ends httptools' work when all further input is ignored."""
 
 
 class RequestReceiver(Protocol):
     """Callbacks of a parser."""
 
     def head_received(self, request: Request, keep_alive: bool) -> bool:
-        """Respond to a request whose body is still to come, or return False.
+        """Respond to a request before its body arrives, or return False.
 
-        The body is discarded after a response; the receiver stops the parser instead if it ends the connection, which
-        it must unless ``keep_alive``.
+        The body is discarded after a response. If the receiver ends the connection, as it must unless ``keep_alive``,
+        it stops the parser instead.
         """
 
     def expect_continue(self) -> None:
         """Send 100 (Continue), for which the client waits before it sends the body."""
 
     def request_received(self, request: Request, keep_alive: bool) -> None:
-        """Answer a complete request; the client sends more of them if ``keep_alive``."""
+        """Answer a complete request; with ``keep_alive``, the client may send more requests."""
 
 
 class RequestParser:
     """The parser of one connection.
 
     Args:
-        limits: of sizes.
-        receiver: gets the requests.
-        new_request: makes them.
+        limits: limits on sizes.
+        receiver: receives the requests.
+        new_request: creates the requests.
 
     Attributes:
         state: `IDLE`, `HEAD`, `REPLAY`, `BODY`, `DISCARD` or `CLOSED`.
-        active: set when a request begins and when its body grows; for timeouts, which reset it.
+        active: set when a request begins and when its body grows; timeouts read and reset it.
     """
 
     __slots__ = (
@@ -93,13 +93,13 @@ class RequestParser:
         self._request: Request | None = None
         self._keep_alive = True
         self._pieces, self._pieces_joined, self._body_size = list[bytes | memoryview](), 0, 0
-        self._length = 0  # of the body, if the client has sent it and the body is not decoded
+        self._length = 0  # of the body, if the client has sent it and the body is not encoded
         self._decoder: content_coding.Decoder | None = None
         self._feed_size = self._header_bytes = 0
         self._new_request = False
 
     def feed(self, data: bytes) -> None:
-        """Parse what was received, and hand over what is complete. Raises ApiError."""
+        """Parse received data, and pass on complete requests. Raises ApiError."""
         self._feed_size = len(data)
         body_size = self._body_size
         self._parse(data)
@@ -112,9 +112,9 @@ class RequestParser:
             self._count_header_bytes(len(data))
 
     def discard(self, data: bytes) -> bytes:
-        """Drop what belongs to a body that is not needed, in the state `DISCARD`; return the rest, which is to be fed.
+        """Drop data of a body that is not needed, in the state `DISCARD`; return the rest, which is to be fed.
 
-        A body in chunks is fed, too: its end is known only to who parses it.
+        A chunked body is also fed, because only parsing can find its end.
         """
         missing = self.missing
         if missing <= 0:
@@ -127,11 +127,11 @@ class RequestParser:
         return data[missing:]
 
     def stop(self) -> None:
-        """Ignore whatever else is received."""
+        """Ignore all further data."""
         self.state, self._request, self._pieces = CLOSED, None, []
 
     def close(self) -> None:
-        """Stop, and drop the references that form cycles, so that all are freed at once."""
+        """Stop, and drop the references that form cycles, so that all objects are freed at once."""
         self.stop()
         del self._parser, self._receiver, self._make_request
 
@@ -143,17 +143,17 @@ class RequestParser:
 
     @property
     def missing(self) -> int:
-        """How many bytes of the body are still to be received; not above 0 if its length is not known."""
+        """The number of missing bytes of the body; not above 0 if its length is unknown."""
         return self._length - self._body_size
 
     def receive_body(self) -> memoryview:
-        """Return the memory for the missing bytes of the body; the caller puts them there, and calls `body_received`.
+        """Return the memory for the missing bytes of the body; the caller fills it, and calls `body_received`.
 
-        The system provides the memory only as it is written to: a client does not occupy it by sending a length.
+        The system provides the memory only as it is written to: a client does not occupy it by announcing a length.
         """
         memory = mmap.mmap(-1, self._length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # of systems without such pages
+            with contextlib.suppress(OSError):  # some systems have no such pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
         view = memoryview(memory)
         received = self._body_size
@@ -162,15 +162,15 @@ class RequestParser:
         return view[received:]
 
     def body_received(self) -> None:
-        """Hand over the request whose body is complete."""
+        """Pass on the request whose body is complete."""
         if self.state == CLOSED:
             return
         self._body_size = self._length
-        # The old one still waits for the body.
+        # The old parser would still wait for the body.
         self._parser = HttpRequestParser(self)
         self.on_message_complete()
 
-    # What httptools calls. An exception in here ends the parser, and is raised by `_parse`.
+    # Callbacks of httptools. An exception in these ends the parser, and is raised by `_parse`.
 
     def on_url(self, piece: bytes) -> None:
         """Begin a request; its target arrives in one piece or in several."""
@@ -193,16 +193,16 @@ class RequestParser:
             self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Check the headers, and begin the body. Raises ApiError."""
+        """Check the headers, and start the body. Raises ApiError."""
         if self.state == REPLAY:
             self.state = BODY
             return
         parser, raw, limits = self._parser, self._raw, self._limits
         if self._header_bytes + self._feed_size > limits.header:
-            # Either the headers are too large, or they arrived together with other data: now it pays to count.
+            # Either the headers are too large, or other data arrived with them: now it is worth counting exactly.
             self._header_bytes = 0
             self._count_header_bytes(sum(len(name) + len(value) + 4 for name, value in raw))
-        # The first of several counts.
+        # Of several headers with the same name, the first counts.
         fields = {name.lower(): value for name, value in reversed(raw)}
         version = parser.get_http_version()
         method = parser.get_method()
@@ -211,7 +211,7 @@ class RequestParser:
             raise self._too_large()
         chunked = b"transfer-encoding" in fields
         if chunked:
-            # httptools rejects what is ambiguous; what is left has `chunked` as its last coding.
+            # httptools rejects ambiguous headers; all others have `chunked` as their last coding.
             if version == "1.0":
                 raise ApiError(400, "BadRequestException", "HTTP/1.0 has no transfer-encoding.")
             if fields[b"transfer-encoding"].strip().lower() != b"chunked":
@@ -238,9 +238,9 @@ class RequestParser:
             self._begin_long_body(self._request, length, fields, waits)
 
     def _begin_long_body(self, request: Request, length: int, fields: dict[bytes, bytes], waits: bool) -> None:
-        """Let the receiver respond before the body; if it does not, send 100 (Continue) to a client that waits."""
-        # A client that waits may send the body all the same, or the next request in its place: after a response, what
-        # it sends cannot be understood. A body that httptools takes for another protocol's has no end.
+        """Let the receiver respond before the body; if it does not, send 100 (Continue) to a waiting client."""
+        # A client that waits may still send the body, or the next request in its place: after a response, its data is
+        # ambiguous. A body that httptools regards as that of another protocol has no end.
         keep_alive = self._keep_alive and not waits
         if b"upgrade" in fields or not self._receiver.head_received(request, keep_alive):
             if waits:
@@ -252,7 +252,7 @@ class RequestParser:
             self.state = DISCARD
 
     def on_body(self, piece: bytes) -> None:
-        """Keep a piece of the body. Raises ApiError."""
+        """Store a piece of the body. Raises ApiError."""
         self.active = True
         self._header_bytes = 0
         self._body_size += len(piece)
@@ -270,14 +270,14 @@ class RequestParser:
             self._pieces_joined += 1
 
     def on_message_complete(self) -> None:
-        """Hand the request over. Raises ApiError."""
+        """Pass on the request. Raises ApiError."""
         request = self._request
         if request is None:
             if self.state == DISCARD:
                 self.state = IDLE
             return
         if self._parser.should_upgrade() and (request.header("content-length") or request.header("transfer-encoding")):
-            return  # httptools takes the body for another protocol: `_ignore_upgrade` has it parsed
+            return  # httptools regards the body as another protocol: `_ignore_upgrade` parses it
         self._request = None
         if self._pieces:
             request.content = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -303,7 +303,7 @@ class RequestParser:
                     self._ignore_upgrade()
         except HttpParserError as error:
             if self.state == CLOSED:
-                return  # data behind the last request
+                return  # data after the last request
             cause = error.__context__ if isinstance(error, HttpParserCallbackError) else None
             if cause is None:
                 raise ApiError(400, "BadRequestException", "Invalid HTTP message.") from None
@@ -313,10 +313,10 @@ class RequestParser:
             raise ApiError(500, "InternalServerException", "The request could not be received.") from None
 
     def _ignore_upgrade(self) -> None:
-        """Continue with HTTP/1.1 where a client requests another protocol, as Java's does with its first request.
+        """Continue with HTTP/1.1 if a client requests another protocol, as Java's does with its first request.
 
-        A server may ignore that header (RFC 9110, 7.8), but httptools takes all that follows the headers, and so the
-        body, for the other protocol. A new parser gets the body without the upgrade header.
+        A server may ignore that header (RFC 9110, 7.8), but httptools regards all data after the headers, including the
+        body, as the other protocol. Therefore a new parser gets the request without the upgrade header.
         """
         self._parser = HttpRequestParser(self)
         if self._request is not None:

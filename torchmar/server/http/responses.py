@@ -15,7 +15,7 @@ CLOSE = b"connection: close\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 JSON = "application/json"
-# Responses without a body, and without a header for its length.
+# Statuses of responses without a body and without a header for its length.
 BODILESS = frozenset({204, 304})
 
 _UNCACHED = (
@@ -23,10 +23,10 @@ _UNCACHED = (
     b"Cache-Control: no-cache; no-store, must-revalidate, private\r\n"
     b"Expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
 )
-# Clients of event streams and proxies read this header strictly; TorchServe's has a semicolon for a comma.
+# Clients of event streams and proxies read this header strictly; TorchServe's has a semicolon in place of a comma.
 _EVENTS_UNCACHED = b"Cache-Control: no-cache\r\n"
 _REVALIDATED = b"Cache-Control: no-cache\r\n"
-# Set by the server; TorchServe too overwrites what a handler has set under these names.
+# Headers that only the server sets; TorchServe also overwrites a handler's headers with these names.
 _SERVER_HEADERS = frozenset(
     {
         "cache-control",
@@ -41,7 +41,7 @@ _SERVER_HEADERS = frozenset(
     }
 )
 _NAME = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
-# Handlers choose statuses, content types and names: values that differ every time must not pile up.
+# Limits for the caches: handlers choose statuses, content types and names, which may differ each time.
 _CACHE_SIZE = 1024
 
 
@@ -49,7 +49,7 @@ _CACHE_SIZE = 1024
 class Cors:
     """The rights of pages of other origins; TorchServe's ``cors_allowed_origin``, ``_methods`` and ``_headers``.
 
-    Each is sent as it stands, with every response; an empty one is not sent.
+    Each header is sent unchanged with every response; an empty one is not sent.
     """
 
     origin: str
@@ -58,13 +58,13 @@ class Cors:
 
 
 class ResponseHeads(dict[tuple[int, str], bytes]):
-    """The first lines of responses, made once for each status and content type: ``heads[200, "text/plain"]``.
+    """The first lines of responses, cached for each status and content type: ``heads[200, "text/plain"]``.
 
     Args:
-        cors: sent with every response.
-        cache_control: the header that says how long clients may keep a response; others of its kind may follow.
+        cors: headers for every response.
+        cache_control: header that limits how long clients may keep a response; similar headers may follow.
 
-    Raises ValueError for what cannot be sent.
+    Raises ValueError for values that cannot be sent.
     """
 
     def __init__(self, cors: Cors | None = None, cache_control: bytes = _UNCACHED) -> None:
@@ -95,27 +95,27 @@ class ResponseHeads(dict[tuple[int, str], bytes]):
 
     @property
     def revalidated(self) -> ResponseHeads:
-        """The heads of responses that clients may keep, and revalidate before each use (``ETag``)."""
+        """The heads of responses that clients may keep, but must revalidate before each use (``ETag``)."""
         if self._revalidated is None:
             self._revalidated = ResponseHeads(self._given_cors, _REVALIDATED)
         return self._revalidated
 
     def lines(self, headers: Iterable[tuple[str, str]]) -> bytes:
-        """Return the lines of ``headers``, without those that only the server sets."""
+        """Return the lines of ``headers``, without headers that only the server sets."""
         lines = b""
         for name, value in headers:
             prefix = self._prefixes.get(name)
             if prefix is None:
                 prefix = self._prefix(name)
             if prefix:
-                # One call that is almost always true; only the few others are searched.
+                # One quick test that is almost always true; only the other headers are searched.
                 if not value.isprintable() and not {"\r", "\n", "\0"}.isdisjoint(value):
                     raise ValueError(f"the value of header {name} has a line break or a NUL in it: {value[:80]!r}")
                 lines += b"%b%b\r\n" % (prefix, value.encode("latin-1", "replace"))
         return lines
 
     def _prefix(self, name: str) -> bytes:
-        """Return ``b"name: "``, or nothing if only the server sets the header."""
+        """Return ``b"name: "``, or an empty value if only the server sets the header."""
         if not name or not _NAME.issuperset(name):
             raise ValueError(f"{name[:80]!r} is not the name of a header")
         if len(self._prefixes) >= _CACHE_SIZE:
@@ -124,11 +124,11 @@ class ResponseHeads(dict[tuple[int, str], bytes]):
         return prefix
 
     def final_response(self, error: ApiError, target: bytes) -> bytes:
-        """Return an error response that is the last of its connection.
+        """Return an error response after which the connection ends.
 
         Args:
-            error: what is wrong.
-            target: of the request, as far as it is known.
+            error: error to send.
+            target: target of the request, as far as it is known.
         """
         body = error.body_for(target)
         head = self[error.status, JSON] + self.lines(error.headers.items())

@@ -1,4 +1,4 @@
-"""Unix sockets: bind where no process listens, remove at the end."""
+"""Unix sockets: binding to paths on which no process listens, and removal at the end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def bind(path: str) -> socket.socket:
-    """Return a socket bound to ``path``, in place of one that a dead server has left.
+    """Return a socket bound to ``path``; it replaces a socket that a dead server has left.
 
     Raises:
-        OSError: a process listens there, or the path is not a socket.
+        OSError: a process listens on it, or the path is not a socket.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -48,5 +48,5 @@ def remove(path: str, inode: int) -> None:
 def _has_listener(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
-        # A full backlog gives EAGAIN; only ECONNREFUSED means that no process listens.
+        # With a full backlog, the error is EAGAIN; only ECONNREFUSED means that no process listens.
         return client.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)

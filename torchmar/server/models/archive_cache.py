@@ -1,6 +1,6 @@
-"""The archives of all registrations, counted by references: each gets a folder with the content, of its own.
+"""The archives of all registrations, counted by references: each registration has its own folder with the content.
 
-Registrations of the same content share its packages, and what is known of it while one of them is there.
+Registrations of the same content share its packages and its metadata while any of them exists.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from torchmar.worker.venvs.folder import Venv
 
 T = TypeVar("T")
 
-_MAX_DOWNLOADS = 4  # at a time; further ones wait
-# The names that the cache writes in its folder.
+_MAX_DOWNLOADS = 4  # concurrent downloads; further ones wait
+# Names that the cache itself writes in its folder.
 _OWN_NAME = re.compile(r"\.fetch-[0-9a-f]+|\.?[0-9a-f]{64}(\..+)?")
 
 
@@ -48,17 +48,17 @@ class CachedArchive:
     """An archive that is ready to be served.
 
     Attributes:
-        url: of its registration.
-        manifest: the archive's; with an empty name and handler where it has none.
-        config: the content of ``model-config.yaml``.
-        folder: with the content. Handlers write into it, so that each registration has its own; an archive that is
-            a folder itself is used in its place.
-        requirements: a folder with the packages that the archive requires; None where none were installed.
-        venv: the environment that its workers run in; None: the server's own.
-        key: identifies the content: the archive's digest, or that of the path of an archive that is a folder.
-        size: bytes of the file; None for a folder.
-        modified: when the file was last changed, in seconds since 1970; None for a folder, and for a download.
-        digest: the SHA-256 of the file in hexadecimal, if the registration expects it; otherwise empty.
+        url: URL of its registration.
+        manifest: manifest of the archive; its name and handler are empty if the archive has no manifest.
+        config: content of ``model-config.yaml``.
+        folder: folder with the content. Handlers write into it, so that each registration has its own; an archive that
+            is a folder is not copied.
+        requirements: folder with the packages that the archive requires; None: none were installed.
+        venv: environment of its workers; None: the server's own.
+        key: identifier of the content: the archive's digest; if the archive is a folder, the digest of its path.
+        size: bytes of the file; None: it is a folder.
+        modified: time of the file's last change, in seconds since 1970; None for a folder or a download.
+        digest: SHA-256 of the file in hexadecimal, if the registration expects one; otherwise empty.
     """
 
     url: str
@@ -74,22 +74,22 @@ class CachedArchive:
 
     @property
     def name(self) -> str:
-        """The model's name; empty where the archive has none."""
+        """The model's name; empty if the archive has none."""
         return self.manifest.name
 
     @property
     def version(self) -> str:
-        """The model's version; ``1.0`` where the archive has none."""
+        """The model's version; ``1.0`` if the archive has none."""
         return self.manifest.version
 
 
 @dataclass(frozen=True)
 class _Installation:
-    """Packages that are installed for the registrations of one content, or will be.
+    """Packages for the registrations of one content, installed or being installed.
 
     Attributes:
-        target: their folder, which is removed with the last registration.
-        task: returns the environment, if the folder is one.
+        target: folder of the packages, which is removed with the last registration.
+        task: task that returns the environment, if the folder is one.
     """
 
     target: Path
@@ -97,22 +97,22 @@ class _Installation:
 
 
 class ArchiveCache:
-    """The archives that registrations use. All methods but `name_of` are called in the server's loop.
+    """The archives of registrations. All methods except `name_of` are called in the server's loop.
 
     Args:
-        settings: which URLs are allowed, where the model store is, whether requirements are installed.
-        folder: for extracted archives of this server; those of an earlier run are removed.
+        settings: settings for allowed URLs, the model store and requirements.
+        folder: folder for extracted archives of this server; those of an earlier run are removed.
     """
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder.resolve()
-        self._uses: Counter[str] = Counter()  # by key
+        self._uses: Counter[str] = Counter()  # number of references, by key
         self._installations: dict[str, _Installation] = {}  # by key
         self._metadata: dict[Path, ArchiveMetadata] = {}
         self._tasks = BackgroundTasks()
         self._stopping = threading.Event()
         self._downloads = Downloads(settings, self._folder, self._stopping)
-        # Not the threads of the loop: a few slow servers would keep everybody else waiting.
+        # Separate from the loop's threads: a few slow servers would block all other work in them.
         self._download_threads = DaemonThreads(_MAX_DOWNLOADS, "download")
         self._downloading: set[asyncio.Future[Any]] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,23 +127,24 @@ class ArchiveCache:
         by_operator: bool = False,
         digest: str = "",
     ) -> CachedArchive:
-        """Return the archive behind the URL of a registration; `release` it when it is used no more.
+        """Return the archive at the URL of a registration; the caller has to `release` it.
 
-        The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``, or an object
-        (``s3://``, ``gs://``, ``az://``), or the path of a folder, which may have no ``MAR-INF``: SageMaker's models
-        have none. Nothing of the archive has run by then, except code that pip runs where requirements are installed.
+        The URL is the name of a file or folder in the model store, a ``file://`` or ``http(s)://`` URL, an object
+        (``s3://``, ``gs://``, ``az://``), or the path of a folder, which may lack ``MAR-INF``, as SageMaker's models
+        do. No code of the archive is run, except code that pip runs when it installs requirements.
 
         Args:
-            url: where the archive is.
-            ignored_checks: codes of checks, or beginnings of codes, to ignore besides those of the settings.
-            model_name: in messages, in place of the archive's.
-            by_operator: whether the command line or the configuration names it: a path need not be in ``allowed_urls``.
-            digest: the expected SHA-256 of the file, in hexadecimal; empty: any. A file with another is not opened.
+            url: location of the archive.
+            ignored_checks: codes of checks, or prefixes of codes, to ignore in addition to those of the settings.
+            model_name: name for messages, in place of the archive's.
+            by_operator: whether the command line or the configuration names the archive: its path need not match
+                ``allowed_urls``.
+            digest: expected SHA-256 of the file, in hexadecimal; empty: any. A file with another digest is not opened.
 
         Raises:
-            ApiError: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has
-                another digest or an error that the checks find, or its packages cannot be installed; 500, it cannot be
-                written here.
+            ApiError: 404, there is no archive, or the URL is not allowed; 400, it cannot be fetched, is no archive, has
+                another digest or an error that the checks find, or its packages cannot be installed; 500, the server
+                cannot write it.
         """
         threads = self._download_threads if archive_urls.is_remote(url) else None
         reading = asyncio.get_running_loop().run_in_executor(
@@ -154,7 +155,7 @@ class ArchiveCache:
         shown = archive_urls.without_secrets(url)
         extracting = self._tasks.start(self._content_folder(shown, metadata, scratch))
         try:
-            # Shielded: when its task is cancelled, the thread goes on writing.
+            # Shielded, because the thread continues to write even if its task is cancelled.
             folder = await asyncio.shield(extracting)
             packages, venv = await self._packages(metadata, folder)
         except BaseException as error:
@@ -183,7 +184,7 @@ class ArchiveCache:
         )
 
     def release(self, archive: CachedArchive) -> None:
-        """Drop a reference that `fetch` returned; the files that were written for it are removed."""
+        """Drop a reference from `fetch`; the files of the registration are removed."""
         if archive.folder.parent == self._folder and _OWN_NAME.fullmatch(archive.folder.name):
             self._remove(archive.folder)
         if archive.venv:
@@ -191,27 +192,27 @@ class ArchiveCache:
         self._drop_reference(archive.key)
 
     def stop_downloads(self) -> None:
-        """End the downloads, also those on whose connections nothing arrives; their registrations fail."""
+        """End all downloads, even those whose connections are silent; their registrations fail."""
         self._stopping.set()
         self._download_threads.shutdown(wait=False, cancel_futures=True)
         for reading in self._downloading:
             reading.cancel()
 
     async def close(self) -> None:
-        """Stop downloads and installations, and remove all files of the cache but downloads that can be continued."""
+        """Stop downloads and installations, and remove all files except downloads that can be continued."""
         self.stop_downloads()
         await self._tasks.close()
         await asyncio.to_thread(self._remove_all)
         with contextlib.suppress(OSError):
-            self._folder.rmdir()  # if it has no other files
+            self._folder.rmdir()  # only if it has no other files
 
     @property
     def downloads(self) -> list[DownloadProgress]:
-        """The downloads that run."""
+        """The running downloads."""
         return self._downloads.running
 
     def name_of(self, url: str) -> str:
-        """Return the model's name in an archive of the model store; empty if it cannot be read. Blocking."""
+        """Return the model's name from an archive in the model store; empty if it cannot be read. Blocking."""
         with contextlib.suppress(ApiError, ArchiveError, ManifestError, OSError, ValueError):
             if not archive_urls.is_url(url):
                 with Archive(archive_urls.local_path(url, self._settings)) as archive:
@@ -223,12 +224,12 @@ class ArchiveCache:
             return EVERYTHING
         return (*self._settings.ignored_checks, *by_registration)
 
-    # Blocking; these run in threads.
+    # The following methods block, and run in threads.
 
     def _read(
         self, url: str, ignored_checks: tuple[str, ...], by_operator: bool, digest: str
     ) -> tuple[ArchiveMetadata, Path | None]:
-        """Return the metadata of an archive, and the folder that it was downloaded to; None if it is local."""
+        """Return the metadata of an archive, and the folder of its download; None if it is local."""
         archive_urls.check(url, self._settings)
         if not archive_urls.is_remote(url):
             path = archive_urls.local_path(url, self._settings, by_operator=by_operator)
@@ -248,7 +249,7 @@ class ArchiveCache:
         """Compare the digest of a file; return the file's stamp.
 
         Raises:
-            ApiError: 400, it is another one, or a folder; 500, the file cannot be read.
+            ApiError: 400, the digest differs, or it is a folder; 500, the file cannot be read.
         """
         stamp = archive_metadata.stamp(path)
         if stamp is None:
@@ -266,7 +267,7 @@ class ArchiveCache:
     def _metadata_of(self, url: str, path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
         try:
             known = self._metadata.get(path)
-            # An archive that fewer checks have admitted is checked again.
+            # An archive that was checked with more ignored checks is checked again.
             if (
                 known
                 and known.stamp == archive_metadata.stamp(path)
@@ -292,18 +293,18 @@ class ArchiveCache:
         return folder
 
     def _remove_all(self) -> None:
-        for path in list(self._folder.glob("*")):  # a second close finds no folder
-            if _OWN_NAME.fullmatch(path.name):  # and nothing else, in case the folder holds other files
+        for path in list(self._folder.glob("*")):  # on a second call, the folder does not exist
+            if _OWN_NAME.fullmatch(path.name):  # other files in the folder are kept
                 shutil.rmtree(path, ignore_errors=True)
         self._downloads.remove_old()
 
-    # In the loop.
+    # The following methods run in the loop.
 
     async def _downloaded(self, url: str, reading: asyncio.Future[T]) -> T:
-        """Return what a thread reads that downloads first.
+        """Return the result of a thread that first downloads.
 
         Raises:
-            ApiError: those of `fetch`; 400, `stop_downloads` was called.
+            ApiError: those of `fetch`; or 400, because `stop_downloads` was called.
         """
         self._downloading.add(reading)
         try:
@@ -316,7 +317,7 @@ class ArchiveCache:
             self._downloading.discard(reading)
 
     async def _content_folder(self, url: str, metadata: ArchiveMetadata, scratch: Path | None) -> Path:
-        """Return a folder with the archive's content; remove the download."""
+        """Return a folder with the archive's content; remove its download."""
         try:
             if metadata.stamp is None:
                 return metadata.path
@@ -326,10 +327,10 @@ class ArchiveCache:
                 self._remove(scratch)
 
     async def _own_venv(self, metadata: ArchiveMetadata, runtime: Runtime, folder: Path) -> Venv:
-        """Return the environment of an archive with a runtime, which is built if it is not there.
+        """Return the environment of an archive with a runtime; build it if it does not exist.
 
         Raises:
-            VenvError: it cannot be built.
+            VenvError: the environment cannot be built.
         """
         return await venvs.prepare(
             runtime,
@@ -341,14 +342,14 @@ class ArchiveCache:
         )
 
     async def _packages(self, metadata: ArchiveMetadata, folder: Path) -> tuple[Path | None, Venv | None]:
-        """Return the folder with the required packages, or the environment with them, made once per content.
+        """Return the folder of the required packages, or their environment; it is made once for each content.
 
         Raises:
             InstallError: pip failed.
-            VenvError: an environment of its own cannot be built.
+            VenvError: an environment of the archive cannot be built.
         """
         if metadata.runtime:
-            # Not once per content: an archive that is a folder may have another lock file now.
+            # Checked each time: an archive that is a folder may have another lock file now.
             return None, await self._tasks.start(self._own_venv(metadata, metadata.runtime, folder))
         if metadata.key not in self._installations:
             installation = self._install(metadata, folder)
@@ -356,12 +357,12 @@ class ArchiveCache:
                 return None, None
             self._installations[metadata.key] = installation
         installation = self._installations[metadata.key]
-        # Shielded: the first registration may be cancelled while others wait.
+        # Shielded, because the first registration may be cancelled while others wait.
         venv = await asyncio.shield(installation.task)
         return (None if venv else installation.target), venv
 
     def _install(self, metadata: ArchiveMetadata, folder: Path) -> _Installation | None:
-        """Start to install what an archive requires; None: it requires nothing, or nothing may be installed."""
+        """Start to install the archive's requirements; None: it has none, or the server must not install them."""
         requirements_file = metadata.manifest.model.requirements_file
         if not requirements_file or not self._settings.install_py_dep_per_model:
             return None
@@ -382,17 +383,17 @@ class ArchiveCache:
         return _Installation(target, self._tasks.start(install()))
 
     async def _release_unfinished(self, metadata: ArchiveMetadata, extracting: asyncio.Task[Path]) -> None:
-        """Drop the reference of a `fetch` that failed or was cancelled."""
+        """Drop the reference of a failed or cancelled `fetch`."""
         await asyncio.wait([extracting])
         installation = self._installations.get(metadata.key)
         self._drop_reference(metadata.key)
         if installation:
-            await asyncio.wait([installation.task])  # other registrations may wait for it, and pip uses this folder
+            await asyncio.wait([installation.task])  # others may wait for it, and pip writes to this folder
         if metadata.stamp and not extracting.cancelled() and not extracting.exception():
             self._remove(extracting.result())
 
     def _drop_reference(self, key: str) -> None:
-        """Drop one reference to a content; with the last, what its registrations share is removed."""
+        """Drop one reference to a content; with the last one, remove its shared files."""
         self._uses[key] -= 1
         if self._uses[key]:
             return
@@ -407,7 +408,7 @@ class ArchiveCache:
                 installation.task.add_done_callback(lambda _: self._remove(target))
 
     def _remove(self, folder: Path) -> None:
-        """Remove a folder in the background; its name is free at once."""
+        """Remove a folder in the background; its name can be used again at once."""
         renamed = self._folder / f".{'0' * 64}.{secrets.token_hex(8)}"
         with contextlib.suppress(FileNotFoundError):
             folder.rename(renamed)

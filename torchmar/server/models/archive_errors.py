@@ -6,12 +6,12 @@ from torchmar.server.api_error import ApiError
 
 
 def not_found(message: str) -> ApiError:
-    """Return a 404: there is no archive, or its URL is not allowed."""
+    """Return a 404: the archive does not exist, or its URL is not allowed."""
     return ApiError(404, "ModelNotFoundException", message)
 
 
 def not_downloaded(url: str, reason: str) -> ApiError:
-    """Return a 400: the archive behind an allowed URL cannot be fetched."""
+    """Return a 400: the archive at an allowed URL cannot be fetched."""
     return ApiError(400, "DownloadArchiveException", f"Failed to download archive from: {url} ({reason})")
 
 
@@ -21,12 +21,12 @@ def not_saved(url: str, reason: str | None) -> ApiError:
 
 
 def digest_differs(url: str, *, expected: str, actual: str) -> ApiError:
-    """Return a 400: the file of an archive is not the one that the registration expects; it was not opened.
+    """Return a 400: the file of an archive is not the expected one; it was not opened.
 
     Args:
-        url: of the archive.
-        expected: its SHA-256 by the registration, in hexadecimal.
-        actual: that of the file.
+        url: URL of the archive.
+        expected: SHA-256 that the registration expects, in hexadecimal.
+        actual: SHA-256 of the file.
     """
     return ApiError(
         400,

@@ -1,4 +1,4 @@
-"""The manifest, the configuration and the digest of an archive, read without running anything of it."""
+"""The manifest, the configuration and the digest of an archive, read without running its code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from torchmar.recipe import Runtime
 from torchmar.server.telemetry import logs
 
 Stamp = tuple[int, int, int, int]
-"""Inode, size, and times of the last changes of a file: another content has another stamp."""
+"""Inode, size, and times of the last changes of a file: they differ after a change of its content."""
 
-# Fields of the manifest's model, and their names in the file.
+# Fields of the manifest's model, with their keys in the file.
 _MODEL_FIELDS = {
     "model_name": "modelName",
     "model_version": "modelVersion",
@@ -39,16 +39,16 @@ _MODEL_FIELDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveMetadata:
-    """An archive of this machine and its metadata.
+    """The metadata of a local archive.
 
     Attributes:
-        path: the file or folder.
-        stamp: of the file when it was read; None for a folder.
-        manifest: the archive's; with an empty name and handler where it has none.
-        config: the content of its configuration file.
-        runtime: the environment that it asks for; None: it asks for none.
-        key: identifies the content: the archive's digest, or that of the path of a folder.
-        ignored_checks: codes of the checks that were ignored.
+        path: path of the file or folder.
+        stamp: stamp of the file when it was read; None for a folder.
+        manifest: manifest of the archive; its name and handler are empty if the archive has no manifest.
+        config: content of its configuration file.
+        runtime: environment that it requires; None: it requires none.
+        key: identifier of the content: the archive's digest; for a folder, the digest of its path.
+        ignored_checks: codes of the ignored checks.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class ArchiveMetadata:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return the stamp of a file; None for a folder, which is used in its place and may change."""
+    """Return the stamp of a file; None for a folder, which is used in place and may change."""
     if path.is_dir():
         return None
     status = path.stat()
@@ -72,15 +72,15 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
     """Check an archive and read its metadata.
 
     Args:
-        path: a file or folder.
-        ignored_checks: codes of checks, or beginnings of codes, to ignore.
+        path: path of a file or folder.
+        ignored_checks: codes of checks, or prefixes of codes, to ignore.
 
     Raises:
-        ArchiveError, ManifestError: it is not an archive, or the checks find an error.
+        ArchiveError, ManifestError: it is no archive, or the checks find an error.
     """
-    stamp_before = stamp(path)  # a change while it is read gives another stamp later
+    stamp_before = stamp(path)  # so that a change during the reading results in another stamp later
     if path.is_dir() and not (path / "MAR-INF").is_dir():
-        # A model as SageMaker lays it out: the registration or the configuration names the handler.
+        # A model in SageMaker's layout: the registration or the configuration names the handler.
         return ArchiveMetadata(
             path=path,
             stamp=None,
@@ -98,7 +98,7 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
                 if finding.works:
                     logs.SERVER.warning("%s %s!%s: %s", finding.code.name, path.name, finding.place, finding.cause)
         elif check_digests and (mismatched := archive.mismatched()):
-            # The other checks need a manifest; the registration may name the handler in its place.
+            # The other checks need a manifest, without which the registration may name the handler.
             raise ArchiveError(f"{path}: {mismatched[0]} is not what {digests.PATH} lists")
         archive_manifest = _manifest(archive) if has_manifest else _unchecked_manifest({})
         try:
@@ -114,7 +114,7 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
         elif check_digests and digests.PATH in archive:
             key = archive.digest
         else:
-            # Without the comparison, the archive's own list of digests proves nothing.
+            # Without this comparison, the archive's own list of digests proves nothing.
             key = file_digest.of(path)
     return ArchiveMetadata(
         path=path,
@@ -136,7 +136,7 @@ def _manifest(archive: Archive) -> Manifest:
     try:
         return manifest.parse(text)
     except ManifestError:
-        # Reached only where the checks of the manifest are ignored: TorchServe reads it without checks, too.
+        # Reached only if the checks of the manifest are ignored. TorchServe also reads it without checks.
         with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(text)
             if isinstance(document, dict):
@@ -145,7 +145,7 @@ def _manifest(archive: Archive) -> Manifest:
 
 
 def _unchecked_manifest(document: Mapping[str, Any]) -> Manifest:
-    """Return a manifest with the values that there are, of whatever form."""
+    """Return a manifest with the available values, of whatever type."""
     section = document.get("model")
     content = section if isinstance(section, dict) else {}
     values = {field: str(content[name]) for field, name in _MODEL_FIELDS.items() if content.get(name)}

@@ -1,4 +1,4 @@
-"""URLs of registrations: which are allowed, the path of a local archive, and what of them is shown."""
+"""URLs of registrations: permission, the path of a local archive, and the form for logs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_errors import not_downloaded, not_found
 
 _URL = re.compile(r"(file|https?|s3|gs|az)://.*", re.IGNORECASE | re.DOTALL)
-_ANY_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # a redirect may lead to any
+_ANY_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # a redirect may have any scheme
 _OBJECT = re.compile(r"(s3|gs|az)://([^/]*)/?(.*?)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# The parameter of each object store that names a version of an object.
+# The query parameter of each object store for a version of an object.
 _VERSION_PARAMETERS = {"s3": "versionId", "gs": "generation", "az": "versionId"}
 
 
@@ -28,7 +28,7 @@ class StorageObject(NamedTuple):
         store: ``s3``, ``gs`` or ``az``.
         bucket: its bucket or container.
         key: its name there.
-        version: of the object; empty: the newest.
+        version: version of the object; empty: the newest.
     """
 
     store: str
@@ -38,7 +38,7 @@ class StorageObject(NamedTuple):
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is a URL of an archive; what is not names a file of the model store."""
+    """Return whether a text is a URL of an archive; any other text is the name of a file in the model store."""
     return bool(_URL.fullmatch(text))
 
 
@@ -53,10 +53,10 @@ def is_object(url: str) -> bool:
 
 
 def parse_object(url: str) -> StorageObject:
-    """Return the object that an ``s3``, ``gs`` or ``az`` URL names. The key is taken as it is, without ``%`` escapes.
+    """Return the object of an ``s3``, ``gs`` or ``az`` URL. The key is used unchanged, without decoding of ``%``.
 
     Raises:
-        ApiError: 400; it names no object.
+        ApiError: 400; the URL names no object.
     """
     match = _OBJECT.fullmatch(url)
     assert match
@@ -73,7 +73,7 @@ def parse_object(url: str) -> StorageObject:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL as logs and messages have it: without its query, which may be a signature, and without a user."""
+    """Return a URL for logs and messages: without its query, which may be a signature, and without a user."""
     if not _ANY_URL.match(url) or url.lower().startswith("file://"):
         return url
     beginning, question_mark, query = url.partition("?")
@@ -92,23 +92,23 @@ def is_allowed(url: str, settings: Settings) -> bool:
 
 
 def check(url: str, settings: Settings) -> None:
-    """Check that a registration may have this URL.
+    """Check that a registration may use a URL.
 
     Raises:
-        ApiError: 404; it is empty, has ``..`` in it, or is not allowed.
+        ApiError: 404; the URL is empty, contains ``..``, or is not allowed.
     """
     if not url:
         raise not_found("empty url")
     if ".." in unquote(url):
         raise not_found(f"Relative path is not allowed in url: {without_secrets(url)}")
     if is_url(url) and not (url.isprintable() and is_allowed(url, settings)):
-        if is_object(url):  # TorchServe takes it for the name of a file
+        if is_object(url):  # TorchServe treats it as the name of a file
             raise not_found(f"Model not found at: {without_secrets(url)}; no pattern of allowed_urls matches it")
         raise not_found(f"Given URL {without_secrets(url)} does not match any allowed URL(s)")
 
 
 def local_path(url: str, settings: Settings, *, by_operator: bool = False) -> Path:
-    """Return the path of an archive that is on this machine.
+    """Return the path of an archive on this machine.
 
     Args:
         url: a ``file://`` URL that `check` allows, the name of a file or folder in the model store, or a path.
@@ -117,7 +117,7 @@ def local_path(url: str, settings: Settings, *, by_operator: bool = False) -> Pa
 
     Raises:
         ApiError: 404, the model store has no such archive, or the path is not allowed; 400, a ``file://`` URL names
-            no file of this machine.
+            no file on this machine.
     """
     if url.lower().startswith("file://"):
         parts = urlsplit(url)
@@ -126,10 +126,10 @@ def local_path(url: str, settings: Settings, *, by_operator: bool = False) -> Pa
             raise not_downloaded(url, "no such file")
         return _content(path)
     model_store = settings.model_store
-    # TorchServe removes folders before the name; a path that exists below the model store is used as it is.
+    # TorchServe ignores folders before the name; here, an existing path below the model store is used unchanged.
     for path in (Path(os.path.normpath(model_store / url)), model_store / url.rpartition("/")[2]):
         allowed = model_store in path.parents or is_allowed(path.as_uri(), settings) or by_operator
-        with contextlib.suppress(OSError, ValueError):  # not a file name: too long, or with a NUL
+        with contextlib.suppress(OSError, ValueError):  # not a valid file name: too long, or with a NUL
             if allowed and path.exists():
                 return _content(path)
     named = Path(url)

@@ -1,4 +1,4 @@
-"""Commands that the server runs, ended with the server."""
+"""Commands that the server runs, and that end with it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _LAST_LINES = 15
 async def run(
     command: Sequence[str], on_line: Callable[[str], None], *, folder: Path, environment: Mapping[str, str]
 ) -> tuple[int, list[str]]:
-    """Run a command; return its exit status and the last lines of its output. Cancelling ends it.
+    """Run a command; return its exit status and the last lines of its output. A cancellation ends the command.
 
-    Its output is read as fast as it comes, so that it never waits for the server.
+    Its output is read continuously, so that the command never has to wait for the server.
 
     Args:
         command: the program and its arguments.
         on_line: called with each line of its output that is not blank.
-        folder: to run it in.
-        environment: its variables.
+        folder: working directory.
+        environment: environment variables.
     """
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
@@ -55,7 +55,7 @@ async def run(
 
 
 async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the lines of an output, however long, without their ends."""
+    """Yield the lines of an output, of any length, without their line ends."""
     remainder = b""
     while data := await stream.read(_CHUNK):
         *lines, remainder = (remainder + data).split(b"\n")
@@ -67,7 +67,7 @@ async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 @contextlib.asynccontextmanager
 async def supervised(command: Sequence[str], **options: Any) -> AsyncIterator[Process]:
-    """Run a command; its processes end with the context, and with this process, whatever ends it.
+    """Run a command; its processes end with the context, or with this process, however it ends.
 
     Args:
         command: the program and its arguments.

@@ -1,4 +1,4 @@
-"""Downloads of archives: within a size, continued where they broke off, compared with their digest."""
+"""Downloads of archives: limited in size, continued after an interruption, compared with their digest."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from torchmar.server.models.remote_file import ChangedError, RemoteFile, Transfe
 from torchmar.server.models.storage_file import StorageFile
 from torchmar.server.telemetry import logs
 
-_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.25, 10.0  # before an attempt; each is twice the one before
-_PATIENCE_SECONDS = 120.0  # without a further byte: the packages of object stores try again themselves
-# As curl's --speed-limit and --speed-time: a server that sends less would hold a thread of downloads for days.
-_LEAST_RATE, _RATE_SECONDS = 1000, 30.0  # bytes per second, in each such time
+_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.25, 10.0  # pause before an attempt; it doubles each time
+_PATIENCE_SECONDS = 120.0  # limit without a further byte; the packages of object stores have their own retries
+# As curl's --speed-limit and --speed-time: a slower server would occupy a thread for days.
+_LEAST_RATE, _RATE_SECONDS = 1000, 30.0  # bytes per second, averaged over each such period
 _REPORT_SECONDS = 10.0  # between log lines
 _PARTIAL = re.compile(r"\.part-[0-9a-f]{64}")
-_KEPT_SECONDS, _KEPT_FILES = 24 * 3600.0, 4  # of downloads that broke off
+_KEPT_SECONDS, _KEPT_FILES = 24 * 3600.0, 4  # limits for interrupted downloads that are kept
 
 
 class DownloadProgress(NamedTuple):
-    """A download that runs.
+    """A running download.
 
     Attributes:
-        url: of the archive, without its query.
-        received: bytes.
-        size: of the whole file in bytes; None: unknown.
+        url: URL of the archive, without its query.
+        received: received bytes.
+        size: bytes of the whole file; None: unknown.
     """
 
     url: str
@@ -48,22 +48,22 @@ class DownloadProgress(NamedTuple):
 
 
 class _BrokenOffError(Exception):
-    """A download broke off, which a later one may continue; the message is the reason."""
+    """A download was interrupted, and may be continued later; the message is the reason."""
 
 
 class _TooSlowError(Exception):
-    """A download has less than the least rate; the message is the reason."""
+    """A download is slower than the least rate; the message is the reason."""
 
 
 class Downloads:
-    """The downloads of a server. Its methods may be called by several threads.
+    """The downloads of a server. Its methods may be called from several threads.
 
-    One that breaks off, or that the end of the server interrupts, stays in the folder for a day. The next one of the
-    same URL continues it if the remote file is still the same, by its ETag or version.
+    A download that is interrupted, also by the end of the server, stays in the folder for a day. The next download of
+    the same URL continues it if the remote file is still the same, by its ETag or version.
 
     Args:
         settings: ``allowed_urls``, the limit of the size and the number of attempts.
-        folder: for the files.
+        folder: folder for the files.
         stopping: set when the server stops, which ends all downloads.
     """
 
@@ -75,28 +75,28 @@ class Downloads:
 
     @property
     def running(self) -> list[DownloadProgress]:
-        """The downloads that run, in the order of their beginnings."""
+        """The running downloads, in the order of their start."""
         return [report.progress for report in list(self._reports)]
 
     def fetch(self, url: str, digest: str = "") -> Path:
         """Download an archive; blocking.
 
         Args:
-            url: that `archive_urls.check` allows.
-            digest: of the file, in hexadecimal; empty: none is expected.
+            url: URL that `archive_urls.check` allows.
+            digest: digest of the file, in hexadecimal; empty: any.
 
         Returns:
-            The file, with the suffix of its form, in a folder of its own that the caller removes.
+            The file, with the suffix of its form, in its own folder, which the caller removes.
 
         Raises:
-            ApiError: 400, it cannot be fetched, or has another digest; 404, a redirect is not allowed; 500, it cannot
+            ApiError: 400, it cannot be fetched, or its digest differs; 404, a redirect is not allowed; 500, it cannot
                 be written.
         """
         shown = archive_urls.without_secrets(url)
         name = f".part-{hashlib.sha256(url.encode()).hexdigest()}"
         scratch = f".fetch-{secrets.token_hex(8)}"
         with self._lock:
-            claimed = name not in self._active  # another registration may be downloading the same URL
+            claimed = name not in self._active  # False if another registration is downloading the same URL
             if claimed:
                 self._active.add(name)
         folder = self._folder / (name if claimed else scratch)
@@ -123,7 +123,7 @@ class Downloads:
                     self._active.discard(name)
 
     def remove_old(self) -> None:
-        """Remove downloads that broke off, except for the newest of the last day."""
+        """Remove interrupted downloads, except for the newest ones of the last day."""
         with self._lock:
             idle = [path for path in self._folder.glob(".part-*") if path.name not in self._active]
         ages = {path: time.time() - path.stat().st_mtime for path in idle if _PARTIAL.fullmatch(path.name)}
@@ -132,10 +132,10 @@ class Downloads:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _receive(self, url: str, file: PartialFile) -> None:
-        """Receive what is missing of a file; try again if a connection breaks, from where it broke.
+        """Receive the missing part of a file; after an interruption, try again from there.
 
         Raises:
-            _BrokenOffError: too many attempts have brought no further byte, or the server is stopping.
+            _BrokenOffError: too many attempts have brought no further byte, or the server stops.
         """
         remote: RemoteFile = StorageFile(url) if archive_urls.is_object(url) else HttpFile(url, self._settings)
         shown = archive_urls.without_secrets(url)
@@ -200,7 +200,7 @@ class Downloads:
 
 
 class _Report:
-    """The progress of one download, and log lines about it."""
+    """The progress of one download, with its log lines."""
 
     def __init__(self, shown: str) -> None:
         self._shown, self._size = shown, ""
@@ -238,7 +238,7 @@ def _kept(file: PartialFile) -> str:
 
 
 def _with_suffix(file: Path) -> Path:
-    """Rename a downloaded file to the suffix of its form, which its URL need not have."""
+    """Rename a downloaded file to the suffix of its form, which may differ from that of its URL."""
     with file.open("rb") as stream:
         suffix = ".tar.gz" if stream.read(2) == b"\x1f\x8b" else ".mar"
     return file.rename(file.with_name(f"{file.name}{suffix}"))

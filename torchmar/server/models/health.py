@@ -12,13 +12,13 @@ Health = Literal["Healthy", "Partial Healthy", "Unhealthy"]
 
 
 def health(registry: Registry) -> Health:
-    """Return TorchServe's status of a server.
+    """Return TorchServe's health status of a server.
 
-    It is ``Unhealthy`` until every model that the configuration names is registered and its workers are ready, while
-    one of them could not be registered, while all workers of some model's default version fail to load, and when the
-    server is about to end; ``Partial Healthy`` while some of them fail, or those of another version. Workers that are
-    starting, for the first time or again, do not count as failing: requests wait for them. A server that can neither
-    start nor replace workers is at most ``Partial Healthy``.
+    It is ``Unhealthy`` until every model of the configuration is registered and its workers are ready, while one of
+    these models could not be registered, while all workers of some model's default version fail to load, and when the
+    server is about to end. It is ``Partial Healthy`` while some of these workers fail, or workers of another version.
+    Workers that start, for the first time or again, do not count as failing: requests wait for them. A server that can
+    neither start nor replace workers is at most ``Partial Healthy``.
     """
     if (
         registry.withdrawn
@@ -32,9 +32,9 @@ def health(registry: Registry) -> Health:
 
 
 def ready(registry: Registry) -> bool:
-    """Return whether the default version of every model with workers has a ready one.
+    """Return whether the default version of every model with workers has a ready worker.
 
-    That includes the models that the configuration names. A server that is about to end is not ready.
+    That includes the models of the configuration. A server that is about to end is not ready.
     """
     startup = registry.startup
     return (

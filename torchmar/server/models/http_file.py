@@ -1,4 +1,4 @@
-"""A file behind an HTTP URL, also after redirects that are allowed, continued by range requests (RFC 9110)."""
+"""A file at an HTTP URL, with allowed redirects, read by range requests (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import requests
 
 _CHUNK = 1 << 18
-_CONNECT_SECONDS, _READ_SECONDS = 10.0, 20.0  # until a connection is open; without a byte
+_CONNECT_SECONDS, _READ_SECONDS = 10.0, 20.0  # time limits for opening a connection, and for a pause between bytes
 _MAX_REDIRECTS = 5
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
-# A date identifies a file only if it could not have changed twice in the same second (RFC 9110, 8.8.2.2).
+# A date only identifies a file that cannot have changed twice in the same second (RFC 9110, 8.8.2.2).
 _OLD_ENOUGH = timedelta(seconds=60)
 
 
@@ -30,7 +30,7 @@ class HttpFile:
     """A file behind an ``http`` or ``https`` URL.
 
     Args:
-        url: allowed by ``allowed_urls``, which redirects must match, too.
+        url: URL that matches ``allowed_urls``; redirects must match them, too.
         settings: with ``allowed_urls``.
     """
 
@@ -40,19 +40,19 @@ class HttpFile:
 
     @contextlib.contextmanager
     def open(self, offset: int, identity: str) -> Iterator[Transfer]:
-        """Send the request, and follow redirects that are allowed. See `RemoteFile.open`."""
+        """Send the request, and follow allowed redirects. See `RemoteFile.open`."""
         import requests
         import urllib3
 
         headers = {"Accept-Encoding": "identity"}
         if offset:
-            # The last byte again: of a file that is complete, a server would reject the range behind it.
+            # Request the last byte again: for a complete file, a server would reject the range after it.
             headers |= {"Range": f"bytes={offset - 1}-", "If-Range": identity}
         try:
             with requests.Session() as session, self._get(session, headers) as response:
                 yield self._transfer(response, offset - 1 if offset else 0, identity)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-            name = type(error).__name__  # the text may contain the whole URL
+            name = type(error).__name__  # the text of the error may contain the whole URL
             if isinstance(error, ValueError):
                 raise not_downloaded(self._shown, f"a URL or a header is malformed: {name}") from None
             if isinstance(error, requests.exceptions.SSLError):
@@ -63,7 +63,7 @@ class HttpFile:
         location = self._url
         for _ in range(_MAX_REDIRECTS + 1):
             parts = urlsplit(location)
-            # A pattern may take the text before an "@" for the host; a URL that is not plain is not fetched at all.
+            # A pattern may mistake the text before an "@" for the host; such a URL is not fetched at all.
             if parts.scheme not in ("http", "https") or "@" in parts.netloc or "\\" in location:
                 raise not_downloaded(self._shown, f"{without_secrets(location)} is not fetched from")
             response = session.get(
@@ -72,7 +72,7 @@ class HttpFile:
                 allow_redirects=False,
                 timeout=(_CONNECT_SECONDS, _READ_SECONDS),
                 headers=headers,
-                auth=lambda request: request,  # without it requests sends the credentials of .netrc
+                auth=lambda request: request,  # otherwise requests would send the credentials of .netrc
             )
             if not response.is_redirect:
                 return response
@@ -88,7 +88,7 @@ class HttpFile:
         chunks = _chunks(response)
         if status == 206 and offset:
             content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-            same = _identity(response) in (identity, "")  # it must send the ETag again (RFC 9110, 15.3.7)
+            same = _identity(response) in (identity, "")  # the response must contain the ETag again (RFC 9110, 15.3.7)
             if not content_range or int(content_range[1]) != offset or not same:
                 raise ChangedError("the server sent another range than the requested one")
             return Transfer(offset, int(content_range[2]), identity, chunks)
@@ -104,17 +104,17 @@ class HttpFile:
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
-    """Yield the bytes of a body when they arrive, so that slow ones are noticed."""
-    # Not decoded: a compressed archive stays compressed.
+    """Yield the bytes of a body as they arrive, so that slow transfers are noticed."""
+    # Not decoded, so that a compressed archive stays compressed.
     while chunk := response.raw.read1(_CHUNK, decode_content=False):
         yield chunk
 
 
 def _identity(response: requests.Response) -> str:
-    """Return the validator for ``If-Range``: a strong ETag, or a date that is old enough; empty if there is none."""
+    """Return the validator for ``If-Range``: a strong ETag, or a date that is old enough; empty if there is neither."""
     etag = response.headers.get("etag", "")
     if etag:
-        return etag if etag.startswith('"') else ""  # W/"..." is equal for files that differ in some bytes
+        return etag if etag.startswith('"') else ""  # a weak ETag (W/"...") can be equal for files with different bytes
     with contextlib.suppress(TypeError, ValueError):
         modified = response.headers.get("last-modified", "")
         now = response.headers.get("date", "")

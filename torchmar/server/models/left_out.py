@@ -1,4 +1,4 @@
-"""Entries of watched folders that seem to be versions and are not served, each reported once with the reason."""
+"""Entries of watched folders that look like versions but are not served; each is reported once, with the reason."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torchmar.errors import TorchmarError
 from torchmar.server.config import available_versions
 from torchmar.server.config.available_versions import AvailableVersion
 
-_UNCHANGED_S = 5.0  # an entry that changes is being copied
+_UNCHANGED_S = 5.0  # time without a change after which an entry is not being copied
 
 
 class LeftOut:
-    """The entries that are not served, with their reasons."""
+    """The entries that are not served, with the reasons."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, ...], float]] = {}  # the stamp, and since when it is the same
+        self._known: dict[Path, tuple[tuple[int, ...], float]] = {}  # stamps, and times of the last change
         self._reported: dict[Path, tuple[int, ...]] = {}
 
     def report(self, folder: Path, available: Iterable[AvailableVersion], model: str | None = None) -> list[str]:
-        """Return a message about each entry that has not changed for some seconds, once until it changes.
+        """Return a message about each entry that is unchanged for some seconds; once, until it changes again.
 
         Args:
             folder: a model store or a base path.
-            available: the archives in it that are complete.
-            model: that of a base path, whose entries are numbers; None for a model store.
+            available: the complete archives in it.
+            model: model of a base path, whose entries are numbers; None for a model store.
         """
         complete = list(available)
         paths, numbers = {version.path for version in complete}, {version.version for version in complete}

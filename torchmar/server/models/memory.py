@@ -1,4 +1,4 @@
-"""The memory that is left for models, and that which one more is taken to need."""
+"""The memory that is available for models, and the memory that a model is estimated to need."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import psutil
 
 from torchmar.server.api_error import ApiError
 
-# The least that a worker takes besides its weights.
+# The least memory of a worker in addition to its weights.
 _WORKER_BYTES = 64 << 20
 _CGROUP = Path("/sys/fs/cgroup")
-# Limit, use, and the statistics with the part of the use that the system takes back when it needs it.
+# Files of the limit, the use, and the statistics, with the key of memory that the system can reclaim.
 _FILES = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
@@ -22,7 +22,7 @@ _FILES = (
 
 
 class Reservations:
-    """Memory for models that are being loaded, so that two at a time do not both count on the same."""
+    """Memory for models that are being loaded, so that two concurrent loads do not use the same memory."""
 
     def __init__(self) -> None:
         self._reserved = 0
@@ -32,10 +32,10 @@ class Reservations:
         """Reserve memory while the block runs.
 
         Args:
-            needed: bytes.
+            needed: number of bytes.
 
         Raises:
-            ApiError: 507, the memory that is left does not suffice.
+            ApiError: 507, the available memory does not suffice.
         """
         left = available() - self._reserved
         if needed > left:
@@ -49,13 +49,14 @@ class Reservations:
 
 
 def needed_by(archive: Path, workers: int) -> int:
-    """Return the bytes that workers with a model are taken to need: each the size of the archive's files. Blocking.
+    """Return the estimated memory of workers with a model in bytes: for each, the size of the archive's files.
+    Blocking.
 
-    Weights are most of them, and most are loaded whole. What a model allocates besides is not known before it does.
+    Most of these are weights, and most weights are loaded whole. Further allocations of a model are unknown before.
 
     Args:
         archive: a file or folder.
-        workers: their number.
+        workers: number of workers.
     """
     return workers * (size(archive) + _WORKER_BYTES)
 
@@ -68,10 +69,10 @@ def size(archive: Path) -> int:
 
 
 def available() -> int:
-    """Return the bytes that are left: of the machine, or of the container if that has less."""
+    """Return the available bytes: of the machine, or of the container if it has less."""
     left = [psutil.virtual_memory().available]
     for limit_file, use_file, statistics_file, reclaimable in _FILES:
-        with contextlib.suppress(OSError, ValueError):  # not there; "max" is no limit
+        with contextlib.suppress(OSError, ValueError):  # the file does not exist, or contains "max": there is no limit
             limit, used = (int((_CGROUP / name).read_text()) for name in (limit_file, use_file))
             statistics = dict(line.split() for line in (_CGROUP / statistics_file).read_text().splitlines())
             left.append(max(0, limit - used + int(statistics.get(reclaimable, 0))))
@@ -82,7 +83,7 @@ def _files(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder, followlinks=True):
         for name in names:
             file = Path(parent, name)
-            if file.is_file():  # not a link to nothing
+            if file.is_file():  # not a broken link
                 yield file
 
 

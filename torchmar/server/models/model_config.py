@@ -1,7 +1,7 @@
 """The values of an archive's ``model-config.yaml`` that the server reads.
 
-Values of a wrong type are ignored, as by TorchServe, and logged; but a key whose neglect would change answers, or would
-share what must not be shared, is an error.
+As in TorchServe, values of a wrong type are ignored, and logged. An error is raised for a key that would change
+answers, or share resources that must not be shared, if it were ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchmar.server.telemetry import logs
 from torchmar.server.workers import staged_pool
 from torchmar.server_config import NO_STAGE, Replica, Stages, TorchmarConfig, are_stages
 
-# Keys that change the requests of a handler. To ignore one would give wrong responses, not slow ones.
+# Keys that change the requests of a handler. Ignoring one would give wrong responses, not slow ones.
 UNSUPPORTED_KEYS = (
     "asyncCommunication",
     "continuousBatching",
@@ -33,16 +33,16 @@ class ModelConfig:
     """The ``model-config.yaml`` of a version.
 
     Args:
-        values: by their keys.
-        name: of the model, for the log.
-        version: for the log.
+        values: values, by their keys.
+        name: name of the model, for the log.
+        version: version of the model, for the log.
     """
 
     def __init__(self, values: Mapping[str, Any], name: str, version: str) -> None:
         self._values, self._title = values, (name, version)
 
     def positive(self, key: str) -> int | None:
-        """Return a whole number above zero; None: there is none."""
+        """Return a whole number above zero; None: the key is not set."""
         if key not in self._values:
             return None
         value = positive(self._values, key)
@@ -51,7 +51,7 @@ class ModelConfig:
         return value
 
     def get(self, key: str) -> Any:
-        """Return a value as it was written; None: there is none."""
+        """Return a value unchanged; None: the key is not set."""
         return self._values.get(key)
 
     def ignore(self, key: str, reason: str) -> None:
@@ -62,7 +62,7 @@ class ModelConfig:
         logs.SERVER.warning("%s %s: model-config.yaml: %s=%r is ignored: %s", *arguments, extra=extra)
 
     def devices(self, count: int) -> tuple[bool, tuple[int, ...]]:
-        """Return whether workers run on GPUs, and which of these the archive names."""
+        """Return whether workers run on GPUs, and the indices of the GPUs in the file."""
         device_type, ids = self.get("deviceType"), self.get("deviceIds")
         device_type = device_type.lower() if isinstance(device_type, str) else device_type
         if device_type not in (None, "", "cpu", "gpu"):
@@ -79,7 +79,7 @@ class ModelConfig:
     def stages(self, url: str) -> dict[str, int]:
         """Return the number of workers by stage; empty: there are no stages.
 
-        Without the stage ``inference``, there are as many workers with the model as without stages.
+        Without the stage ``inference``, the number of workers with the model is the same as without stages.
         """
         stages = self.get("stages")
         if not are_stages(stages):
@@ -118,11 +118,11 @@ class ModelConfig:
         return value
 
     def replica(self, url: str) -> Replica | None:
-        """Return the section ``torchmar: {replica: ...}``; None: there is none.
+        """Return the section ``torchmar: {replica: ...}``; None: it is not set.
 
         Raises:
-            ApiError: 400; it is wrong: with fewer resources than its author wrote, replicas would share what they must
-                not.
+            ApiError: 400; the section is wrong: with fewer resources than its author intended, replicas would share
+                resources that they must not share.
         """
         section = self.get("torchmar")
         if not isinstance(section, Mapping) or section.get("replica") is None:
@@ -142,10 +142,10 @@ class ModelConfig:
 
 
 def check_supported(config: Mapping[str, Any], runtime: str, url: str) -> None:
-    """Check that this server runs an archive as TorchServe does.
+    """Check that this server can run an archive as TorchServe would.
 
     Raises:
-        ApiError: 400; it needs what this server does not have.
+        ApiError: 400; the archive needs a feature that this server does not have.
     """
     unsupported = [key for key in UNSUPPORTED_KEYS if config.get(key)]
     if unsupported:
@@ -158,11 +158,11 @@ def check_supported(config: Mapping[str, Any], runtime: str, url: str) -> None:
 
 
 def whole(value: object) -> int | None:
-    """Return a value if it is a whole number."""
+    """Return a value if it is a whole number, otherwise None."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def positive(values: Mapping[str, Any], key: str) -> int | None:
-    """Return the value of a key if it is a whole number above zero."""
+    """Return the value of a key if it is a whole number above zero, otherwise None."""
     value = whole(values.get(key))
     return value if value is not None and value > 0 else None

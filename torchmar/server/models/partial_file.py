@@ -1,4 +1,4 @@
-"""A file that is downloaded in parts: its bytes so far, and which remote file they are of."""
+"""A file that is downloaded in parts: the received bytes, and the identity of the remote file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _CONTENT, _ORIGIN = "archive", "origin.json"
 
 
 class PartialFile:
-    """The bytes of a remote file that have arrived, in a folder of their own, which a later process can continue.
+    """The received bytes of a remote file, in their own folder; a later process can continue it.
 
     Args:
-        folder: made if it is not there.
+        folder: folder, which is made if it does not exist.
 
     Attributes:
-        path: of the bytes.
-        identity: of the remote file that they are of: its ETag, its date or its version; empty: there are none, or
-            none that more can be added to.
+        path: path of the bytes.
+        identity: identity of their remote file: its ETag, its date or its version; empty: there are no bytes, or
+            the file cannot be continued.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,18 +30,18 @@ class PartialFile:
 
     @property
     def size(self) -> int:
-        """The number of bytes to which more of the same remote file can be added."""
+        """The number of bytes after which the same remote file can be continued."""
         return self.path.stat().st_size if self.identity and self.path.exists() else 0
 
     def open_at(self, offset: int, identity: str) -> BinaryIO:
-        """Open the file for bytes of a remote file from ``offset`` on.
+        """Open the file to write bytes of a remote file from ``offset`` on.
 
         Args:
-            offset: at most `size`, and 0 for the bytes of another remote file; the bytes behind it are dropped.
-            identity: of the remote file; empty if nothing proves later that it is the same.
+            offset: at most `size`, and 0 for the bytes of another remote file; later bytes are dropped.
+            identity: identity of the remote file; empty if it cannot be recognised later.
         """
         if offset == 0 or identity != self.identity:
-            # In this order, so that no moment exists in which bytes of one file count as those of another.
+            # In this order, so that at no moment bytes of one file have the identity of another.
             self._origin.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
             self.path.touch()
@@ -54,7 +54,7 @@ class PartialFile:
         return stream
 
     def forget(self) -> None:
-        """Add no more bytes to those that there are: the remote file has changed."""
+        """Do not continue the file, because the remote file has changed."""
         self.identity = ""
         self._origin.unlink(missing_ok=True)
 

@@ -11,31 +11,31 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.models import archive_urls
 
 RUNTIMES = ("python", "python3", "lsp")
-MAX_WORKERS = 1024  # of one version; a larger number is a typing error, and no machine has the memory
+MAX_WORKERS = 1024  # of one version; a larger number is probably a typing error, and no machine has the memory
 
 
 @dataclass(frozen=True)
 class Registration:
-    """The parameters of a registration; None for those not given.
+    """The parameters of a registration; None for those that are not set.
 
     Attributes:
-        url: a file name in the model store, or a URL that is allowed; without a digest at its end.
-        model_name: in place of the archive's.
-        handler: in place of the archive's.
-        runtime: in place of the archive's: ``python`` or ``python3``, which are the same here.
-        batch_size: the most requests of a batch; less than 1 is 1.
-        max_batch_delay: milliseconds; less than 0 is 0.
+        url: a file name in the model store, or an allowed URL; without a digest at its end.
+        model_name: name of the model, in place of the archive's.
+        handler: handler, in place of the archive's.
+        runtime: runtime, in place of the archive's: ``python`` or ``python3``, which are equal here.
+        batch_size: largest number of requests in a batch; less than 1 means 1.
+        max_batch_delay: milliseconds; less than 0 means 0.
         response_timeout: seconds.
         startup_timeout: seconds; 0: no limit.
-        initial_workers: zero or less is none.
-        synchronous: whether to respond when the workers are ready.
-        fallback_name: where neither ``model_name`` nor the archive has one.
-        ignored_checks: codes of checks, or beginnings of codes, to ignore.
-        state: of the version in a snapshot, under TorchServe's keys; precedes all else.
-        version: in place of the archive's; empty: the archive's.
-        by_operator: whether the server registers it for its configuration: the archive's path need not be in
-            ``allowed_urls``, and it has as many workers as at the start.
-        digest: the expected SHA-256 of the file, in hexadecimal; empty: any.
+        initial_workers: number of workers; zero or less means none.
+        synchronous: whether to respond only when the workers are ready.
+        fallback_name: name of the model if neither ``model_name`` nor the archive has one.
+        ignored_checks: codes of checks, or prefixes of codes, to ignore.
+        state: state of the version in a snapshot, under TorchServe's keys; takes precedence over all else.
+        version: version, in place of the archive's; empty: the archive's.
+        by_operator: whether the server registers it for its configuration: the archive's path need not match
+            ``allowed_urls``, and it has the number of workers for the start.
+        digest: expected SHA-256 of the file, in hexadecimal; empty: any.
     """
 
     url: str
@@ -58,20 +58,20 @@ class Registration:
 
     @property
     def shown_url(self) -> str:
-        """The URL as logs and messages have it."""
+        """The URL for logs and messages."""
         return archive_urls.without_secrets(self.url)
 
     def check(self) -> None:
-        """Check the parameters that need no archive.
+        """Check the parameters that do not depend on the archive.
 
         Raises:
-            ApiError: 400, a value is out of range; 404, the URL is empty, as TorchServe.
+            ApiError: 400, a value is out of range; 404, the URL is empty, as in TorchServe.
         """
         if not self.url:
             raise ApiError(404, "ModelNotFoundException", "empty url")
         if self.runtime is not None and self.runtime not in RUNTIMES:
             raise ApiError(400, "BadRequestException", f"Invalid RuntimeType value: {self.runtime}")
-        # With these, TorchServe never responds to a request; a batch size less than 1 is 1 there.
+        # With these values, TorchServe never responds to a request; a batch size less than 1 means 1 there.
         for name, least in (("response_timeout", 1), ("startup_timeout", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -85,11 +85,11 @@ def source(url: str, digest: str = "") -> tuple[str, str]:
     """Return the URL and the hexadecimal digest of a `Registration`.
 
     Args:
-        url: which may end in ``#sha256=HEX``.
+        url: URL, which may end in ``#sha256=HEX``.
         digest: ``sha256:HEX``, or empty.
 
     Raises:
-        ApiError: 400, the digest is not one, or there are two.
+        ApiError: 400, the digest is malformed, or there are two.
     """
     try:
         location, at_its_end = file_digest.split(url)
@@ -102,7 +102,7 @@ def source(url: str, digest: str = "") -> tuple[str, str]:
 
 
 def check_workers(parameter: str, count: int) -> None:
-    """Raise ApiError (400) for more workers than any machine has room for."""
+    """Raise ApiError (400) for more workers than any machine could run."""
     if count > MAX_WORKERS:
         message = f"Parameter {parameter} is {count}; this server starts at most {MAX_WORKERS} workers of a version."
         raise ApiError(400, "BadRequestException", message)

@@ -24,22 +24,22 @@ from torchmar.server.workers.pool_options import PoolObserver
 from torchmar.server.workers.pools import Pools, VersionPool
 
 T = TypeVar("T")
-LABEL = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # as ECMA 262, which OpenAPI has, and Python read it
+LABEL = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # the same in Python and in ECMA 262, for OpenAPI
 
 
 class Version:
     """One registered version of a model.
 
     Attributes:
-        name: the model's, which need not be the archive's.
-        version: from the archive.
-        url: of its registration.
-        handler: of its registration, in place of the archive's; empty: the archive's.
-        archive: with its content.
+        name: name of the model, which may differ from the archive's.
+        version: version from the archive.
+        url: URL of its registration.
+        handler: handler of its registration, in place of the archive's; empty: the archive's.
+        archive: its archive.
         pool: its queue and its workers.
         serving: its configuration.
-        loaded_at_startup: whether the server's configuration loads it.
-        removed: set when it is no longer registered.
+        loaded_at_startup: whether it is in the server's configuration.
+        removed: set when the version is no longer registered.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Version:
         return archive_urls.without_secrets(self.url)
 
     def deadline(self) -> float | None:
-        """Return until when a request received now may wait for a worker, by `time.monotonic`; None: no limit."""
+        """Return the time until which a request received now may wait, by `time.monotonic`; None: no limit."""
         return time.monotonic() + self.serving.client_timeout if self.serving.client_timeout else None
 
 
 class Model:
-    """A model: its versions in the order of their registration, the default one, and labels of versions.
+    """A model: its versions in the order of their registration, the default version, and the labels of versions.
 
-    The default version is that of requests that name none; ``former_defaults`` are those that it replaced.
+    The default version answers requests without a version; ``former_defaults`` were the default before it.
     """
 
     def __init__(self, name: str, default: str) -> None:
@@ -81,22 +81,22 @@ class Model:
 
 
 class Registry:
-    """All models of a server. All methods are called in the server's loop.
+    """All models of a server. The methods are called in the server's loop.
 
     Args:
         archives: fetches archives.
         pools: makes the pools of versions.
         settings: the server's configuration.
         observer: callbacks for events of pools.
-        events: gets the changes of models; None: they are not recorded.
+        events: receives the changes of models; None: changes are not recorded.
 
     Attributes:
         models: by name.
-        startup: the progress of loading the models of the configuration.
-        routes: paths of the user's choice that lead to models.
-        withdrawn: whether the server is about to end: it is not ready for load balancers, and answers all the same.
-        on_change: called when versions, their workers, the default or routes have changed; not while the models of the
-            configuration are loaded.
+        startup: progress of loading the models of the configuration.
+        routes: the user's paths for models.
+        withdrawn: whether the server is about to end: load balancers see it as not ready, but it still answers.
+        on_change: called when versions, their workers, the default or routes have changed; but not while the models of
+            the configuration are loaded.
     """
 
     def __init__(
@@ -119,15 +119,15 @@ class Registry:
 
     @property
     def downloads(self) -> list[DownloadProgress]:
-        """The downloads of archives that run."""
+        """The running downloads of archives."""
         return self._archives.downloads
 
     def find(self, name: str, version: str | None = None) -> Version:
-        """Return a version, the default one if none is named.
+        """Return a version; without a name of a version, the default one.
 
         Raises:
-            ApiError: 404; there is none.
-            StillLoading: 503; the server has not registered yet all models of its configuration.
+            ApiError: 404; the version does not exist.
+            StillLoading: 503; the server has not yet registered all models of its configuration.
         """
         model = self.models.get(name)
         if model is None:
@@ -141,11 +141,11 @@ class Registry:
 
     @property
     def problem(self) -> str:
-        """Why workers are neither started nor replaced now; empty: they are."""
+        """The reason why workers can be neither started nor replaced now; empty: they can."""
         return self._pools.problem()
 
     def check_changes(self) -> None:
-        """Raise ApiError if nothing can be changed now (503), or only by a server that this one follows (409)."""
+        """Raise ApiError if models cannot be changed now (503), or only on the server that this one follows (409)."""
         if problem := self.problem:
             raise ApiError(503, "ServiceUnavailableException", f"{problem[0].upper()}{problem[1:]}.")
         if refusal := self._pools.refusal():
@@ -154,18 +154,18 @@ class Registry:
     async def add_at_start(
         self, registration: Registration, archive: CachedArchive, labels: Iterable[str] = ()
     ) -> asyncio.Task[bool]:
-        """Register an archive that the server's configuration names, and start its workers in the background.
+        """Register an archive of the server's configuration, and start its workers in the background.
 
         Args:
             registration: its parameters.
-            archive: the archive, which is released if it is not registered.
-            labels: of the version.
+            archive: its archive, which is released if the registration fails.
+            labels: labels of the version.
 
         Returns:
             The task that starts the workers.
 
         Raises:
-            ApiError: 400, this server cannot serve it; 409, the version is registered already.
+            ApiError: 400, this server cannot serve it; 409, the version is already registered.
         """
         version = self._add(registration, archive, at_start=True)
         self.models[version.name].labels |= dict.fromkeys(labels, version.version)
@@ -174,7 +174,7 @@ class Registry:
         return scaling
 
     async def register(self, registration: Registration) -> Version:
-        """Register an archive and start its workers; if they do not start, nothing stays registered.
+        """Register an archive and start its workers; if the workers do not start, the registration is undone.
 
         Args:
             registration: its parameters.
@@ -183,8 +183,8 @@ class Registry:
             The version; its workers are ready, unless the registration is not synchronous.
 
         Raises:
-            ApiError: 400 or 404, there is no such archive, or this server cannot serve it; 409, the version is
-                registered already, or at this moment; 500, its workers do not load.
+            ApiError: 400 or 404, the archive does not exist, or this server cannot serve it; 409, the version is
+                already registered, or is being registered; 500, its workers do not load.
         """
         registration.check()
         archive = await self._archives.fetch(
@@ -226,18 +226,18 @@ class Registry:
         *,
         synchronous: bool = True,
     ) -> None:
-        """Set the number of workers of a version. Workers that end complete their requests first.
+        """Set the number of workers of a version. Workers that are removed complete their requests first.
 
         Args:
-            name: the model's.
-            version: None: the default version.
-            min_workers: fewer workers are made up for.
-            max_workers: more workers are ended.
-            synchronous: whether to wait until new workers are ready, or the others have ended.
+            name: name of the model.
+            version: version of the model; None: the default version.
+            min_workers: least number of workers; missing workers are started.
+            max_workers: largest number of workers; further workers are removed.
+            synchronous: whether to wait until new workers are ready, or removed ones have ended.
 
         Raises:
-            ApiError: 400, the numbers make no sense; 404, there is no such version; 500, a worker does not load, and
-                will be tried again.
+            ApiError: 400, the numbers are inconsistent; 404, the version does not exist; 500, a worker does not load;
+                the pool will try again.
         """
         if max_workers < min_workers:
             raise ApiError(400, "BadRequestException", "max_worker cannot be less than min_worker.")
@@ -256,11 +256,11 @@ class Registry:
         self.on_change()
 
     def set_default(self, name: str, version: str) -> None:
-        """Make a version the one of requests that name no version.
+        """Make a version the default for requests without a version.
 
         Raises:
-            ApiError: 404, there is no such version; 409, none of its workers is ready while the default's are, so that
-                all requests would fail from then on.
+            ApiError: 404, the version does not exist; 409, none of its workers is ready although the current default's
+                are, so that all requests would fail.
         """
         model = self.models.get(name)
         if model is None:
@@ -292,11 +292,12 @@ class Registry:
         self.on_change()
 
     def set_label(self, name: str, label: str, version: str) -> None:
-        """Make a label stand for a version in requests of TensorFlow Serving's clients; it may stand for another now.
+        """Set a label, for requests of TensorFlow Serving's clients, to a version; it may belong to another version
+        before.
 
         Raises:
-            ApiError: 404, there is no such version; 400, the label is not one; 409, it is the name of another version,
-                which it would hide.
+            ApiError: 404, the version does not exist; 400, the label is malformed; 409, the label is the name of
+                another version, which it would hide.
         """
         if not re.fullmatch(LABEL, label):
             message = f"{label!r} is not a label: letters, digits, '.', '_' and '-', such as stable."
@@ -313,7 +314,7 @@ class Registry:
         """Remove a label.
 
         Raises:
-            ApiError: 404, there is no such model or label.
+            ApiError: 404, the model or label does not exist.
         """
         self.find(name)
         if self.models[name].labels.pop(label, None) is None:
@@ -321,33 +322,33 @@ class Registry:
         self.on_change()
 
     async def unregister(self, name: str, version: str | None = None) -> None:
-        """Remove a version: it gets no more requests, completes those it has, then its workers end.
+        """Remove a version: it gets no more requests and completes its own; then its workers end.
 
         This takes at most the version's ``response_timeout``.
 
         Args:
-            name: the model's.
-            version: None: the default version, which can be removed only if it is the last.
+            name: name of the model.
+            version: version of the model; None: the default version, which can be removed only as the last one.
 
         Raises:
-            ApiError: 404, there is no such version; 403, it is the default one and not the last; 408, its requests are
-                not completed within ``unregister_model_timeout``, and it stays registered.
+            ApiError: 404, the version does not exist; 403, it is the default one and not the last; 408, its requests
+                are not completed within ``unregister_model_timeout``, so that it stays registered.
         """
         if name not in self.models and self.startup.forget(name):
-            self.on_change()  # a model that could not be loaded at the start
+            self.on_change()  # a model that could not be loaded at startup
             return
         registered = self.find(name, version)
         model = self.models[name]
         if registered.version == model.default and len(model.versions) > 1:
             raise ApiError(403, "InvalidModelVersionException", f"Cannot remove default version for model {name}")
         self._remove(registered)
-        # Shielded: it continues when the client disconnects.
+        # Shielded, so that it continues when the client disconnects.
         await asyncio.shield(self._tasks.start(self._unregister(registered)))
         self._events.add("unregistered", "unregistered", name, registered.version)
         self.on_change()
 
     async def drop(self, name: str, version: str) -> None:
-        """Remove a version, also the default one, that another server has removed; its requests are completed.
+        """Remove a version, even the default one, that another server has removed; its requests are completed.
 
         Raises:
             ApiError: 404, there is no such version.
@@ -368,7 +369,7 @@ class Registry:
         await self._end(version, response_timeout)
 
     async def close(self, timeout_s: float) -> None:
-        """Remove every version; their requests are completed if that takes no longer than ``timeout_s``."""
+        """Remove all versions; wait up to ``timeout_s`` for their requests."""
         versions = [version for model in self.models.values() for version in model.versions.values()]
         for version in versions:
             self._remove(version)
@@ -390,7 +391,7 @@ class Registry:
     def _new_version(
         self, registration: Registration, archive: CachedArchive, serving: ServingConfig, at_start: bool
     ) -> Version:
-        # Without an await between check and `_put`, so that of concurrent registrations exactly one succeeds.
+        # No await between the check and `_put`, so that exactly one of several concurrent registrations succeeds.
         name, version = serving.pool.name, serving.pool.version
         if self.has(name, version):
             message = f"Model version {version} is already registered for model {name}"
@@ -413,7 +414,7 @@ class Registry:
         version.removed.clear()
 
     def _remove(self, version: Version) -> bool:
-        """Make a version unavailable to `find`; return whether it was available. Without an await, as above."""
+        """Make a version unavailable to `find`; return whether it was available. No await, as above."""
         model = self.models.get(version.name)
         if model is None or model.versions.get(version.version) is not version:
             return False
@@ -432,10 +433,10 @@ class Registry:
         return name in self.models and version in self.models[name].versions
 
     async def _scale(self, version: Version, min_workers: int, max_workers: int) -> bool:
-        """Scale a pool; return whether its workers are ready, which those of a version that is removed are not."""
+        """Scale a pool; return whether its workers are ready; False for a version that is being removed."""
         pool = version.pool
         if not min_workers and pool.ready:
-            pool.min_workers = 0  # new requests get an error from here on
+            pool.min_workers = 0  # from now on, new requests get an error
             await pool.drain(version.serving.pool.response_timeout)
             if pool.min_workers:
                 return True  # another call scaled the version up while it drained
@@ -449,7 +450,7 @@ class Registry:
                 task.cancel()
 
     async def _begin(self, scaling: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start scaling in the background; requests that arrive next wait for its workers."""
+        """Start scaling in the background; the next requests wait for its workers."""
         task = self._tasks.start(scaling)
         await asyncio.sleep(0)  # the task runs up to its first await
         return task
@@ -471,28 +472,28 @@ class Registry:
 
 
 def log_error(error: BaseException) -> None:
-    """Log the error of a task in the background."""
-    if not isinstance(error, ApiError):  # which the caller that awaits the task sends or logs
+    """Log the error of a background task."""
+    if not isinstance(error, ApiError):  # the caller that awaits the task sends or logs an ApiError
         logs.SERVER.error("a change of workers in the background failed: %s", error)
 
 
 def _scaling(before: int, min_workers: int, max_workers: int) -> str:
-    """Return a sentence about a change of the number of workers."""
+    """Return a text about a change of the number of workers."""
     workers = f"{min_workers} worker{'' if min_workers == 1 else 's'}"
     if max_workers > min_workers:
         workers = f"{min_workers} to {max_workers} workers"
     return f"scaled from {before} to {workers}" if before != min_workers else f"set to {workers}"
 
 
-# Of the last line of a worker's traceback: Python's, CUDA's, and torch's on a CPU; of a process that the kernel has
-# killed, which it does where memory is short, there is none.
+# The last line of a worker's traceback for lack of memory: from Python, CUDA, or torch on a CPU. The kernel kills
+# processes without a traceback.
 _OUT_OF_MEMORY = re.compile(
     r"([\w.]*MemoryError\b|.*CUDA out of memory|.*can't allocate memory|the process ended by signal 9 )"
 )
 
 
 def _workers_failed(name: str, version: str | None, failure: str) -> ApiError:
-    """Return TorchServe's error, followed by the worker's last output; 507 if its memory did not suffice."""
+    """Return TorchServe's error, followed by the worker's last output; with 507 for lack of memory."""
     last_line = failure.splitlines()[-1].strip() if failure else ""
     version_text = "null" if version is None else version
     message = f"Failed to start workers for model {name} version: {version_text}" + (

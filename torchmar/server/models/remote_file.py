@@ -1,4 +1,4 @@
-"""A file on another machine: its bytes from an offset on, and what identifies it."""
+"""A file on another machine: its bytes from an offset on, and its identity."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-#: Statuses of HTTP after which another attempt may succeed.
+#: HTTP statuses after which another attempt may succeed.
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
 
 class TransferError(Exception):
-    """A transfer failed, and may succeed when it is tried again; the message is the reason, without secrets."""
+    """A transfer failed, but may succeed at another attempt; the message is the reason, without secrets."""
 
 
 class ChangedError(TransferError):
-    """The remote file is another one than at the beginning of its transfer."""
+    """The remote file has changed since the start of its transfer."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Transfer:
     """The bytes of a remote file from an offset on.
 
     Attributes:
-        offset: of the first byte; 0 if the file is another one than the identity of the caller.
-        size: of the whole file, in bytes; None: unknown.
-        identity: equal for equal content; empty if there is no such value, so that nothing can be continued.
-        chunks: the bytes. They raise `TransferError`, also at the end, if the file has changed.
+        offset: offset of the first byte; 0 if the file has another identity than that of the caller.
+        size: bytes of the whole file; None: unknown.
+        identity: value that is equal for equal content; empty: there is none, so that the file cannot be continued.
+        chunks: the bytes. If the file has changed, the iterator raises `TransferError`, possibly at its end.
     """
 
     offset: int
@@ -40,13 +40,13 @@ class RemoteFile(Protocol):
     """A file that can be read from an offset on."""
 
     def open(self, offset: int, identity: str) -> AbstractContextManager[Transfer]:
-        """Begin a transfer; blocking.
+        """Start a transfer; blocking.
 
         Args:
-            offset: of the first byte that is missing.
-            identity: that an earlier transfer returned; empty: there was none.
+            offset: offset of the first missing byte.
+            identity: identity from an earlier transfer; empty: there was none.
 
         Raises:
-            TransferError: it may succeed when it is tried again.
-            ApiError: it cannot succeed, or is not allowed.
+            TransferError: the transfer may succeed at another attempt.
+            ApiError: the transfer cannot succeed, or is not allowed.
         """

@@ -11,7 +11,7 @@ from torchmar.server.telemetry import logs
 from torchmar.worker.venvs import building, specification
 from torchmar.worker.venvs.folder import Venv
 
-_LINE_LENGTH = 500  # characters of a line of pip's output, in the log and in the error
+_LINE_LENGTH = 500  # characters of a line of pip's output that are logged or shown in errors
 _PIP = [sys.executable, "-m", "pip"]
 _OPTIONS = ["--no-input", "--no-color", "--progress-bar", "off", "--disable-pip-version-check"]
 
@@ -31,14 +31,14 @@ class InstallError(Exception):
 async def install(
     requirements_file: str, target: Path, *, model_name: str, archive_folder: Path, environment: Mapping[str, str]
 ) -> None:
-    """Install requirements into a folder; cancelling ends pip.
+    """Install requirements into a folder; a cancellation ends pip.
 
     Args:
-        requirements_file: its path in the archive.
-        target: the folder for the packages.
-        model_name: for the log, which gets pip's output.
-        archive_folder: with the archive's content; requirements may be files of the archive.
-        environment: variables of pip.
+        requirements_file: path of the file in the archive.
+        target: folder for the packages.
+        model_name: name for the log, which gets pip's output.
+        archive_folder: folder with the archive's content; requirements may be files of the archive.
+        environment: environment variables of pip.
 
     Raises:
         InstallError: pip failed.
@@ -50,16 +50,17 @@ async def install(
 async def install_in_venv(
     requirements_file: str, folder: Path, *, model_name: str, archive_folder: Path, environment: Mapping[str, str]
 ) -> None:
-    """Make a virtual environment that sees the server's packages, and install requirements there, as TorchServe does.
+    """Make a virtual environment with access to the server's packages, and install requirements there, as TorchServe
+    does.
 
-    What the server has in a version that fits is not installed again. Cancelling ends pip.
+    Packages that the server has in a matching version are not installed again. A cancellation ends pip.
 
     Args:
-        requirements_file: its path in the archive.
-        folder: of the environment.
-        model_name: for the log, which gets pip's output.
-        archive_folder: with the archive's content; requirements may be files of the archive.
-        environment: variables of pip.
+        requirements_file: path of the file in the archive.
+        folder: folder of the environment.
+        model_name: name for the log, which gets pip's output.
+        archive_folder: folder with the archive's content; requirements may be files of the archive.
+        environment: environment variables of pip.
 
     Raises:
         InstallError: pip failed.
@@ -68,7 +69,7 @@ async def install_in_venv(
     create = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
     await _run(create, model_name, Path("/"), environment)
     building.show_server_packages(folder, specification.server_packages())
-    # The options are TorchServe's.
+    # These options are the same as TorchServe's.
     install = ["install", "-U", "--upgrade-strategy", "only-if-needed", "-r", requirements_file]
     command = [*_PIP, "--python", str(venv.python), *install, *_OPTIONS]
     await _run(command, model_name, archive_folder, environment)

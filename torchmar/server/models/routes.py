@@ -1,4 +1,4 @@
-"""The routes of a running server: from its configuration, and changed by the management API."""
+"""The routes of a running server: those of its configuration, with changes from the management API."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torchmar.server.config.routes import Route
 
 
 class Routes:
-    """Paths of the user's choice and the models that they lead to.
+    """The user's paths, and the model of each.
 
     Args:
-        routes: those of the configuration.
+        routes: routes of the configuration.
 
     Attributes:
-        on_change: called after every change.
+        on_change: called after each change.
     """
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
@@ -29,24 +29,24 @@ class Routes:
         return self._routes
 
     def find(self, path: str) -> Route | None:
-        """Return the route of a path; None: it has none."""
+        """Return the route of a path; None: there is none."""
         return self._routes.get(path)
 
     def get(self, path: str) -> Route:
         """Return the route of a path.
 
         Raises:
-            ApiError: 404, it has none.
+            ApiError: 404, the path has no route.
         """
         if (route := self._routes.get(path)) is None:
             raise ApiError(404, "ResourceNotFoundException", f"There is no route {path}")
         return route
 
     def set(self, path: str, route: Route) -> None:
-        """Make a path lead to a model; it may lead to another now.
+        """Set the model of a path, which may have had another one.
 
         Raises:
-            ApiError: 400, it is not a path, or it would hide a path of an API.
+            ApiError: 400, it is not a valid path, or it would hide a path of an API.
         """
         try:
             configured.check_path(path)
@@ -59,7 +59,7 @@ class Routes:
         """Remove a route.
 
         Raises:
-            ApiError: 404, there is none.
+            ApiError: 404, the path has no route.
         """
         self.get(path)
         del self._routes[path]

@@ -1,4 +1,4 @@
-"""The sampler of the load: once a second, the counters of all versions become a tick of the history."""
+"""The sampler of the load: once a second, it turns the counters of all versions into a tick of the history."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sampler:
     Args:
         registry: the models.
         metrics: their counters.
-        history: gets the ticks.
+        history: receives the ticks.
 
     Attributes:
         on_tick: called after each tick.
@@ -52,7 +52,7 @@ class Sampler:
         """Sample once a second until the task is cancelled."""
         due = time.monotonic()
         while True:
-            due = max(due + _INTERVAL_S, time.monotonic())  # a tick that is late is not made up for
+            due = max(due + _INTERVAL_S, time.monotonic())  # a late tick is not made up for
             await asyncio.sleep(due - time.monotonic())
             try:
                 self.sample()
@@ -69,7 +69,7 @@ class Sampler:
         before = self._history.workers
         ready = wanted = pending = 0
         known = set()
-        # Of many models most are idle, which costs what this loop does for them.
+        # With many models most are idle; their cost is that of this loop.
         for key, pool in self._pools():
             known.add(key)
             workers = pool.ready, pool.min_workers, pool.pending
@@ -90,9 +90,9 @@ class Sampler:
                 yield (name, version), registered.pool
 
     def _sample(self, key: Key, counters: VersionCounters) -> Sample | None:
-        """Return the difference to the last call; None: the version has answered no request since."""
+        """Return the difference from the previous call; None: the version has answered no request since then."""
         statistics, before = counters.statistics, self._counts.get(key)
-        if before and before.statistics is not statistics:  # it was registered again
+        if before and before.statistics is not statistics:  # the version was registered again
             before = None
         if before and before.succeeded == statistics.succeeded and before.failures == statistics.failures:
             return None

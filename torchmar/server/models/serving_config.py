@@ -1,8 +1,8 @@
-"""The configuration of a version, merged from its registration, ``model-config.yaml`` and the server's configuration.
+"""The configuration of a version, from its registration, its ``model-config.yaml`` and the server's configuration.
 
-The order of precedence is TorchServe's, seen by running it. For batches: the registration, the archive's file, the
+The order of precedence is TorchServe's, as observed. For batches: the registration, the archive's file, the
 configuration's ``models``. For timeouts: the file, ``models``, the registration. For workers: the file, if it has
-both ``minWorkers`` and ``maxWorkers``; then the registration.
+both ``minWorkers`` and ``maxWorkers``; otherwise the registration.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class ServingConfig:
     """The configuration of a version.
 
     Attributes:
-        pool: of its queue and its workers.
-        runtime: for descriptions.
-        min_workers: at first.
-        max_workers: at first.
-        client_timeout: seconds that a request may wait for a worker; 0: as long as its client does.
+        pool: configuration of its queue and its workers.
+        runtime: runtime for descriptions.
+        min_workers: least number of workers at first.
+        max_workers: largest number of workers at first.
+        client_timeout: seconds that a request may wait for a worker; 0: as long as its client waits.
         device_type: ``cpu`` or ``gpu``.
-        device_ids: the GPUs that the archive's file names; empty: it names none, or none that exists.
+        device_ids: GPUs in the archive's file; empty: none, or none that exists.
     """
 
     pool: PoolOptions
@@ -58,10 +58,10 @@ def resolve(
         registration: its registration.
         archive: its archive.
         settings: the server's configuration.
-        by_server: whether the server registers it by itself; then ``models`` has the number of its workers.
+        by_server: whether the server registers it for its configuration; ``models`` then has the number of its workers.
 
     Raises:
-        ApiError: 400; the archive needs a feature that this server does not have, or its name has a ``/``.
+        ApiError: 400; the archive needs a feature that this server does not have, or its name contains a ``/``.
     """
     name, version = _title(registration, archive)
     runtime = registration.runtime or archive.manifest.runtime
@@ -169,10 +169,10 @@ def _workers(
     settings: Settings,
     by_server: bool,
 ) -> tuple[int, int]:
-    """Return the least and the most workers of a version."""
+    """Return the least and the largest number of workers of a version."""
     low, high = whole(config.get("minWorkers")), whole(config.get("maxWorkers"))
     if low is not None and high is not None and high >= max(1, low):
-        low = max(1, low)  # as TorchServe, which takes 0 for 1 here
+        low = max(1, low)  # as in TorchServe, which treats 0 as 1 here
     elif by_server and (configured := whole(server_config.get("minWorkers"))) is not None:
         low, high = configured, max(configured, whole(server_config.get("maxWorkers")) or 0)
     else:
@@ -190,9 +190,9 @@ def _workers(
 
 
 def _envelope(envelope: str, handler: str) -> str:
-    """Return the envelope around a handler; torchmar's own need none for protocols that they read with all parts.
+    """Return the envelope of a handler; torchmar's handlers need none for protocols that they read completely.
 
-    In those that run packages of other tools, the package reads the bodies.
+    In handlers that run packages of other tools, the package reads the bodies.
     """
     own = handler.partition(".")[0] == handler_names.CARRIED_PACKAGE and handler not in loading.PACKAGE_HANDLERS
     return "" if own and envelope in _READ_BY_OUR_HANDLERS else envelope

@@ -1,7 +1,7 @@
 """TorchServe's snapshots: configuration and registered models in a file that a server can start from.
 
 The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. A version also has
-``handler`` and ``digest`` if its registration names them, and ``labels`` if it has some. Routes are
+``handler`` and ``digest`` if its registration has them, and ``labels`` if it has any. Routes are
 ``torchmar_routes``.
 """
 
@@ -24,8 +24,8 @@ from torchmar.server.telemetry import logs
 
 Kind = Literal["startup", "snapshot", "shutdown"]
 _SUFFIX = ".cfg"
-_MAX_SNAPSHOTS = 100  # of one server; TorchServe removes none
-# Keys that torchmar-serve sets for the running server only.
+_MAX_SNAPSHOTS = 100  # for one server; TorchServe never removes snapshots
+# Keys that torchmar serve only sets for the running server.
 _OMITTED_KEYS = ("torchmar_envvars_read", "torchmar_snapshots")
 
 
@@ -33,8 +33,8 @@ class Snapshots:
     """Writes a snapshot after every change of the registered models.
 
     Args:
-        folder: for the files; made when the first is written.
-        config: the ``config.properties`` that the server was started from.
+        folder: folder for the files; made when the first one is written.
+        config: ``config.properties`` that the server was started with.
         registry: the models.
     """
 
@@ -43,7 +43,7 @@ class Snapshots:
         self._written: list[Path] = []
 
     def save(self, kind: Kind) -> None:
-        """Write a snapshot; if the folder cannot be written to, log a warning."""
+        """Write a snapshot; if the folder is not writable, log a warning."""
         now = datetime.now()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Snapshots:
 
 
 def document(registry: Registry, name: str) -> dict[str, Any]:
-    """Return a snapshot as TorchServe writes it; models that could not be loaded stay in it."""
+    """Return a snapshot in TorchServe's format; it includes models that could not be loaded."""
     models: dict[str, dict[str, Any]] = {}
     for model in registry.models.values():
         for version in model.versions.values():
@@ -85,7 +85,7 @@ def document(registry: Registry, name: str) -> dict[str, Any]:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest snapshot of a folder, as TorchServe finds it; None: there is none."""
+    """Return the newest snapshot in a folder, as TorchServe would choose it; None: there is none."""
     snapshots = [path for path in folder.glob(f"*{_SUFFIX}") if path.is_file()]
     return max(snapshots, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 

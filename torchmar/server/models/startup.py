@@ -1,4 +1,4 @@
-"""The progress of loading models at startup, and the response to requests for them meanwhile."""
+"""The progress of loading models at startup, and the response to requests for them in the meantime."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torchmar.server.http import Request
 from torchmar.server.models import archive_urls
 from torchmar.server.telemetry import logs
 
-WAIT_SECONDS = 30.0  # a request waits for a model to be registered, before it gets 503
+WAIT_SECONDS = 30.0  # time that a request waits for a model's registration before it gets 503
 RETRY_SECONDS = 1  # the Retry-After header of that response
 
 
 class StartupFailure(NamedTuple):
-    """A model that could not be loaded at the start.
+    """A model that could not be loaded at startup.
 
     Attributes:
         model: its entry in the configuration.
@@ -34,9 +34,9 @@ class Startup:
     """The models that a server loads at its start.
 
     Attributes:
-        loading: whether some are still to be registered, or their workers are still starting for the first time.
-        failures: those that could not be registered, by name.
-        warnings: for the user.
+        loading: whether some models are not registered yet, or their workers are still starting for the first time.
+        failures: models that could not be registered, by name.
+        warnings: warnings for the user.
         tasks: requests that wait for a model.
     """
 
@@ -55,11 +55,11 @@ class Startup:
 
     @property
     def pending(self) -> tuple[StartupModel, ...]:
-        """The models that are still to be registered."""
+        """The models that are not registered yet."""
         return tuple(self._pending)
 
     def is_pending(self, name: str) -> bool:
-        """Return whether a model of this name may still be registered; the name in an archive is not known before."""
+        """Return whether a model with this name may still be registered; the name in an archive is not known before."""
         return any(model.name in ("", name) for model in self._pending)
 
     def registered(self, model: StartupModel) -> None:
@@ -85,15 +85,15 @@ class Startup:
         self._changed.set()
 
     def forget(self, name: str) -> bool:
-        """Drop the failure of a model that a client registers or unregisters; return whether it had one."""
+        """Drop the failure of a model that a client registers or unregisters; return whether there was one."""
         return self.failures.pop(name, None) is not None
 
     def not_found(self, name: str, error: ApiError) -> ApiError:
         """Return the error for a model that is not registered.
 
         Args:
-            name: the model's.
-            error: for a model that the configuration does not name (404).
+            name: name of the model.
+            error: error for a model that is not in the configuration (404).
 
         Returns:
             503 while the model may still be registered; afterwards ``error``, with the reason if the server could not
@@ -126,7 +126,7 @@ class Startup:
 
 
 class StillLoading(ApiError):
-    """A request for a model that is not registered yet (503): the server is still loading the models of its start."""
+    """A request for a model that is not registered yet (503), because the server is still loading its models."""
 
     def __init__(self, startup: Startup, name: str) -> None:
         message = f'Model "{name}" is not loaded yet: the server is loading the models that it starts with. Try again.'
@@ -138,12 +138,12 @@ class StillLoading(ApiError):
         return await self._startup.wait_for(self._name, WAIT_SECONDS)
 
     def retry(self, request: Request, app: Callable[[Request], None], respond_error: Callable[[ApiError], Any]) -> None:
-        """Pass a request to an app again when its model is no longer pending; respond 503 if that takes too long.
+        """Pass a request to an app again when its model is no longer pending; after a timeout, respond with 503.
 
         Args:
-            request: without a response.
-            app: responds to it, also with errors.
-            respond_error: responds to it with an error.
+            request: request without a response.
+            app: responds to the request, including errors.
+            respond_error: responds to the request with an error.
         """
 
         async def wait_and_respond() -> None:

@@ -1,4 +1,4 @@
-"""The models of the configuration, loaded at the start: fetched at the same time, registered in their order."""
+"""The models of the configuration, loaded at startup: fetched concurrently, registered in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StartupLoader:
     """Loads the models of a server's configuration.
 
     Args:
-        registry: gets the models; its ``startup`` has those to load.
+        registry: receives the models; its ``startup`` contains those to load.
         archives: fetches archives.
         settings: the server's configuration.
     """
@@ -31,9 +31,9 @@ class StartupLoader:
         self._tasks = BackgroundTasks(log_error)
 
     async def load(self) -> None:
-        """Register the pending models of the start, in their order; failures are logged and recorded there.
+        """Register the pending models in order; failures are logged and recorded in ``startup``.
 
-        Workers start in the background, and are started again if they fail; the start finishes when all were tried.
+        Workers start in the background, and restart if they fail; the startup is finished when all were tried.
         """
         startup = self._registry.startup
         models = startup.pending
@@ -54,13 +54,13 @@ class StartupLoader:
                 if error.status != 409 or not self._is_registered(model):
                     await self._record_failure(model, registration, error)
                     continue
-                # A client has registered it since the server started.
+                # A client may have registered it since the server started.
             startup.registered(model)
         self._warn_of_models_without_match()
         self._tasks.start(self._finish(scaling))
 
     async def close(self) -> None:
-        """Cancel what still runs."""
+        """Cancel running tasks."""
         await self._tasks.close()
 
     async def _record_failure(self, model: StartupModel, registration: Registration, error: ApiError) -> None:

@@ -18,12 +18,12 @@ FILE_NAME = "startup.json"
 
 @dataclass(frozen=True)
 class NotLoaded:
-    """A model of the configuration that could not be registered or whose workers are not ready, or all of them.
+    """A model of the configuration that is not registered or whose workers are not ready; or all such models.
 
     Attributes:
-        url: of its registration, in the configuration; empty: all models.
-        message: the model and the reason.
-        registered: whether it is registered, and its workers are not ready.
+        url: URL of its registration in the configuration; empty: all models.
+        message: name of the model, and the reason.
+        registered: whether it is registered, but its workers are not ready.
     """
 
     url: str
@@ -33,11 +33,11 @@ class NotLoaded:
 
 @dataclass(frozen=True)
 class StartupReport:
-    """The result of loading the models of a configuration; written again when a model is registered or removed.
+    """The result of loading the models of a configuration; it is updated when a model is registered or removed.
 
     Attributes:
         failures: models that are not ready.
-        warnings: for the user.
+        warnings: warnings for the user.
     """
 
     failures: tuple[NotLoaded, ...] = ()
@@ -72,7 +72,7 @@ def write(report: StartupReport, folder: Path) -> None:
 
 
 def read(folder: Path) -> StartupReport | None:
-    """Return the report in a run folder; None: the server has not finished its start."""
+    """Return the report in a run folder; None: the server has not finished its startup."""
     try:
         document = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 FILE_NAME = "state.json"
 _SCHEMA = "torchmar-state/1"
-# Keys of an entry whose values do not come from the archive's configuration.
+# Keys of an entry whose values are not from the archive's configuration.
 _OF_REGISTRATION = ("defaultVersion", "marName", "labels", "handler", "digest")
 
 
 class StateFile:
-    """Replaces the state file after every change of the registered models.
+    """Rewrites the state file after every change of the registered models.
 
     Args:
-        path: of the file.
-        config: the ``config.properties`` that the server was started from.
+        path: path of the file.
+        config: ``config.properties`` that the server was started with.
         store: the model store.
         registry: the models.
     """
@@ -43,7 +43,7 @@ class StateFile:
         self._load_models, self._routes = given.get("load_models"), given.get("torchmar_routes")
 
     def save(self) -> None:
-        """Write the file; if that is not possible, log a warning."""
+        """Write the file; if that fails, log a warning."""
         try:
             write_text(json.dumps(self._document(), indent=1) + "\n", self._path)
         except (OSError, TorchmarError) as error:
@@ -67,14 +67,14 @@ class StateFile:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The content of a state file, as far as it fits the model store as it is now.
+    """The content of a state file, without entries that no longer fit the model store.
 
     Attributes:
-        path: of the file.
-        models: the number of versions.
-        overrides: keys of the configuration with which a server restores them.
-        archives: of the model store at that time; others are new.
-        notes: what is not restored, and why.
+        path: path of the file.
+        models: number of versions.
+        overrides: keys of the configuration that restore the models.
+        archives: archives of the model store when the file was written; others are new.
+        notes: sentences about models that are not restored.
     """
 
     path: Path
@@ -85,16 +85,16 @@ class State:
 
 
 def read(path: Path, store: Path, config: Properties) -> State | None:
-    """Return the state that an earlier server has left.
+    """Return the state that an earlier server has written.
 
     Args:
-        path: of the state file.
-        store: the model store; the state of another one is ignored.
-        config: the configuration; if its ``load_models`` or ``torchmar_routes`` have changed since, they precede the
-            state.
+        path: path of the state file.
+        store: model store; the state of another model store is ignored.
+        config: configuration; if its ``load_models`` or ``torchmar_routes`` have changed since, they take precedence
+            over the state.
 
     Returns:
-        The state; None if there is none, or none for this store and configuration.
+        The state; None if there is none for this store and configuration.
 
     Raises:
         TorchmarError: the file cannot be read.
@@ -135,7 +135,7 @@ def _unreadable(path: Path, reason: str) -> TorchmarError:
 
 
 def _current(models: Mapping[str, Mapping[str, Any]], store: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the models whose archives are there; of an archive that has changed, its own options are used."""
+    """Return the models whose archives exist; for a changed archive, with the options of that archive."""
     current: dict[str, dict[str, Any]] = {}
     for name, versions in models.items():
         for version, saved in versions.items():
@@ -152,7 +152,7 @@ def _current(models: Mapping[str, Mapping[str, Any]], store: Path, notes: list[s
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return what tells that a file is the same; empty for what is not in the model store, such as a URL."""
+    """Return the stamp of a file; empty for an archive outside of the model store, such as a URL."""
     try:
         status = path.stat()
     except (OSError, ValueError):

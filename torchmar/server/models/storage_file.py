@@ -18,7 +18,7 @@ from torchmar.server.models.archive_urls import StorageObject, parse_object, wit
 from torchmar.server.models.remote_file import TEMPORARY, ChangedError, Transfer, TransferError
 
 _CHUNK = 4 << 20
-_CONNECTIONS = 4  # of one download; an object store sends each of them as fast as one alone
+_CONNECTIONS = 4  # for one download; object stores limit the rate of each connection
 _CONNECT_SECONDS, _READ_SECONDS = 10, 20
 
 
@@ -26,8 +26,8 @@ class Package(NamedTuple):
     """A package that reads the objects of a store.
 
     Attributes:
-        name: of the package and of its module.
-        extra: of torchmar, with which it is installed.
+        name: name of the package and of its module.
+        extra: extra of torchmar that installs it.
     """
 
     name: str
@@ -40,7 +40,7 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or a service account of the pod or machine",
     "az": "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, a token or a managed identity",
 }
-# Exceptions of the three packages and of what they use, by name: importing their modules takes a second.
+# Exceptions of the three packages and their dependencies, by name: importing their modules takes a second.
 _WITHOUT_CREDENTIALS = {
     "ClientAuthenticationError",
     "CredentialRetrievalError",
@@ -54,7 +54,7 @@ _WITHOUT_CREDENTIALS = {
 
 
 def missing_package(url: str) -> Package | None:
-    """Return the package that the URL of an object needs and that is not installed; None if it is."""
+    """Return the package that the URL of an object needs, if it is not installed; otherwise None."""
     package = _PACKAGES[url.partition(":")[0].lower()]
     return None if importlib.util.find_spec(package.name) else package
 
@@ -66,7 +66,7 @@ class StorageFile:
         url: ``s3://BUCKET/NAME``, ``gs://BUCKET/NAME`` or ``az://CONTAINER/NAME``.
 
     Raises:
-        ApiError: 400, it is no such URL, or the package that it needs is not installed.
+        ApiError: 400, the URL is malformed, or the package that it needs is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,7 +76,7 @@ class StorageFile:
 
     @contextlib.contextmanager
     def open(self, offset: int, identity: str) -> Iterator[Transfer]:
-        """Read the object's description; its bytes come by range requests. See `RemoteFile.open`."""
+        """Read the object's description; its bytes are read by range requests. See `RemoteFile.open`."""
         with self._errors():
             reader = _READERS[self._object.store](self._object)
             size, current = reader.describe()
@@ -151,7 +151,7 @@ def _changed() -> ChangedError:
 
 
 class _Reader:
-    """Reads one object; a new connection to the store, without any cache."""
+    """A reader of one object, with a new connection to the store and without a cache."""
 
     def __init__(self, wanted: StorageObject) -> None:
         self._wanted = wanted
@@ -162,7 +162,7 @@ class _Reader:
         raise NotImplementedError
 
     def read(self, start: int, end: int) -> bytes:
-        """Return bytes of the object that `describe` has described; may be called by several threads."""
+        """Return bytes of the object that `describe` has described; may be called from several threads."""
         raise NotImplementedError
 
 
@@ -180,13 +180,13 @@ class _S3Reader(_Reader):
             },
             **_WITHOUT_CACHES,
         )
-        self._system.retries = 2  # five of s3fs, twice around five of botocore, are minutes
+        self._system.retries = 2  # the default of five in s3fs, each with five in botocore, would take minutes
         self._version = {"version_id": wanted.version} if wanted.version else {}
 
     def describe(self) -> tuple[int, str]:
         info = self._system.info(self._path, refresh=True, **self._version)
         etag = _file(info)["ETag"]
-        # Sent with all that follows: the ETag of S3 is that of a content, which may change and change back.
+        # Sent with all further requests: the ETag of S3 identifies a content, which may change and change back.
         self._system.s3_additional_kwargs = {"IfMatch": etag}
         return int(info["size"]), str(etag)
 
@@ -197,13 +197,14 @@ class _S3Reader(_Reader):
 class _GoogleReader(_Reader):
     def __init__(self, wanted: StorageObject) -> None:
         super().__init__(wanted)
-        # Names of frameworks in the User-Agent of requests; an API of its own for special buckets, which takes seconds.
+        # gcsfs would put names of frameworks into the User-Agent, and use a special API for some buckets, which takes
+        # seconds.
         os.environ.setdefault("GCSFS_NO_TELEMETRY", "1")
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         import aiohttp
-        from gcsfs.core import GCSFileSystem  # not gcsfs', which may be the class with that other API
+        from gcsfs.core import GCSFileSystem  # the class gcsfs.GCSFileSystem may be the one with the special API
 
-        # Not anonymous if there are no credentials, which gcsfs would try last: the error would hide the reason.
+        # Otherwise gcsfs would try anonymous access last, and its error would hide the reason.
         token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else "google_default"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
         self._system = GCSFileSystem(token=token, version_aware=True, requests_timeout=timeout, **_WITHOUT_CACHES)
@@ -226,8 +227,8 @@ class _AzureReader(_Reader):
         from azure.storage.blob.aio import BlobServiceClient
 
         self._system = adlfs.AzureBlobFileSystem(version_aware=bool(wanted.version), **_WITHOUT_CACHES)
-        # adlfs passes no options to this client, which would try each request four times, also one that has no
-        # credentials, and wait for 90 seconds between.
+        # adlfs passes no options to this client, which would try each request four times, even without credentials, and
+        # wait for 90 seconds in between.
         client = self._system.service_client
         self._system.service_client = BlobServiceClient(
             client.url,
@@ -240,19 +241,19 @@ class _AzureReader(_Reader):
 
     def describe(self) -> tuple[int, str]:
         info = _file(self._system.info(self._versioned, refresh=True))
-        return int(info["size"]), str(info["etag"])  # of a blob, another one after each write
+        return int(info["size"]), str(info["etag"])  # the ETag of a blob changes with each write
 
     def read(self, start: int, end: int) -> bytes:
         return bytes(self._system.cat_file(self._versioned, start=start, end=end))
 
 
-# A description from a cache may be that of another content.
+# A description from a cache could be that of an older content.
 _WITHOUT_CACHES: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
 _READERS = {"s3": _S3Reader, "gs": _GoogleReader, "az": _AzureReader}
 
 
 def _file(info: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of an object; raise FileNotFoundError for that of a folder."""
+    """Return the description of an object; raise FileNotFoundError for a folder."""
     if info["type"] != "file":
         raise FileNotFoundError
     return info

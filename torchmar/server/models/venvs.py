@@ -1,4 +1,4 @@
-"""The environment of an archive with a runtime, which a process of its own builds, shared by all with its lock file."""
+"""The environment of an archive with a runtime: built in a separate process, shared by archives with its lock file."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ async def prepare(
     model_name: str,
     environment: Mapping[str, str],
 ) -> Venv:
-    """Return the environment of an archive, which is built if it is not complete; the caller closes it.
+    """Return the environment of an archive, and build it if it is not complete; the caller closes it.
 
-    Cancelling ends the build.
+    A cancellation ends the build.
 
     Args:
-        runtime: the archive's.
-        content: the folder with the archive's content.
-        place: the folder of environments.
+        runtime: runtime of the archive.
+        content: folder with the archive's content.
+        place: folder of environments.
         may_build: whether it may be built; otherwise it must be complete.
-        model_name: for the log, which gets uv's output.
-        environment: variables of uv.
+        model_name: name for the log, which gets uv's output.
+        environment: environment variables of uv.
 
     Raises:
-        VenvError: it cannot be built, or is not complete and must not be built.
+        VenvError: it cannot be built, or it is not complete and must not be built.
     """
     command = [sys.executable, "-m", "torchmar.worker.venvs", str(content), runtime.model_dump_json(), str(place)]
     command += [] if may_build else ["use"]
 
     def log(line: str) -> None:
-        if not line.startswith("{"):  # the result
+        if not line.startswith("{"):  # a line with { is the result
             logs.SERVER.info("uv for %s: %s", model_name, line[:_LINE_LENGTH])
 
     for _ in range(_TRIES):
@@ -65,7 +65,7 @@ async def prepare(
             )
         if error := result.get("error"):
             raise VenvError("; ".join(filter(None, (error, result.get("hint")))))
-        # It may have been removed before it is in use here.
+        # It may be removed before this server holds its lock.
         if venv := await asyncio.to_thread(folders.use, Path(result["folder"])):
             return venv
     raise VenvError("its environment is removed again and again")

@@ -1,7 +1,8 @@
-"""Serve new versions when their archives appear, and drain old ones: of a model store, and of base paths.
+"""The watcher of a model store or of base paths: it serves new versions when their archives appear, and drains old
+ones.
 
 A version is registered with its workers, which load it and answer its samples; then it becomes the default; then older
-versions are unregistered, which complete their requests. Archives that do not change between two polls are complete.
+versions complete their requests and are unregistered. An archive is complete if it does not change between two polls.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class Watcher:
 
     Args:
         registry: the models.
-        base_paths: folders of single models.
-        store: a model store; None: none is watched.
+        base_paths: folders, each of one model.
+        store: model store; None: no model store is watched.
         store_policy: the versions of each model of the store to serve.
-        poll_seconds: between two looks at the folders.
+        poll_seconds: interval of the polls.
     """
 
     def __init__(
@@ -43,14 +44,14 @@ class Watcher:
         self._registry, self._base_paths, self._store = registry, tuple(base_paths), store
         self._store_policy = store_policy or VersionPolicy()
         self._poll_seconds = poll_seconds
-        self._known: dict[str, dict[Path, AvailableVersion]] = {}  # by model of a base path; of the store under ""
+        self._known: dict[str, dict[Path, AvailableVersion]] = {}  # by model; those of the store under ""
         self._stamps: dict[Path, tuple[int, ...]] = {}
         self._failed: dict[Path, tuple[int, ...]] = {}
         self._left_out = LeftOut()
         self._served: dict[tuple[str, str], AvailableVersion] = {}
 
     async def run(self) -> None:
-        """Poll until the task is cancelled; errors are logged, and do not end it."""
+        """Poll until the task is cancelled; errors are logged, and do not end the task."""
         while True:
             try:
                 await self.poll()
@@ -59,7 +60,7 @@ class Watcher:
             await asyncio.sleep(self._poll_seconds)
 
     async def poll(self) -> None:
-        """Look at the folders once, and register and unregister versions."""
+        """Read the folders once, and register and unregister versions."""
         available, left_out = await asyncio.to_thread(self._look)
         for message in left_out:
             logs.SERVER.warning("%s", message)
@@ -74,7 +75,7 @@ class Watcher:
             self._label(base_path)
 
     def _look(self) -> tuple[dict[str, tuple[list[AvailableVersion], VersionPolicy]], list[str]]:
-        """Return the versions and the policy of each model, and messages; base paths precede the store."""
+        """Return the versions and the policy of each model, and messages; base paths take precedence over the store."""
         messages: list[str] = []
         found: dict[str, tuple[list[AvailableVersion], VersionPolicy]] = {}
         if self._store is not None:
@@ -93,16 +94,16 @@ class Watcher:
         return found, messages
 
     async def _apply(self, name: str, versions: Sequence[AvailableVersion], policy: VersionPolicy) -> None:
-        """Make the versions of a model those that its policy selects."""
+        """Serve those versions of a model that its policy selects, and no others."""
         wanted = available_versions.select(versions, policy)
-        for available in reversed(wanted):  # the newest first: it is the one that clients wait for
+        for available in reversed(wanted):  # the newest first, because clients wait for it
             await self._register(available)
         registered = self._registry.models.get(name)
         if registered is None:
             return
         serving = [available for available in wanted if available.version in registered.versions]
         if not serving:
-            return  # the last version is kept when its archive is removed: an empty folder is rather a mistake
+            return  # the last version stays when its archive is removed: an empty folder is probably a mistake
         newest = serving[-1].version
         if registered.default != newest and self._is_newer(name, newest, registered.default):
             self._registry.set_default(name, newest)
@@ -152,7 +153,7 @@ class Watcher:
         logs.SERVER.info("%s %s is not served any more", name, version)
 
     def _is_newer(self, name: str, version: str, default: str) -> bool:
-        """Return whether a version replaces the default one: that is older, or was registered by this watcher."""
+        """Return whether a version replaces the default: if that is older, or was registered by this watcher."""
         return (name, default) in self._served or order(version) > order(default)
 
     def _label(self, base_path: BasePath) -> None:

@@ -22,7 +22,7 @@ Kind = Literal[
 KINDS = get_args(Kind)
 
 _CAPACITY = 1000
-_LONGEST = 500  # characters of a text, which may be an error message of a model
+_LONGEST = 500  # characters of a text, which may be an error message from a model
 
 
 class Event(NamedTuple):
@@ -31,11 +31,11 @@ class Event(NamedTuple):
     Attributes:
         number: rises by one with each event of the server.
         time: in seconds since 1970.
-        kind: what happened.
+        kind: kind of the event.
         text: a sentence without its subject, for people.
-        model: empty if it concerns the whole server.
-        version: empty if it concerns the whole server.
-        worker: the worker's id; empty if it concerns no worker.
+        model: name of the model; empty if the event concerns the whole server.
+        version: version of the model; empty if the event concerns the whole server.
+        worker: id of the worker; empty if the event concerns no worker.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Events:
         self._numbers = itertools.count(1)
 
     def add(self, kind: Kind, text: str, model: str = "", version: str = "", worker: str = "") -> None:
-        """Record an event that happens now; see `Event`."""
+        """Record an event with the current time; see `Event`."""
         self._events.append(Event(next(self._numbers), time.time(), kind, text[:_LONGEST], model, version, worker))
 
     def since(self, number: int = 0) -> Iterator[Event]:
@@ -69,5 +69,5 @@ class Events:
 
     @property
     def last(self) -> int:
-        """The number of the last event; 0: there was none."""
+        """The number of the last event; 0: there is none."""
         return self._events[-1].number if self._events else 0

@@ -1,7 +1,7 @@
-"""Ten minutes of a server's load, a sample for each second, in bounded memory.
+"""Ten minutes of a server's load, one sample for each second, in bounded memory.
 
-A sample is made of counters that exist anyway, as their difference within a second. Percentiles are those of the
-histograms at ``/metrics``, interpolated within a bucket as by Prometheus' ``histogram_quantile``.
+A sample is the difference of existing counters within a second. Percentiles are those of the histograms at
+``/metrics``, interpolated within a bucket as by Prometheus' ``histogram_quantile``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 from torchmar.server.telemetry.metrics import LATENCY_SECONDS
 
-SECONDS = 600  # of history
-_MOST_SAMPLES = 20_000  # of all versions, some 600 bytes each
+SECONDS = 600  # length of the history
+_MOST_SAMPLES = 20_000  # for all versions, some 600 bytes each
 
 Key = tuple[str, str]
 """Name and version of a model."""
 
 
 class Workers(NamedTuple):
-    """The workers of a version: those that are ready, those that there should be, and requests that wait for one."""
+    """The workers of a version: the ready ones, the configured number, and the number of waiting requests."""
 
     ready: int
     wanted: int
@@ -28,16 +28,16 @@ class Workers(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The requests of a version in one second. What is None is not known: other servers count less.
+    """The requests of a version in one second. None means unknown, because other servers have fewer counters.
 
     Attributes:
-        succeeded: requests answered with 2xx; all requests, if ``failures`` are not known.
-        failures: requests answered with another status, by status.
-        latency: requests by their bucket of `LATENCY_SECONDS`, from arrival to the end of the handler.
-        queue: the same, until they were sent to a worker.
-        batches: batches by their bucket of `torchmar.server.telemetry.metrics.BATCH_SIZES`.
-        latency_seconds: the sum of all latencies.
-        queue_seconds: the sum of all times in the queue.
+        succeeded: number of requests answered with 2xx; if ``failures`` are unknown, of all requests.
+        failures: number of requests answered with another status, by status.
+        latency: number of requests in each bucket of `LATENCY_SECONDS`, from arrival to the end of the handler.
+        queue: the same until the requests were sent to a worker.
+        batches: number of batches in each bucket of `torchmar.server.telemetry.metrics.BATCH_SIZES`.
+        latency_seconds: sum of all latencies.
+        queue_seconds: sum of all times in the queue.
     """
 
     succeeded: int
@@ -50,15 +50,16 @@ class Sample(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """One second of a server.
+    """One second of a server's load.
 
     Attributes:
-        time: of its end, in seconds since 1970.
-        seconds: that have passed since the tick before.
-        total: the workers of all versions.
-        samples: of the versions that answered requests.
-        changed: the versions whose workers are others than before; of one that is not registered any more, zeros.
-        failures: failed requests of the whole server, by status or its class; None: samples have those of versions.
+        time: time of its end, in seconds since 1970.
+        seconds: seconds since the previous tick.
+        total: workers of all versions.
+        samples: samples of the versions that answered requests.
+        changed: versions whose workers have changed; zeros for a version that is no longer registered.
+        failures: failed requests of the whole server, by status or its class; None: they are in the samples of the
+            versions.
     """
 
     time: float
@@ -72,27 +73,27 @@ class Tick(NamedTuple):
 class History:
     """The ticks of the last ten minutes.
 
-    If more than some thirty versions are busy all the time, the history is shorter.
+    If more than about thirty versions are constantly busy, the history is shorter.
 
     Args:
-        seconds: the most ticks.
-        most_samples: the most samples of all ticks.
+        seconds: largest number of ticks.
+        most_samples: largest number of samples in all ticks.
     """
 
     def __init__(self, seconds: int = SECONDS, most_samples: int = _MOST_SAMPLES) -> None:
         self._length, self._most_samples = seconds, most_samples
         self._ticks: deque[Tick] = deque()
         self._samples = 0
-        self._before: dict[Key, Workers] = {}  # before the first tick
+        self._before: dict[Key, Workers] = {}  # those before the first tick
         self.workers: dict[Key, Workers] = {}
 
     @property
     def latest(self) -> Tick | None:
-        """The last tick; None: there was none yet."""
+        """The last tick; None: there is none yet."""
         return self._ticks[-1] if self._ticks else None
 
     def add(self, tick: Tick) -> None:
-        """Add a tick, and drop those that are too old."""
+        """Add a tick, and drop ticks that are too old."""
         self._ticks.append(tick)
         self._samples += len(tick.samples)
         _apply(self.workers, tick.changed)
@@ -102,12 +103,12 @@ class History:
             _apply(self._before, oldest.changed)
 
     def columns(self, model: str = "", version: str = "", since: float = 0.0) -> dict[str, list[Any]]:
-        """Return the ticks after ``since`` as a list for each key of `row`.
+        """Return the ticks after ``since``, as a list for each key of `row`.
 
         Args:
-            model: whose requests are counted; empty: those of all models.
+            model: model of the requests; empty: all models.
             version: of the model; empty: all versions.
-            since: in seconds since 1970.
+            since: time in seconds since 1970.
         """
         state = dict(self._before)
         rows = []
@@ -118,17 +119,17 @@ class History:
         return {key: [row[key] for row in rows] for key in ROW}
 
     def row(self, model: str = "", version: str = "") -> dict[str, Any] | None:
-        """Return the last tick of a model, of a version, or of the server; None: there was none yet.
+        """Return the last tick of a model, of a version, or of the server; None: there is none yet.
 
-        Durations are in milliseconds, and None without a request. ``failures`` are by status, ``batches`` by bucket.
+        Durations are in milliseconds, and None without requests. ``failures`` are by status, ``batches`` by bucket.
         """
         return _row(self._ticks[-1], self.workers, model, version) if self._ticks else None
 
     def summaries(self, model: str = "") -> dict[Key, dict[str, Any]]:
-        """Return the load of each version in all ticks as one: counts of requests, and percentiles over all of them.
+        """Return the load of each version over all ticks: numbers of requests, and percentiles of all of them.
 
         Args:
-            model: whose versions; empty: all that answered requests.
+            model: model of the versions; empty: all versions that answered requests.
         """
         samples: dict[Key, list[Sample]] = {}
         for tick in self._ticks:
@@ -203,7 +204,7 @@ def _answered(samples: Iterable[Sample]) -> int:
 
 
 def _failures(samples: Iterable[Sample]) -> dict[str, int] | None:
-    """Return the failed requests by status; None: those of a sample are not known."""
+    """Return the failed requests by status; None: those of a sample are unknown."""
     failures: Counter[int] = Counter()
     for sample in samples:
         if sample.failures is None:
@@ -213,11 +214,11 @@ def _failures(samples: Iterable[Sample]) -> dict[str, int] | None:
 
 
 def percentile(counts: Sequence[int] | None, share: float) -> float | None:
-    """Return the milliseconds that a share of the requests did not exceed; None without a request.
+    """Return the milliseconds that a share of the requests did not exceed; None without requests.
 
     Args:
-        counts: of requests, by bucket of `LATENCY_SECONDS`; the last has all that are above. None: not known.
-        share: such as 0.99.
+        counts: number of requests in each bucket of `LATENCY_SECONDS`; the last bucket is for all above. None: unknown.
+        share: the share, such as 0.99.
     """
     rank = share * sum(counts or ())
     if not counts or not rank:
@@ -231,7 +232,7 @@ def percentile(counts: Sequence[int] | None, share: float) -> float | None:
 
 
 def _added(lists: Sequence[Sequence[int] | None]) -> list[int] | None:
-    """Return the sums by bucket; None: those of a list are not known, or there is no list."""
+    """Return the sums by bucket; None: a list is unknown, or there is no list."""
     known = [counts for counts in lists if counts is not None]
     return [sum(column) for column in zip(*known, strict=True)] if known and len(known) == len(lists) else None
 

@@ -1,4 +1,4 @@
-"""The server's log files, in TorchServe's layout or as JSON."""
+"""The server's log files, in TorchServe's layout or in JSON."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _LAYOUTS = {
 }
 _FILES = {SERVER: "server.log", WORKERS: "workers.log"}
 _JSON_FIELDS = ("model", "version", "worker", "request_id")
-_SIZE = 20 << 20  # bytes, of each file
+_SIZE = 20 << 20  # size limit of each file in bytes
 _BACKUPS = 3
-_CAPACITY = 100_000  # entries that wait to be written: many seconds' worth, and some ten megabytes
-_WRITE_INTERVAL_S = 0.2  # waking the thread for each line would cost the event loop time
+_CAPACITY = 100_000  # entries that wait to be written: those of many seconds, in about ten megabytes
+_WRITE_INTERVAL_S = 0.2  # to wake the thread for each line would cost the event loop time
 _LINES_PER_WRITE = 1000
 _WARNING_INTERVAL_S = 60.0
 _STDERR = 2
@@ -44,14 +44,14 @@ def open_in(folder: Path, layout: Layout = "text", *, stderr: bool = False) -> C
     """Write messages of the server to ``server.log``, and output of workers to ``workers.log``.
 
     Args:
-        folder: of these files; made if it does not exist.
+        folder: folder for these files; made if it does not exist.
         layout: TorchServe's lines, or an object of JSON on each: ``time``, ``level``, ``logger``, ``message``, and
             ``model``, ``version``, ``worker``, ``request_id`` and ``trace_id`` where they are known (``request_ids``
             and ``trace_ids`` of a batch).
-        stderr: whether to write both to the standard error, too.
+        stderr: whether to write both to the standard error as well.
 
     Returns:
-        A function to call at the end, which writes the last lines.
+        A function to call at the end; it writes the last lines.
     """
     folder.mkdir(parents=True, exist_ok=True)
     printer = BackgroundWriter("stderr", _print) if stderr else None
@@ -71,7 +71,7 @@ def log_worker_output(worker: str, name: str, version: str, line: str) -> None:
 
 
 def log_version(level: int, name: str, version: str, text: str) -> None:
-    """Log a sentence about a version of a model in the server's log; its subject is added."""
+    """Log a sentence about a version of a model in the server's log, after the name of the version."""
     SERVER.log(level, "%s %s: %s", name, version, text, extra={"model": name, "version": version})
 
 
@@ -79,10 +79,10 @@ class BackgroundWriter(Generic[T]):
     """A thread that writes, so that the event loop never blocks; entries beyond its capacity are dropped and counted.
 
     Args:
-        name: of the destination, for the warning that entries were dropped.
-        write: called in the thread with entries in their order; if it raises an error, they count as dropped.
-        capacity: the most entries that wait.
-        at_once: the most entries of one call of ``write``.
+        name: name of the destination, for the warning about dropped entries.
+        write: called in the thread with entries, in order; if it raises an error, they count as dropped.
+        capacity: largest number of waiting entries.
+        at_once: largest number of entries in a call of ``write``.
         warn: whether dropped entries are logged, once a minute.
     """
 
@@ -97,7 +97,7 @@ class BackgroundWriter(Generic[T]):
     ) -> None:
         self._name, self._write, self._capacity, self._at_once, self._warn = name, write, capacity, at_once, warn
         self._waiting: deque[T] = deque()
-        # Two counters, since each has one thread that changes it.
+        # Two counters, so that each is changed by only one thread.
         self._rejected = self._failed = self._reported = 0
         self._reported_at = -_WARNING_INTERVAL_S
         self._closed = threading.Event()
@@ -111,12 +111,12 @@ class BackgroundWriter(Generic[T]):
 
     @property
     def rejected(self) -> int:
-        """The number of entries that were dropped since too many waited."""
+        """The number of entries that were dropped because too many were waiting."""
         return self._rejected
 
     @property
     def waiting(self) -> int:
-        """The number of entries that wait."""
+        """The number of waiting entries."""
         return len(self._waiting)
 
     def put(self, entry: T) -> None:
@@ -127,7 +127,7 @@ class BackgroundWriter(Generic[T]):
             self._rejected += 1
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
-        """Write the entries that wait; give up after ``timeout_s``."""
+        """Write the waiting entries; give up after ``timeout_s``."""
         self._closed.set()
         self._thread.join(timeout_s)
 
@@ -143,7 +143,7 @@ class BackgroundWriter(Generic[T]):
             entries = [self._waiting.popleft() for _ in range(min(self._at_once, len(self._waiting)))]
             try:
                 self._write(entries)
-            except Exception:  # of a single entry, too: it must not end the thread, and so all that follow
+            except Exception:  # any error, even of a single entry, must not end the thread
                 self._failed += len(entries)
 
     def _report_dropped(self) -> None:
@@ -154,14 +154,14 @@ class BackgroundWriter(Generic[T]):
 
 
 class AccessLog:
-    """``access.log``: a line for each request, in TorchServe's layout followed by the request's ids, or as JSON.
+    """``access.log``: one line for each request, in TorchServe's layout followed by the request's ids, or in JSON.
 
-    These are the id of the request and, where it has one, that of its trace.
+    The ids are that of the request and, if there is one, that of its trace.
 
     Only the path of a URL is logged: the query may contain secrets.
 
     Args:
-        folder: of the file; made if it does not exist.
+        folder: folder for the file; made if it does not exist.
         layout: text or json.
     """
 
@@ -175,11 +175,11 @@ class AccessLog:
         self.put = self._writer.put
 
     def close(self) -> None:
-        """Write the lines that wait."""
+        """Write the waiting lines."""
         self._writer.close()
 
     def _write(self, entries: Sequence[Access]) -> None:
-        # Of the handler only its rollover is used; a record for each line would take longer than the line.
+        # Only the handler's rollover is used; a log record for each line would take longer than the line.
         if (stream := self._file.stream) is not None:
             stream.write("".join(map(self._line, entries)))
             stream.flush()
@@ -188,7 +188,7 @@ class AccessLog:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes lines in the background: a pipe that is not read must not stop the server."""
+    """Writes lines in the background, because a pipe without a reader must not block the server."""
 
     def __init__(self, printer: BackgroundWriter[str]) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class _StderrHandler(logging.Handler):
 
 
 def _print(lines: Sequence[str]) -> None:
-    # Not sys.stderr: a thread that is blocked in it would keep the process from ending.
+    # Not sys.stderr: a thread blocked in it would prevent the process from ending.
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
     while data:
         data = data[os.write(_STDERR, data) :]
@@ -217,7 +217,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """An object on each line; a traceback is a part of the message."""
+    """One object on each line, whose message includes the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
@@ -261,13 +261,13 @@ def _json_line(access: Access) -> str:
 
 
 def _trace_id(access: Access) -> str:
-    """Return the id of a request's trace; empty if it has none."""
+    """Return the id of a request's trace; empty if there is none."""
     parent = trace_context.parse(access.traceparent) if access.traceparent else None
     return parent.trace_id if parent else ""
 
 
 def _path(target: bytes) -> str:
-    """Return the path as it was sent; characters that would break a line or a quotation are percent-encoded."""
+    """Return the path as the client sent it; characters that would break a line or a quotation are percent-encoded."""
     return quote(target.partition(b"?")[0], safe="/:%@!$&'()*+,;=~[]")
 
 

@@ -1,6 +1,6 @@
-"""Metrics of the server and its handlers, rendered as TorchServe does at ``/metrics``.
+"""Metrics of the server and its handlers, in TorchServe's format at ``/metrics``.
 
-Besides TorchServe's own there are three histograms, with ``model_name`` and ``model_version``:
+In addition to TorchServe's own, there are three histograms, with ``model_name`` and ``model_version``:
 ``torchmar_queue_seconds``, ``torchmar_request_seconds`` and ``torchmar_batch_size``.
 """
 
@@ -25,28 +25,28 @@ _QUEUE = MetricSpec(
     "torchmar_queue_seconds", "histogram", "Seconds that a request waited for a worker", _VERSION, LATENCY_SECONDS
 )
 _REQUEST = MetricSpec(
-    "torchmar_request_seconds", "histogram", "Seconds from a request's coming to its answer", _VERSION, LATENCY_SECONDS
+    "torchmar_request_seconds", "histogram", "Seconds from a request's arrival to its answer", _VERSION, LATENCY_SECONDS
 )
 _BATCH = MetricSpec("torchmar_batch_size", "histogram", "Requests that a worker got at once", _VERSION, BATCH_SIZES)
 
 _REQUESTS = "ts_inference_requests_total"
 _LATENCY_US, _QUEUE_US = "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
 
-#: Values of a metric, by those of its labels.
+#: Values of a metric, by the values of its labels.
 Values = Mapping[tuple[str, ...], float]
 
-# Rejected updates, each logged once per model.
+# Reasons for rejected updates, each logged once per model.
 _Fault = Literal["name", "labels", "limit"]
 
 
 class VersionCounters(NamedTuple):
-    """The counters of a version, which only rise.
+    """The counters of a version, which never decrease.
 
     Attributes:
-        statistics: its requests and batches.
-        latency: of requests, from their arrival to the end of the handler; seconds.
-        queue: of requests, until they were sent to a worker; seconds.
-        batches: by size.
+        statistics: counters of its requests and batches.
+        latency: histogram of its requests, from their arrival to the end of the handler, in seconds.
+        queue: histogram of its requests, until they were sent to a worker, in seconds.
+        batches: histogram of its batches, by size.
     """
 
     statistics: Statistics
@@ -59,10 +59,10 @@ class Metrics:
     """The metrics of one server. All methods are called in the server's loop.
 
     Args:
-        config: the metrics to show; default: TorchServe's.
-        auto_detect: whether metrics of handlers are shown that ``config`` lacks (``model_metrics_auto_detect``).
-        machine: whether to collect the machine's (not ``disable_system_metrics``).
-        limit: the most children of the metrics of one model's handlers, since each stays in memory; more are ignored.
+        config: metrics to show; default: TorchServe's.
+        auto_detect: whether to show metrics of handlers that ``config`` lacks (``model_metrics_auto_detect``).
+        machine: whether to collect metrics of the machine (not ``disable_system_metrics``).
+        limit: largest number of series from the handlers of one model, because each stays in memory; more are ignored.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Metrics:
         self._server_names = self._metrics.keys() - {spec.name for spec in config.models}
         self._permanent_names = frozenset(self._metrics)
         self._versions: dict[tuple[str, str], _VersionMetrics] = {}
-        # Of handlers: by name of the metric and values of its labels; and these keys by model.
+        # Metrics of handlers, by name and values of the labels; and these keys by model.
         self._custom: dict[tuple[str, ...], Child] = {}
         self._custom_keys: dict[str, set[tuple[str, ...]]] = {}
         self._logged: set[tuple[str, _Fault]] = set()
@@ -99,8 +99,8 @@ class Metrics:
         Args:
             name: the model.
             version: its version.
-            status: of the response.
-            seconds: from the request to the response.
+            status: status of the response.
+            seconds: time from the request to the response.
         """
         children = self._versions.get((name, version)) or self._version(name, version)
         children.requests.add(1)
@@ -117,8 +117,8 @@ class Metrics:
             name: the model.
             version: its version.
             size: the number of requests.
-            queue_seconds: of each request, until the batch was sent.
-            handler_seconds: of the handler, for the whole batch.
+            queue_seconds: times of the requests until the batch was sent.
+            handler_seconds: time of the handler for the whole batch.
         """
         children = self._versions.get((name, version)) or self._version(name, version)
         queue, request = children.queue.add, children.request.add
@@ -136,7 +136,7 @@ class Metrics:
             self._last_queue.add(round(queue_seconds[-1] * 1000))
 
     def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
-        """Record the time in which a worker has loaded its model."""
+        """Record the time that a worker took to load its model."""
         title = f"W-{worker}-{name}_{version}"
         self._of("WorkerLoadTime", title, "Host", self._hostname).add(round(seconds * 1000))
         self._version(name, version).workers.add(title)
@@ -147,9 +147,9 @@ class Metrics:
         Args:
             name: the model.
             version: its version.
-            updates: ``[name, unit, value, type, [[dimension, value], ...]]`` each, the type
+            updates: each is ``[name, unit, value, type, [[dimension, value], ...]]``; the type is
                 ``COUNTER``, ``GAUGE`` or ``HISTOGRAM``. The first update of a name defines the metric. Updates that
-                Prometheus cannot represent are left out, as are those beyond the limits of their number.
+                Prometheus cannot represent are left out, and so are those beyond the limit.
         """
         for metric, unit, value, kind, dimensions in updates:
             if not self._auto_detect and metric not in self._metrics:
@@ -195,21 +195,21 @@ class Metrics:
     # Output.
 
     def add_counter(self, name: str, help: str, count: Callable[[], int]) -> None:
-        """Show a counter without labels whose value is read whenever the metrics are."""
+        """Show a counter without labels, whose value is read whenever the metrics are read."""
         self._metrics[name] = metric = Metric(MetricSpec(name, "counter", help, ()))
         self._server_names.add(name)
         self._permanent_names |= {name}
         self._counters.append((metric.of(), count))
 
     def add_measured(self, spec: MetricSpec, measure: Callable[[], Values]) -> None:
-        """Show a metric whose series are measured whenever the metrics are read; others than those are dropped."""
+        """Show a metric whose series are measured whenever the metrics are read; earlier series are dropped."""
         self._metrics[spec.name] = metric = Metric(spec)
         self._server_names.add(spec.name)
         self._permanent_names |= {spec.name}
         self._measured.append((metric, measure))
 
     def text(self, names: Collection[str] = ()) -> str:
-        """Return all metrics in Prometheus' text format, or the lines that have one of ``names``."""
+        """Return all metrics in Prometheus' text format, or only the lines with one of ``names``."""
         for child, count in self._counters:
             child.value = count()
         for metric, measure in self._measured:
@@ -247,7 +247,7 @@ class Metrics:
     def _new_custom(
         self, name: str, key: tuple[str, ...], unit: str, kind: str, labels: tuple[str, ...]
     ) -> Child | None:
-        """Return a new child for the updates of a key; None if they are ignored."""
+        """Return a new child for the updates of a key; None if these are ignored."""
         metric, *values = key
         family = self._metrics.get(metric)
         if family is None:

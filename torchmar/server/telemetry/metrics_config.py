@@ -22,8 +22,8 @@ class MetricsConfig:
     """The metrics that are shown.
 
     Attributes:
-        server: what the server measures; ``ts_metrics`` in the file.
-        models: what handlers measure and is shown in any case; ``model_metrics`` in the file.
+        server: metrics of the server; ``ts_metrics`` in the file.
+        models: metrics of handlers that are always shown; ``model_metrics`` in the file.
     """
 
     server: Sequence[MetricSpec]
@@ -31,10 +31,11 @@ class MetricsConfig:
 
 
 def read(file: Path) -> MetricsConfig:
-    """Read a file that ``metrics_config`` names.
+    """Read a file for ``metrics_config``.
 
     Raises:
-        PropertiesError: it cannot be read, or is not laid out like TorchServe's ``ts/configs/metrics.yaml``.
+        PropertiesError: the file cannot be read, or does not have the layout of TorchServe's
+            ``ts/configs/metrics.yaml``.
     """
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -44,13 +45,13 @@ def read(file: Path) -> MetricsConfig:
         raise PropertiesError(f"metrics_config: {file} is not YAML: {error}") from None
     if not isinstance(document, Mapping):
         raise _wrong(file, "the file", "ts_metrics: and model_metrics:")
-    # Dimension "Hostname" comes by itself with what handlers measure, and is named with what the server does.
+    # Metrics of handlers have the dimension "Hostname" automatically; those of the server name it.
     models = [_with_hostname(spec) for spec in _specs(file, document, "model_metrics")]
     return MetricsConfig(list(_specs(file, document, "ts_metrics")), models)
 
 
 def described(kind: str, unit: str) -> str:
-    """Return TorchServe's words for a metric."""
+    """Return TorchServe's help text for a metric."""
     return f"Torchserve prometheus {kind} metric with unit: {unit}"
 
 

@@ -1,4 +1,4 @@
-"""The observer of all pools of a server: batches and metrics become metrics, changes of workers become events, too."""
+"""The observer of all pools of a server: batches become metrics, and changes of workers metrics and events."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class ServerObserver:
     """A `torchmar.server.workers.pool_options.PoolObserver`.
 
     Args:
-        metrics: gets batches, load times and metrics of handlers.
-        events: gets what happens to workers.
+        metrics: receives batches, load times and metrics of handlers.
+        events: receives the events of workers.
     """
 
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events
-        # Called for each batch: without a call in between.
+        # Bound directly, because it is called for each batch.
         self.on_batch, self.on_metrics, self.on_unregister = metrics.on_batch, metrics.on_metrics, metrics.on_unregister
 
     def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:

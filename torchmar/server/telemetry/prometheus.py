@@ -1,7 +1,7 @@
-"""Counters, gauges and histograms, and Prometheus' text of them.
+"""Counters, gauges and histograms, with their output in Prometheus' text format.
 
-prometheus_client would be the library for it, but it writes every counter as ``..._total``, and
-half of TorchServe's are not called so; an update costs it three times as much, too.
+The usual library, prometheus_client, writes every counter as ``..._total``, but half of
+TorchServe's counters have other names; its updates also take three times as long.
 
 The text format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -17,7 +17,7 @@ from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-# What TorchServe's histograms have: the Java client's default.
+# The buckets of TorchServe's histograms: the default of the Java client.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 _NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*")
@@ -29,11 +29,11 @@ class MetricSpec:
     """The name, type, help and labels of a metric.
 
     Attributes:
-        name: ``ts_inference_requests_total``.
-        kind: what its values do: they are added up, replace each other, or are counted by size.
-        help: one line.
-        labels: the names of what tells its series apart.
-        buckets: the upper bounds of a histogram, rising, without the infinite one.
+        name: name, such as ``ts_inference_requests_total``.
+        kind: kind of its values: summed, replaced, or counted by size.
+        help: description in one line.
+        labels: names of the labels that distinguish its series.
+        buckets: upper bounds of a histogram, ascending, without the infinite one.
     """
 
     name: str
@@ -44,20 +44,20 @@ class MetricSpec:
 
     @property
     def sound(self) -> bool:
-        """Whether Prometheus allows the names."""
+        """Whether the names are valid in Prometheus."""
         reserved = "le" in self.labels and self.kind == "histogram"
         unique = len(set(self.labels)) == len(self.labels)
         return bool(_NAME.fullmatch(self.name)) and unique and not reserved and all(map(_LABEL.fullmatch, self.labels))
 
     @property
     def names(self) -> frozenset[str]:
-        """The names that its lines begin with."""
+        """The names of its lines."""
         suffixes = ("_bucket", "_count", "_sum") if self.kind == "histogram" else ("",)
         return frozenset(self.name + suffix for suffix in suffixes)
 
 
 class Child:
-    """The values of a metric with the same labels: a counter's."""
+    """A series of a metric, with its own values of the labels: a counter."""
 
     __slots__ = ("value",)
 
@@ -79,15 +79,15 @@ class Gauge(Child):
     __slots__ = ()
 
     def add(self, value: float) -> None:
-        """Take a value in place of the one before."""
+        """Replace the value."""
         self.value = value
 
 
 class Histogram(Child):
-    """Counts of values that were not above each of several bounds, and their sum.
+    """Counts of values up to each of several bounds, and their sum.
 
     Attributes:
-        counts: of values by bucket; the last has those above all bounds.
+        counts: number of values in each bucket; the last bucket is for values above all bounds.
     """
 
     __slots__ = ("_bounds", "counts")
@@ -114,14 +114,14 @@ class Histogram(Child):
 
 
 class Metric:
-    """A metric and its ``series``, by the values of their labels."""
+    """A metric with its ``series``, by the values of their labels."""
 
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec
         self.series: dict[tuple[str, ...], Child] = {}
 
     def of(self, *values: str) -> Child:
-        """Return the series that has these labels, made if there is none; as many values as labels."""
+        """Return the series with these values of the labels; it is created if it does not exist."""
         series = self.series.get(values)
         if series is None:
             kind = self.spec.kind
@@ -130,13 +130,13 @@ class Metric:
         return series
 
     def drop(self, *values: str) -> None:
-        """Forget a series, if there is one."""
+        """Remove a series, if it exists."""
         self.series.pop(values, None)
 
     def text(self, names: Collection[str] = ()) -> str:
-        """Return the metric's lines, or those with one of ``names``; empty if there are none of these.
+        """Return the metric's lines, or those with one of ``names``; empty if there are none.
 
-        The name of a histogram stands for all of its lines.
+        The name of a histogram selects all of its lines.
         """
         spec = self.spec
         whole = not names or spec.name in names
@@ -147,7 +147,7 @@ class Metric:
         for values, series in self.series.items():
             labels = "".join(
                 f'{name}="{_escaped(value)}",' for name, value in zip(spec.labels, values, strict=True)
-            )  # TorchServe's lines have a comma after the last one, too
+            )  # TorchServe's lines also have a comma after the last one
             lines += [line for name, line in series.lines(spec.name, labels) if whole or name in names]
         return head + "".join(lines) if lines or not names else ""
 

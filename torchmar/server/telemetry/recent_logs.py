@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from torchmar.server.telemetry import logs, tracebacks
 
 _CAPACITY = 2000
-_MOST_CHARACTERS = 2 << 20  # of all texts
+_MOST_CHARACTERS = 2 << 20  # of all texts together
 _LONGEST = 1 << 16  # characters of one text
 
 
 @dataclass(slots=True)
 class LogEntry:
-    """An entry.
+    """An entry of the log.
 
     Attributes:
         number: rises by one with each entry.
         time: in seconds since 1970.
-        level: ``INFO``, ``WARNING`` or ``ERROR``; of the output of a worker ``ERROR`` for a traceback.
-        text: several lines for a traceback.
-        model: empty for an entry of the server.
-        version: empty for an entry of the server.
-        worker: empty for an entry of the server.
-        request_id: of the request that it is about; empty: none, or it is not known.
-        change: the number of the last change of any entry that changed this one.
+        level: ``INFO``, ``WARNING`` or ``ERROR``; for the output of a worker, ``ERROR`` for a traceback.
+        text: text; it has several lines for a traceback.
+        model: name of the model; empty for an entry of the server.
+        version: version of the model; empty for an entry of the server.
+        worker: id of the worker; empty for an entry of the server.
+        request_id: id of the request in question; empty: none, or unknown.
+        change: value of `RecentLogs.changes` when this entry last changed.
     """
 
     number: int
@@ -42,10 +42,10 @@ class LogEntry:
 
 
 class RecentLogs(logging.Handler):
-    """Keeps what the loggers of the server write.
+    """A handler that keeps the latest entries of the server's loggers.
 
     Attributes:
-        changes: how many times an entry was added or has grown.
+        changes: number of times that an entry was added or extended.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class RecentLogs(logging.Handler):
         self._open: dict[str, tuple[LogEntry, float]] = {}  # tracebacks by worker, with the time of their last line
 
     def open(self) -> None:
-        """Begin to keep entries."""
+        """Start to keep entries."""
         for logger in (logs.SERVER, logs.WORKERS):
             logger.addHandler(self)
 
@@ -84,7 +84,7 @@ class RecentLogs(logging.Handler):
             self._open[worker] = entry, record.created
 
     def add(self, created: float, level: str, text: str, model: str, version: str, worker: str) -> None:
-        """Keep an entry that is complete; see `LogEntry`."""
+        """Keep a complete entry; see `LogEntry`."""
         with self.lock:  # type: ignore[union-attr]
             self.changes += 1
             self._append(created, level, text, model, version, worker)
@@ -134,11 +134,11 @@ class RecentLogs(logging.Handler):
         """Return the latest entries, in their order.
 
         Args:
-            model: whose entries; empty: all, and the server's.
-            version: of the model; empty: all.
-            worker: its id; empty: all.
+            model: model of the entries; empty: all entries, including the server's.
+            version: version of the model; empty: all versions.
+            worker: id of the worker; empty: all workers.
             after: only entries that changed after this number of `changes`.
-            limit: the most entries.
+            limit: largest number of entries.
         """
         if after >= self.changes:
             return []

@@ -1,7 +1,7 @@
-"""Spans of a request to a model: the request, its times in the queue, its batches, and their steps in the worker.
+"""Spans of a request to a model: the request, its times in the queue, its batches, and the steps in the worker.
 
-A span is recorded when it is complete, and put into the queue of the thread that sends it (`tracing`). Times are those
-of `time.monotonic`, which server and workers share.
+A span is recorded when it is complete, and queued for the thread that sends it (`tracing`). Times are those of
+`time.monotonic`, which server and workers share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchmar.worker.process.messages import ResponseHead, StepTimes
 from torchmar.worker.process.stages import POSTPROCESS, PREPROCESS
 from torchmar.worker.process.trace_context import SAMPLED, TraceParent
 
-# Runs of the model in a batch that have a span each; more have one together.
+# Number of runs of the model in a batch with a span for each; more runs share one span.
 _MAX_RUNS = 32
 _HANDLED = "handle"
 _WORKER_ENDED = "the worker ended before it answered"
@@ -25,18 +25,18 @@ class Span(NamedTuple):
     """A complete span.
 
     Attributes:
-        name: ``queue``.
-        trace_id: of the trace.
-        span_id: its own.
-        parent_id: of the span above; 0: there is none.
-        remote_parent: whether the span above is the client's.
-        trace_state: OpenTelemetry's of the client's ``tracestate``; None: there is none.
+        name: name, such as ``queue``.
+        trace_id: id of the trace.
+        span_id: id of the span.
+        parent_id: id of the parent span; 0: there is none.
+        remote_parent: whether the parent span is the client's.
+        trace_state: OpenTelemetry's part of the client's ``tracestate``; None: there is none.
         server: whether its kind is SERVER, not INTERNAL.
-        start: of its time.
-        end: of its time.
-        attributes: by OpenTelemetry's names, and ``torchmar.`` others.
-        error: the message of its status; None: it has not failed.
-        links: trace and span of each other request that its batch had.
+        start: start time.
+        end: end time.
+        attributes: attributes, with OpenTelemetry's names and further names with ``torchmar.``.
+        error: message of its error status; None: it has not failed.
+        links: trace and span of each other request in its batch.
     """
 
     name: str
@@ -54,23 +54,23 @@ class Span(NamedTuple):
 
 
 def new_id(bits: int) -> int:
-    """Return a random id that is not 0: of 128 bits for a trace, of 64 for a span."""
+    """Return a random id other than 0: with 128 bits for a trace, with 64 for a span."""
     while not (number := random.getrandbits(bits)):
         pass
     return number
 
 
 class RequestSpan:
-    """The server's span of one request, which is to be sent.
+    """The server's span of one request that is sampled.
 
     Args:
         put: queues a complete span.
-        name: of the span.
-        trace_id: of the trace.
-        parent: the client's span; None: the trace begins here.
-        trace_state: OpenTelemetry's of the client's ``tracestate``; None: there is none.
-        start: when the request began.
-        attributes: of the span; more may be added until its end.
+        name: name of the span.
+        trace_id: id of the trace.
+        parent: the client's span; None: the trace starts here.
+        trace_state: OpenTelemetry's part of the client's ``tracestate``; None: there is none.
+        start: start time of the request.
+        attributes: attributes of the span; more may be added until its end.
     """
 
     __slots__ = ("_ended", "_put", "attributes", "name", "parent", "span_id", "start", "trace_id", "trace_state")
@@ -92,7 +92,7 @@ class RequestSpan:
 
     @property
     def traceparent(self) -> str:
-        """The header by which the handler, and what it calls, continue the trace below this span."""
+        """The header by which the handler, and services that it calls, continue the trace below this span."""
         flags = SAMPLED | (self.parent.flags if self.parent else 0)
         return str(TraceParent(f"{self.trace_id:032x}", f"{self.span_id:016x}", flags))
 
@@ -129,7 +129,7 @@ class RequestSpan:
         error: str | None = None,
         links: tuple[tuple[int, int], ...] = (),
     ) -> int:
-        """Record a span below this one, or below its descendant ``above``; return its id."""
+        """Record a child of this span, or of its descendant ``above``; return its id."""
         span_id, state = new_id(64), self.trace_state
         parent = above or self.span_id
         self._put(Span(name, self.trace_id, span_id, parent, False, state, False, start, end, attributes, error, links))
@@ -141,7 +141,7 @@ class JobSpans:
 
     Args:
         request: the span of the request.
-        stage: of a request that passes through stages; empty: workers do all of it.
+        stage: stage of a request that passes through stages; empty: workers do all steps.
     """
 
     __slots__ = ("_attributes", "_queued", "_sent", "request")
@@ -149,10 +149,10 @@ class JobSpans:
     def __init__(self, request: RequestSpan, stage: str = "") -> None:
         self.request = request
         self._attributes = {"torchmar.stage": stage} if stage else {}
-        self._queued, self._sent = time.monotonic(), 0.0  # 0: it is not in the queue, not in a batch
+        self._queued, self._sent = time.monotonic(), 0.0  # 0: it is not in the queue, or not in a batch
 
     def begin_queue(self) -> None:
-        """Record that the request waits again, since its worker has ended."""
+        """Record that the request waits again, because its worker has ended."""
         self.fail(_WORKER_ENDED)
         self._queued = time.monotonic()
 
@@ -179,7 +179,7 @@ class JobSpans:
         steps: Sequence[tuple[str, float, float]],
         error: str | None,
     ) -> None:
-        """Record a batch that a worker has answered, and its steps."""
+        """Record a batch that a worker has answered, with its steps."""
         now, request = time.monotonic(), self.request
         batch = request.add("batch", self._sent, now, {**self._attributes, **attributes}, error=error, links=links)
         for name, start, end in steps:
@@ -200,13 +200,13 @@ def end_batch(
     """Record a batch in the traces of its requests.
 
     Args:
-        jobs: the spans of each request; None: it has no trace.
-        responses: to each request.
-        times: of the worker.
-        worker: its id.
-        kind: of the requests: ``explain``, ``describe``, or empty for predictions.
-        stage: that the worker runs; empty: all of a request.
-        stages: that have workers of their own.
+        jobs: spans of each request; None: it has no trace.
+        responses: responses, one for each request.
+        times: times from the worker.
+        worker: id of the worker.
+        kind: kind of the requests: ``explain``, ``describe``, or empty for predictions.
+        stage: stage of the worker; empty: it does all steps of a request.
+        stages: stages with workers of their own.
     """
     attributes = {"torchmar.batch.size": len(jobs), "torchmar.worker.id": worker}
     own = [(job.request.trace_id, job.request.span_id) for job in jobs if job is not None]
@@ -222,10 +222,10 @@ def end_batch(
 def _steps(
     times: StepTimes, index: int, kind: str, stage: str, stages: Sequence[str]
 ) -> Iterator[tuple[str, float, float]]:
-    """Yield the steps of a batch for one of its requests: name, begin and end.
+    """Yield the steps of a batch for one of its requests: name, start and end.
 
-    What precedes the first run of the model is the preprocessing, what follows the last one the postprocessing; of a
-    handler that does not show its runs, there is one step.
+    The time before the first run of the model is the preprocessing, the time after the last run the postprocessing; for
+    a handler that does not report its runs, there is only one step.
     """
     started, ended = times["started"], times["ended"]
     runs = sorted((begin, end) for begin, end, alone in times["runs"] if alone is None or alone == index)
@@ -240,7 +240,7 @@ def _steps(
         yield "preprocess", started, first
     for begin, end in runs if len(runs) <= _MAX_RUNS else [(first, last)]:
         yield "inference", begin, end
-    # After a failed batch other requests may have been run alone since.
+    # After a failed batch, other requests may have run alone in between.
     if POSTPROCESS not in stages and not any(
         begin >= last and alone not in (None, index) for begin, _, alone in times["runs"]
     ):

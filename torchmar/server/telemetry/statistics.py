@@ -11,7 +11,7 @@ from typing import Any
 
 
 class _Duration:
-    """Occurrences and their total time."""
+    """The number of occurrences and their total time."""
 
     __slots__ = ("count", "seconds")
 
@@ -30,7 +30,7 @@ class Statistics:
     """The statistics of one version since it was registered.
 
     Attributes:
-        failures: how many requests failed, by HTTP status.
+        failures: number of failed requests, by HTTP status.
     """
 
     __slots__ = ("_batches", "_compute", "_fail", "_last", "_queue", "_success", "failures")
@@ -39,7 +39,7 @@ class Statistics:
         self.failures: dict[int, int] = {}
         self._success, self._fail, self._queue, self._compute = (_Duration() for _ in range(4))
         self._batches: dict[int, _Duration] = {}
-        self._last = 0.0  # seconds since 1970
+        self._last = 0.0  # time of the last request, in seconds since 1970
 
     def batch(self, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
         """Count a batch that a worker has answered; see `torchmar.server.telemetry.metrics.Metrics.batch`."""
@@ -52,7 +52,7 @@ class Statistics:
         self._last = time.time()
 
     def request(self, status: int, seconds: float) -> None:
-        """Count a request with the HTTP status of its answer and the seconds that it took."""
+        """Count a request, with the HTTP status of its answer and its duration in seconds."""
         if 200 <= status < 300:
             self._success.add(seconds)
         else:
@@ -61,13 +61,13 @@ class Statistics:
 
     @property
     def succeeded(self) -> int:
-        """How many requests were answered with a status of 2xx."""
+        """The number of requests that were answered with a status of 2xx."""
         return self._success.count
 
     def document(self) -> dict[str, Any]:
-        """Return the statistics in Triton's keys.
+        """Return the statistics with Triton's keys.
 
-        The handler's time is ``compute_infer``: a server cannot tell its steps apart.
+        The handler's time is ``compute_infer``, because the server does not know its steps.
         """
         nothing = _Duration().document()
         executions = sum(batch.count for batch in self._batches.values())

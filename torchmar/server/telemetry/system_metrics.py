@@ -13,10 +13,10 @@ _MEGABYTE, _GIGABYTE = 2**20, 2**30
 
 
 class SystemMetrics:
-    """The metrics of the machine; the processor's load is that since the last `collect`."""
+    """The metrics of the machine; the processor's load is that since the previous `collect`."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # the first call measures nothing
+        psutil.cpu_percent()  # because the first call has no interval to measure
         self._nvml = Nvml()
 
     def collect(self) -> Iterator[tuple[str, float]]:
@@ -42,5 +42,5 @@ class SystemMetrics:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Choose the requests whose spans are sent, and send them over OTLP; ``pip install 'torchmar[tracing]'``.
+"""The choice of requests whose spans are sent, and their transmission over OTLP; ``pip install 'torchmar[tracing]'``.
 
 The variables ``OTEL_...`` are OpenTelemetry's own, read by its SDK:
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
@@ -30,8 +30,8 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL = "http/protobuf"
 _PATH = "/v1/traces"
-_CAPACITY = 20_000  # spans that wait to be sent: some ten megabytes
-_AT_ONCE = 256  # spans of one call: while Python encodes them, the event loop waits
+_CAPACITY = 20_000  # spans that wait to be sent, about ten megabytes
+_AT_ONCE = 256  # spans in one call; the event loop waits while Python encodes them
 _WRONG_VARIABLE = "no spans are sent: a variable OTEL_... is wrong: %s"
 _CLOCK_STEP_NS = 1_000_000
 _WARNING_INTERVAL_S = 60.0
@@ -39,13 +39,13 @@ _SECONDS_AT_THE_END = 5.0
 
 
 def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, str]) -> Tracer | None:
-    """Return a tracer for the configured collector; None if there is none, or spans cannot be sent.
+    """Return a tracer for the configured collector; None if there is none, or if spans cannot be sent.
 
     Args:
         endpoint: URL of the collector, without the path; empty: that of the environment.
-        ratio: the share of the requests without a trace of their client that are traced, from 0 to 1; None: that of the
-            environment, where it is all of them.
-        environment: with OpenTelemetry's variables.
+        ratio: share of the requests to trace, among those without a trace of their client, from 0 to 1; None: that of
+            the environment, whose default is all of them.
+        environment: environment with OpenTelemetry's variables.
     """
     given = next(filter(None, map(environment.get, _ENDPOINTS)), "")
     disabled = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
@@ -68,17 +68,17 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
     except ImportError:
         logs.SERVER.warning("no spans are sent: they need pip install 'torchmar[tracing]'")
         return None
-    except ValueError as error:  # of a variable that is read when the module is imported
+    except ValueError as error:  # because of a variable that is read when the module is imported
         logs.SERVER.warning(_WRONG_VARIABLE, error)
         return None
 
     class HashedResource(Resource):
-        """The resource of all spans; the encoder hashes it for each of them, which takes longer than all else."""
+        """The resource of all spans, with a cached hash: the encoder otherwise spends most of its time on it."""
 
         __hash__ = object.__hash__
 
     class Session(requests.Session):
-        """Keeps the reason of a failure, which the exporter does not return."""
+        """A session that keeps the reason of a failure, which the exporter does not return."""
 
         def request(self, *arguments: Any, **options: Any) -> requests.Response:
             """Send a request."""
@@ -95,7 +95,7 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
         exporter = OTLPSpanExporter(endpoint=url if endpoint else None, session=Session())
         root = None if ratio is None else sampling.ParentBasedTraceIdRatio(ratio)
         sampler = TracerProvider(root, shutdown_on_exit=False).sampler
-    except (ValueError, TypeError, OSError) as error:  # of OpenTelemetry's variables
+    except (ValueError, TypeError, OSError) as error:  # because of OpenTelemetry's variables
         library.close()
         logs.SERVER.warning(_WRONG_VARIABLE, error)
         return None
@@ -111,20 +111,20 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
 
 
 def _address(url: str) -> str:
-    """Return host and port of a collector's URL for the log; empty if it is no such URL."""
+    """Return host and port of a collector's URL for the log; empty if the URL is malformed."""
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and parts.hostname
         return f"{parts.hostname}:{parts.port or parts.scheme}" if is_url else ""
-    except ValueError:  # a port that is none, or half of an IPv6 address
+    except ValueError:  # a malformed port, or half of an IPv6 address
         return ""
 
 
 class Tracer:
-    """Starts the spans of requests that are sampled; `open_tracer` makes it.
+    """Starts the spans of sampled requests; `open_tracer` creates it.
 
     Args:
-        sampler: chooses the requests.
+        sampler: decides which requests are sampled.
         sender: sends their spans.
     """
 
@@ -142,11 +142,11 @@ class Tracer:
         """Start the span of a request; None if the request is not sampled.
 
         Args:
-            name: of the span.
-            traceparent: all headers of this name; several, or a malformed one, count as none.
+            name: name of the span.
+            traceparent: all headers of this name; several, or a malformed one, are ignored.
             tracestate: all headers of this name.
-            start: when the request began, by `time.monotonic`.
-            attributes: of the span.
+            start: start time of the request, by `time.monotonic`.
+            attributes: attributes of the span.
         """
         trace = self._trace
         parent = trace_context.parse(traceparent[0]) if len(traceparent) == 1 else None
@@ -167,22 +167,22 @@ class Tracer:
 
     @property
     def dropped(self) -> int:
-        """The number of spans that were not sent: the collector was too slow, or did not take them."""
+        """The number of spans that were not sent, because the collector was too slow or did not accept them."""
         return self._sender.dropped
 
     def close(self, timeout_s: float) -> None:
-        """Send the spans that wait; give up after ``timeout_s``, or at once if the collector does not take them."""
+        """Send the waiting spans; give up after ``timeout_s``, or at once if the collector does not accept them."""
         self._sender.close(min(timeout_s, _SECONDS_AT_THE_END))
 
 
 class _Sender:
-    """Sends spans in a thread of its own; a collector that does not take them is logged once.
+    """Sends spans in a separate thread; a collector that does not accept them is logged once.
 
     Args:
-        exporter: sends them.
-        resource: what the spans are of.
-        address: of the collector, for the log.
-        library: has the reason of a failure.
+        exporter: sends the spans.
+        resource: resource of the spans.
+        address: address of the collector, for the log.
+        library: log handler that has the reason of a failure.
     """
 
     def __init__(self, exporter: SpanExporter, resource: Resource, address: str, library: _LibraryLog) -> None:
@@ -205,7 +205,7 @@ class _Sender:
 
     def close(self, timeout_s: float) -> None:
         if self._failing:
-            self._exporter.shutdown()  # no further attempt
+            self._exporter.shutdown()  # no further attempts
         self._writer.close(timeout_s)
         if not self._failing:
             self._exporter.shutdown()
@@ -214,14 +214,14 @@ class _Sender:
         self._library.close()
 
     def _write(self, spans: Sequence[Span]) -> None:
-        """Send spans. Raises OSError if the collector does not take them."""
+        """Send spans. Raises OSError if the collector does not accept them."""
         if abs((offset_ns := _offset_ns()) - self._offset_ns) > _CLOCK_STEP_NS:
             self._offset_ns = offset_ns
         self._sending = len(spans)
         try:
             succeeded = self._exporter.export([self._complete(span) for span in spans]).name == "SUCCESS"
             reason = self._library.reason
-        except Exception as error:  # a header or a text that cannot be encoded
+        except Exception as error:  # a header or a text cannot be encoded
             succeeded, reason = False, type(error).__name__
         self._sending = 0
         if not succeeded:
@@ -262,10 +262,11 @@ class _Sender:
 
 
 class _LibraryLog(logging.Handler):
-    """The log of OpenTelemetry: warnings of its configuration pass; all else may contain headers, which are secrets.
+    """The log of OpenTelemetry: only warnings of its configuration are logged; others may contain headers, which are
+    secret.
 
     Attributes:
-        reason: of the collector's last answer, or why there is none.
+        reason: the collector's last answer, or the reason why there is none.
     """
 
     def __init__(self) -> None:
@@ -287,12 +288,12 @@ class _LibraryLog(logging.Handler):
 
 
 def _text(message: str) -> str:
-    """Return a handler's message as text that can be encoded: it may have halves of characters."""
+    """Return a handler's message as text that can be encoded, because it may contain lone surrogates."""
     return message.encode("utf-8", "replace").decode()
 
 
 def _reason(error: BaseException) -> str:
-    """Return the system's reason of an error, or its type; its message may contain the URL."""
+    """Return the system's reason of an error, or its type, because its message may contain the URL."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror and cause.errno:
@@ -302,5 +303,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _offset_ns() -> int:
-    """Return what makes a time of the clock of `time.monotonic` one since 1970."""
+    """Return the difference between seconds since 1970 and `time.monotonic`, in nanoseconds."""
     return time.time_ns() - time.monotonic_ns()

@@ -1,8 +1,8 @@
-"""Measured times of batches, and the prediction of how long the next one takes.
+"""Measured times of batches, and predictions for the next ones.
 
-The mean of each size is smoothed as the round trip of TCP is (RFC 6298), so that a model that has become slower or
-faster is followed within some ten batches. The deviation from it is that of all sizes, relative to their means: if each
-size had its own, one whose first batch was slow would be taken for uncertain, would not be run, and would stay so.
+The mean for each size is smoothed like the round-trip time of TCP (RFC 6298), so that it follows a model that becomes
+slower or faster within about ten batches. The deviation is common to all sizes, relative to their means: with separate
+deviations, a size whose first batch was slow would look uncertain, would not be run, and would never be measured again.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torchmar.server.workers.jobs import Job
 
-# Of the latest batch. RFC 6298, section 2.3, has 1/4 for the deviation, with which the margin is too small at times.
+# Weight of the latest batch. RFC 6298, section 2.3, has 1/4 for the deviation, which makes the margin too small at
+# times.
 _MEAN_WEIGHT, _DEVIATION_WEIGHT = 1 / 8, 1 / 16
 _FIRST_DEVIATION = 0.5  # until it is measured
-_MARGIN = 3  # deviations above the mean in which 99 of 100 normally distributed times lie
+_MARGIN = 3  # number of deviations above the mean that contains 99 of 100 normally distributed times
 
 
 class BatchTimes:
@@ -25,7 +26,7 @@ class BatchTimes:
 
     def __init__(self) -> None:
         self._means: dict[tuple[str, int], float] = {}
-        self._deviations: dict[str, tuple[float, int]] = {}  # with the number of batches that it is of
+        self._deviations: dict[str, tuple[float, int]] = {}  # each with the number of its batches
         self._typical_size: dict[str, float] = {}
 
     def record(self, kind: str, size: int, seconds: float) -> None:
@@ -33,7 +34,7 @@ class BatchTimes:
         mean = self._means.get((kind, size), 0.0)
         if mean:
             deviation, count = self._deviations.get(kind, (_FIRST_DEVIATION, 1))
-            # A stall that is many times the mean counts as one.
+            # A stall of many times the mean is cut off.
             latest = abs(seconds - mean) / max(seconds, mean)
             deviation += max(_DEVIATION_WEIGHT, 1 / (count + 1)) * (latest - deviation)
             self._deviations[kind] = deviation, count + 1
@@ -44,10 +45,10 @@ class BatchTimes:
         self._typical_size[kind] = typical + _MEAN_WEIGHT * (size - typical)
 
     def mean(self, kind: str, size: int) -> float:
-        """Return the expected seconds of a batch; 0 while none of this kind was measured.
+        """Return the expected seconds of a batch; 0 if no batch of this kind was measured.
 
-        A size that was not measured has the mean of the next smaller one that was, else of the next larger one, and is
-        not scaled: whether the time grows with the size is not known.
+        A size without a measurement has the mean of the next smaller measured size, or else of the next larger one. It
+        is not scaled, because it is unknown whether the time grows with the size.
         """
         if known := self._means.get((kind, size)):
             return known
@@ -58,48 +59,49 @@ class BatchTimes:
         return self._means[kind, max(smaller) if smaller else min(sizes)]
 
     def upper(self, kind: str, size: int, batches: int = 1) -> float:
-        """Return the seconds within which nearly every batch ends; 0 while none of this kind was measured.
+        """Return the seconds within which nearly every batch ends; 0 if no batch of this kind was measured.
 
         Args:
-            kind: of the batch.
-            size: of the batch.
-            batches: how many run one after the other, this one last, the others in the expected time: their errors add.
+            kind: kind of the batch.
+            size: size of the batch.
+            batches: number of consecutive batches, of which this is the last; the others take the expected time. Their
+                errors add.
         """
         deviation, _ = self._deviations.get(kind, (_FIRST_DEVIATION, 1))
         return self.mean(kind, size) * (1 + _MARGIN * deviation * math.sqrt(batches))
 
     def typical_size(self, kind: str) -> int:
-        """Return the smoothed size of batches, rounded up; 1 while none of this kind was measured."""
+        """Return the smoothed size of batches, rounded up; 1 if no batch of this kind was measured."""
         return math.ceil(self._typical_size.get(kind, 1))
 
     def seconds_until_reply(
         self, kind: str, waiting: Iterable[Job], busy: Mapping[object, float], batch_size: int
     ) -> float:
-        """Return in how many seconds a request that arrives now will nearly always have its reply.
+        """Return the seconds within which a request that arrives now nearly always has its reply.
 
         Args:
-            kind: of the request.
-            waiting: the requests that wait before it.
-            busy: by worker, the seconds until its batch ends; not empty.
-            batch_size: requests of a batch at most.
+            kind: kind of the request.
+            waiting: number of requests that wait before it.
+            busy: for each worker, the seconds until its batch ends; not empty.
+            batch_size: largest number of requests in a batch.
         """
         kinds = [job.batch_kind for job in waiting]
         same_kind = kinds.count(kind)
         batches, position = divmod(same_kind, batch_size)
         batches += -(-(len(kinds) - same_kind) // batch_size)
         size = min(batch_size, max(position + 1, self.typical_size(kind)))
-        # After the batch that runs now, those that wait, and its own.
+        # After the running batch, the waiting batches, and the request's own batch.
         in_a_row = 2 + batches // len(busy)
         return seconds_until_free(busy, batches, self.mean(kind, batch_size)) + self.upper(kind, size, in_a_row)
 
 
 def seconds_until_free(busy: Mapping[object, float], batches: int, seconds: float) -> float:
-    """Return when a worker is free after ``batches`` that wait before.
+    """Return the seconds until a worker is free for another batch, after ``batches`` waiting ones.
 
     Args:
-        busy: by worker, the seconds until it is free; not empty.
-        batches: how many are dispatched before.
-        seconds: that each of them takes.
+        busy: for each worker, the seconds until it is free; not empty.
+        batches: number of batches that are dispatched before.
+        seconds: seconds of each of these batches.
     """
     free = sorted(busy.values())
     rounds, position = divmod(batches, len(free))

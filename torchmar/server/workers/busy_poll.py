@@ -10,13 +10,13 @@ from torchmar.worker.process.polling import PollGate, yield_core
 
 
 class BusyPoller:
-    """Keeps the loop turning while a fast worker runs a request.
+    """Keeps the event loop running while a fast worker runs a request.
 
-    To wake a sleeping core takes longer than a small model computes. The worker polls on its side, see
+    To wake a sleeping core takes longer than a small model needs. The worker polls as well, see
     `torchmar.worker.process.frames`.
 
     Args:
-        seconds: at most, each time; 0: never.
+        seconds: longest duration of a poll; 0: never poll.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -34,12 +34,12 @@ class ControlConnection:
         self._connection, self._on_message, self._on_close = connection, on_message, on_close
         self._parser = MessageParser()
         self._writer = ControlWriter(connection)
-        # Reading never blocks, since it is done when the socket is readable; what is written is short.
+        # Reading does not block, because the socket is readable; written messages are short.
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(connection.fileno(), self._read)
 
     def send(self, message: Message, files: Sequence[int] = ()) -> None:
-        """Send a message and files; nothing happens if the channel is closed."""
+        """Send a message and files; do nothing if the channel is closed."""
         if not self.closed:
             self._writer.send(message, files)
 
@@ -67,10 +67,10 @@ class ControlConnection:
 
 
 class ForkRequests:
-    """Requests for forked processes, over a control channel, that have no reply yet.
+    """Requests for forked processes, sent over a control channel, without a reply.
 
     Args:
-        send: sends over the channel, to kill processes where the system has no pidfds.
+        send: sends a message over the channel, to kill processes on systems without pidfds.
     """
 
     def __init__(self, send: Callable[[Message], None]) -> None:
@@ -79,14 +79,14 @@ class ForkRequests:
         self._count = 0
 
     def add(self) -> tuple[int, asyncio.Future[WorkerProcess]]:
-        """Return the id of a new request, and a future of its process."""
+        """Return the id of a new request, and a future for its process."""
         self._count += 1
         future: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
         self._futures[self._count] = future
         return self._count, future
 
     def complete(self, message: Forked, files: Sequence[int]) -> None:
-        """Resolve the future of a request; the process is killed if the caller was cancelled."""
+        """Resolve the future of a request; kill the process if the caller was cancelled."""
         process = WorkerProcess(message.pid, files, lambda: self._send(Kill(message.id)))
         future = self._futures.pop(message.id, None)
         if future is None or future.done():
@@ -96,7 +96,7 @@ class ForkRequests:
             future.set_result(process)
 
     def fail_one(self, number: int, error: Exception) -> None:
-        """Fail the request of an id."""
+        """Fail the request with an id."""
         if future := self._futures.pop(number, None):
             fail(future, error)
 
@@ -108,7 +108,7 @@ class ForkRequests:
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Set the exception of a future that is not done."""
+    """Set the exception of a future, unless it is done."""
     if not future.done():
         future.set_exception(error)
-        future.exception()  # retrieved, for there may be no waiter
+        future.exception()  # marks the exception as retrieved, since there may be no waiter

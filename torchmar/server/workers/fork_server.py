@@ -35,10 +35,10 @@ from torchmar.worker.process.shared_weights import WeightsFile
 from torchmar.worker.venvs.folder import Venv
 
 _READY_SECONDS = 120.0
-_TRIES = 3  # to start the fork server
-_PAUSE = 1.0  # seconds between tries
-_END_SECONDS = 10.0  # that a fork server has to kill the processes below it
-# Variables of the server that handlers must not have.
+_TRIES = 3  # attempts to start the fork server
+_PAUSE = 1.0  # seconds between attempts
+_END_SECONDS = 10.0  # time for a fork server to kill the processes below it
+# Variables of the server that handlers must not see.
 _SECRETS = (
     *("TORCHMAR_INFERENCE_TOKEN", "TORCHMAR_MANAGEMENT_TOKEN", *TOKEN_VARIABLES.values()),
     *("TORCHMAR_KEY", "NOTIFY_SOCKET"),
@@ -46,15 +46,15 @@ _SECRETS = (
 
 
 class ForkServer:
-    """The warm parent of all workers; started when it is first needed, and again if it exits.
+    """The parent of all workers, with torch loaded; started at first use, and again if it exits.
 
-    Its process is not a child of the server but of a supervisor, as that of every worker: see
+    Like each worker, its process is a child of a supervisor and not of the server, see
     `torchmar.worker.process.supervisor`.
 
     Args:
-        environment: of the workers; default: the server's own without its secrets.
-        packages: a folder whose modules precede installed ones; empty: none.
-        venv: the environment whose interpreter runs workers; None: the server's own.
+        environment: environment variables of the workers; default: the server's own, without its secrets.
+        packages: folder whose modules precede installed ones; empty: none.
+        venv: environment whose interpreter runs workers; None: the server's own.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ForkServer:
         variables = dict(os.environ if environment is None else environment)
         for name in _SECRETS:
             variables.pop(name, None)
-        # numpy starts a thread for every core when it is imported, in every worker; torch does the work here.
+        # At its import in each worker, numpy would start a thread for every core, although torch does the work.
         self._environment = {"OPENBLAS_NUM_THREADS": "1", **worker_environment(variables)}
         self._packages, self._python = packages, sys.executable
         if venv:
@@ -71,7 +71,7 @@ class ForkServer:
         if packages:
             before = self._environment.get("PYTHONPATH")
             self._environment["PYTHONPATH"] = os.pathsep.join([packages, *([before] if before else [])])
-        # Of the process that runs now:
+        # Of the running process:
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._control: ControlConnection | None = None
         self._forks: ForkRequests | None = None
@@ -82,14 +82,14 @@ class ForkServer:
 
     @property
     def pid(self) -> int | None:
-        """Its process; None before it has loaded torch, and after its exit."""
+        """Its process id; None before it has loaded torch, and after its exit."""
         return self._pid
 
     async def start(self) -> None:
-        """Start it if it does not run, and wait until torch is loaded.
+        """Start the process if it does not run, and wait until torch is loaded.
 
         Raises:
-            WorkerError: it cannot be started.
+            WorkerError: the process cannot be started.
         """
         for left in reversed(range(_TRIES)):
             if self._control is None or self._control.closed:
@@ -114,10 +114,10 @@ class ForkServer:
         Args:
             model: the model to load.
             on_line: called with each line of the process's output.
-            weights: the file that the workers of one model share.
+            weights: shared file of the model's weights.
 
         Raises:
-            WorkerError: it cannot be started.
+            WorkerError: the process cannot be started.
         """
         await self.start()
         assert self._control
@@ -139,32 +139,33 @@ class ForkServer:
         return model_process
 
     async def prepare(self, modules: list[str]) -> None:
-        """Import modules that handlers need, for model processes that are spawned later."""
+        """Import modules of handlers, so that later model processes inherit them."""
         await self.start()
         if self._control:
             self._control.send(ImportModules(modules))
 
     def with_packages(self, folder: str, venv: Venv | None = None) -> ForkServer:
-        """Return another fork server for models whose requirements are installed in a folder or an environment.
+        """Return another fork server, for models whose requirements are in a folder or an environment.
 
-        This one has loaded torch and numpy with what they import, which a model would get in place of its own packages.
+        This one has loaded torch and numpy with their imports, which such a model would get in place of its own
+        packages.
         """
         return ForkServer(self._environment, folder, venv)
 
     async def end(self) -> None:
-        """End it as `close` does, without blocking the loop."""
+        """End the process as `close` does, without blocking the loop."""
         self._disconnect()
         await asyncio.to_thread(self._wait)
 
     def close(self) -> None:
-        """End it, and with it every worker and all processes that these have started."""
+        """End the process, and with it all workers and their processes."""
         self._disconnect()
         self._wait()
 
     def _disconnect(self) -> None:
         self._tasks.cancel()
         if self._control:
-            self._control.close()  # which is its supervisor's lifeline
+            self._control.close()  # this closes the supervisor's lifeline
 
     def _wait(self) -> None:
         if self._supervisor:
@@ -188,10 +189,10 @@ class ForkServer:
                     pass_fds=[theirs.fileno()],
                     env=self._environment,
                     cwd="/",
-                    # Not in a session of its own: it makes itself the leader of a process group, so that a signal to
-                    # the server's group does not keep it from ending the processes below it. Linux schedules each
-                    # session as a group, and a worker that yields its core to the server would yield nothing from
-                    # another session.
+                    # Not in a new session: the process makes itself the leader of a process group, so that a signal to
+                    # the server's group does not prevent it from ending the processes below it. Linux schedules each
+                    # session as a group, so that a worker in another session could not yield its core to the
+                    # server.
                 )
             except OSError as error:
                 ours.close()
@@ -237,9 +238,9 @@ class ForkServer:
         self._tasks.start(self._restart(supervisor, pid))
 
     async def _restart(self, supervisor: subprocess.Popen[bytes], pid: int | None) -> None:
-        """Log the exit status, and start another process at once, so that workers that are needed start sooner."""
+        """Log the exit status, and start another process at once, so that workers can start sooner."""
         status = exit_text(await _exit_status(supervisor))
-        if pid is None:  # the caller of `start` waits, and tries again
+        if pid is None:  # `start` is waiting, and tries again
             logs.SERVER.error("the fork server has ended %s before it had loaded torch", status)
             return
         logs.SERVER.error("the fork server (process %s) has ended %s; it is restarted", pid, status)
@@ -250,7 +251,7 @@ class ForkServer:
 
 
 async def _exit_status(supervisor: subprocess.Popen[bytes]) -> int:
-    """Return the exit status of a supervisor, which exits soon after the process below it."""
+    """Return the exit status of a supervisor, which exits shortly after its child."""
     deadline = time.monotonic() + _END_SECONDS
     while (status := supervisor.poll()) is None:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The fork servers of a server: that of all models, and one for each folder or environment of other packages."""
+"""The fork servers of a server: a default one, and one for each folder or environment of other packages."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class ForkServers:
     """Fork servers, counted by references. All methods are called in the server's loop.
 
     Args:
-        default: the one of models without packages of their own; the caller ends it.
+        default: fork server of models without packages of their own; the caller ends it.
     """
 
     def __init__(self, default: ForkServer) -> None:
         self._default = default
-        self._others: dict[Path, ForkServer] = {}  # by the folder of their packages
+        self._others: dict[Path, ForkServer] = {}  # by the folder of the packages
         self._uses: Counter[ForkServer] = Counter()
 
     def acquire(self, packages: Path | None, venv: Venv | None) -> ForkServer:
         """Return the fork server of a model; `release` it when the model's workers have ended.
 
         Args:
-            packages: the folder with its packages; None: it has none of its own.
-            venv: the environment that its workers run in; None: the server's own.
+            packages: folder with its packages; None: it has no packages of its own.
+            venv: environment of its workers; None: the server's own.
         """
         folder = venv.folder if venv else packages
         if folder is None:
@@ -38,7 +38,7 @@ class ForkServers:
         return fork_server
 
     async def release(self, fork_server: ForkServer) -> None:
-        """Drop a reference; a fork server that no model uses is ended, except for the default one."""
+        """Drop a reference; end a fork server that no model uses, except the default one."""
         if fork_server is self._default:
             return
         self._uses[fork_server] -= 1

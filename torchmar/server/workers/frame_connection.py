@@ -20,7 +20,7 @@ class FrameConnection(asyncio.Protocol):
         on_open: called when the connection is made.
         on_frame: called with kind, document and bodies of each frame.
         on_close: called when either side has closed the connection.
-        body_sizes: returns the sizes of a frame's bodies from its kind and document.
+        body_sizes: returns the sizes of a frame's bodies, from its kind and document.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class FrameConnection(asyncio.Protocol):
         self._body_sizes = body_sizes
         self._transport: asyncio.Transport
         self._data = bytearray()
-        self._needed = 0  # bytes until a frame in ``_data`` is complete
+        self._needed = 0  # bytes up to the end of a frame in ``_data``
 
     def send(self, kind: int, document: Any, bodies: Sequence[bytes | bytearray | memoryview] = ()) -> None:
         """Send a frame."""
         buffers = frames.encode(kind, document, bodies)
-        # One system call for small bodies; large ones are not copied together.
+        # Small bodies are sent with one system call; large ones are not copied together.
         if sum(map(len, bodies)) < _SMALL:
             self._transport.write(b"".join(buffers))
         else:
@@ -51,7 +51,7 @@ class FrameConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Implement `asyncio.Protocol`."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self._transport = cast(asyncio.Transport, transport)  # a cast, because uvloop's transport has another base
         self._on_open()
 
     def data_received(self, data: bytes) -> None:
@@ -84,9 +84,9 @@ class FrameConnection(asyncio.Protocol):
             self._data = bytearray()
 
     def _receive_bodies(self, kind: int, document: Any, first: memoryview) -> None:
-        """Receive the bodies of a large frame, of which ``first`` has been received already, into their own memory."""
+        """Receive the bodies of a large frame into their own memory; ``first`` has been received already."""
         bodies = [bytearray(size) for size in self._body_sizes(kind, document)]
-        received = cast("list[bytes]", bodies)  # nothing changes them from then on
+        received = cast("list[bytes]", bodies)  # they are not changed from then on
         views = frames.copy_into([memoryview(body) for body in bodies if body], first)
         BufferReceiver(self._transport, self, views, lambda: None, lambda: self._on_frame(kind, document, received))
 

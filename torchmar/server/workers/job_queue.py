@@ -15,7 +15,7 @@ class JobQueue(deque[Job]):
     """Waiting jobs, the next one first.
 
     Args:
-        jobs: that wait already.
+        jobs: jobs that wait already.
         on_change: called after each change by a method of this class.
     """
 
@@ -31,8 +31,9 @@ class JobQueue(deque[Job]):
     def take_batch(self, size: int, times: BatchTimes | None = None) -> list[Job]:
         """Remove and return at most ``size`` jobs of one kind, in their order; others keep their places.
 
-        Jobs that have expired, or will before such a batch ends by ``times``, are removed, and their clients get an
-        error. The latest of a batch of such jobs is run nevertheless: its time renews the measurement.
+        Jobs that have expired, or will expire before such a batch ends by ``times``, are removed, and their clients get
+        an error. If a whole batch would be removed, the latest such batch is run nevertheless, to renew the
+        measurement.
         """
         batch = self._next_batch(size)
         late: list[Job] = []
@@ -75,11 +76,11 @@ class JobQueue(deque[Job]):
         return batch
 
     def put_back(self, jobs: Sequence[Job], *, isolated: bool = True) -> None:
-        """Insert jobs before all others; each is run alone, since one of them has ended a worker.
+        """Insert jobs before all others; each runs alone, because one of them may have ended a worker.
 
         Args:
-            jobs: in their order.
-            isolated: False if none of them is the reason that they are repeated.
+            jobs: jobs, in their order.
+            isolated: False if none of the jobs can be the cause.
         """
         for job in jobs:
             job.isolated = isolated or job.isolated
@@ -89,7 +90,7 @@ class JobQueue(deque[Job]):
         self._on_change()
 
     def remove_expired(self) -> None:
-        """Remove expired jobs, and reply to them with an error."""
+        """Remove expired jobs, and send an error for each."""
         now = time.monotonic()
         if expired := [job for job in self if job.expired(now)]:
             waiting = [job for job in self if not job.expired(now)]
@@ -100,7 +101,7 @@ class JobQueue(deque[Job]):
                 job.expire()
 
     def fail_all(self, error: ApiError) -> None:
-        """Remove all jobs, and reply to them with an error."""
+        """Remove all jobs, and send an error for each."""
         while self:
             self.popleft().reply_error(error)
         self._on_change()

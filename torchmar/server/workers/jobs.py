@@ -1,4 +1,4 @@
-"""A request to a model, from REST or gRPC, and its reply."""
+"""A request to a model, over REST or gRPC, and its reply."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Part(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The reply of a worker, or of the server in its place.
+    """The reply of a worker, or of the server if no worker replies.
 
     Attributes:
         status: HTTP status.
         body: the response body, or the next part of a streamed one.
-        content_type: empty if the handler sets none.
-        headers: other headers of the handler.
+        content_type: content type; empty if the handler sets none.
+        headers: other headers from the handler.
         more: whether parts of a streamed reply follow.
-        message: the error, if the whole batch failed or no worker replied; empty otherwise.
+        message: error message, if the whole batch failed or no worker replied; otherwise empty.
     """
 
     status: int
@@ -40,7 +40,7 @@ class Reply(NamedTuple):
 
     @classmethod
     def of(cls, error: ApiError, *, more: bool = False) -> Reply:
-        """Return the reply for an error."""
+        """Return the reply with an error."""
         headers, message = error.headers, error.message
         return cls(error.status, error.body, "application/json", headers, more, message)
 
@@ -50,17 +50,17 @@ class Job:
 
     Args:
         request_id: its id in the logs and in ``x-request-id``.
-        headers: of the request, as the handler gets them, with ``explain`` or ``describe`` for these requests.
+        headers: headers for the handler, with ``explain`` or ``describe`` for these kinds of requests.
         inputs: the parts that become the handler's row.
         on_reply: called in the server's loop with the reply, or with every part of a streamed one.
         deadline: time at which the client stops waiting, by `time.monotonic`; None: never.
-        spans: of its trace; None: it is not traced.
+        spans: spans of its trace; None: it is not traced.
 
     Attributes:
-        cancelled: set when the client has disconnected; the job is not run then, and ``on_reply`` is not called.
-        since: arrival time, by `time.monotonic`.
+        cancelled: set when the client has disconnected; the job is then not run, and ``on_reply`` is not called.
+        since: time of arrival, by `time.monotonic`.
         batch_kind: requests of different kinds share no batch.
-        isolated: set if it may have ended a worker; its batch then has no other request.
+        isolated: set if the job may have ended a worker; it is then alone in its batch.
     """
 
     __slots__ = (
@@ -93,7 +93,7 @@ class Job:
         self.since = time.monotonic()
 
     def expired(self, now: float) -> bool:
-        """Return whether it must not run: the client has disconnected, or waits no longer."""
+        """Return whether it must not run: its client has disconnected, or no longer waits."""
         return self.cancelled or (self.deadline is not None and self.deadline < now)
 
     def expire(self) -> None:

@@ -1,4 +1,4 @@
-"""Processes with a version's model for its workers: forks of one that has loaded it, or one for each worker."""
+"""Processes with a version's model for its workers: forks of one process that has loaded it, or one for each worker."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torchmar.worker.process.messages import ModelDescription, ModelSpec
 
 
 class Loader(Protocol):
-    """The methods that start the processes of a version's workers.
+    """The interface that starts the processes of a version's workers.
 
     Attributes:
-        description: of the handler's tensors; empty until the model has loaded once.
+        description: the handler's description of its tensors; empty until the model has loaded once.
     """
 
     description: ModelDescription
@@ -37,7 +37,7 @@ class Loader(Protocol):
         """
 
     def release(self) -> None:
-        """Release the loaded model and the shared weights; workers that run keep theirs."""
+        """Release the loaded model and the shared weights; running workers keep theirs."""
 
 
 class RequestLog(Protocol):
@@ -47,22 +47,22 @@ class RequestLog(Protocol):
         """Log a line of the worker's output."""
 
     def server(self, level: int, text: str) -> None:
-        """Log a sentence about the worker in the server's log; its subject is added."""
+        """Log a sentence about the worker in the server's log, after the name of the worker."""
 
 
 class ModelLoader:
     """Loads the model of a version in worker processes.
 
     Attributes:
-        description: of the handler's tensors; empty until the model has loaded once.
+        description: the handler's description of its tensors; empty until the model has loaded once.
     """
 
     def __init__(self, fork_server: ForkServer, options: PoolOptions) -> None:
         self.description: ModelDescription = {}
         self._fork_server, self._options = fork_server, options
         self._forks = options.fork != forking.NEVER and not options.devices
-        self._model_process: ModelProcess | None = None  # whose forks workers are
-        self._loading = asyncio.Lock()  # the first worker loads, the others are forks of what it has loaded
+        self._model_process: ModelProcess | None = None  # parent of the workers, if they are forks
+        self._loading = asyncio.Lock()  # the first worker loads the model, the others are forks
         self._weights: shared_weights.WeightsFile | None = None
         self._mode_logged = False
 
@@ -100,7 +100,7 @@ class ModelLoader:
             self._model_process = None
 
     async def _load(self, log: RequestLog, gpu: int | None, *, fork: bool) -> tuple[ModelProcess, str]:
-        """Return a process that has the model loaded, and why it must not be forked."""
+        """Return a process that has loaded the model, and the reason why it must not be forked."""
         options = self._options
         model = ModelSpec(
             name=options.name,
@@ -131,7 +131,7 @@ class ModelLoader:
         return model_process, objection
 
     def _log_mode(self) -> None:
-        """Log once whether workers are forks of one process that has loaded the model, and why."""
+        """Log once whether workers are forks of one process, and why."""
         if self._mode_logged:
             return
         self._mode_logged = True

@@ -14,27 +14,27 @@ from torchmar.server.workers.output import open_output
 from torchmar.server.workers.worker_process import WorkerProcess
 from torchmar.worker.process.messages import Fork, Forked, Loaded, LoadFailed, Message, ModelDescription, Serve
 
-_STATUS_SECONDS = 5.0  # from the end of a process's connection until its exit status is known
+_STATUS_SECONDS = 5.0  # limit for the exit status to arrive after the end of a process's connection
 
 
 class ModelLoadError(Exception):
-    """A model did not load; the message is the handler's traceback, or why there is none."""
+    """A model did not load; the message is the handler's traceback, or the reason why there is none."""
 
 
 class ForkServerExitedError(WorkerError):
-    """The fork server has exited, which is not a fault of the model that was being loaded."""
+    """The fork server has exited, which is not the fault of the model that was being loaded."""
 
     def __init__(self) -> None:
         super().__init__("the fork server has ended", hint="the server's log has its exit status")
 
 
 class ModelProcess:
-    """A process that loads one model; then it is a worker, or forks workers that share what it loaded.
+    """A process that loads one model; then it becomes a worker, or forks workers that share the loaded model.
 
     Attributes:
         process: set by the fork server; None before, and after `serve`.
-        description: of the handler's tensors.
-        shared_bytes: bytes of its weights that are in memory shared with other processes of the model.
+        description: the handler's description of its tensors.
+        shared_bytes: bytes of its weights in memory that it shares with other processes of the model.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -48,14 +48,14 @@ class ModelProcess:
         self._failure: Callable[[], Exception] | None = None
 
     async def loaded(self, seconds: float | None) -> str:
-        """Wait until the model is loaded; return why the process must not be forked, empty if it may be.
+        """Wait until the model is loaded; return the reason why the process must not be forked, or an empty text.
 
         Args:
-            seconds: the time that loading may take; None: no limit.
+            seconds: time limit for loading; None: no limit.
 
         Raises:
-            ModelLoadError: it did not load, or not in time.
-            ForkServerExitedError: it was killed with the fork server.
+            ModelLoadError: the model did not load, or not in time.
+            ForkServerExitedError: the process was killed with the fork server.
         """
         try:
             return await asyncio.wait_for(asyncio.shield(self._loaded), seconds)
@@ -64,7 +64,7 @@ class ModelProcess:
             raise ModelLoadError(f"the handler did not load within {seconds:.0f} s") from None
 
     def serve(self, connection: socket.socket, stage: str = "") -> WorkerProcess:
-        """Have this process be a worker, of one stage if ``stage`` is not empty; return it.
+        """Turn this process into a worker, of one stage if ``stage`` is not empty; return it.
 
         If the process has exited, the other end of the connection is closed, as if the worker had exited at once.
         """
@@ -75,11 +75,11 @@ class ModelProcess:
         return process
 
     async def fork(self, connection: socket.socket, on_line: Callable[[str], None], stage: str = "") -> WorkerProcess:
-        """Return the process of a worker, of one stage if ``stage`` is not empty, that shares what was loaded.
+        """Return a worker that is a fork of this process, of one stage if ``stage`` is not empty.
 
         Raises:
             ModelLoadError: this process has exited.
-            ForkServerExitedError: it was killed with the fork server.
+            ForkServerExitedError: the process was killed with the fork server.
         """
         number, future = self._forks.add()
         output = open_output(on_line)
@@ -91,31 +91,31 @@ class ModelProcess:
 
     @property
     def closed(self) -> bool:
-        """Whether the process has exited, or is a worker now."""
+        """Whether the process has exited, or has become a worker."""
         return self._control.closed
 
     def close(self) -> None:
-        """Let the process exit; a worker that it has become, or has forked, goes on."""
+        """Let the process exit; a worker that it has become or forked continues."""
         self._control.close()
         if self.process:
             self.process.close()
             self.process = None
 
     def kill(self) -> None:
-        """Kill it at once, with the workers that it has forked."""
+        """Kill the process at once, with the workers that it has forked."""
         if self.process:
             self.process.kill()
 
     def on_exit(self, status: int) -> None:
-        """Fail what waits for the process, which has exited; a negative status is the number of a signal."""
+        """Fail all waiting calls, because the process has exited; a negative status is the number of a signal."""
         self._fail(partial(ModelLoadError, f"the process ended {exit_text(status)} while loading"))
 
     def on_fork_server_exit(self) -> None:
-        """Fail what waits for the process, which was killed with the fork server."""
+        """Fail all waiting calls, because the process was killed with the fork server."""
         self._fail(ForkServerExitedError)
 
     def _on_close(self) -> None:
-        # The fork server reports the exit status, or has exited itself; the server is informed of either soon.
+        # The fork server soon reports the exit status, or that it has exited itself.
         self._loop.call_later(_STATUS_SECONDS, self._fail, partial(ModelLoadError, "the process ended while loading"))
 
     def _fail(self, failure: Callable[[], Exception]) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable
 
-_LONGEST = 64 << 10  # bytes of a line; a longer one is passed in pieces
+_LONGEST = 64 << 10  # limit for a line; a longer one is passed in pieces
 
 
 def open_output(on_line: Callable[[str], None]) -> int:
-    """Return the writing end of a pipe, which the caller closes when a process has inherited it.
+    """Return the write end of a pipe, which the caller closes after a process has inherited it.
 
     Args:
-        on_line: called with each line, until all writing ends are closed.
+        on_line: called with each line, until all write ends are closed.
     """
     read, write = os.pipe()
     os.set_blocking(read, False)

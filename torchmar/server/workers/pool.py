@@ -1,8 +1,8 @@
 """The pool of one model version: admission of requests, batches for idle workers, and the number of workers.
 
-An idle worker gets the requests that wait, at once: under load, batches fill while workers are busy, and without load
-no request waits for others. ``max_batch_delay`` is thereby kept as the bound that it is in TorchServe. A batch has
-requests of one kind, predictions or explanations, since handlers that TorchServe ships look at the first request only.
+An idle worker gets all waiting requests at once: under load, batches fill while workers are busy, and without load no
+request waits for others. ``max_batch_delay`` is a limit, as in TorchServe, and is never reached. A batch contains
+requests of one kind, predictions or explanations, because TorchServe's own handlers only look at the first request.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Pool:
         fork_server: forks the processes of the workers.
         options: the configuration.
         observer: callbacks for events.
-        loader: starts the workers, and is released by its owner, such as another pool of the same model; None: the pool
-            has its own.
+        loader: starts the workers; its owner, such as another pool of the same model, releases it. None: the pool
+            has its own loader.
         has_room: whether a batch may be sent to an idle worker; None: always.
         on_batch: called after jobs have left the queue for a worker.
 
     Attributes:
-        min_workers: how many workers there should be.
-        max_workers: how many there may be, as TorchServe reports it.
-        failure: the traceback of the worker that did not load or exited last; empty since one has loaded.
-        batch_times: measured since a request had a deadline; None: none had.
+        min_workers: number of workers that should run.
+        max_workers: largest number of workers, as TorchServe reports it.
+        failure: traceback of the last worker that did not load or exited; empty after a worker has loaded.
+        batch_times: times of batches, measured after the first request with a deadline; None: there was none.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Pool:
         self._scheduled = False
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None  # only while requests wait or are run
+        self._timer: asyncio.TimerHandle | None = None  # only while requests wait or run
 
     @property
     def ready(self) -> int:
@@ -83,7 +83,7 @@ class Pool:
 
     @property
     def given_up(self) -> bool:
-        """Whether no worker runs, and none will be restarted."""
+        """Whether no worker is running, and none will be restarted."""
         return bool(self._workers) and all(worker.given_up for worker in self._workers)
 
     @property
@@ -93,17 +93,17 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        """Whether any request waits or is run."""
+        """Whether any request waits or runs."""
         return bool(self._queue) or any(worker.jobs for worker in self._workers)
 
     @property
     def description(self) -> ModelDescription:
-        """The tensors of the handler; empty until it has loaded once."""
+        """The handler's description of its tensors; empty until it has loaded once."""
         return self.loader.description
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """A value that is another one after each change of the workers; cheaper than `workers`."""
+        """A value that changes with the workers; cheaper than `workers`."""
         return self.min_workers, self.max_workers, *(worker.signature for worker in self._workers)
 
     def workers(self) -> list[WorkerInfo]:
@@ -111,7 +111,7 @@ class Pool:
         return [worker.info() for worker in self._workers]
 
     def stage_workers(self) -> dict[str, list[WorkerInfo]]:
-        """Return the state of each worker of a stage beside the model, by stage; this pool has no stages."""
+        """Return the state of each worker of other stages than the model, by stage; this pool has none."""
         return {}
 
     # Requests.
@@ -120,7 +120,7 @@ class Pool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: as `admit`.
+            ApiError: for the reasons of `admit`.
         """
         self.admit(job.batch_kind, job.deadline)
         self.enqueue(job)
@@ -129,8 +129,8 @@ class Pool:
         """Check whether a request that arrives now can be run.
 
         Args:
-            kind: of the batch that it would be in.
-            deadline: of its reply, by `time.monotonic`; None: it has none.
+            kind: kind of its batch.
+            deadline: deadline of its reply, by `time.monotonic`; None: it has none.
 
         Raises:
             DeadlineError: 503; the deadline cannot be met.
@@ -141,7 +141,7 @@ class Pool:
             unavailable.check_deadline(self.options, deadline, self.seconds_until_reply(kind), len(self._queue))
 
     def check_room(self, pending: int) -> None:
-        """Check whether a request can be run, with ``pending`` requests that count for the limit of the queue.
+        """Check whether a request can be run; ``pending`` requests count for the limit of the queue.
 
         Raises:
             ApiError: 503; there is no worker, or the queue is full.
@@ -156,10 +156,10 @@ class Pool:
             raise unavailable.no_ticket(self.options)
 
     def seconds_until_reply(self, kind: str) -> float:
-        """Return in how many seconds a request that arrives now will nearly always have its reply.
+        """Return the seconds within which a request that arrives now nearly always has its reply.
 
-        0 if it need not wait, whatever the measurements are: they are renewed by running requests, and a model that was
-        slow at first would answer none any more. 0, too, while there are no measurements.
+        It is 0 if the request need not wait, whatever the measurements are: only running requests renews them, and a
+        model that was slow at first would otherwise never answer again. It is also 0 while there are no measurements.
         """
         now = time.monotonic()
         reply, valid_until = self._reply_times.get(kind, (0.0, 0.0))
@@ -168,10 +168,10 @@ class Pool:
         return max(0.0, reply - now)
 
     def _reply_time(self, kind: str, now: float) -> tuple[float, float]:
-        """Return the time of the reply to a request that arrives now, and until when this is so.
+        """Return the time of the reply to a request that arrives now, and the time until which this value is valid.
 
-        It is so until the queue changes or a worker becomes idle, and as long as no batch takes longer than expected:
-        most requests that arrive at an overloaded server are rejected, which changes nothing.
+        It is valid until the queue changes, a worker becomes idle, or a batch takes longer than expected. Most requests
+        to an overloaded server are rejected, which changes none of these.
         """
         times = self.batch_times
         if times is None:
@@ -188,13 +188,13 @@ class Pool:
         return now + times.seconds_until_reply(kind, self._queue, busy, self.options.batch_size), ends
 
     def enqueue(self, job: Job) -> None:
-        """Run a request that was admitted."""
+        """Run a request that `admit` has accepted."""
         self._queue.append(job)
         self._watch_deadlines()
         self.schedule()
 
     def schedule(self) -> None:
-        """Dispatch at the end of this turn of the loop: requests that arrive together share a batch, and none waits."""
+        """Dispatch at the end of this loop iteration: requests that arrive together share a batch, without waiting."""
         if self._idle and not self._scheduled and self._queue:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
@@ -241,7 +241,7 @@ class Pool:
             self._timer = self._loop.call_later(_CHECK_SECONDS, self._check_deadlines)
 
     def _check_deadlines(self) -> None:
-        """Reply to expired jobs, kill workers whose response timeout has passed."""
+        """Reply to expired jobs, and kill workers that exceed the response timeout."""
         self._timer = None
         self._queue.remove_expired()
         now = time.monotonic()
@@ -257,7 +257,7 @@ class Pool:
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Start workers up to ``min_workers``, drain those beyond ``max_workers``; return whether all have loaded.
 
-        The result is False as soon as a worker has failed to load; ``failure`` has the reason, and the worker tries
+        The result is False as soon as a worker has failed to load; ``failure`` is the reason, and the worker tries
         again in the background.
         """
         self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
@@ -278,17 +278,17 @@ class Pool:
         return not any(worker.failure or worker.draining for worker in started)
 
     async def described(self) -> None:
-        """Wait until a handler has loaded and described its tensors, or no worker will load."""
+        """Wait until a handler has loaded and described its tensors, or all workers have failed."""
         await self._wait_for(lambda: self.description or self.failure or self._closed or not self.min_workers)
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until no request waits or is run, at most ``seconds``; return whether that is so."""
+        """Wait up to ``seconds`` until no request waits or runs; return whether this was reached."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wait_for(lambda: not self.busy), seconds)
         return not self.busy
 
     async def close(self) -> None:
-        """Kill every worker; requests that wait or are run get a 503."""
+        """Kill all workers; waiting and running requests get a 503."""
         self._closed = True
         self.min_workers = 0
         if self._timer:
@@ -309,7 +309,7 @@ class Pool:
         """Implement `WorkerOwner`."""
         self.failure = worker.failure
         if not self.ready:
-            self._queue.fail_all(unavailable.does_not_load(self.options))  # the next attempt may fail, too
+            self._queue.fail_all(unavailable.does_not_load(self.options))  # the next attempt may also fail
         self._on_workers_changed()
 
     def on_exit(self, worker: Worker) -> None:
@@ -345,7 +345,7 @@ class Pool:
             self.loader.release()
 
     def _share_cores(self) -> None:
-        """Limit the threads of the workers to the number of cores; workers of stages beside the model have one each."""
+        """Limit the threads of the workers to the number of cores; workers of other stages have one each."""
         options = self.options
         free = (options.cores or cores()) - options.preprocess_workers - options.postprocess_workers
         threads = 1 if options.stage in (PREPROCESS, POSTPROCESS) else max(1, free // max(1, self.min_workers))

@@ -29,10 +29,10 @@ class PoolObserver(Protocol):
         """Record that a worker could not load the model; ``failure`` is its traceback."""
 
     def on_death(self, name: str, version: str, worker: str) -> None:
-        """Record that the process of a worker has ended, and is started again."""
+        """Record that the process of a worker has ended, and is being restarted."""
 
     def on_unregister(self, name: str, version: str) -> None:
-        """Remove the records of a version that is not registered any more."""
+        """Remove the records of a version that is no longer registered."""
 
     def on_metrics(self, name: str, version: str, updates: Sequence[MetricUpdate]) -> None:
         """Record metrics of a handler."""
@@ -40,23 +40,23 @@ class PoolObserver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PoolOptions:
-    """The configuration of a version's pool; times in seconds, but for ``max_batch_delay``, which is in milliseconds.
+    """The configuration of a version's pool; times are in seconds, except ``max_batch_delay`` in milliseconds.
 
     Attributes:
-        name: of the model.
-        version: of the model.
-        handler: as the manifest names it.
-        folder: of the extracted archive.
-        own_folder: whether this is a copy that only one server uses, so that Python may write bytecode into it.
-        memory_limit: bytes of private memory that a worker may have; 0: no limit.
-        cores: that its workers share; 0: those of the machine.
-        poll: microseconds that a worker busy-polls for the next batch, and the server for a worker's response.
-        preprocess_workers: workers of a stage before the model; 0: there is none, see `staged_pool`.
-        postprocess_workers: workers of a stage after the model; 0: there is none.
-        stage: the stage that the workers run; empty: they do all of a request.
+        name: name of the model.
+        version: version of the model.
+        handler: handler, as the manifest names it.
+        folder: folder of the extracted archive.
+        own_folder: whether this folder is a copy for one server, so that Python may write bytecode into it.
+        memory_limit: limit for the private memory of a worker in bytes; 0: no limit.
+        cores: number of cores that its workers share; 0: those of the machine.
+        poll: microseconds that a worker busy-polls for the next batch, and the server for a worker's reply.
+        preprocess_workers: workers of the stage before the model; 0: there is no such stage, see `staged_pool`.
+        postprocess_workers: workers of the stage after the model; 0: there is no such stage.
+        stage: stage that the workers run; empty: they do all steps of a request.
         fork: whether workers are forks of one process that has loaded the model; see `torchmar.worker.process.forking`.
         fork_reason: the reason of ``fork``, for the log.
-        replica: what a node of a cluster keeps free for each worker, as the archive says; None: it does not say.
+        replica: resources that a node of a cluster reserves for each worker, from the archive; None: not set.
     """
 
     name: str
@@ -88,7 +88,7 @@ class PoolOptions:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages of a request that have workers of their own, in their order; empty: workers do all of it."""
+        """The stages with workers of their own, in their order; empty: workers do all steps of a request."""
         before = (PREPROCESS,) if self.preprocess_workers else ()
         after = (POSTPROCESS,) if self.postprocess_workers else ()
         return (*before, INFERENCE, *after) if before or after else ()

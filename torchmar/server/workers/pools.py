@@ -1,4 +1,4 @@
-"""The factory of the pools of versions: workers of this machine, or in their place those of another engine."""
+"""The factory of the pools of versions: with workers on this machine, or of another engine."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torchmar.worker.venvs.folder import Venv
 
 
 class VersionPool(Protocol):
-    """The workers of a version, and the requests that wait for them; see `torchmar.server.workers.pool.Pool`."""
+    """The workers of a version, and its waiting requests; see `torchmar.server.workers.pool.Pool`."""
 
     options: PoolOptions
     min_workers: int
 
     @property
     def max_workers(self) -> int:
-        """How many workers there may be."""
+        """The largest number of workers."""
 
     @property
     def ready(self) -> int:
@@ -39,11 +39,11 @@ class VersionPool(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether any request waits or is run."""
+        """Whether any request waits or runs."""
 
     @property
     def failure(self) -> str:
-        """The traceback of the worker that did not load or exited last; empty since one has loaded."""
+        """The traceback of the last worker that did not load or exited; empty after a worker has loaded."""
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -51,13 +51,13 @@ class VersionPool(Protocol):
 
     @property
     def description(self) -> ModelDescription:
-        """The tensors of the handler; empty until it has loaded once."""
+        """The handler's description of its tensors; empty until it has loaded once."""
 
     def workers(self) -> list[WorkerInfo]:
         """Return the state of each worker."""
 
     def stage_workers(self) -> dict[str, list[WorkerInfo]]:
-        """Return the state of each worker of a stage beside the model, by stage."""
+        """Return the state of each worker of other stages than the model, by stage."""
 
     def submit(self, job: Job) -> None:
         """Run a request. Raises ApiError (503) if it cannot be run."""
@@ -66,83 +66,83 @@ class VersionPool(Protocol):
         """Check whether a request of a kind that arrives now can be run. Raises ApiError (503) if it cannot."""
 
     def enqueue(self, job: Job) -> None:
-        """Run a request that was admitted."""
+        """Run a request that `admit` has accepted."""
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Set the number of workers; return whether all have loaded."""
 
     async def described(self) -> None:
-        """Wait until a handler has loaded and described its tensors, or no worker will load."""
+        """Wait until a handler has loaded and described its tensors, or all workers have failed."""
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until no request waits or is run, at most ``seconds``; return whether that is so."""
+        """Wait up to ``seconds`` until no request waits or runs; return whether this was reached."""
 
     async def close(self) -> None:
-        """End every worker; requests that wait or are run get a 503."""
+        """End all workers; waiting and running requests get a 503."""
 
 
 class Pools(Protocol):
     """Makes the pools of a server's versions. All methods are called in the server's loop."""
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Add metrics of their own to those of the server."""
+        """Add the pools' own metrics to those of the server."""
 
     async def start(self) -> None:
-        """Start what all pools need. Raises TorchmarError if it cannot be started."""
+        """Start the processes that all pools share. Raises TorchmarError if they cannot be started."""
 
     async def join(self, registry: Any, manage: Callable[[Request, list[str]], None]) -> None:
-        """Begin to serve what other servers with the same workers do; called once, before models are loaded.
+        """Start to serve the models of other servers with the same workers; called once, before models are loaded.
 
         Args:
             registry: the models of this server, a `torchmar.server.models.registry.Registry`.
-            manage: answers a request of the management API whose token was checked.
+            manage: answers a request of the management API whose token has been checked.
         """
 
     def forward(self, request: Request) -> bool:
-        """Pass a request of the management API on to another server; return whether that one answers it."""
+        """Forward a request of the management API to another server; return whether that server answers it."""
 
     def refusal(self) -> str:
-        """Return why this server changes no models by itself; empty: it does."""
+        """Return the reason why this server does not change models itself; empty: it does."""
 
     def problem(self) -> str:
-        """Return why workers are neither started nor replaced now, and nothing can be changed; empty: they are."""
+        """Return the reason why workers and models cannot be changed now; empty: they can."""
 
     async def failed(self) -> TorchmarError:
-        """Return why the server has to end, when that is so."""
+        """Return the reason why the server has to end, as soon as there is one."""
 
     def changed(self) -> None:
-        """Take note that the registered models have changed."""
+        """Record that the registered models have changed."""
 
     async def leave(self) -> None:
-        """Prepare for the end of this server: `release` then leaves to other servers what they need."""
+        """Prepare for the end of this server: `release` then keeps what other servers need."""
 
     def create(
         self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
     ) -> VersionPool:
-        """Return the pool of a version; `release` it when its version is not registered any more.
+        """Return the pool of a version; `release` it when its version is no longer registered.
 
         Args:
-            options: its configuration.
+            options: configuration of the pool.
             observer: callbacks for its events.
-            packages: the folder with packages that its archive requires; None: it has none of its own.
-            venv: the environment that its workers run in; None: the server's own.
+            packages: folder with packages that its archive requires; None: it has no packages of its own.
+            venv: environment of its workers; None: the server's own.
 
         Raises:
-            ApiError: 400, its workers cannot run there.
+            ApiError: 400, its workers cannot run in these pools.
         """
 
     async def release(self, pool: VersionPool) -> None:
         """Close a pool."""
 
     async def close(self) -> None:
-        """End everything that `start` has started."""
+        """End the processes of `start`."""
 
 
 class LocalPools:
     """Pools whose workers are processes of this machine.
 
     Args:
-        fork_server: the parent of workers without packages of their own; it is ended with the pools.
+        fork_server: parent of workers without packages of their own; it is ended with the pools.
     """
 
     def __init__(self, fork_server: ForkServer) -> None:
@@ -151,7 +151,7 @@ class LocalPools:
         self._used: dict[VersionPool, ForkServer] = {}
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Implement `Pools`: there are none."""
+        """Implement `Pools`: there are no further metrics."""
 
     async def start(self) -> None:
         """Implement `Pools`: import torch in the fork server."""
@@ -169,11 +169,11 @@ class LocalPools:
         return ""
 
     def problem(self) -> str:
-        """Implement `Pools`: there is none."""
+        """Implement `Pools`: there is no problem."""
         return ""
 
     async def failed(self) -> TorchmarError:
-        """Implement `Pools`: this does not return."""
+        """Implement `Pools`: never return."""
         await asyncio.Event().wait()
         raise AssertionError
 

@@ -1,8 +1,9 @@
-"""The pool of a version in stages: some workers have the model, others preprocess requests or postprocess its output.
+"""The pool of a version in stages: some workers run the model, others preprocess requests or postprocess outputs.
 
-A request passes through the stages. Between two of them it has a shared buffer, which the server creates and never
-reads: the first stage writes there, the second reads. Workers get its address, a path in ``/proc`` of the server's open
-file; the system frees it with the last process that has it open or mapped, so that no process, the server included,
+A request passes through the stages. Between two of them it is in a shared buffer, which the server creates but does not
+read: the first stage writes to it, the second reads it. Workers get its address, a path in ``/proc`` to the server's
+    open
+file; the system frees it with the last process that has it open or mapped, so that no process, including the server,
 leaves a buffer behind if it dies.
 """
 
@@ -24,7 +25,7 @@ from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, Work
 from torchmar.worker.process.messages import ModelDescription
 from torchmar.worker.process.stages import INFERENCE, PASSED_ON, POSTPROCESS, PREPROCESS, SOURCE, TARGET
 
-_AHEAD = 2  # batches for each worker of the next stage: requests take memory there, waiting ones little
+_AHEAD = 2  # batches for each worker of the next stage; requests there take memory, those that wait before take little
 
 
 def available() -> bool:
@@ -35,17 +36,17 @@ def available() -> bool:
 def create_pool(
     fork_server: ForkServer, options: PoolOptions, observer: PoolObserver, loader: Loader | None = None
 ) -> Pool | StagedPool:
-    """Return the pool of a version, in stages if ``options`` has workers for them; ``loader`` is as for `Pool`."""
+    """Return the pool of a version, in stages if ``options`` has workers for stages; ``loader`` is as for `Pool`."""
     return (StagedPool if options.stages else Pool)(fork_server, options, observer, loader=loader)
 
 
 class StagedPool:
-    """A pool of workers with the model, with pools of workers that preprocess before it, or postprocess after it.
+    """A pool of workers with the model, and pools of workers that preprocess before it or postprocess after it.
 
-    ``scale``, ``min_workers`` and ``workers`` are about the workers with the model. Of the others there are as many as
-    ``options`` names, as long as there is any with the model; these have no GPU, run one request at a time, and wait
-    while enough requests wait for the next stage. Explanations and descriptions are run by the workers with the model,
-    whole.
+    ``scale``, ``min_workers`` and ``workers`` concern the workers with the model. The number of the other workers is
+    that of ``options``, while any worker has the model. The other workers have no GPU, run one request at a time, and
+    pause while enough requests wait for the next stage. Explanations and descriptions run as a whole in the workers
+    with the model.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class StagedPool:
             self._fork_server,
             replace(self.options, stage=stage, batch_size=1, devices=(), job_tickets=False),
             _StageObserver(self._observer),
-            # The model is loaded once for all stages, but not to a GPU, which only one of them needs.
+            # The model is loaded once for all stages, but not to a GPU, which only one stage needs.
             loader=None if self.options.devices else self._inference.loader,
             has_room=has_room,
             on_batch=on_batch,
@@ -84,7 +85,7 @@ class StagedPool:
 
     @property
     def min_workers(self) -> int:
-        """How many workers with the model there should be."""
+        """The number of workers with the model that should run."""
         return self._inference.min_workers
 
     @min_workers.setter
@@ -93,7 +94,7 @@ class StagedPool:
 
     @property
     def max_workers(self) -> int:
-        """How many workers with the model there may be."""
+        """The largest number of workers with the model."""
         return self._inference.max_workers
 
     @property
@@ -103,7 +104,7 @@ class StagedPool:
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait, before any stage."""
+        """The number of requests that wait before any stage."""
         return sum(pool.pending for pool in self._passage)
 
     @property
@@ -113,22 +114,22 @@ class StagedPool:
 
     @property
     def failure(self) -> str:
-        """The traceback of a worker of any stage that did not load or exited last."""
+        """The traceback of the last worker of any stage that did not load or exited."""
         return self._inference.failure or next((pool.failure for pool in self._passage if pool.failure), "")
 
     @property
     def given_up(self) -> bool:
-        """Whether the workers of a stage will not be started again."""
+        """Whether the workers of a stage will not be restarted."""
         return any(pool.given_up for pool in self._passage)
 
     @property
     def description(self) -> ModelDescription:
-        """The tensors of the handler; empty until it has loaded once."""
+        """The handler's description of its tensors; empty until it has loaded once."""
         return self._inference.description
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """A value that is another one after each change of the workers of any stage."""
+        """A value that changes with the workers of any stage."""
         return tuple(pool.signature for pool in self._passage)
 
     def workers(self) -> list[WorkerInfo]:
@@ -143,7 +144,7 @@ class StagedPool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: as `admit`.
+            ApiError: for the reasons of `admit`.
         """
         self.admit(job.batch_kind, job.deadline)
         self.enqueue(job)
@@ -161,8 +162,8 @@ class StagedPool:
             unavailable.check_deadline(self.options, deadline, seconds, self._inference.pending)
 
     def enqueue(self, job: Job) -> None:
-        """Run a request that was admitted."""
-        # Only the server sets addresses.
+        """Run a request that `admit` has accepted."""
+        # Only the server may set these addresses, not a client.
         job.inputs = [part for part in job.inputs if part.name not in (SOURCE, TARGET)]
         if job.batch_kind:
             self._inference.enqueue(job)
@@ -177,17 +178,17 @@ class StagedPool:
         inputs: Sequence[Part],
         source: _SharedBuffer | None = None,
     ) -> None:
-        """Run a request in the first of ``stages``, and after this in the others, unless the first replies to it.
+        """Run a request in the first of ``stages``, then in the others, unless the first one replies to it.
 
         Args:
             job: the request.
-            stages: those that it has not passed yet.
+            stages: the remaining stages.
             headers: of the request; empty if it is in ``source``.
             inputs: the parts of the request; empty if it is in ``source``.
-            source: where the stage before has written it; None: there was none.
+            source: buffer in which the previous stage has written the request; None: there was no stage before.
         """
         stage, *later = stages
-        # A buffer of its own: the stage may exit while it writes, and its request is repeated then.
+        # A new buffer: if the stage exits while it writes, its request is repeated with another one.
         target = _SharedBuffer() if later else None
         addresses = [Part(name, "", buffer.address) for name, buffer in ((SOURCE, source), (TARGET, target)) if buffer]
 
@@ -195,7 +196,7 @@ class StagedPool:
             if target and PASSED_ON in reply.headers:
                 if source:
                     source.free()
-                # The response headers so far are in the buffer already.
+                # The response headers of the previous stages are in the buffer.
                 self._run(job, later, {}, [], target)
                 return
             if not reply.more:
@@ -208,7 +209,7 @@ class StagedPool:
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Scale the workers with the model; see `Pool.scale`."""
-        if not min_workers:  # each stage runs what the one before has written
+        if not min_workers:  # each stage depends on the one before it
             for pool in self._passage:
                 await pool.scale(0, max_workers if pool is self._inference else 0)
             return True
@@ -216,18 +217,18 @@ class StagedPool:
         return all(await asyncio.gather(self._inference.scale(min_workers, max_workers), *others))
 
     async def described(self) -> None:
-        """Wait until a handler has loaded and described its tensors, or no worker will load."""
+        """Wait until a handler has loaded and described its tensors, or all workers have failed."""
         await self._inference.described()
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until no request waits or is run in any stage; see `Pool.drain`."""
+        """Wait until no request waits or runs in any stage; see `Pool.drain`."""
         deadline = time.monotonic() + seconds
         for pool in self._passage:
             await pool.drain(max(0.0, deadline - time.monotonic()))
         return not self.busy
 
     async def close(self) -> None:
-        """Kill every worker; requests that wait or are run get a 503."""
+        """Kill all workers; waiting and running requests get a 503."""
         for pool in self._passage:
             await pool.close()
 
@@ -243,7 +244,7 @@ class StagedPool:
 
 
 class StageJob(Job):
-    """A request in one stage, which is cancelled with the whole request."""
+    """A request in one stage; it is cancelled with the whole request."""
 
     __slots__ = ("_whole",)
 
@@ -270,10 +271,10 @@ class StageJob(Job):
 
 
 class _SharedBuffer:
-    """Memory that grows as it is written to, and that processes of this user can open.
+    """Memory that grows when it is written to, and that processes of this user can open.
 
     Attributes:
-        address: path and inode, for `torchmar.worker.process.shared_memory`: the path may be used again after `free`.
+        address: path and inode, for `torchmar.worker.process.shared_memory`; the path alone may be reused after `free`.
     """
 
     def __init__(self) -> None:
@@ -291,7 +292,7 @@ class _SharedBuffer:
 
 
 class _StageObserver:
-    """Observes a stage without counting batches, which the stage of the model counts."""
+    """An observer of a stage that counts no batches, because the stage of the model counts them."""
 
     def __init__(self, observer: PoolObserver) -> None:
         self.on_load, self.on_load_failed, self.on_death = observer.on_load, observer.on_load_failed, observer.on_death

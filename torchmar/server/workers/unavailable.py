@@ -1,4 +1,4 @@
-"""The errors (503) of requests that a version does not run, in TorchServe's texts where it has one."""
+"""The errors (503) of requests that a version cannot run, with TorchServe's texts if it has one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.workers.deadline_error import DeadlineError
 from torchmar.server.workers.pool_options import PoolOptions
 
-# After the model's name; TorchServe has the first text for all of these cases.
+# The texts follow the model's name; TorchServe has the first text for all of these cases.
 _NO_WORKER = (
     "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence "
     "inference, please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
@@ -23,27 +23,27 @@ _TOO_LATE = (
     "cannot answer before the deadline of the request: in {:.3g} ms, while a response is expected in {:.0f} ms, with "
     "{} waiting before it. Try again later, send fewer requests, or add workers."
 )
-_RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Retry-After
+_RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # values of Retry-After
 
 
 def no_worker(options: PoolOptions) -> ApiError:
-    """Return the error where there are no workers."""
+    """Return the error if there are no workers."""
     return _error(options, _NO_WORKER, _RETRY_WITHOUT_WORKERS_SECONDS)
 
 
 def does_not_load(options: PoolOptions) -> ApiError:
-    """Return the error where no worker loads."""
+    """Return the error if no worker loads."""
     return _error(options, _DO_NOT_LOAD, _RETRY_SECONDS)
 
 
 def queue_full(options: PoolOptions, pending: int, *, loading: bool) -> ApiError:
-    """Return the error where ``pending`` requests wait; ``loading``: for workers that are not ready yet."""
+    """Return the error if ``pending`` requests wait; with ``loading``, for workers that are not ready yet."""
     state = " while its workers are still being loaded" if loading else ""
     return _error(options, _QUEUE_FULL.format(pending, state, options.queue_size), _RETRY_SECONDS)
 
 
 def no_ticket(options: PoolOptions) -> ApiError:
-    """Return the error where no worker is idle, and requests must not wait."""
+    """Return the error if no worker is idle, and requests must not wait."""
     return _error(options, _NO_TICKET, _RETRY_SECONDS)
 
 
@@ -51,13 +51,13 @@ def check_deadline(options: PoolOptions, deadline: float, seconds: float, waitin
     """Check whether the deadline of a request can be met.
 
     Args:
-        options: of the version.
-        deadline: of the request, by `time.monotonic`.
-        seconds: until its reply.
-        waiting: requests before it.
+        options: options of the version.
+        deadline: deadline of the request, by `time.monotonic`.
+        seconds: seconds until its reply.
+        waiting: number of requests before it.
 
     Raises:
-        DeadlineError: 503; it cannot.
+        DeadlineError: 503; the deadline cannot be met.
     """
     if (remaining := deadline - time.monotonic()) < seconds:
         text = _TOO_LATE.format(max(0.0, remaining) * 1e3, seconds * 1e3, waiting)
@@ -65,6 +65,6 @@ def check_deadline(options: PoolOptions, deadline: float, seconds: float, waitin
 
 
 def _error(options: PoolOptions, reason: str, retry_seconds: int) -> ApiError:
-    # As for a request that names no version; callers that know the version replace the text.
+    # The text for a request without a version; callers that know the version replace it.
     message = f'Model "{options.name}" {reason}'
     return ApiError(503, "ServiceUnavailableException", message, {"Retry-After": str(retry_seconds)})

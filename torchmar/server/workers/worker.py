@@ -1,4 +1,4 @@
-"""One worker of a pool: starts its process, restarts it later each time, and runs one batch at a time in it."""
+"""One worker of a pool: it starts its process, restarts it with growing pauses, and runs one batch at a time in it."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from torchmar.server.workers.worker_log import WorkerLog
 from torchmar.server.workers.worker_process import WorkerProcess
 from torchmar.worker.process import frames
 
-_BACK_OFF = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)  # seconds, as TorchServe waits
+_BACK_OFF = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)  # seconds, the same as TorchServe's
 _DIED = "Worker died."
 _ENDED = "Backend worker process died."
 _TOO_OFTEN = 3  # exits in a row, without a response in between
 _DIES = "a worker ended {} times in a row before it answered; the log of the workers has its output"
-_FORK_SERVER_EXITS = 3  # exits of the fork server, in a row, that are not the model's fault
-_ids = itertools.count(9000)  # TorchServe calls its workers by their ports
+_FORK_SERVER_EXITS = 3  # consecutive exits of the fork server, which are not the model's fault
+_ids = itertools.count(9000)  # TorchServe names its workers by their ports
 
 
 class WorkerOwner(Protocol):
     """The pool of a worker.
 
     Attributes:
-        batch_times: of its batches, where they are measured.
+        batch_times: times of its batches, if they are measured.
     """
 
     batch_times: BatchTimes | None
 
     def on_idle(self, worker: Worker) -> None:
-        """Send the next batch, or keep the worker for later; it has started, or has sent its responses."""
+        """Send the next batch, or keep the worker idle; it has started, or has sent its replies."""
 
     def on_loaded(self, worker: Worker) -> None:
-        """Note that the worker's process has the model."""
+        """Record that the worker's process has loaded the model."""
 
     def on_load_failed(self, worker: Worker) -> None:
-        """Note that the model did not load; the worker tries again later."""
+        """Record that the model did not load; the worker will try again."""
 
     def on_exit(self, worker: Worker) -> None:
-        """Note that the worker's process has exited; it is started again unless the worker drains."""
+        """Record that the worker's process has exited; it is restarted unless the worker drains."""
 
     def repeat(self, jobs: Sequence[Job]) -> None:
-        """Run jobs again, since one of them has ended the worker."""
+        """Run jobs again, because one of them may have ended the worker."""
 
 
 class Worker:
@@ -65,11 +65,11 @@ class Worker:
         id: its name in logs and in the API.
         gpu: index of its device; None: the CPU.
         state: TorchServe's name for its state.
-        jobs: the batch that it runs; empty: none.
-        batch_started: time at which the batch was sent, by `time.monotonic`.
-        draining: whether it ends after the batch that it runs.
-        failure: why its model did not load, or that it exits too often; empty: neither.
-        fast: whether the last batch took less than the time that the server busy-polls.
+        jobs: the batch that is running; empty: none.
+        batch_started: time when the batch was sent, by `time.monotonic`.
+        draining: whether the worker ends after its current batch.
+        failure: reason why its model did not load, or a message that it exits too often; otherwise empty.
+        fast: whether the last batch took less time than the server busy-polls.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Worker:
         self._log = WorkerLog(self.id, options)
         self._poll_seconds = options.poll / 1e6
         self._started_at = time.time()
-        self._exits = 0  # in a row, without a response in between
+        self._exits = 0  # consecutive exits without a response
         self._process: WorkerProcess | None = None
         self._connection: WorkerConnection | None = None
         self._error: ApiError | None = None
@@ -101,12 +101,12 @@ class Worker:
 
     @property
     def given_up(self) -> bool:
-        """Whether it does not run and will not be restarted."""
+        """Whether it is not running and will not be restarted."""
         return self.state != "READY" and self._task.done()
 
     @property
     def signature(self) -> tuple[str, State, float]:
-        """A value that is another one after each change of its state and each start; cheaper than `info`."""
+        """A value that changes with its state and with each start; cheaper than `info`."""
         return self.id, self.state, self._started_at
 
     def info(self) -> WorkerInfo:
@@ -121,25 +121,25 @@ class Worker:
         self._connection.send_batch(batch)
 
     def limit_threads(self, count: int) -> None:
-        """Limit the threads that the process uses."""
+        """Limit the number of threads of the process."""
         if self._connection:
             self._connection.limit_threads(count)
 
     def drain(self) -> None:
-        """End after the batch that it runs."""
+        """End after the current batch."""
         self.draining = True
         if self.state != "READY" or not self.jobs:
             self.kill()
 
     def time_out(self) -> None:
-        """Kill and restart the process, which has not responded in time."""
+        """Kill and restart the process, because it has not responded in time."""
         self._log.server(
             logging.WARNING, f"did not answer within {self._options.response_timeout:g} s and is restarted"
         )
         self._kill_process()
 
     def kill(self, error: ApiError | None = None) -> None:
-        """End at once; requests of its batch get an error."""
+        """End at once; the requests of its batch get an error."""
         self._error = error
         self.draining = True
         if self.state != "READY":
@@ -155,8 +155,8 @@ class Worker:
             self._connection.abort()
 
     async def _start(self) -> None:
-        """Start the process; try again, later each time, until the model loads or ``retry_seconds`` have passed."""
-        if self._exits:  # a fork that exits at once must not be started again without end
+        """Start the process; try again, with growing pauses, until the model loads or ``retry_seconds`` have passed."""
+        if self._exits:  # a process that exits at once must not be restarted in a tight loop
             await asyncio.sleep(_BACK_OFF[min(self._exits - 1, len(_BACK_OFF) - 1)])
         started = time.monotonic()
         for attempt in itertools.count():
@@ -225,7 +225,7 @@ class Worker:
         self.fast = seconds < self._poll_seconds
         if (times := self._owner.batch_times) is not None:
             times.record(jobs[0].batch_kind, len(jobs), seconds)
-        self._owner.on_idle(self)  # the next batch first: the worker need not wait for these replies
+        self._owner.on_idle(self)  # first the next batch, so that the worker does not wait for these replies
         for job, body, (status, content_type, headers, _, error) in zip(
             jobs, bodies, document["responses"], strict=True
         ):
@@ -250,7 +250,7 @@ class Worker:
     def _on_close(self) -> None:
         self._connection = None
         if self._process:
-            self._process.kill()  # in case it lives without its connection
+            self._process.kill()  # in case it runs although its connection is closed
             self._process.close()
             self._process = None
         jobs, self.jobs = self.jobs, []
@@ -261,7 +261,7 @@ class Worker:
             self._log.output(_ENDED)
             self._observer.on_death(self._options.name, self._options.version, self.id)
         if error is None and len(jobs) > 1:
-            # One of them has ended the worker, or took too long; the others must not fail for it.
+            # One of the jobs has ended the worker, or took too long; the others must not fail because of it.
             self._owner.repeat([job for job in jobs if not job.cancelled])
             jobs = []
         for job in jobs:

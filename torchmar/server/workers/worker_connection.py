@@ -1,4 +1,4 @@
-"""The socket of one worker: batches to its process, frames from it."""
+"""The socket of one worker: it sends batches to the process, and receives frames from it."""
 
 from __future__ import annotations
 

@@ -17,6 +17,6 @@ class WorkerLog:
         logs.log_worker_output(self._id, self._name, self._version, line)
 
     def server(self, level: int, text: str) -> None:
-        """Log a sentence about the worker in the server's log; its subject is added."""
+        """Log a sentence about the worker in the server's log, after the name of the worker."""
         extra = {"model": self._name, "version": self._version, "worker": self._id}
         logs.SERVER.log(level, "%s %s worker %s %s", self._name, self._version, self._id, text, extra=extra)

@@ -12,12 +12,12 @@ import psutil
 
 
 class WorkerProcess:
-    """The process of a worker, which is never confused with a later one of the same pid.
+    """The process of a worker, which is never confused with a later process of the same pid.
 
     Args:
-        pid: for people and statistics.
-        pidfds: its pidfd, opened while the process cannot have been reaped; empty where the system has none.
-        kill: used where there is no pidfd: has the parent that reaps the process kill it.
+        pid: process id, for people and statistics.
+        pidfds: its pidfd, opened before the process can have been reaped; empty if the system has no pidfds.
+        kill: function for systems without pidfds: it lets the parent, which reaps the process, kill it.
     """
 
     def __init__(self, pid: int, pidfds: Sequence[int], kill: Callable[[], None]) -> None:
@@ -26,7 +26,7 @@ class WorkerProcess:
         self._kill: Callable[[], None] | None = kill
 
     def kill(self) -> None:
-        """Kill it at once; nothing happens if it has exited."""
+        """Kill the process at once; do nothing if it has exited."""
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -37,17 +37,17 @@ class WorkerProcess:
         """Return its resident bytes; 0 if it has exited."""
         with contextlib.suppress(psutil.Error, ValueError):
             resident = int(psutil.Process(self.pid).memory_info().rss)
-            if self.runs:  # so this process was measured, not a later one of its pid
+            if self.runs:  # then this process was measured, and not a later one with its pid
                 return resident
         return 0
 
     @property
     def files(self) -> list[int]:
-        """Its pidfd, for a message; empty where the system has none."""
+        """Its pidfd, for a message; empty if the system has no pidfds."""
         return [self._pidfd] if self._pidfd >= 0 else []
 
     def close(self) -> None:
-        """Close the pidfd; the process is signalled no more, since its pid may be another's from now on."""
+        """Close the pidfd; no signals are sent any more, because another process may get the pid."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -55,7 +55,7 @@ class WorkerProcess:
 
     @property
     def runs(self) -> bool:
-        """Whether it has not exited, as far as a pidfd tells."""
+        """Whether it has not exited, as far as a pidfd shows."""
         if self._pidfd < 0:
             return True
         poll = select.poll()

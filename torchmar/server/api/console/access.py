@@ -1,7 +1,7 @@
-"""Access to the console's API: by clients with a token, and browsers with a session.
+"""Access to the console's API for clients with a token and browsers with a session.
 
-The cookie of a session is sent only to paths below ``/console``, and by no page of another site. A request that changes
-something must also have a header that a form cannot send, and must come from a page of this server.
+The cookie of a session is sent only to paths below ``/console``, and not from pages of other sites. A request that
+makes a change must also have a header that a form cannot send, and must come from a page of this server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torchmar.server.http import Request
 from torchmar.server.sessions import Sessions, unauthorized
 from torchmar.server.tokens import Right, Tokens
 
-#: A header of every request of the console that changes something.
+#: The header of every request from the console that makes a change.
 HEADER = "x-torchmar-console"
 _READS = ("GET", "HEAD", "OPTIONS")
 _READER = "You are signed in as a reader, who may look and change nothing."
@@ -23,9 +23,10 @@ class Access:
     """The check of every request to the API.
 
     Args:
-        tokens: of clients.
-        sessions: of browsers.
-        cookie: the name of the cookie, of this server alone: cookies do not know ports.
+        tokens: tokens of clients.
+        sessions: sessions of browsers.
+        cookie: name of the cookie, which differs for each server of a host, because cookies are shared by all its
+            ports.
         secure: whether the server's address has TLS.
     """
 
@@ -33,15 +34,15 @@ class Access:
         self._tokens, self._sessions, self._cookie, self._secure = tokens, sessions, cookie, secure
 
     def check(self, request: Request, *, change: bool | None = None) -> Right:
-        """Return the right of a request.
+        """Return the rights of a request.
 
         Args:
-            request: with a token in ``Authorization``, or with the cookie of a session.
-            change: whether it needs the right to change things; None: unless its method reads.
+            request: request with a token in ``Authorization``, or with the cookie of a session.
+            change: whether it makes a change; None: unless its method only reads.
 
         Raises:
-            ApiError: 400, its token is wrong; 401, it has neither a token nor a session; 403, it may only read, or a
-                page of another site may have sent it.
+            ApiError: 400, its token is wrong; 401, it has neither a token nor a session; 403, it may only read, or it
+                may come from a page of another site.
         """
         change = request.method not in _READS if change is None else change
         if authorization := request.header("authorization"):
@@ -60,7 +61,7 @@ class Access:
         return right
 
     def session(self, request: Request) -> str:
-        """Return the session of a request; empty: it has none."""
+        """Return the session of a request; empty: it has no session."""
         try:
             morsel = SimpleCookie(request.header("cookie")).get(self._cookie)
         except CookieError:
@@ -75,10 +76,10 @@ class Access:
 
 
 def check_origin(request: Request) -> None:
-    """Check that a page of this server, or no page at all, has sent a request that changes something.
+    """Check that a request that makes a change comes from a page of this server, or from no page.
 
     Raises:
-        ApiError: 403, a page of another site may have sent it.
+        ApiError: 403, the request may come from a page of another site.
     """
     site, origin = request.header("sec-fetch-site"), request.header("origin")
     if site:

@@ -33,11 +33,11 @@ class Console(MonitorPages):
 
     Args:
         registry: the models.
-        tokens: those of clients, with which browsers sign in.
+        tokens: tokens of clients, with which browsers sign in.
         settings: the server's configuration.
-        metrics: counts the responses, and has the load.
-        events: what happened to the models.
-        recent_logs: the log.
+        metrics: counts the responses, and provides the load.
+        events: events of the models.
+        recent_logs: entries of the log.
         folder: the run folder.
     """
 
@@ -71,11 +71,11 @@ class Console(MonitorPages):
         self._streams.rollout = self._rollout.shown
 
     def start(self) -> None:
-        """Begin to sample the load."""
+        """Start to sample the load."""
         self._tasks.start(self._sampler.run())
 
     async def close(self) -> None:
-        """Stop a change that is being made, and end what runs for pages."""
+        """Stop a running change, and close the pages' streams."""
         await self._rollout.close()
         await super().close()
 
@@ -188,7 +188,7 @@ class Console(MonitorPages):
         self._send(request, 200, body, content_type, ())
 
     async def _run_sample(self, request: Request, name: str, version: str, number: str) -> None:
-        """Send a sample to its version, and respond with the answer, compared with what is expected."""
+        """Send a sample to its version; the response contains the answer, and its differences from the expected one."""
         registered = self._registry.find(name, version)
         sample, body, content_type = await asyncio.to_thread(form.sample, registered, number)
         since = time.monotonic()
@@ -218,7 +218,7 @@ class Console(MonitorPages):
         )
 
     async def _store(self, request: Request) -> None:
-        """Put an archive that a browser has sent into the model store."""
+        """Write an archive from a browser into the model store."""
         settings = self._settings
         if not (settings.model_api and settings.console_uploads):
             key = "torchmar_console_uploads" if settings.model_api else "enable_model_api"
@@ -236,7 +236,7 @@ class Console(MonitorPages):
 
 
 def _template(settings: Settings, folder: Path) -> Job:
-    """Return a job without an operation: how its process reaches this server."""
+    """Return a job without an operation: it contains the addresses of this server."""
     return Job(
         kind="overview",
         inference=str(settings.inference),

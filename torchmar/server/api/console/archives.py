@@ -1,4 +1,4 @@
-"""The archives of the model store for the console: what `torchmar inspect` and `torchmar check` say. Nothing is run."""
+"""The archives of the model store for the console: results of `torchmar inspect` and `torchmar check`. No code runs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from torchmar.server.api.console import reports
 from torchmar.server.api_error import ApiError
 from torchmar.server.models.registry import Registry
 
-_MOST = 1000  # archives of a list
+_MOST = 1000  # limit of the list
 _MOST_MEMBERS = 2000
 _MOST_SAMPLES = 200
 _LONGEST_NAME = 120  # characters
 
 Registered = Mapping[str, list[dict[str, str]]]
-"""By file name, the models and versions that are registered from it."""
+"""The registered models and versions, by the file name of their archives."""
 
 
 def registered(registry: Registry) -> Registered:
-    """Return the versions that are registered, by the file name of their archives."""
+    """Return the registered versions, by the file name of their archives."""
     by_file: dict[str, list[dict[str, str]]] = {}
     for name, model in registry.models.items():
         for version in model.versions.values():
@@ -39,7 +39,7 @@ def registered(registry: Registry) -> Registered:
 
 
 def listed(folder: Path, in_use: Registered) -> dict[str, Any]:
-    """Return the archives of a model store. Blocking: each is opened.
+    """Return the archives of a model store. Blocking: it opens each of them.
 
     Raises:
         ApiError: 404, the folder cannot be read.
@@ -56,7 +56,8 @@ def listed(folder: Path, in_use: Registered) -> dict[str, Any]:
 
 
 def described(folder: Path, file: str, in_use: Registered) -> dict[str, Any]:
-    """Return what an archive of the model store contains, and what checks find. Blocking: all of it is read.
+    """Return the content of an archive in the model store, and the findings of checks. Blocking: it reads the whole
+    archive.
 
     Raises:
         ApiError: 404, the model store has no such archive.
@@ -70,7 +71,7 @@ def located(folder: Path, file: str) -> Path:
     """Return the path of an archive of the model store.
 
     Raises:
-        ApiError: 404, there is none of this name.
+        ApiError: 404, no archive has this name.
     """
     path = folder / file
     if "/" in file or not store.is_archive(path) or not path.exists():
@@ -79,11 +80,11 @@ def located(folder: Path, file: str) -> Path:
 
 
 def checked(body: bytes | memoryview, file: str) -> dict[str, Any]:
-    """Return what checks find in an archive that a browser has sent; it is not kept. Blocking.
+    """Return the findings of checks for an archive from a browser; it is not kept. Blocking.
 
     Args:
         body: the archive.
-        file: its name, whose suffix tells the form.
+        file: its name, whose suffix determines the form.
     """
     with tempfile.TemporaryDirectory(prefix="torchmar-check-") as folder:
         path = Path(folder, _file_name(file))
@@ -93,25 +94,25 @@ def checked(body: bytes | memoryview, file: str) -> dict[str, Any]:
 
 
 def stored(folder: Path, body: bytes | memoryview, file: str, ignored_checks: Sequence[str]) -> str:
-    """Put an archive that a browser has sent into the model store, and return its file name. Blocking.
+    """Write an archive from a browser into the model store, and return its file name. Blocking.
 
     Args:
         folder: the model store.
         body: the archive.
-        file: its name, whose suffix tells the form.
+        file: its name, whose suffix determines the form.
         ignored_checks: codes of checks that the server ignores.
 
     Raises:
-        ApiError: 400, the server would not register it; 409, the model store has another file of this name; 500, it
+        ApiError: 400, the server would not register it; 409, the model store has another file with this name; 500, it
             cannot be written.
     """
     destination = folder / _file_name(file)
-    # Checks need the suffix; hidden files are no archives of a store.
+    # Checks need the suffix. Hidden files are not archives of a store.
     checked = destination.with_name(f".{os.urandom(4).hex()}.{destination.name}")
     try:
         checked.write_bytes(body)
         admission.admit(checked, ignored_checks)
-        os.link(checked, destination)  # unlike a rename, it replaces nothing
+        os.link(checked, destination)  # unlike a rename, this does not replace an existing file
     except FileExistsError:
         if not filecmp.cmp(checked, destination, shallow=False):
             message = (
@@ -131,7 +132,7 @@ def stored(folder: Path, body: bytes | memoryview, file: str, ignored_checks: Se
 
 
 def _file_name(file: str) -> str:
-    """Return the name of an archive's file, made safe; without a known suffix it is taken for a zip."""
+    """Return the name of an archive's file, made safe; a file without a known suffix is taken for a zip."""
     name = re.sub(r"[^\w.+ -]", "_", file)[-_LONGEST_NAME:].lstrip(".") or "archive"
     return name if name.endswith((".mar", ".model", ".tar.gz")) else f"{name}.mar"
 

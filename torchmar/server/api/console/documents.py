@@ -41,7 +41,7 @@ class Models:
 
     @property
     def loading(self) -> bool:
-        """Whether the models of the start are still being loaded."""
+        """Whether the models of the configuration are still being loaded."""
         return self._registry.startup.loading
 
     def names(self) -> list[str]:
@@ -49,7 +49,7 @@ class Models:
         return list(self._registry.models)
 
     def signatures(self) -> dict[str, object]:
-        """Return `signature` of each model."""
+        """Return the `signature` of each model."""
         return {name: signature(described) for name, described in self._registry.models.items()}
 
     def model(self, name: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Models:
 
 
 def server(registry: Registry, settings: Settings, right: Right) -> dict[str, Any]:
-    """Return the document of the server, for a client with a right."""
+    """Return the document of the server for a client with given rights."""
     startup = registry.startup
     process = psutil.Process()
     memory = psutil.virtual_memory()
@@ -107,7 +107,7 @@ def model(described: Model) -> dict[str, Any]:
 
 
 def state(version: Version) -> State:
-    """Return the state of a version, as ``torchmar status`` names it."""
+    """Return the state of a version, with the names of ``torchmar status``."""
     pool = version.pool
     if not pool.min_workers and not pool.workers():
         return "no workers"
@@ -160,7 +160,7 @@ def _worker(worker: WorkerInfo, stage: str) -> dict[str, Any]:
 
 
 def signature(described: Model) -> tuple[Any, ...]:
-    """Return a value that changes with all that `model` shows but memory and waiting requests; cheap."""
+    """Return a value that changes with the document of `model`, except its memory and its waiting requests; cheap."""
     return (
         described.default,
         tuple(described.labels.items()),

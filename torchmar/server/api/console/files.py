@@ -1,4 +1,4 @@
-"""The files of the console's page, compressed once, with an ETag and the headers that bind a browser to this server."""
+"""The files of the console's page: compressed once, with an ETag, and headers that restrict browsers to this server."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TYPES = {
     ".txt": "text/plain; charset=utf-8",
 }
 INDEX = "index.html"
-#: The page of a console that only a link signs in to; no token does.
+#: The page of a console to which only links sign in, and not tokens.
 LINK_ONLY = "link.html"
 _INLINE_SCRIPT = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
-#: Of every response below ``/console``. Pictures of explanations and of samples are made by the page (blob:).
+#: Headers of every response below ``/console``. The page makes pictures of explanations and samples itself (blob:).
 SECURITY_HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
@@ -39,12 +39,12 @@ _POLICY = (
     "default-src 'self'; script-src 'self' {hash}; img-src 'self' blob:; media-src 'self' blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-#: Of reports, which are pages without scripts.
+#: Headers of reports, which are pages without scripts.
 REPORT_POLICY = (
     "Content-Security-Policy",
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'",
 )
-#: Of responses that no browser shows as a page.
+#: Headers of responses that browsers do not show as a page.
 DATA_POLICY = ("Content-Security-Policy", "default-src 'none'; sandbox; frame-ancestors 'none'")
 
 
@@ -58,7 +58,7 @@ class _File:
 
 @functools.cache
 def load() -> dict[str, _File]:
-    """Return all files by their path below ``/console/``. Blocking: the first call reads and compresses them."""
+    """Return all files by their path below ``/console/``. Blocking: the first call reads and compresses the files."""
     files = {}
     for path in sorted(FOLDER.rglob("*")):
         if path.suffix in _TYPES:
@@ -74,7 +74,7 @@ def _file(body: bytes, content_type: str) -> _File:
 
 @functools.cache
 def _page_policy() -> str:
-    """Return the policy of the page: scripts of this server, and the one import map that stands in it."""
+    """Return the policy of the page: scripts of this server, and the import map inside the page."""
     script = _INLINE_SCRIPT.search(load()[INDEX].body)
     digest = base64.b64encode(hashlib.sha256(script[1]).digest()).decode() if script else ""
     return _POLICY.format(hash=f"'sha256-{digest}'")
@@ -85,8 +85,8 @@ async def respond(request: Request, name: str, index: str = INDEX) -> None:
 
     Args:
         request: for the file.
-        name: its path below ``/console/``; empty: the page.
-        index: the page.
+        name: path of the file below ``/console/``; empty: the page.
+        index: name of the page's file.
 
     Raises:
         ApiError: 404, there is no such file.

@@ -1,4 +1,4 @@
-"""The form with which a person tries a model: made of the handler, its signature and the samples of the archive."""
+"""The form with which a person tries a model, made from the handler, its signature and the archive's samples."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _KINDS: Mapping[str, Kind] = {
     "tabular_classifier": "table",
     "tabular_regressor": "table",
 }
-# The form of a model whose handler is not torchmar's is that of its first sample.
+# For a handler that is not torchmar's, the first sample determines the form.
 _BY_TYPE: Mapping[str, Kind] = {"image": "image", "text": "text"}
 _EXPLAINING = ("image_classifier", "text_classifier", "tabular_classifier", "tabular_regressor")
-# Their predictions can be drawn over the image.
+# Handlers whose predictions can be drawn over the image.
 _DRAWING = ("image_segmenter", "object_detector")
 _OCTETS = "application/octet-stream"
-# Types that no browser runs code of; the content of an archive has any other sent as bytes.
+# Types in which browsers run no code; any other content of an archive is sent as bytes.
 _SAFE_TYPES = frozenset(
     {"application/json", "text/plain", "text/csv", "image/png", "image/jpeg", "image/gif", "image/webp", "audio/x-wav"}
 )
-_LONGEST = 1 << 20  # bytes of the list of samples
+_LONGEST = 1 << 20  # size limit of the list of samples
 _LARGEST_SAMPLE = 32 << 20  # bytes
 
 
 class Version(Protocol):
-    """The source of a form: a registered version (`torchmar.server.models.registry`), or that of another server."""
+    """The version of a form: a registered one (`torchmar.server.models.registry`), or one on another server."""
 
     name: str
     version: str
@@ -51,7 +51,7 @@ def form(version: Version) -> dict[str, Any]:
     """Return the form of a version. Blocking: it reads files of the archive.
 
     Returns:
-        ``kind`` (image, text, table or other), ``handler``, ``explains`` (None: it is not known), ``pictures`` (whether
+        ``kind`` (image, text, table or other), ``handler``, ``explains`` (None: unknown), ``pictures`` (whether
         predictions can be pictures), ``inputs`` and ``outputs`` (tensors of the signature), ``image`` (``mode`` and
         ``resize`` of an image handler, if it names them), ``labels`` (class names by index, or none), and ``samples``.
     """
@@ -79,7 +79,8 @@ def sample(version: Version, number: str) -> tuple[dict[str, Any], bytes, str]:
     """Return a sample, its body and its content type. Blocking.
 
     Raises:
-        ApiError: 400, it is not the number of a sample; 404, there is no such sample, or its file cannot be read.
+        ApiError: 400, ``number`` is not the number of a sample; 404, the sample does not exist, or its file cannot be
+            read.
     """
     if not number.isascii() or not number.isdigit():
         raise ApiError(400, "BadRequestException", f"{number[:100]!r} is not the number of a sample.")
@@ -144,7 +145,7 @@ def _labels(version: Version) -> dict[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """Return a file of an archive; None if there is none, or if it is outside of the folder."""
+    """Return a file of an archive; None if it does not exist, or is outside of the folder."""
     path = (folder / name).resolve()
     return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""The routes for what happens on a server: its load, events and logs, and the stream of all that changes."""
+"""The routes for the activity of a server: load, events, logs, and the stream of changes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _MOST_LOGS = 2000
 
 
 class MonitorPages(Pages):
-    """A page with these routes.
+    """A console with the routes for load, events, logs and the stream of changes.
 
     Args:
         source: the models.
-        history: their load.
-        events: what happened to them.
-        recent_logs: the log.
-        tokens: those of clients, with which browsers sign in.
+        history: load of the models.
+        events: events of the models.
+        recent_logs: entries of the log.
+        tokens: tokens of clients, with which browsers sign in.
         on_answer: called with the status of each response.
-        options: of `Pages`.
+        options: options of `Pages`.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class MonitorPages(Pages):
         self._streams = Streams(source, history, events, recent_logs)
 
     async def close(self) -> None:
-        """End the streams of all pages, and what else runs for them."""
+        """End the streams of all pages, and their other tasks."""
         self._streams.close()
         await super().close()
 
     def _monitor(self, request: Request, segments: list[str], query: Mapping[str, str]) -> None:
-        """Answer a request that was checked.
+        """Answer a request after its check.
 
         Raises:
-            ApiError: a parameter is wrong; 404, there is no such path.
+            ApiError: a parameter is wrong, or (404) the path does not exist.
         """
         match segments:
             case ["history"]:

@@ -64,7 +64,7 @@ _MODEL_VERSION = record(
         "url": {"type": "string", "description": "Of its registration."},
         "digest": TEXT,
         "size": _nullable({**_INTEGER, "format": "int64"}, "Bytes of the archive; null: it is a folder."),
-        "modified": _nullable(_NUMBER, "When the archive's file was changed last, in seconds since 1970."),
+        "modified": _nullable(_NUMBER, "When the archive's file was last changed, in seconds since 1970."),
         "handler": TEXT,
         "description": TEXT,
         "state": {"type": "string", "enum": ["ready", "starting", "restarting", "crash_looping", "no workers"]},
@@ -86,7 +86,7 @@ _COLUMNS = record(
         "time": {**array(_NUMBER), "description": "Seconds since 1970, at the end of each second."},
         "requests": {**array(_NUMBER), "description": "Requests a second."},
         "failed": _nullable_array(
-            "Of these, requests answered with a status other than 2xx; null: not known of a model."
+            "Of these, requests answered with a status other than 2xx; null: unknown for a single model."
         ),
         "mean_ms": _nullable_array("Latency, from arrival to the end of the handler; null: no request."),
         "p50_ms": _nullable_array("Median latency."),
@@ -103,7 +103,7 @@ _COLUMNS = record(
             "description": "Batches by size: of sizes up to each of batch_sizes, and above all of these.",
         },
         "ready": {**array(_INTEGER), "description": "Ready workers."},
-        "wanted": {**array(_INTEGER), "description": "Workers that there should be."},
+        "wanted": {**array(_INTEGER), "description": "The configured number of workers."},
         "pending": {**array(_INTEGER), "description": "Requests that waited for a worker."},
     }
 )
@@ -148,8 +148,8 @@ _SCHEMAS: dict[str, Schema] = {
     ),
     "Report": record(
         {
-            "name": {"type": "string", "description": "Of its file; empty: it is in the archive."},
-            "kind": {"type": "string", "description": "optimize, tune, bench or parity; empty: it is not known."},
+            "name": {"type": "string", "description": "Name of its file; empty: it is in the archive."},
+            "kind": {"type": "string", "description": "optimize, tune, bench or parity; empty: unknown."},
             "created": TEXT,
             "machine": TEXT,
             "sentences": array(TEXT),
@@ -169,7 +169,7 @@ _SCHEMAS: dict[str, Schema] = {
             "type": TEXT,
             "size": _INTEGER,
             "text": {"type": "string", "description": "Its first 4,000 characters; empty: it is no text."},
-            "differences": {**array(TEXT), "description": "From what the sample expects; empty: it is right."},
+            "differences": {**array(TEXT), "description": "Differences from the expected answer; empty: it is right."},
         }
     ),
     "Stored": record({"file": TEXT}),
@@ -177,8 +177,8 @@ _SCHEMAS: dict[str, Schema] = {
         {
             "id": TEXT,
             "kind": {"type": "string", "enum": ["apply", "promote", "rollback"]},
-            "model": {"type": "string", "description": "Of promote and rollback."},
-            "version": {"type": "string", "description": "Of promote and rollback: that becomes the default."},
+            "model": {"type": "string", "description": "For promote and rollback: the model."},
+            "version": {"type": "string", "description": "For promote and rollback: the new default version."},
             "state": {
                 "type": "string",
                 "enum": ["running", "done", "rejected", "failed", "stopped", "interrupted"],
@@ -199,16 +199,16 @@ _SCHEMAS: dict[str, Schema] = {
                     }
                 )
             ),
-            "outcome": _nullable({"type": "object"}, "What came of it; null: it runs."),
+            "outcome": _nullable({"type": "object"}, "The result; null: it is running."),
         }
     ),
     "Rollout": record(
         {
             "operation": _nullable({"allOf": [reference("Operation")]}, "The last change; null: there was none."),
-            "applied": _nullable(_NUMBER, "When a deployment was applied last, in seconds since 1970."),
+            "applied": _nullable(_NUMBER, "When a deployment was last applied, in seconds since 1970."),
             "deployment": {
                 "type": "string",
-                "description": "The deployment that was applied last; empty: it is not known, or a reader asks.",
+                "description": "The deployment that was last applied; empty: unknown, or the client may only read.",
             },
         }
     ),
@@ -225,7 +225,7 @@ _SCHEMAS: dict[str, Schema] = {
     "Plan": record(
         {
             "problems": array(record({"line": _INTEGER, "place": TEXT, "message": TEXT, "hint": TEXT})),
-            "plan": _nullable({"type": "object"}, "As of torchmar plan --json, with the digest that apply needs."),
+            "plan": _nullable({"type": "object"}, "Output of torchmar plan --json, with the digest for apply."),
         }
     ),
     "Finding": record(
@@ -254,7 +254,7 @@ _SCHEMAS: dict[str, Schema] = {
             "engine": {"type": "string", "description": "The server: torchmar, or another one, such as TorchServe."},
             "not_reported": {
                 **array(TEXT),
-                "description": "Keys of this API that the server has no values for; logs, samples, archives, steps "
+                "description": "Keys of this API without values from the server; logs, samples, archives, steps "
                 "(of a request's time).",
             },
             "pid": _INTEGER,
@@ -292,7 +292,7 @@ _SCHEMAS: dict[str, Schema] = {
             "queue_p99_ms": _nullable(_NUMBER),
             "failures": _nullable({"type": "object", "additionalProperties": _INTEGER}),
             "batches": _nullable(array(_INTEGER)),
-            "seconds": {**_NUMBER, "description": "That the history has."},
+            "seconds": {**_NUMBER, "description": "Length of the history in seconds."},
             "request_count": _INTEGER,
             "failed_count": _nullable(_INTEGER),
         }
@@ -327,8 +327,8 @@ _SCHEMAS: dict[str, Schema] = {
         {
             "kind": {"type": "string", "enum": ["image", "text", "table", "other"]},
             "handler": TEXT,
-            "explains": _nullable(FLAG, "null: it is not known."),
-            "pictures": {**FLAG, "description": "Whether predictions can be pictures, too."},
+            "explains": _nullable(FLAG, "Whether the handler explains; null: unknown."),
+            "pictures": {**FLAG, "description": "Whether predictions can also be pictures."},
             "inputs": array({"type": "object"}),
             "outputs": array({"type": "object"}),
             "image": {"type": "object"},
@@ -440,8 +440,8 @@ def description(tokens: bool) -> dict[str, Any]:
         f"{_ROOT}/stream": {
             "get": operation(
                 "consoleStream",
-                "Send events: snapshot at first, with models, history and events; then tick every second, with what "
-                "has changed. lost: the server of this console does not answer.",
+                "Send events: first snapshot, with models, history and events; then tick every second, with the "
+                "changes. lost: the server of this console does not answer.",
                 {"200": response("Events, until the client disconnects", TEXT, "text/event-stream")},
                 errors={**_ERRORS, "503": "Too many streams are open"},
                 parameters=(
@@ -479,8 +479,8 @@ def description(tokens: bool) -> dict[str, Any]:
     }
     text = (
         "The JSON API of the console. Browsers have a session, by a cookie; clients send a token of management, or "
-        "that of a reader for what changes nothing. `/console/api/v1/management/...` are the calls of the management "
-        "API for browsers with a session."
+        "that of a reader for calls that change nothing. `/console/api/v1/management/...` are the calls of the "
+        "management API for browsers with a session."
     )
     return document("torchmar console", text, paths, _SCHEMAS, token=token)
 
@@ -516,7 +516,7 @@ def _of_rollouts(token: str) -> dict[str, Any]:
             "post": operation(
                 "consolePlan",
                 "Return how the server differs from a deployment; change nothing.",
-                {"200": response("The plan, or what is wrong with the deployment", reference("Plan"))},
+                {"200": response("The plan, or the problems of the deployment", reference("Plan"))},
                 errors=_ERRORS,
                 body={"application/json": record({"deployment": deployment})},
                 token=token,
@@ -525,9 +525,9 @@ def _of_rollouts(token: str) -> dict[str, Any]:
         f"{_ROOT}/rollout/stop": {
             "post": operation(
                 "consoleStop",
-                "Stop the change that is being made, and undo what can be undone.",
+                "Stop the running change, and undo the steps that can be undone.",
                 {"200": response("It stops", {"type": "object"})},
-                errors={**_ERRORS, "409": "None is being made"},
+                errors={**_ERRORS, "409": "No change is running"},
                 token=token,
             )
         },
@@ -538,7 +538,7 @@ def _of_rollouts(token: str) -> dict[str, Any]:
                 f"console{name.capitalize()}",
                 text,
                 {"200": response("It has begun", reference("Operation"))},
-                errors={**_ERRORS, "409": "Another change is being made"},
+                errors={**_ERRORS, "409": "Another change is running"},
                 body={"application/json": schema},
                 token=token,
             )

@@ -1,4 +1,4 @@
-"""The console's page with its sessions: files, signing in and out, and responses that bind a browser to this server."""
+"""The console's page and its sessions: files, signing in and out, and headers that restrict browsers to this server."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torchmar.server.sessions import Sessions
 from torchmar.server.tokens import Tokens
 
 _JSON = "application/json"
-_LARGE = 1 << 16  # bytes that are compressed in a thread
+_LARGE = 1 << 16  # bytes above which a response is compressed in a thread
 
 Manage = Callable[[Request, list[str]], None]
 
 
 class Pages(ABC):
-    """The page of a console. Requests to its API but those of sessions are `_api`'s.
+    """The page of a console. The method `_api` answers all requests to its API except those for sessions.
 
     Args:
-        tokens: those of clients, with which browsers sign in.
+        tokens: tokens of clients, with which browsers sign in.
         on_answer: called with the status of each response.
-        idle_s: seconds without a request after which a session ends.
-        port: that the console is served at.
-        secure: whether it is served with TLS.
-        index: the page.
+        idle_s: seconds without a request that end a session.
+        port: port of the console.
+        secure: whether the console uses TLS.
+        index: name of the page's file.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Pages(ABC):
         self._tasks = BackgroundTasks()
 
     async def close(self) -> None:
-        """End what runs for pages."""
+        """Close the pages' streams, and end their tasks."""
         await self._tasks.close()
 
     def new_code(self, authorization: str) -> str:
@@ -64,11 +64,11 @@ class Pages(ABC):
 
         Args:
             request: a request.
-            segments: those of its path behind ``/console``.
-            manage: answers a request that was checked, by the segments of its path in the management API.
+            segments: segments of its path after ``/console``.
+            manage: answers a checked request, by the segments of its path in the management API.
 
         Raises:
-            ApiError: it is wrong.
+            ApiError: the request is wrong.
         """
         match segments:
             case ["api", "v1"]:
@@ -84,7 +84,7 @@ class Pages(ABC):
 
     @abstractmethod
     def _api(self, request: Request, segments: list[str], manage: Manage) -> None:
-        """Answer a request to the API, by the segments of its path behind ``/console/api/v1``."""
+        """Answer a request to the API, by the segments of its path after ``/console/api/v1``."""
 
     # Sessions.
 
@@ -94,7 +94,7 @@ class Pages(ABC):
         if not self._tokens.enabled:
             raise ApiError(409, "ConflictStatusException", "This server needs no token, and has no sessions.")
         if action == "code":
-            # Only with a token: a session must not be able to make further ones.
+            # Only with a token: a session must not be able to create further sessions.
             code = self.new_code(request.header("authorization"))
             self._respond(request, {"code": code})
             return
@@ -116,7 +116,7 @@ class Pages(ABC):
     # Responses.
 
     async def _in_thread(self, request: Request, work: Callable[..., object], *arguments: object) -> None:
-        """Respond with what a blocking function returns."""
+        """Respond with the result of a blocking function."""
         self._respond(request, await asyncio.to_thread(work, *arguments))
 
     def _start(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
@@ -159,7 +159,7 @@ class Pages(ABC):
 
 
 def document(request: Request) -> dict[str, Any]:
-    """Return the object in the body of a request; empty: there is none."""
+    """Return the object in the body of a request; empty if there is no body."""
     try:
         value = json.loads(request.body)
     except (ValueError, RecursionError):

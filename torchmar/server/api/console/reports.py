@@ -1,8 +1,8 @@
 """Reports of `optimize`, `tune`, `bench` and `parity` on an archive, as tables for the console.
 
-They are JSON in the archive (the proof of an optimisation), and JSON and HTML files beside it in the model store whose
-names are that of the archive with a word of choice: ``digits-1.0.bench.json`` belongs to ``digits-1.0.mar``. The
-modules that write them are above the server in the layers, so that only the keys that are shown are read here.
+They are JSON inside the archive (the report of an optimisation), or JSON and HTML files beside it in the model store.
+These have the name of the archive with an additional word: ``digits-1.0.bench.json`` belongs to ``digits-1.0.mar``. The
+modules that write reports are above the server in the layers, so that this module only reads the keys that it shows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torchmar.optimized_section import PROOF
 from torchmar.server.api_error import ApiError
 
 _LARGEST = 16 << 20  # bytes of a report
-_MOST = 50  # reports of an archive
+_MOST = 50  # largest number of reports of an archive
 _MOST_ROWS = 200
-_LONGEST = 400  # characters of a cell
+_LONGEST = 400  # largest number of characters in a cell
 _FORMS = (".tar.gz", ".mar", ".model")
 _NAME = re.compile(r"[A-Za-z][\w-]*\.(json|html)")
 _UNKNOWN = "This file is no report that the console knows."
@@ -34,11 +34,11 @@ def listed(path: Path) -> list[dict[str, Any]]:
     """Return the reports on an archive of a model store, by their names. Blocking.
 
     Args:
-        path: of the archive.
+        path: path of the archive.
 
     Returns:
-        Each with ``name`` of the file, empty in the archive; ``kind`` (optimize, tune, bench, parity; empty: it is not
-        known), ``created``, ``machine``, ``sentences``, ``columns``, ``rows``, ``page`` (the HTML file with the same
+        For each, ``name``: of the file, empty if it is in the archive; ``kind`` (optimize, tune, bench, parity; empty:
+        unknown), ``created``, ``machine``, ``sentences``, ``columns``, ``rows``, ``page`` (the HTML file with the same
         name, or empty) and ``error``.
     """
     reports = list(_of_archive(path))
@@ -95,7 +95,7 @@ def _read(file: Path) -> bytes:
 
 
 def _report(name: str, content: bytes | None, html: str) -> dict[str, Any]:
-    """Return the document of a report; ``content`` None: there is only its HTML."""
+    """Return the document of a report; ``content`` is None if there is only HTML."""
     document: dict[str, Any] = {
         "name": name,
         "kind": "",

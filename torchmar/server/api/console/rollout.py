@@ -1,7 +1,7 @@
-"""The operations of the rollout page: one change at a time, in a process of its own, with a record that outlives it.
+"""The operations of the rollout page: one change at a time, in its own process, with a record that outlives the server.
 
-The code of deployments is a client of this server, and above it in the layers, so that it is started and not imported.
-All pages see the same operation; a second one is rejected while it runs.
+The code of deployments is a client of this server, and above it in the layers; therefore it is started as a process.
+All pages see the same operation; another one is rejected while it runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILE_NAME = "rollout.json"
 State = Literal["running", "done", "rejected", "failed", "stopped", "interrupted"]
 Change = Literal["apply", "promote", "rollback"]
 _SCHEMA = "torchmar-rollout/1"
-# By operation, the values that a request has, and the largest number that each may be; None: it is a text.
+# The values in the request for each operation, and the largest number for each; None: the value is a text.
 _VALUES: Mapping[Change, Mapping[str, float | None]] = {
     "apply": {"deployment": None, "plan": None},
     "promote": {
@@ -46,7 +46,7 @@ _VALUES: Mapping[Change, Mapping[str, float | None]] = {
 }
 _COMMAND = [sys.executable, "-m", "torchmar.deployment.job"]
 _QUERY_SECONDS = 120.0
-_STOP_SECONDS = 15.0  # for the undo, when the server stops
+_STOP_SECONDS = 15.0  # time for the undo when the server stops
 _LAST_LINES = 15
 _MOST_STEPS = 2000
 
@@ -55,9 +55,9 @@ class Rollout:
     """The operations of a server.
 
     Args:
-        template: a job with the server's addresses, key file and model store.
-        folder: the run folder, which has the record of the last operation.
-        publish: called with `shown` when it has changed.
+        template: job with the server's addresses, key file and model store.
+        folder: run folder, which contains the record of the last operation.
+        publish: called with the result of `shown` when it has changed.
     """
 
     def __init__(self, template: Job, folder: Path, publish: Callable[[dict[str, Any]], None]) -> None:
@@ -72,25 +72,25 @@ class Rollout:
 
     @property
     def running(self) -> bool:
-        """Whether an operation runs."""
+        """Whether an operation is running."""
         return self._operation is not None and self._operation["state"] == "running"
 
     def shown(self) -> dict[str, Any]:
-        """Return the last operation, and when a deployment was applied last."""
+        """Return the last operation, and the time when a deployment was last applied."""
         return {"operation": self._operation, "applied": self._applied["time"] if self._applied else None}
 
     def applied(self) -> dict[str, Any]:
-        """Return the text of the deployment that was applied last; empty: it is not known."""
+        """Return the text of the deployment that was last applied; empty: unknown."""
         return {"deployment": self._applied["deployment"] if self._applied else ""}
 
     async def overview(self, signature: object) -> dict[str, Any]:
-        """Return the server's state as a deployment, and where each model can be rolled back to.
+        """Return the server's state as a deployment, and the version to which each model can be rolled back.
 
         Args:
-            signature: changes with the models.
+            signature: value that changes with the models.
 
         Raises:
-            ApiError: 500, it cannot be found out.
+            ApiError: 500, the state cannot be determined.
         """
         async with self._querying:
             if self._overview[0] != signature:
@@ -101,10 +101,10 @@ class Rollout:
             return self._overview[1]
 
     async def plan(self, deployment: str) -> dict[str, Any]:
-        """Return how the server differs from a deployment, or what is wrong with the deployment; change nothing.
+        """Return the differences of the server from a deployment, or the problems of the deployment; change nothing.
 
         Raises:
-            ApiError: 500, the process ends without an answer.
+            ApiError: 500, the process ended without an answer.
         """
         async with self._querying:
             answer = await self._query(replace(self._template, kind="plan", deployment=deployment))
@@ -114,14 +114,14 @@ class Rollout:
         return {"problems": [], "plan": answer["result"]}
 
     def start(self, kind: Change, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin an operation, and return its document.
+        """Start an operation, and return its document.
 
         Args:
             kind: the operation.
-            values: of the attributes of its `Job`, from a request.
+            values: attributes of its `Job`, from a request.
 
         Raises:
-            ApiError: 400, a value is missing or not possible; 409, another operation runs.
+            ApiError: 400, a value is missing or invalid; 409, another operation is running.
         """
         job = replace(self._template, kind=kind, **_checked(kind, values))
         if self.running:
@@ -145,10 +145,10 @@ class Rollout:
         return self._operation
 
     def stop(self) -> None:
-        """Make the operation stop, and undo what it can.
+        """Stop the operation; it then undoes the steps that can be undone.
 
         Raises:
-            ApiError: 409, there is none.
+            ApiError: 409, no operation is running.
         """
         if not self.running or self._operation is None:
             raise ApiError(409, "ConflictStatusException", "No change is being made now.")
@@ -159,7 +159,7 @@ class Rollout:
             self._changed()
 
     async def close(self) -> None:
-        """Stop the operation, which undoes what it can as long as the server answers, and end its process."""
+        """Stop the operation, which can undo its steps as long as the server answers, and end its process."""
         if self.running:
             with contextlib.suppress(ApiError):
                 self.stop()
@@ -221,7 +221,7 @@ class Rollout:
         on_message: Callable[[Mapping[str, Any]], None],
         on_start: Callable[[asyncio.subprocess.Process], None] = lambda process: None,
     ) -> None:
-        """Run a job in its process, and log what it prints beside its messages."""
+        """Run a job in its process, and log its output except its messages."""
         other: deque[str] = deque(maxlen=_LAST_LINES)
         async with _started() as process:
             assert process.stdout
@@ -279,7 +279,7 @@ def _checked(kind: Change, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a request; texts are required, numbers have defaults.
 
     Raises:
-        ApiError: 400, one is missing or not possible.
+        ApiError: 400, a value is missing or invalid.
     """
     known = _VALUES[kind]
     for name, most in known.items():
@@ -297,7 +297,7 @@ def _checked(kind: Change, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(process: asyncio.subprocess.Process, line: bytes) -> None:
     assert process.stdin
-    with contextlib.suppress(OSError, RuntimeError):  # it has ended
+    with contextlib.suppress(OSError, RuntimeError):  # the process has ended
         process.stdin.write(line)
 
 
@@ -310,7 +310,7 @@ def _message(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _add_step(steps: list[dict[str, Any]], step: dict[str, Any]) -> None:
-    """Add a step that begins, or complete the last one."""
+    """Add a new step, or complete the last one."""
     if step["seconds"] is not None and steps and steps[-1]["seconds"] is None:
         steps[-1] = step
     elif len(steps) < _MOST_STEPS:
@@ -318,7 +318,7 @@ def _add_step(steps: list[dict[str, Any]], step: dict[str, Any]) -> None:
 
 
 def _judged(answer: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
-    """Return the state and the outcome of an operation whose process has ended."""
+    """Return the state and the result of an operation whose process has ended."""
     if error := answer.get("error"):
         return "failed", _outcome(message=error["message"], hint=error["hint"])
     result = answer.get("result")

@@ -1,6 +1,6 @@
 """The messages between the server and the process of an operation of the console's rollout page.
 
-That process, ``python -m torchmar.deployment.job``, is above the server in the layers: it is a client of it.
+This process, ``python -m torchmar.deployment.job``, is a client of the server, and above it in the layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 Kind = Literal["overview", "plan", "apply", "promote", "rollback"]
 
 STOP = b"stop\n"
-"""The line on the standard input of the process that stops an operation; it then undoes what it can."""
+"""The line on the standard input of the process that stops an operation; the process then undoes its steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +20,21 @@ class Job:
     """An operation: the first line on the standard input of its process.
 
     Attributes:
-        kind: ``overview``: the state as a deployment, and where each model can be rolled back to; ``plan``: how the
-            server differs from a deployment; ``apply``, ``promote`` and ``rollback`` as the commands of these names.
-        inference: the address of the server's inference API.
-        management: the address of its management API.
-        key_file: with its tokens; empty: it has none.
-        model_store: its folder of archives.
-        ignored_checks: codes of checks that it ignores.
-        deployment: of plan and apply: the text of a ``deployment.yaml``.
-        plan: of apply: the digest of the plan that was confirmed; another one is not carried out.
-        model: of promote and rollback.
-        version: of promote and rollback: that becomes the default.
-        compare: of promote: whether the version must be shown to be as good as the default one.
-        max_regression: of promote: the share by which its median latency may be larger.
-        max_differences: of promote: the share of requests whose answers may differ.
-        tolerance: of promote: the absolute tolerance of numbers in answers.
+        kind: ``overview``: the state as a deployment, and the possible rollbacks; ``plan``: the differences of the
+            server from a deployment; ``apply``, ``promote`` and ``rollback``: as the commands of these names.
+        inference: address of the server's inference API.
+        management: address of its management API.
+        key_file: file with its tokens; empty: it has none.
+        model_store: folder of its archives.
+        ignored_checks: codes of checks that the server ignores.
+        deployment: for plan and apply: the text of a ``deployment.yaml``.
+        plan: for apply: the digest of the confirmed plan; another plan is not carried out.
+        model: for promote and rollback: the model.
+        version: for promote and rollback: the new default version.
+        compare: for promote: whether the version must be shown to be as good as the default one.
+        max_regression: for promote: the share by which its median latency may be larger.
+        max_differences: for promote: the share of requests whose answers may differ.
+        tolerance: for promote: the absolute tolerance of numbers in answers.
     """
 
     kind: Kind
@@ -53,11 +53,11 @@ class Job:
     tolerance: float = 0.0
 
     def to_line(self) -> bytes:
-        """Return the line that the process reads."""
+        """Return the job as a line for the process."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes | str) -> Job:
-        """Return the job of a line."""
+        """Return the job from a line."""
         values: dict[str, Any] = json.loads(line)
         return cls(**{**values, "ignored_checks": tuple(values["ignored_checks"])})

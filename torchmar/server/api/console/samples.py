@@ -1,4 +1,4 @@
-"""The last answers of registered versions to the samples of their archives, compared with what the samples expect."""
+"""The last answers of registered versions to the samples of their archives, compared with the expected answers."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from torchmar.exchange import Response
 from torchmar.recipe import Sample
 from torchmar.server.models.registry import Version
 
-_LONGEST = 4000  # characters of an answer that is kept
+_LONGEST = 4000  # characters of an answer that are kept
 _MOST_DIFFERENCES = 20
 
 
 class SampleAnswers:
-    """The last answers, as long as a version is registered and the server runs. Methods are called in its loop."""
+    """The last answers, kept while the version is registered and the server runs. Methods run in its loop."""
 
     def __init__(self) -> None:
         self._by_version: WeakKeyDictionary[Version, dict[int, dict[str, Any]]] = WeakKeyDictionary()
 
     def of(self, version: Version) -> list[dict[str, Any]]:
-        """Return the last answer to each sample that was sent, by their numbers."""
+        """Return the last answer to each sample, by the samples' numbers."""
         known = self._by_version.get(version, {})
         return [known[number] for number in sorted(known)]
 
     def put(self, version: Version, answer: dict[str, Any]) -> None:
-        """Keep an answer in place of the last one to the same sample."""
+        """Keep an answer, in place of the previous one to the same sample."""
         self._by_version.setdefault(version, {})[answer["number"]] = answer
 
 
 def judged(
     number: int, sample: Mapping[str, Any], status: int, body: bytes, content_type: str, milliseconds: float
 ) -> dict[str, Any]:
-    """Return the document of an answer, with its differences from what the sample expects. Blocking.
+    """Return the document of an answer, with its differences from the expected answer. Blocking.
 
     Args:
-        number: of the sample.
-        sample: as the archive has it.
-        status: of the answer.
-        body: of the answer.
-        content_type: of the answer.
-        milliseconds: from the request to the answer.
+        number: number of the sample.
+        sample: the sample in the archive.
+        status: status of the answer.
+        body: body of the answer.
+        content_type: content type of the answer.
+        milliseconds: time from the request to the answer.
     """
     try:
         expected = Sample.model_validate(sample)

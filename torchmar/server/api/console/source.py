@@ -1,4 +1,4 @@
-"""The models that the console shows: those of this server (`documents.py`), or of another one that clients reach."""
+"""The interface to the models that the console shows: those of this server (`documents.py`), or of another server."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Source(Protocol):
 
     @property
     def loading(self) -> bool:
-        """Whether the models of the start are still being loaded."""
+        """Whether the models of the configuration are still being loaded."""
 
     def names(self) -> list[str]:
         """Return the names of all models."""
 
     def signatures(self) -> dict[str, object]:
-        """Return for each model a value that changes with all that `model` shows but memory and waiting requests."""
+        """Return for each model a value that changes with its `model`, except memory and waiting requests."""
 
     def model(self, name: str) -> dict[str, Any]:
         """Return the document of a model with all of its versions."""

@@ -1,4 +1,4 @@
-"""Server-sent events of the console: a snapshot when a browser connects, then what each second has changed."""
+"""Server-sent events of the console: a snapshot when a browser connects, then the changes of each second."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.history import History
 from torchmar.server.telemetry.recent_logs import RecentLogs
 
-MOST = 64  # streams at a time
-_MOST_SKIPPED = 60  # ticks that a browser may fail to receive in a row; it is disconnected then, and connects again
-_FIRST_LOGS = 300  # entries of a snapshot
+MOST = 64  # largest number of concurrent streams
+_MOST_SKIPPED = 60  # ticks in a row that a browser may fail to receive; then it is disconnected, and connects again
+_FIRST_LOGS = 300  # log entries in a snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The content of a stream.
+    """The selection of events in a stream.
 
     Attributes:
-        model: whose load is sent; empty: that of all models.
-        version: of the model; empty: all.
+        model: model of the load; empty: all models.
+        version: version of the model; empty: all versions.
         logs: whether log entries are sent.
     """
 
@@ -51,12 +51,12 @@ class Streams:
 
     Args:
         source: the models.
-        history: their load.
-        events: what happened to them.
-        recent_logs: the log.
+        history: load of the models.
+        events: events of the models.
+        recent_logs: entries of the log.
 
     Attributes:
-        rollout: returns the document of the last change by the rollout page.
+        rollout: returns the document of the last change from the rollout page.
     """
 
     def __init__(self, source: Source, history: History, events: Events, recent_logs: RecentLogs) -> None:
@@ -71,10 +71,10 @@ class Streams:
         """Respond with a stream.
 
         Args:
-            request: of a browser.
-            scope: what the stream is about.
+            request: request of a browser.
+            scope: selection of events.
             check: called every second; raises ApiError when the session has ended.
-            headers: of the response.
+            headers: headers of the response.
 
         Raises:
             ApiError: 503, there are too many streams, or the server does not answer.
@@ -95,7 +95,7 @@ class Streams:
         self._send(stream, "snapshot", snapshot)
 
     def on_tick(self) -> None:
-        """Send what has changed within the last second."""
+        """Send the changes of the last second."""
         if not self._streams:
             return
         signatures = self._source.signatures()
@@ -112,31 +112,31 @@ class Streams:
             self._update(stream, common)
 
     def on_lost(self, reason: str) -> None:
-        """Send that the server does not answer; the next tick is a snapshot."""
+        """Report that the server does not answer; the next tick will be a snapshot."""
         for stream in list(self._streams):
             if self._may_receive(stream):
                 stream.skipped = 1
                 self._send(stream, "lost", {"message": reason})
 
     def send_rollout(self, document: dict[str, Any]) -> None:
-        """Send a step of a change at once."""
+        """Send a step of a rollout at once."""
         text = json.dumps(document, separators=(",", ":"))
         for stream in self._streams:
             stream.request.send(event_stream.event(text, "rollout"))
 
     def close(self) -> None:
-        """End all streams: the server stops."""
+        """End all streams, because the server stops."""
         for stream in list(self._streams):
             self._end(stream, "stopping", {})
 
     def _may_receive(self, stream: _Stream) -> bool:
-        """Return whether a stream is sent an event; it is ended with its session, or if the browser does not read."""
+        """Return whether to send an event to a stream; end it if its session has ended or its browser does not read."""
         try:
             stream.check()
         except ApiError:
             self._end(stream, "signed-out", {})
             return False
-        if stream.draining and not stream.draining.done():  # the browser receives less than is sent
+        if stream.draining and not stream.draining.done():  # the browser reads more slowly than the server sends
             stream.skipped += 1
             if stream.skipped > _MOST_SKIPPED:
                 self._streams.discard(stream)
@@ -170,7 +170,7 @@ class Streams:
         }
 
     def _news(self, stream: _Stream) -> dict[str, Any]:
-        """Return the events, and the log entries if they are wanted, since the last call."""
+        """Return the events since the previous call, and the log entries if the stream wants them."""
         news: dict[str, Any] = {"events": documents.events(self._events.since(stream.event))}
         stream.event = self._events.last
         if stream.scope.logs:

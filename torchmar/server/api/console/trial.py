@@ -1,4 +1,4 @@
-"""Requests of the console to a model: one that a person sends to try it, with the time that each step took."""
+"""Requests that a person sends to a model from the console, with the time of each step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torchmar.server.workers.jobs import Job, Reply
 Respond = Callable[[Request, int, bytes, str, Sequence[tuple[str, str]]], None]
 
 _JSON = "application/json"
-_PASSED = ("content-type", "accept")  # and those of explanations; nothing else concerns a handler
+_PASSED = ("content-type", "accept")  # together with those of explanations: the headers for a handler
 _EXPLAIN = "explain-"
-# Spans whose sum is shown; the others are the batch that has them, and what the whole handler did.
+# Spans whose sums are shown; the others, of the batch and of the whole handler, contain these.
 _STEPS = ("queue", "preprocess", "inference", "postprocess", "explain", "handle")
 
 
@@ -36,20 +36,20 @@ def run(
     max_size: int,
     sample: tuple[bytes, str] | None = None,
 ) -> None:
-    """Run a request, and respond with the model's answer; ``Server-Timing`` has the milliseconds of its steps.
+    """Run a request, and send the model's answer; ``Server-Timing`` contains the milliseconds of its steps.
 
     Args:
-        request: its body is that of a request to the inference API.
-        request_id: in the response.
+        request: request with the body for the inference API.
+        request_id: id for the response.
         version: the version of the model.
         metrics: counts the request.
         respond: sends the response.
-        explain: whether to ask for an explanation.
-        max_size: bytes that an answer may have.
-        sample: the body of a sample of the archive and its content type, in place of those of the request.
+        explain: whether to request an explanation.
+        max_size: largest size of an answer in bytes.
+        sample: body and content type of a sample, in place of those of the request.
 
     Raises:
-        ApiError: the body is not what its type says, or the version cannot run a request now.
+        ApiError: the body does not match its type, or the version cannot run a request now.
     """
     content, content_type = sample or (request.content, request.header("content-type"))
     inputs = bodies.inputs(content, content_type)
@@ -65,14 +65,14 @@ def run(
 
 
 def passed_headers(request: Request) -> dict[str, str]:
-    """Return the headers of a request that concern a handler."""
+    """Return the headers of a request that a handler uses."""
     return {
         name: value for name, value in request.headers if name.lower() in _PASSED or name.lower().startswith(_EXPLAIN)
     }
 
 
 class _Trial:
-    """A request that is being run."""
+    """A running request."""
 
     def __init__(
         self, request: Request, request_id: str, version: Version, metrics: Metrics, respond: Respond, max_size: int
@@ -81,7 +81,7 @@ class _Trial:
         self._respond, self._max_size = respond, max_size
         self._parts: list[bytes] = []
         self._since = time.monotonic()
-        self._spans: list[Span] = []  # as if it were traced: its worker then measures its steps
+        self._spans: list[Span] = []  # collected as for a traced request, so that its worker measures the steps
         span = RequestSpan(self._spans.append, "", new_id(128), None, None, self._since, {})
         self.spans = JobSpans(span)
 
@@ -98,11 +98,11 @@ class _Trial:
         if reply.more and not reply.message:
             return
         if self._request.on_disconnect is None:
-            return  # a part after an error
+            return  # a further part after an error
         self._request.on_disconnect = None
         seconds = time.monotonic() - self._since
         self._metrics.request(self._version.name, self._version.version, reply.status, seconds)
-        # The steps arrive with the reply, and are recorded after it.
+        # The steps arrive with the reply, but are recorded after it.
         asyncio.get_running_loop().call_soon(self._send, reply, seconds)
 
     def _send(self, reply: Reply, seconds: float) -> None:
@@ -116,7 +116,7 @@ class _Trial:
 
 
 def _steps_ms(spans: Iterable[Span]) -> dict[str, float]:
-    """Return the milliseconds of each step; one that was repeated counts with all of its runs."""
+    """Return the milliseconds of each step; if a step was repeated, the sum of its runs."""
     steps: dict[str, float] = {}
     for span in spans:
         if span.name in _STEPS:
