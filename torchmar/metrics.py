@@ -1,7 +1,7 @@
-"""The metrics of a server: Prometheus text to values, and the load between two readings.
+"""The metrics of a server: the parsing of Prometheus' text format, and the load between two readings.
 
 TorchServe has counters of requests and of their latency, from which two readings give means, but no percentiles.
-These need a histogram named ``HandlerSeconds``, which a handler measures::
+Percentiles need a histogram ``HandlerSeconds``, which a handler measures::
 
     context.metrics.add_metric("HandlerSeconds", seconds, "s", metric_type=MetricTypes.HISTOGRAM)
 
@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reading:
-    """All metrics of a server at a time; ``at`` is in seconds of a monotonic clock."""
+    """All metrics of a server at one time; ``at`` is in seconds of a monotonic clock."""
 
     at: float
     samples: Sequence[Sample]
@@ -49,7 +49,7 @@ class Reading:
         return sum(sample.value for sample in self._of(name, labels))
 
     def buckets(self, name: str, **labels: str) -> dict[float, float]:
-        """Return a histogram: by upper bound, the number of values up to it."""
+        """Return a histogram: for each upper bound, the number of values up to it."""
         counts: dict[float, float] = {}
         for sample in self._of(f"{name}_bucket", labels):
             bound = float(sample.labels["le"])
@@ -67,12 +67,12 @@ class Load:
     """The load of a model version between two readings; None for values that were not measured.
 
     Attributes:
-        requests: requests a second.
-        latency: mean milliseconds of a request in the server. TorchServe counts failed requests, but not their
-            latency, so that the mean is too small if requests fail.
-        queue: mean milliseconds that a request waited for a worker.
-        p50: median milliseconds of a batch in the handler, over all versions of the model.
-        p99: the 99th percentile of the same.
+        requests: requests per second.
+        latency: mean latency of a request in the server, in milliseconds. TorchServe counts failed requests, but not
+            their latency, so that the mean is too small if requests fail.
+        queue: mean wait of a request for a worker, in milliseconds.
+        p50: median time of a batch in the handler, in milliseconds, over all versions of the model.
+        p99: 99th percentile of this time.
     """
 
     requests: float
@@ -121,8 +121,8 @@ def load(before: Reading, now: Reading, name: str, version: str, *, default: boo
     Args:
         before: the first reading.
         now: the second reading.
-        name: the model.
-        version: the version.
+        name: name of the model.
+        version: version of the model.
         default: whether it answers requests without a version.
     """
 
@@ -149,15 +149,15 @@ def load(before: Reading, now: Reading, name: str, version: str, *, default: boo
 
 
 def rate(before: Reading, now: Reading, name: str) -> float:
-    """Return the increase of a counter a second between two readings."""
+    """Return the increase of a counter per second between two readings."""
     return _increase(before.total(name), now.total(name)) / max(now.at - before.at, 1e-9)
 
 
 def quantile(buckets: Mapping[float, float], part: float) -> float | None:
     """Return the quantile ``part`` of a histogram; None if the histogram is empty.
 
-    Within a bucket, a uniform distribution is assumed; above the last finite bound, that bound is
-    returned (as Prometheus' ``histogram_quantile`` does).
+    A uniform distribution is assumed within a bucket; above the last finite bound, this bound is
+    returned, as by Prometheus' ``histogram_quantile``.
     """
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
@@ -176,7 +176,7 @@ def quantile(buckets: Mapping[float, float], part: float) -> float | None:
 
 
 def _increase(before: float, now: float) -> float:
-    # A counter that has become smaller is of a restarted server.
+    # A smaller value means that the server was restarted.
     return now - before if now >= before else now
 
 

@@ -1,4 +1,4 @@
-"""Run an archive's samples in a worker process: alone, together and among bad requests."""
+"""The check of an archive's samples in a worker process: alone, in batches, and among bad requests."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torchmar.exchange import Request, Response, content_type
 from torchmar.recipe import Sample
 from torchmar.worker import Worker
 
-_STEADY = 5  # measured requests of each sample, after the first
-_STEADY_SECONDS = 1.0  # after which no further one of a slow sample is measured
+_STEADY = 5  # measured requests of each sample after the first one
+_STEADY_SECONDS = 1.0  # measured time of a sample after which no further request is sent
 _SEED = 0
-# Requests that a handler should reject without any effect on the other requests of the batch.
+# Requests that a handler should reject without an effect on the other requests of the batch.
 _BAD = (
     Request(b""),
     Request(b"\x00\xff\xfe not anything", "application/octet-stream"),
@@ -36,7 +36,7 @@ class SampleResult:
     """The result of one sample.
 
     Attributes:
-        name: the input file, or ``json``.
+        name: name of the input file, or ``json``.
         explain: whether an explanation was requested.
         differences: differences between responses and the expected response, as text.
         first_ms: latency of the first response in milliseconds.
@@ -57,11 +57,11 @@ class SampleReport:
     Attributes:
         samples: the result of each sample.
         problems: all differences and wrong statuses, as text; empty if the archive is good.
-        batch_size: the largest batch that was sent.
-        explains: whether the handler gives explanations.
+        batch_size: size of the largest batch.
+        explains: whether the handler supports explanations.
         load_seconds: time until the worker was ready.
         peak_memory: largest resident memory of the worker in bytes.
-        bad_request_statuses: the statuses of responses to bad requests.
+        bad_request_statuses: statuses of responses to bad requests.
     """
 
     samples: tuple[SampleResult, ...]
@@ -74,13 +74,13 @@ class SampleReport:
 
 
 def run_samples(path: Path) -> SampleReport:
-    """Start a worker with the archive at ``path`` and compare its responses with the samples.
+    """Start a worker with an archive, and compare its responses with the samples.
 
-    Each sample is sent alone, then all in batches as large as the server's, then in a random order with
-    bad requests between them. A bad request should get a status 4xx, and the samples the same responses as alone.
+    Each sample is sent alone, then all samples in batches of the server's size, then in a random order with bad
+    requests between them. A bad request should get a status 4xx, and each sample the same response as alone.
 
     Args:
-        path: the archive.
+        path: path of the archive.
 
     Returns:
         The results; ``problems`` is empty if every response is as expected.
@@ -107,7 +107,7 @@ def run_samples(path: Path) -> SampleReport:
         load_seconds = time.perf_counter() - start
         results = [_alone(worker, sample, request) for sample, request in zip(samples, requests, strict=True)]
         problems = [f"{result.name}: {difference}" for result in results for difference in result.differences]
-        # A sample that is wrong alone says nothing about batches.
+        # A sample whose response is wrong even alone says nothing about batches.
         right = [index for index, result in enumerate(results) if not result.differences]
         right_samples, right_requests = [samples[index] for index in right], [requests[index] for index in right]
         problems += _together(worker, right_samples, right_requests, batch_size)
@@ -127,7 +127,7 @@ def run_samples(path: Path) -> SampleReport:
 
 
 def _alone(worker: Worker, sample: Sample, request: Request) -> SampleResult:
-    """Send a sample several times, alone; at least twice."""
+    """Send a sample several times alone, at least twice."""
     milliseconds: list[float] = []
     differences: dict[str, None] = {}
     while len(milliseconds) < 2 or (len(milliseconds) <= _STEADY and sum(milliseconds[1:]) < _STEADY_SECONDS * 1000):
@@ -146,7 +146,7 @@ def sample_requests(archive: Archive) -> list[Request]:
 
 def _together(worker: Worker, samples: Sequence[Sample], requests: Sequence[Request], batch_size: int) -> list[str]:
     problems = []
-    # At least one full batch, even if there are fewer samples.
+    # At least one full batch, even with fewer samples.
     repeated = [index % len(samples) for index in range(max(batch_size, len(samples)))] if samples else []
     for start in range(0, len(repeated), batch_size):
         part = repeated[start : start + batch_size]
@@ -207,7 +207,7 @@ def _name(sample: Sample) -> str:
 
 
 def _peak(pid: int) -> int:
-    """Return the largest resident memory of a process so far; the present one if the system does not report that."""
+    """Return the largest resident memory of a process so far; the current one if the system does not report it."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -18,7 +18,7 @@ __all__ = ["KEY_FILE", "RUN_FOLDER", "Api", "Connection", "Endpoint"]
 
 _READS = ("GET", "OPTIONS")
 _STARTING = (502, 503, 504)  # statuses of a proxy, or of a server whose workers are starting
-_FIRST_WAIT = 0.1  # seconds; four times as long each time
+_FIRST_WAIT = 0.1  # seconds; multiplied by four each time
 
 Read = TypeVar("Read")
 
@@ -28,18 +28,18 @@ class Connection:
 
     These requests are sent again:
 
-    - any request whose connection could not be made: nothing was sent;
+    - any request whose connection could not be opened, so that nothing was sent;
     - a request that only reads (GET, OPTIONS), when the connection broke, or when the response is 502, 503 or 504;
-    - any request whose token was invalid, when the key file has another one by now: it was not carried out.
+    - any request with an invalid token, if the key file has another one by now: it was not carried out.
 
     A request that may have been carried out is never sent again, so that no model is registered twice. Nor is a
-    request that timed out: the timeout is that of the whole call.
+    request that timed out, because the timeout is that of the whole call.
 
     Args:
         server: addresses, tokens and certificates.
-        api: the API; each has a token of its own.
+        api: the API; each has its own token.
         timeout: seconds to wait for a response.
-        retries: how often a request is sent again; the waits between add up to half a second.
+        retries: number of repetitions of a request; the pauses between them add up to half a second.
 
     Raises:
         TorchmarError: an address is invalid.
@@ -67,13 +67,14 @@ class Connection:
     ) -> requests.Response:
         """Send a request and return the response if its status is below 300.
 
-        With ``stream`` the caller reads the body from the response, as it arrives, and closes the response.
+        With ``stream``, the caller reads the body from the response as it arrives, and closes the response.
 
         Raises:
             ConnectError: the connection was refused.
             ResponseTimeoutError: there was no response in time.
             CertificateError: the server's certificate is not trusted.
-            ServerError: the server answered with an error; UnauthorizedError, NotFoundError or ConflictError for these.
+            ServerError: the server answered with an error; its subclasses are UnauthorizedError, NotFoundError and
+                ConflictError.
             InsecureError: the token would travel in plain text.
             TorchmarError: the key file cannot be read.
         """
@@ -116,7 +117,7 @@ class Connection:
             raise server_error(status, response.content, response.reason, self._api)
 
     def _add_hint(self, error: ConnectError | ServerError, method: str) -> None:
-        """Add what shows whether a request without a response was carried out, or why it took long."""
+        """Add a hint how to find out whether a request without a response was carried out, or why it takes long."""
         if not isinstance(error, ConnectError) or not error.sent:
             return
         if self._api == "management" and method not in _READS:
@@ -128,14 +129,15 @@ class Connection:
         """Send a request and return a value of the JSON in the response.
 
         Args:
-            value: makes the value; fails with KeyError, TypeError or the like if the response is not of this API.
+            value: returns the value from the parsed JSON; raises KeyError, TypeError or similar if the response is not
+                of this API.
             method: as for `request`.
-            path: below the address.
+            path: path below the address.
             options: as for `request`.
 
         Raises:
             ConnectError: the response is not of this API.
-            TorchmarError: as `request`.
+            TorchmarError: for the reasons of `request`.
         """
         response = self.request(method, path, **options)
         try:

@@ -1,4 +1,4 @@
-"""The endpoint of a server: addresses of its APIs, tokens, trust."""
+"""The endpoint of a server: addresses of its APIs, tokens and trusted certificates."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class Endpoint:
     Attributes:
         inference: the address of the inference API, with the path that a proxy gives it:
             ``https://host/ts/inference``; or a Unix socket, ``unix:/run/inference.sock``.
-        management: the address of the management API, likewise.
-        key_file: the ``key_file.json`` that the server wrote; its tokens are renewed before they expire.
-        tokens: by API, if there is no key file; default: the environment's
+        management: the address of the management API, in the same form.
+        key_file: file ``key_file.json`` of the server; its tokens are renewed before they expire.
+        tokens: tokens by API, if there is no key file; default: the environment's
             ``TORCHMAR_INFERENCE_TOKEN`` and ``TORCHMAR_MANAGEMENT_TOKEN``.
-        verify: a PEM file of trusted certificates for https addresses; True: those of the system; False: certificates
-            are not checked, and any machine between may read the token.
-        allow_plain_http: send tokens over plain HTTP to other machines, too; default: whether the environment
+        verify: a PEM file of trusted certificates for https addresses; True: the certificates of the system; False: do
+            not check certificates, so that any machine in between may read the token.
+        allow_plain_http: whether to send tokens over plain HTTP to other machines; default: whether the environment
             has ``TORCHMAR_ALLOW_PLAIN_HTTP=1``.
-        grpc_inference: the address of the inference API over gRPC; ``grpcs://`` is with TLS.
-        grpc_management: the address of the management API over gRPC.
+        grpc_inference: address of the inference API over gRPC; ``grpcs://`` uses TLS.
+        grpc_management: address of the management API over gRPC.
 
     Examples:
         >>> import torchmar
@@ -68,14 +68,14 @@ class Endpoint:
 
     @classmethod
     def from_run_folder(cls, folder: Path = RUN_FOLDER) -> Endpoint:
-        """Return the server that ``torchmar serve`` runs with ``folder``, or TorchServe's default addresses.
+        """Return the endpoint of the server with the run folder ``folder``, or of TorchServe's default addresses.
 
         Raises:
             PropertiesError: the configuration in the folder cannot be read, or has an invalid address.
         """
         config = folder / "config.properties"
         if not config.is_file():
-            key_file = Path(KEY_FILE)  # written by a server that was started by hand in this folder
+            key_file = Path(KEY_FILE)  # of a server that was started by hand in this folder
             return cls(key_file=key_file if key_file.is_file() else None)
         values = properties.read(config)
         certificate = Path(values.get("certificate_file"))
@@ -87,7 +87,7 @@ class Endpoint:
         return cls(
             inference=reachable(values.url("inference_address")),
             management=reachable(values.url("management_address")),
-            # A token of the environment is for another server.
+            # A token in the environment is for another server.
             key_file=None if values.flag("disable_token_authorization") else folder / KEY_FILE,
             tokens={},
             verify=certificate if certificate.is_file() else True,
@@ -106,7 +106,7 @@ class Endpoint:
 
 
 def reachable(address: str) -> str:
-    """Return an address to connect to: loopback for a server that listens on all addresses."""
+    """Return an address for clients: loopback for a server that listens on all addresses."""
     parts = urlsplit(address)
     for unspecified, loopback in (("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")):
         if parts.netloc.startswith(f"{unspecified}:"):

@@ -1,4 +1,4 @@
-"""Map error responses to exceptions."""
+"""The mapping of error responses to exceptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmar.connection.endpoint import Api, token_variable
 from torchmar.errors import ConflictError, NotFoundError, ServerError, UnauthorizedError
 
 TOO_LARGE = "is the request larger than max_request_size in config.properties?"
-PAGE = "text/html"  # in place of the server's name of the error
+PAGE = "text/html"  # content type of an error page, which has no name of the error
 
 
 def server_error(status: int, body: bytes, reason: str, api: Api) -> ServerError:
@@ -42,7 +42,7 @@ def classified(status: int, kind: str, message: str, api: Api) -> ServerError:
 
 
 def which_address(api: Api) -> str:
-    """Return the hint for responses that are not of an API."""
+    """Return the hint for a response that does not come from the API."""
     return f"is this the address of the {api} API?"
 
 
@@ -71,7 +71,7 @@ def _message(body: bytes) -> tuple[str, str]:
         return html.unescape(" ".join(title[1].split()))[:200] if title else "", PAGE
     try:
         document = json.loads(body)
-        # The keys of TorchServe's errors, its health, and the Open Inference Protocol's errors.
+        # Keys of TorchServe's errors, of its health responses, and of the Open Inference Protocol's errors.
         message = next(document[key] for key in ("message", "status", "error") if key in document)
         return str(message), str(document.get("type", ""))
     except (ValueError, TypeError, AttributeError, StopIteration):

@@ -1,4 +1,4 @@
-"""Addresses of this machine, to which requests cannot be read on the way."""
+"""Addresses of this machine; nobody else can read requests to them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from ipaddress import ip_address
 
 
 def is_local(host: str) -> bool:
-    """Return whether packets to ``host`` stay on this machine: loopback, or one of its own addresses.
+    """Return whether packets to ``host`` stay on this machine: it is loopback, or one of its own addresses.
 
-    Names other than ``localhost`` do not count: their addresses can change after the check.
+    Names other than ``localhost`` do not count, because their addresses can change after the check.
     """
     if host == "localhost":
         return True
@@ -22,7 +22,7 @@ def is_local(host: str) -> bool:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing, but chooses the address to send from
+            probe.connect((host, 9))  # this sends nothing, but chooses the source address
             return bool(probe.getsockname()[0] == host)
     except OSError:
         return False

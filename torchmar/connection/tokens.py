@@ -14,10 +14,10 @@ from torchmar.connection.endpoint import Api, Endpoint
 from torchmar.connection.transport import Transport
 from torchmar.errors import CertificateError, ConnectError, TorchmarError, UnauthorizedError
 
-# A token is renewed when it has fewer seconds left: 30, or half of its life if that is shorter, but at least 1.
+# A token is renewed when less of its life is left: 30 seconds, or half of its life if that is shorter, but at least 1.
 _MAX_MARGIN, _MIN_MARGIN = 30.0, 1.0
-_RENEWAL_LOCK = threading.Lock()  # a renewal invalidates the token that another thread has just read
-_WRITE_SECONDS = 0.25  # of a server that writes its key file in place
+_RENEWAL_LOCK = threading.Lock()  # because a renewal invalidates the token that another thread has just read
+_WRITE_SECONDS = 0.25  # time in which a server writes its key file in place
 _RENEWAL_SECONDS = 30.0
 
 
@@ -51,12 +51,12 @@ class Tokens:
         return str(keys[api]["key"])
 
     def other_than(self, api: Api, used: str | None) -> bool:
-        """Return whether the key file has another token by now than ``used``, which the server did not accept."""
+        """Return whether the key file now has another token than ``used``, which the server has rejected."""
         if self._file is None or used is None:
             return False
         deadline = time.monotonic() + _WRITE_SECONDS
         with _RENEWAL_LOCK:
-            # Between a renewal by another client and the new key file, the token of the old file is invalid.
+            # Between another client's renewal and the new key file, the token in the file is invalid.
             while (key := _read(self._file).get(api)) is not None and key["key"] == used:
                 if time.monotonic() > deadline:
                     return False
@@ -64,10 +64,10 @@ class Tokens:
         return True
 
     def renew(self, api: Api) -> None:
-        """Have the server write a new token into its key file; the previous one becomes invalid.
+        """Let the server write a new token into its key file; the previous one becomes invalid.
 
         Raises:
-            UnauthorizedError: the server did not do it, or wrote into another file.
+            UnauthorizedError: the server refused, or has another key file.
             TorchmarError: there is no key file.
         """
         if self._file is None:
@@ -76,7 +76,7 @@ class Tokens:
             self._renewed(self._file, api, _read(self._file))
 
     def _renewed(self, file: Path, api: Api, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Renew a token, and return the keys after that; call it with the lock."""
+        """Renew a token, and return the keys of the new file; the caller holds the lock."""
         try:
             failure = self._request_renewal(api, str(keys["API"]["key"]))
         except (KeyError, TypeError):
@@ -97,7 +97,7 @@ class Tokens:
         return after
 
     def _request_renewal(self, api: Api, key: str) -> str:
-        """Request a new token, which the server writes into its key file; return why it failed, empty if it did not."""
+        """Request a new token, which the server writes into its key file; return an error message, or an empty text."""
         management = Transport(self._server.management, "management API", self._server)
         try:
             response = management.send("GET", "/token", token=key, query={"type": api}, timeout=_RENEWAL_SECONDS)
@@ -122,7 +122,7 @@ def _read(file: Path) -> dict[str, Any]:
         try:
             return {api: {**key, "key": key["key"]} for api, key in json.loads(content).items()}
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            # A file that is being written is cut off; one that does not begin as JSON is not a key file.
+            # A file that is just being written is incomplete; one that does not start like JSON is not a key file.
             if isinstance(error, ValueError) and content[:1] in (b"", b"{") and time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue
@@ -134,12 +134,12 @@ def _expires_soon(key: Mapping[str, str] | None, file: Path) -> bool:
     if key is None:
         return True
     end = _expires(key)
-    life = end - file.stat().st_mtime  # shorter than it was, if the file was written again for the other API
+    life = end - file.stat().st_mtime  # shorter than the real life, if the file was written again for the other API
     return end - time.time() < max(_MIN_MARGIN, min(_MAX_MARGIN, life / 2))
 
 
 def _expires(key: Mapping[str, str]) -> float:
-    # Java writes nanoseconds, which Python's parser does not accept.
+    # Java writes nanoseconds, which Python's parser rejects.
     text = str(key.get("expiration time", "")).partition(".")[0].rstrip("Z")
     try:
         return datetime.fromisoformat(f"{text}+00:00").timestamp()

@@ -1,4 +1,4 @@
-"""One HTTP request to an address; failures as exceptions."""
+"""One HTTP request to an address, with failures as exceptions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Transport:
 
     Args:
         address: ``http://`` or ``https://``, with the path that all requests start with; or ``unix:/PATH``, a socket.
-        name: of the API at the address, for messages.
-        server: the rules for tokens and certificates.
+        name: name of the API at the address, for messages.
+        server: endpoint, with the rules for tokens and certificates.
 
     Raises:
         TorchmarError: the address is invalid, or the file of certificates is missing.
@@ -40,7 +40,7 @@ class Transport:
         self._local = parts.scheme == "unix" or is_local(parts.hostname)
         self._private = parts.scheme == "https" or self._local or server.allow_plain_http
         self._session = requests.Session()
-        # .netrc would replace the token, and programs of one machine need no proxy between them.
+        # Otherwise .netrc could replace the token, and a proxy could stand between programs of one machine.
         self._session.trust_env = False
         if not self._local:
             self._session.proxies.update(requests.utils.get_environ_proxies(address))
@@ -66,9 +66,9 @@ class Transport:
         timeout: float,
         stream: bool = False,
     ) -> requests.Response:
-        """Send a request once, and return the response, whatever its status; redirects are not followed.
+        """Send a request once, and return the response, with any status; redirects are not followed.
 
-        With ``stream`` the body is read when the caller reads it, which also closes the response.
+        With ``stream``, the body is read when the caller reads it; the caller also closes the response.
 
         Raises:
             InsecureError: the token would travel in plain text.
@@ -94,7 +94,7 @@ class Transport:
                 stream=stream,
             )
         except (requests.exceptions.InvalidHeader, UnicodeEncodeError):
-            # Its message shows the header, which may be the token.
+            # The message is not shown, because it contains the header, which may be the token.
             header = next((name for name, value in (headers or {}).items() if not _fits_header(value)), "the token")
             raise TorchmarError(f"{header} has characters that HTTP does not allow in a header") from None
         except requests.RequestException as error:
@@ -136,7 +136,7 @@ class Transport:
 
 
 class _PinnedCertificates(HTTPAdapter):
-    """An adapter that trusts the given certificates, whoever issued them."""
+    """An adapter that only trusts given certificates, regardless of their issuer."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         context = create_urllib3_context()
@@ -145,10 +145,10 @@ class _PinnedCertificates(HTTPAdapter):
 
 
 def check_certificates(file: Path) -> None:
-    """Check that ``file`` has certificates.
+    """Check that ``file`` contains certificates.
 
     Raises:
-        TorchmarError: it has none, or cannot be read.
+        TorchmarError: the file contains none, or cannot be read.
     """
     if not file.is_file():
         raise TorchmarError(f"{file} does not exist; certificates are read from it")
@@ -166,12 +166,12 @@ def _fits_header(value: object) -> bool:
 
 def _checked(address: str) -> Any:
     if "@" in address.partition("//")[2].partition("/")[0]:
-        # The address is not shown: messages are logged.
+        # The address is not shown, because messages are logged.
         raise TorchmarError("an address must not have a name and password", hint="tokens are read from a key file")
     invalid = TorchmarError(f"{address!r} is not an address", hint="write it like https://host:8080/path")
     try:
         parts = urlsplit(address)
-        _ = parts.port  # raises ValueError for an invalid one
+        _ = parts.port  # raises ValueError if the port is invalid
     except ValueError:
         raise invalid from None
     if parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc:
@@ -182,7 +182,7 @@ def _checked(address: str) -> Any:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and all its causes: requests wraps urllib3's, which wraps the system's."""
+    """Yield an exception and all its causes: requests wraps exceptions of urllib3, which wraps those of the system."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:

@@ -12,10 +12,10 @@ from urllib3.exceptions import NewConnectionError
 
 
 class UnixAdapter(HTTPAdapter):
-    """An adapter that sends every request through one socket, whatever host its URL names.
+    """An adapter that sends every request through one socket, for any host.
 
     Args:
-        path: of the socket.
+        path: path of the socket.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,6 +1,6 @@
 """Engines: the servers that torchmar starts; each is a context that starts the server and stops it.
 
-* `torchmar.engines.torchserve`: the real TorchServe, the reference;
+* `torchmar.engines.torchserve`: the real TorchServe, for reference;
 * `torchmar.engines.builtin`: torchmar's own server, with the same APIs, without Java;
 * `torchmar.engines.ray`: the built-in server with workers on the nodes of a cluster of Ray;
 * `torchmar.engines.engine`: their base class, which loads archives with `torchmar.engines.loading`.

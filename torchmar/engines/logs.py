@@ -18,7 +18,7 @@ WORKERS = "workers.log"
 SERVER = "server.log"
 
 _STAMP = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,\d{3}) (?:\[(\w+) *\] )?(.*)$")
-# The worker is a number, or the id of a replica of Ray.
+# The worker is a number, or the id of a Ray replica.
 _WORKER = re.compile(r"^W-(\w+)-([^ ]+)_([^_ ]+?)(?:-std(?:out|err) -)? (.*)$")
 _IDLE = 0.3  # seconds without a line after which a traceback is complete
 _TAIL_BYTES = 8 << 20
@@ -29,11 +29,11 @@ class Entry:
     """An entry of a log.
 
     Attributes:
-        time: ISO 8601 in the machine's time zone.
-        level: the level of an entry of the server; empty for the output of a worker.
-        model: the model of the worker; empty for an entry of the server.
-        version: the version of the worker; empty for an entry of the server.
-        worker: the worker's number, or the id of a replica; empty for an entry of the server.
+        time: time in ISO 8601, in the machine's time zone.
+        level: level of an entry from the server; empty for the output of a worker.
+        model: name of the worker's model; empty for an entry from the server.
+        version: version of the worker's model; empty for an entry from the server.
+        worker: number of the worker, or the id of a replica; empty for an entry from the server.
         text: the message; several lines for a traceback.
     """
 
@@ -45,24 +45,24 @@ class Entry:
     text: str
 
     def of(self, model: str, version: str = "", worker: str = "") -> bool:
-        """Return whether the entry is of a model, of a version and of a worker; an empty name matches any."""
+        """Return whether the entry belongs to a model, a version and a worker; an empty name matches all."""
         names = ((model, self.model), (version, self.version), (worker, self.worker))
         return all(wanted in ("", name) for wanted, name in names)
 
 
 class Assembler:
-    """Assembles lines of a log into entries; lines of several workers may alternate."""
+    """Assembles lines of a log into entries, also if lines of several workers alternate."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Entry] = {}  # by worker; the server has none
-        self._moments: dict[str, str] = {}  # of the last line of each
+        self._open: dict[str, Entry] = {}  # by worker; the server's entries have an empty one
+        self._moments: dict[str, str] = {}  # time stamps of the last lines
         self._last = ""
 
     def add(self, line: str) -> Iterator[Entry]:
         """Add a line; yield the entries that it completes."""
         entry = _entry(line)
         if entry is None:
-            # A stack trace of Java follows the line that it belongs to.
+            # A stack trace of Java follows the line to which it belongs.
             if above := self._open.get(self._last):
                 self._open[self._last] = replace(above, text=f"{above.text}\n{line}")
             return
@@ -77,7 +77,7 @@ class Assembler:
         self._open[entry.worker] = entry
 
     def flush(self) -> Iterator[Entry]:
-        """Yield the entries that are not complete yet."""
+        """Yield the entries that are still open."""
         yield from sorted(self._open.values(), key=lambda entry: entry.time)
         self._open.clear()
 
@@ -91,10 +91,10 @@ def parse(lines: Iterable[str]) -> Iterator[Entry]:
 
 
 def files(folder: Path, name: str) -> list[Path]:
-    """Return the files of a log of the run folder ``folder``, rolled ones included, from the oldest to the newest."""
+    """Return the files of a log in a run folder, including rolled ones, from the oldest to the newest."""
     logs = folder / "logs"
     stem = Path(name).stem
-    # log4j counts from the oldest (server.1.log), Python's logging from the newest (server.log.1).
+    # log4j numbers from the oldest (server.1.log), Python's logging from the newest (server.log.1).
     java = {int(file.suffixes[-2][1:]): file for file in logs.glob(f"{stem}.*.log") if file.suffixes[-2][1:].isdigit()}
     python = {-int(file.suffix[1:]): file for file in logs.glob(f"{name}.*") if file.suffix[1:].isdigit()}
     rolled = [by_number[number] for by_number in (java, python) for number in sorted(by_number)]
@@ -115,15 +115,15 @@ def recent(folder: Path, count: int, model: str = "", version: str = "", worker:
 
     Args:
         folder: the run folder.
-        count: the number of entries; a traceback is one.
-        model: only entries of this model; empty: of all models and of the server.
+        count: number of entries; a traceback is one entry.
+        model: only entries of this model; empty: entries of all models and of the server.
         version: only entries of this version.
         worker: only entries of this worker.
     """
     entries: list[Entry] = []
     for name in (SERVER, WORKERS):
         selected: list[Entry] = []
-        # From the newest file on, until there are enough entries.
+        # Read from the newest file until there are enough entries.
         for file in reversed(files(folder, name)):
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             selected[:0] = [entry for entry in parse(lines) if entry.of(model, version, worker)]
@@ -134,13 +134,13 @@ def recent(folder: Path, count: int, model: str = "", version: str = "", worker:
 
 
 def models(folder: Path) -> list[tuple[str, str]]:
-    """Return the models, each with its version, that have entries at the end of a server's log."""
+    """Return name and version of the models that have entries at the end of a server's log."""
     entries = parse(tail(folder, WORKERS).splitlines())
     return sorted({(entry.model, entry.version) for entry in entries if entry.model})
 
 
 class Follower:
-    """Reads new entries of a server's logs; continues when the files are rolled or the server is restarted.
+    """A reader of new log entries of a server, also after the files are rolled or the server restarts.
 
     Args:
         folder: the run folder.
@@ -150,7 +150,7 @@ class Follower:
         self._tails = [_Tail(folder / "logs" / name) for name in (SERVER, WORKERS)]
 
     def read(self) -> list[Entry]:
-        """Return the entries since the last call; does not wait."""
+        """Return the entries since the previous call, without waiting."""
         entries = [entry for tail in self._tails for entry in tail.read()]
         return sorted(entries, key=lambda entry: entry.time)
 
@@ -179,7 +179,7 @@ class _Tail:
             yield from self._complete(self._stream)
         if self._replaced():
             if self._stream:
-                yield from self._complete(self._stream)  # lines written just before it was replaced
+                yield from self._complete(self._stream)  # lines that were written just before the file was replaced
                 self._stream.close()
             self._rest = b""
             self._stream = self._open_file()
@@ -208,7 +208,7 @@ class _Tail:
 
 
 def _entry(line: str) -> Entry | None:
-    """Return the entry that begins with a line; None if the line continues the entry before."""
+    """Return the entry that starts with a line; None if the line continues the previous entry."""
     if line.startswith("{"):
         return _entry_of_json(line)
     stamp = _STAMP.match(line)
@@ -221,7 +221,7 @@ def _entry(line: str) -> Entry | None:
 
 
 def _entry_of_json(line: str) -> Entry | None:
-    """Return the entry of a line that the built-in server writes with ``torchmar_log_format=json``."""
+    """Return the entry in a line that the built-in server writes with ``torchmar_log_format=json``."""
     try:
         document = json.loads(line)
         # Without the offset of the time zone.

@@ -1,4 +1,4 @@
-"""Notify systemd of the state of a service (sd_notify)."""
+"""Notification of systemd about the state of a service (sd_notify)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Send ``READY=1``, ``STOPPING=1`` or another state of sd_notify(3); nothing happens if there is no socket."""
+    """Send ``READY=1``, ``STOPPING=1`` or another state of sd_notify(3); do nothing if there is no socket."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return
-    # An @ stands for the zero byte of abstract names of Linux.
+    # An @ stands for the zero byte at the start of Linux' abstract names.
     address = f"\0{path[1:]}" if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
         try:

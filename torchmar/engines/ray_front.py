@@ -1,4 +1,4 @@
-"""The front of a cluster as an application of Ray Serve, which starts it again, on another node if its node fails.
+"""The front of a cluster as an application of Ray Serve, which restarts it, on another node if its node fails.
 
 ``torchmar export ray-cluster`` writes a configuration of Ray Serve with this application.
 """
@@ -16,15 +16,15 @@ _KEYS = ("config", "model_store", "run_folder")
 
 
 class Front:
-    """The class of the deployment: a server beside this process, which ends with it.
+    """The class of the deployment: it runs a server as a child process, which ends with it.
 
     Args:
-        config: the server's ``config.properties``, on each node.
-        model_store: the folder with the archives, on each node.
-        run_folder: the server's run folder, on each node; made if it does not exist.
+        config: ``config.properties`` of the server, on each node.
+        model_store: folder with the archives, on each node.
+        run_folder: run folder of the server, on each node; made if it does not exist.
 
     Raises:
-        RuntimeError: the server does not start; Ray Serve then tries again, later each time.
+        RuntimeError: the server does not start; Ray Serve then tries again, with growing pauses.
     """
 
     def __init__(self, config: str, model_store: str, run_folder: str) -> None:
@@ -34,7 +34,7 @@ class Front:
         self._server = Ray(Path(config), Path(model_store), Path(run_folder), overrides=head)
         try:
             self._server.__enter__()
-        except TorchmarError as error:  # it may not be read where this module is not installed
+        except TorchmarError as error:  # Ray may have to show it where this module is not installed
             raise RuntimeError(str(error)) from None
 
     def check_health(self) -> None:
@@ -43,15 +43,15 @@ class Front:
             raise RuntimeError(f"the server has ended with exit code {code}")
 
     async def __del__(self) -> None:
-        """Stop the server, when its requests are answered."""
+        """Stop the server after its requests are answered."""
         await asyncio.to_thread(self._server.__exit__, None, None, None)
 
 
 def app(args: dict[str, Any]) -> Any:
-    """Return the application for the ``args`` of its configuration: the arguments of `Front`.
+    """Return the application for the ``args`` of its configuration, which are the arguments of `Front`.
 
     Raises:
-        ValueError: one is missing or unknown.
+        ValueError: an argument is missing or unknown.
     """
     from ray import serve
 

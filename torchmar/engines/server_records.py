@@ -1,4 +1,4 @@
-"""The record of a running server, by which other processes find and stop it."""
+"""The record of a running server, with which other processes find and stop it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from torchmar.errors import EngineError, TorchmarError
 from torchmar.process_handle import ProcessHandle, identify
 
 RECORD = "server.json"
-MARK = "TORCHMAR_SERVER_MARK"  # an environment variable that a server's processes inherit from it
+MARK = "TORCHMAR_SERVER_MARK"  # environment variable that a server's processes inherit
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 MODULE = "torchmar.server"
 CLUSTER_MODULE = "torchmar.cluster"
-START_SECONDS = 60.0  # in which a server has to answer
-_STOP_SECONDS = 40.0  # the built-in server waits half a minute for open requests
-_SETTLE_SECONDS = 5.0  # in which the descendants of a server have to end after it
+START_SECONDS = 60.0  # time limit for a server's first answer
+_STOP_SECONDS = 40.0  # because the built-in server waits half a minute for open requests
+_SETTLE_SECONDS = 5.0  # time limit for the descendants of a server to end after it
 _FILES = (RECORD, KEY_FILE, "config.properties")
 
 
@@ -39,13 +39,13 @@ class ServerRecord:
     """A server's process and folders.
 
     Attributes:
-        pid: the process.
-        started: its start in seconds since 1970.
-        folder: the run folder.
+        pid: process id.
+        started: time of its start, in seconds since 1970.
+        folder: run folder.
         temporary: the server's temporary folder.
-        engine: the kind of server.
-        identity: differs from that of any other process that gets the pid later; see `torchmar.process_handle`.
-        mark: the value of `MARK` in the environment of the server and of its descendants.
+        engine: kind of server.
+        identity: value that distinguishes it from later processes with the same pid; see `torchmar.process_handle`.
+        mark: value of `MARK` in the environment of the server and its descendants.
     """
 
     pid: int
@@ -60,7 +60,7 @@ class ServerRecord:
     def of(
         cls, pid: int, folder: Path, temporary: Path, engine: EngineName = "torchserve", *, mark: str = ""
     ) -> ServerRecord:
-        """Return the record of a process that has just been started with `MARK` in its environment."""
+        """Return the record of a process that was just started with `MARK` in its environment."""
         started = psutil.Process(pid).create_time()
         return cls(
             pid=pid,
@@ -86,9 +86,9 @@ class ServerRecord:
 
     @classmethod
     def everywhere(cls) -> list[ServerRecord]:
-        """Return all running servers of this machine that torchmar manages and this user can see, sorted by folder.
+        """Return all running servers on this machine that torchmar manages and this user can see, sorted by folder.
 
-        They are found in the process table, so that no list of servers can be out of date.
+        They are found in the process table, because a separate list could be outdated.
         """
         folders = {folder for process in servers() if (folder := folder_of(process))}
         return [record for folder in sorted(folders) if (record := cls.find(folder))]
@@ -110,13 +110,13 @@ class ServerRecord:
         return bool(self.identity) and identify(self.pid) == self.identity
 
     def stop(self) -> None:
-        """End the server and all processes that it has started; remove its token and temporary files.
+        """End the server and all its processes; remove its token and temporary files.
 
-        If the server has ended by itself, its remaining processes are found by their `MARK`: its pid and
-        process group may belong to another process by now.
+        If the server has ended by itself, its remaining processes are found by their `MARK`, because another process
+        may have its pid or its process group by now.
 
         Raises:
-            EngineError: the server is another user's.
+            EngineError: the server belongs to another user.
         """
         with contextlib.ExitStack() as stack:
             server = self._open(stack)
@@ -126,11 +126,11 @@ class ServerRecord:
                     _wait([server], _STOP_SECONDS + self._shutdown_delay())
             except PermissionError:
                 raise EngineError(f"the server of {self.folder} (process {self.pid}) is another user's") from None
-            finally:  # a second Ctrl-C does not wait
+            finally:  # after a second Ctrl-C, without waiting
                 with contextlib.suppress(PermissionError):
                     if server:
                         server.signal(signal.SIGKILL)
-                    # The descendants of the built-in server end after it, processes of handlers included.
+                    # The descendants of the built-in server, including processes of handlers, end after it.
                     _wait(descendants, _SETTLE_SECONDS)
                     for process in (*descendants, *self._marked(stack)):
                         process.signal(signal.SIGKILL)
@@ -177,7 +177,7 @@ def _descendants(server: ProcessHandle, stack: contextlib.ExitStack) -> list[Pro
         for child in psutil.Process(server.pid).children(recursive=True):
             with contextlib.suppress(ProcessLookupError):
                 process = stack.enter_context(ProcessHandle(child.pid))
-                if child.is_running():  # the handle is of this child, not of a later process with its pid
+                if child.is_running():  # then the handle belongs to this child, not to a later process with its pid
                     handles.append(process)
     return handles if server.runs else []
 
@@ -189,7 +189,7 @@ def _wait(processes: Sequence[ProcessHandle], seconds: float) -> None:
 
 
 def servers() -> Iterator[psutil.Process]:
-    """Yield the processes of all servers that this user can see, of both engines, whoever started them."""
+    """Yield the processes of all servers of both engines that this user can see, regardless of who started them."""
     for process in psutil.process_iter(["cmdline"]):
         if _engine(process.info["cmdline"] or ()):
             yield process
@@ -197,12 +197,12 @@ def servers() -> Iterator[psutil.Process]:
 
 @dataclass(frozen=True)
 class UnmanagedServer:
-    """A server that torchmar has no record of.
+    """A server without a record of torchmar.
 
     Attributes:
-        pid: its process.
-        what: a description: ``a TorchServe whose run folder /a/b is gone``.
-        gone: whether its run folder is gone.
+        pid: process id.
+        what: description, such as ``a TorchServe whose run folder /a/b is gone``.
+        gone: whether its run folder no longer exists.
     """
 
     pid: int
@@ -211,14 +211,14 @@ class UnmanagedServer:
 
 
 def unmanaged_servers() -> Iterator[UnmanagedServer]:
-    """Yield every server that torchmar has no record of."""
+    """Yield every server without a record of torchmar."""
     for process in servers():
         if server := unmanaged(process):
             yield server
 
 
 def unmanaged(process: psutil.Process) -> UnmanagedServer | None:
-    """Describe a server process that torchmar has no record of; None if it manages it or it is no server."""
+    """Describe a server process without a record of torchmar; None if it has one, or is no server."""
     words = _words(process)
     engine, folder = _engine(words), _folder(words)
     if engine is None or (folder and (folder / RECORD).is_file()):
@@ -230,14 +230,14 @@ def unmanaged(process: psutil.Process) -> UnmanagedServer | None:
 
 
 def folder_of(process: psutil.Process) -> Path | None:
-    """Return the run folder of a server that torchmar manages; None for any other process."""
+    """Return the run folder of a server with a record of torchmar; None for any other process."""
     words = _words(process)
     folder = _folder(words)
     return folder if _engine(words) and folder and (folder / RECORD).is_file() else None
 
 
 def configured(process: psutil.Process) -> tuple[EngineName, Path] | None:
-    """Return a server's engine and its file of configuration; None for any other process."""
+    """Return a server's engine and its configuration file; None for any other process."""
     words = _words(process)
     engine, file = _engine(words), _config(words)
     if engine is None or file is None:
@@ -249,7 +249,7 @@ def configured(process: psutil.Process) -> tuple[EngineName, Path] | None:
 
 
 def option(folder: Path) -> str:
-    """Return the option that names a run folder: ``" --run-folder b"``; empty for the default one."""
+    """Return the option for a run folder: ``" --run-folder b"``; empty for the default folder."""
     path, here = folder.resolve(), Path.cwd()
     if path == RUN_FOLDER.resolve():
         return ""

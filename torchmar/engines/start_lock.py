@@ -1,4 +1,4 @@
-"""One start at a time per run folder; signals are deferred between the start of a process and its record."""
+"""The lock that allows one start at a time per run folder, and the deferral of signals until a process has a record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, so that one server is started at a time; it is released when this process ends."""
+    """Hold the lock of a run folder, so that one server is started at a time; this process releases it when it ends."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX)
@@ -26,15 +26,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Defer SIGINT, SIGTERM and SIGHUP: a process that is started now would remain without a record."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
+    """Defer SIGINT, SIGTERM and SIGHUP, which could otherwise leave a new process without a record."""
+    if threading.current_thread() is not threading.main_thread():  # because only the main thread handles signals
         yield
         return
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     for number in handled:
-        # Handlers, not a signal mask, which the new process would inherit.
+        # Handlers rather than a signal mask, because the new process would inherit a mask.
         signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield

@@ -23,7 +23,7 @@ from torchmar.server.models import startup_report
 
 State = Literal["ready", "crash_looping", "restarting", "starting", "no workers"]
 _UNHEALTHY = 500
-_SECONDS = 10.0  # a server that needs longer to describe a model is not healthy
+_SECONDS = 10.0  # a server that needs longer to describe a model counts as not healthy
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class VersionState:
     """One version of a model on a server.
 
     Attributes:
-        model: the server's description of it.
+        model: the server's description of the version.
         default: whether it answers requests without a version.
-        memory: bytes that its workers use.
-        failure: the last failure of its workers, if fewer than ``min_workers`` are ready.
-        reason: why fewer are ready, as the server describes it where the log has no failure: a cluster lacks room.
+        memory: memory of its workers in bytes.
+        failure: last failure of its workers, if fewer than ``min_workers`` are ready.
+        reason: the server's reason why fewer are ready if the log has no failure, such as lack of room in a cluster.
     """
 
     model: ModelVersion
@@ -46,7 +46,7 @@ class VersionState:
 
     @property
     def state(self) -> State:
-        """``crash_looping`` with a traceback, ``restarting`` without one; ``starting`` if no failure is known."""
+        """``crash_looping`` with a traceback, ``restarting`` without one; ``starting`` if there is no failure."""
         if self.model.min_workers == 0 and not self.model.workers:
             return "no workers"
         if self.model.ready >= self.model.min_workers:
@@ -64,7 +64,7 @@ class VersionState:
 
     @property
     def error(self) -> TorchmarError | None:
-        """The error: workers die or have no room, or the default version has none; None if the version is healthy."""
+        """The error: workers die or find no room, or the default version has none; None if the version is healthy."""
         if self.reason:
             model = self.model
             counts = f"{model.ready} of {model.min_workers} workers answer"
@@ -82,16 +82,16 @@ class VersionState:
 
 @dataclass(frozen=True)
 class ServerState:
-    """A running server.
+    """The state of a running server.
 
     Attributes:
         record: its process and folders.
         endpoint: its addresses.
-        metrics: the address of its metrics API.
-        memory: bytes that all its processes use; shared memory is counted once if the system reports it.
+        metrics: address of its metrics API.
+        memory: memory of all its processes in bytes; shared memory counts once if the system reports it.
         versions: the registered versions, by name and version.
-        error: why it does not answer; empty if it does.
-        not_loaded: a message for each model that it could not load at its start.
+        error: reason why it does not answer; empty if it does.
+        not_loaded: a message for each model that it could not load at startup.
     """
 
     record: ServerRecord
@@ -104,17 +104,17 @@ class ServerState:
 
     @property
     def uptime(self) -> float:
-        """Seconds since the start."""
+        """Seconds since its start."""
         return time.time() - self.record.started
 
     @property
     def healthy(self) -> bool:
-        """Whether it answers, has loaded all models of its start, and every registered version is healthy."""
+        """Whether it answers, has loaded all models of its configuration, and all registered versions are healthy."""
         return not self.error and not self.not_loaded and all(version.healthy for version in self.versions)
 
 
 def of(record: ServerRecord) -> ServerState:
-    """Return the state of a server; a server that does not answer is a state, not an exception."""
+    """Return the state of a server; that it does not answer is a state, not an exception."""
     folder = Path(record.folder)
     problem, versions, endpoint = "", [], Endpoint()
     not_loaded: tuple[str, ...] = ()
@@ -133,7 +133,7 @@ def of(record: ServerRecord) -> ServerState:
 
 
 def check_answers(endpoint: Endpoint) -> None:
-    """Send a ping; a server with failing models answers, too.
+    """Send a ping, which a server with failing models also answers.
 
     Raises:
         TorchmarError: the server does not answer, or rejects the request.
@@ -146,11 +146,11 @@ def check_answers(endpoint: Endpoint) -> None:
 
 
 def versions_on(endpoint: Endpoint, folder: Path) -> list[VersionState]:
-    """Return all versions of all models on a server, sorted by name, and from the oldest version to the newest.
+    """Return all versions of all models on a server, sorted by name, and by version from the oldest to the newest.
 
     Args:
         endpoint: the server.
-        folder: its run folder, whose log has the tracebacks.
+        folder: run folder of the server; its log has the tracebacks.
 
     Raises:
         TorchmarError: the server does not answer, or rejects a request.
@@ -188,7 +188,7 @@ def failed(version: VersionState) -> ModelFailedError:
 
 
 def _descendants(folder: Path) -> set[int]:
-    """Return the pids of all processes below a folder's server; any other pid that it reports is no worker of it."""
+    """Return the pids of all descendants of a folder's server; other pids in its reports are not its workers."""
     record = ServerRecord.find(folder)
     try:
         return {child.pid for child in psutil.Process(record.pid).children(recursive=True)} if record else set()
@@ -197,7 +197,7 @@ def _descendants(folder: Path) -> set[int]:
 
 
 def memory(pid: int) -> int:
-    """Return the bytes that a process and its descendants use; 0 if it has ended or cannot be read."""
+    """Return the memory of a process and its descendants in bytes; 0 if it has ended or cannot be read."""
     try:
         process = psutil.Process(pid)
         return sum(map(_memory, (process, *process.children(recursive=True))))
@@ -207,7 +207,7 @@ def memory(pid: int) -> int:
 
 def _memory(process: psutil.Process) -> int:
     try:
-        # PSS divides shared memory among the processes that share it: workers share torch's libraries.
+        # PSS divides shared memory among its processes: workers share the libraries of torch.
         full = process.memory_full_info()
         return int(getattr(full, "pss", full.rss))
     except psutil.AccessDenied:

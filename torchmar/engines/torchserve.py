@@ -1,4 +1,4 @@
-"""Start the real TorchServe: Java, and the jar of the torchserve package."""
+"""The real TorchServe: Java with the jar of the torchserve package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TorchServe(Engine):
     """TorchServe; it runs while the context is open."""
 
     name = "torchserve"
-    stopped = (143, -15)  # after SIGTERM: Java's exit code, and that of a process without Java's handler
+    stopped = (143, -15)  # after SIGTERM: the exit code of Java, and that of a process without Java's signal handler
 
     @property
     def described(self) -> str:
@@ -37,7 +37,7 @@ class TorchServe(Engine):
 
     def configuration(self) -> dict[str, str]:
         """Return the configuration of the server, with a folder for workflows."""
-        # TorchServe needs a folder for workflows; it may be the model store.
+        # TorchServe needs a folder for workflows, which may be the model store.
         return {**super().configuration(), "workflow_store": str(self.model_store)}
 
     def _command(self, config: Path, temporary: Path) -> list[str]:
@@ -56,11 +56,11 @@ class TorchServe(Engine):
             self._python,
             "-f",
             str(config),
-            # Snapshots of an earlier run would win over this configuration.
+            # Otherwise snapshots of an earlier run would take precedence over this configuration.
             "-ncs",
         ]
 
     def _environment(self, temporary: Path) -> dict[str, str]:
-        # TorchServe runs archives of the runtime python3 with the first python3 of the path, which must have torch.
+        # For the runtime python3, TorchServe uses the first python3 on the path, which must have torch.
         path = os.pathsep.join((str(Path(self._python).parent), os.environ.get("PATH", os.defpath)))
         return {**worker_environment(super()._environment(temporary)), "PATH": path}

@@ -1,4 +1,4 @@
-"""Failures in the log of a server's workers: how often a worker died, and its last traceback."""
+"""Failures in the log of a server's workers: number of deaths, and last traceback."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Failure:
     """The death of workers of a model version.
 
     Attributes:
-        deaths: the number of deaths in a row, as far as the log reaches back.
-        traceback: the last traceback, as Python prints it; empty if the worker ended without output, which
-            happens when the system kills it for lack of memory, or the server after a timeout.
+        deaths: number of consecutive deaths, as far as the log reaches back.
+        traceback: last traceback, as Python prints it; empty if the worker ended without output, which
+            happens if the system kills it for lack of memory, or the server kills it after a timeout.
     """
 
     deaths: int
@@ -28,15 +28,15 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        """The line that names the exception."""
+        """The line with the exception."""
         last = self.traceback.rpartition(tracebacks.TRACEBACK)[2].splitlines()[1:]
         return next((line for line in last if line[:1].strip()), "it ended without any output")
 
 
 def traceback(folder: Path, name: str, version: str) -> str:
-    """Return the last traceback that a worker of a model version logged at the server of a run folder; empty if none.
+    """Return the last traceback of a worker of a model version in the log of a run folder; empty if there is none.
 
-    TorchServe reports Healthy while a worker crash-loops; only its log has the reason.
+    TorchServe reports Healthy while a worker crash-loops; only its log contains the reason.
     """
     return last_traceback(logs.tail(folder, logs.WORKERS), name, version)
 
@@ -44,12 +44,12 @@ def traceback(folder: Path, name: str, version: str) -> str:
 def failures(folder: Path) -> dict[tuple[str, str], Failure]:
     """Return the failures of workers whose last completed run failed, by model and version.
 
-    The log does not show whether the present run of such a worker will succeed; the server's
+    The log does not show whether the current run of such a worker will succeed; the server's
     description does (`torchmar.engines.state`).
     """
     found: dict[tuple[str, str], Failure] = {}
     for (name, version, _), ends in _runs(logs.tail(folder, logs.WORKERS)).items():
-        # The last run has not ended yet if its end is None.
+        # An end of None means that the last run has not ended.
         ended = ends if ends[-1] is not None else ends[:-1]
         if not ended:
             continue
@@ -63,13 +63,13 @@ def failures(folder: Path) -> dict[tuple[str, str], Failure]:
 
 
 def size(folder: Path) -> int:
-    """Return the bytes of the workers' log of a run folder; 0 if there is none."""
+    """Return the size of the workers' log in a run folder; 0 if there is none."""
     file = folder / "logs" / logs.WORKERS
     return file.stat().st_size if file.exists() else 0
 
 
 def traceback_since(folder: Path, name: str, version: str, offset: int = 0) -> str:
-    """Return the last traceback, as `traceback` does, of the present log without its first ``offset`` bytes."""
+    """Return the last traceback, as `traceback` does, from the current log after its first ``offset`` bytes."""
     file = folder / "logs" / logs.WORKERS
     if not file.exists():
         return ""
@@ -79,9 +79,9 @@ def traceback_since(folder: Path, name: str, version: str, offset: int = 0) -> s
 
 
 def last_traceback(log: str, name: str, version: str) -> str:
-    """Return the last traceback that a worker of a model version has logged, as Python prints it.
+    """Return the last traceback of a worker of a model version in a log, as Python prints it.
 
-    If there is no traceback, its last lines are returned. TorchServe's loader reports any ImportError of a
+    If there is no traceback, its last lines are returned. TorchServe's loader reports any ImportError in a
     handler as a missing module of its own; in that case the original traceback is returned.
     """
     texts = [entry.text for entry in logs.parse(log.splitlines()) if entry.of(name, version)]
@@ -90,7 +90,7 @@ def last_traceback(log: str, name: str, version: str) -> str:
 
 
 def _runs(log: str) -> dict[tuple[str, str, str], list[str | None]]:
-    """Return the ends of each worker's runs: a traceback, empty if there is none, None for a run that has not ended."""
+    """Return the end of each run of each worker: a traceback, empty if there is none, None if the run has not ended."""
     runs: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
     dying: set[tuple[str, str, str]] = set()
     for entry in logs.parse(log.splitlines()):

@@ -1,4 +1,4 @@
-"""TorchServe's services over gRPC; ``pip install 'torchmar[grpc]'``.
+"""Clients of TorchServe's services over gRPC; ``pip install 'torchmar[grpc]'``.
 
 The contracts are ``wire/*.proto``; ``scripts/protos`` generates the messages from them.
 """

@@ -1,4 +1,4 @@
-"""Calls over gRPC, with tokens, and errors as the same exceptions as over REST."""
+"""Calls over gRPC, with tokens, and with the same exceptions as REST."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from torchmar.errors import (
 Reply = TypeVar("Reply", bound=Message)
 Self = TypeVar("Self", bound="Client")
 
-# The HTTP statuses of the codes that TorchServe makes of its statuses.
+# The HTTP statuses that TorchServe maps to gRPC codes.
 _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -42,7 +42,7 @@ _STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-#: The metadata with the class of the server's exception, if it is not on the last line of the details.
+#: The metadata with the class of the server's exception, if the details do not end with it.
 EXCEPTION = "torchserve-exception"
 _NOT_FOUND = ("ModelNotFoundException", "ModelVersionNotFoundException")
 
@@ -50,13 +50,13 @@ _NOT_FOUND = ("ModelNotFoundException", "ModelVersionNotFoundException")
 class Channel:
     """Calls to one service of a server. For use by several threads.
 
-    gRPC itself repeats calls that never reached the server. Apart from these only a call whose token was invalid is
-    repeated, when the key file has another one by now.
+    gRPC itself repeats calls that have not reached the server. Otherwise a call is only repeated if its token was
+    invalid, and the key file has another one by now.
 
     Args:
         server: addresses, tokens and certificates.
-        api: the API; each has an address and a token of its own.
-        service: the service's full name; it may be set to another one of the same API.
+        api: the API; each has its own address and token.
+        service: full name of the service; it may be set to another service of the same API.
         timeout: seconds to wait for a response.
 
     Raises:
@@ -72,7 +72,7 @@ class Channel:
         parts = _parts(self._address)
         local = is_local(parts.hostname)
         self._private = parts.scheme == "grpcs" or local or server.allow_plain_http
-        # TorchServe has limits of its own; gRPC's, of 4 MB, is less than an explanation of an image.
+        # TorchServe has its own limits; gRPC's default of 4 MB is less than the explanation of an image needs.
         options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
         if local:
             options.append(("grpc.enable_http_proxy", 0))
@@ -95,7 +95,8 @@ class Channel:
             ConnectError: the connection was refused.
             ResponseTimeoutError: there was no response in time.
             CertificateError: the server's certificate is not trusted.
-            ServerError: the response is an error; UnauthorizedError, NotFoundError or ConflictError for these.
+            ServerError: the response is an error; its subclasses are UnauthorizedError, NotFoundError and
+                ConflictError.
             InsecureError: the token would travel in plain text.
         """
         call = self._channel.unary_unary(
@@ -123,10 +124,10 @@ class Channel:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Iterator[Reply]:
-        """Yield the responses to one request, or to several that are sent while responses arrive.
+        """Yield the responses to one request, or to several requests, which are sent while responses arrive.
 
         Raises:
-            TorchmarError: as `call` does.
+            TorchmarError: for the reasons of `call`.
         """
         path = f"/{self.service}/{method}"
         seconds = timeout or self._timeout
@@ -157,11 +158,11 @@ class Channel:
         return token
 
     def _exception(self, error: grpc.RpcError, seconds: float) -> TorchmarError:
-        """Return the exception for an error, the same as over REST."""
+        """Return the exception for an error, which is the same as over REST."""
         assert isinstance(error, grpc.Call)
         code, details = error.code(), error.details() or ""
         message, _, last = details.rpartition("\n")
-        # The last line is the class of the server's exception, with its package or as BadRequestException.()
+        # The last line is the class of the server's exception, with its package, or as BadRequestException.()
         kind = last.removesuffix(".()").rpartition(".")[2]
         if not kind.endswith("Exception"):
             kind = str(dict(error.trailing_metadata() or ()).get(EXCEPTION, ""))
@@ -177,7 +178,7 @@ class Channel:
                 return ServerError(message, status=501, hint=which_address(self._api))
         status = _STATUS.get(code, 500)
         if kind in _NOT_FOUND:
-            status = 404  # for predictions the code of TorchServe is INTERNAL
+            status = 404  # TorchServe's code for predictions is INTERNAL
         elif message.startswith("Token Authorization failed"):
             status, kind = 400, "InvalidKeyException"
         elif message == "Model API disabled":
@@ -207,10 +208,10 @@ class Channel:
 
 
 class Client:
-    """Base of the clients of a server's services: a channel, closed at the end of a ``with`` block.
+    """The base of the clients of a server's services: it has a channel, which a ``with`` block closes.
 
     Args:
-        server: an endpoint, or only the address.
+        server: an endpoint, or its address.
         timeout: seconds to wait for a response.
     """
 

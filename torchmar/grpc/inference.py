@@ -17,17 +17,17 @@ from torchmar.grpc.channel import Client
 from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 from torchmar.inference import bodies
 
-_BODY = "body"  # the key in the handler's row, as for the body of a REST request
-_ERROR = b'{"code":'  # the beginning of an error of torchmar_handlers
+_BODY = "body"  # the key in the handler's row, the same as for the body of a REST request
+_ERROR = b'{"code":'  # the beginning of an error from torchmar_handlers
 
 
 class GrpcInference(Client):
     """A client of the inference API over gRPC; a context manager. It may be used by several threads.
 
-    A request over gRPC consists of named bytes, without content type and headers; explanations need REST.
+    A request over gRPC has only named bytes, without content type and headers; explanations need REST.
 
     Args:
-        server: the endpoint, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the server
+        server: endpoint, or only its address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the server
             that runs in ``.torchmar``, or TorchServe's default address.
         timeout: seconds to wait for a response (gRPC's deadline).
 
@@ -53,7 +53,8 @@ class GrpcInference(Client):
     def request(
         self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None
     ) -> Response:
-        """Return the response of a version of a model, or of its default one; only the body of the request is sent.
+        """Return the response of a version of a model, by default the default one; only the body of the request is
+        sent.
 
         Raises:
             TorchmarError: the request is for an explanation.
@@ -75,19 +76,19 @@ class GrpcInference(Client):
         """Return the prediction of a model for ``data``.
 
         Args:
-            name: of the model.
-            data: a path, bytes, a text, an array, or whatever JSON can hold.
-            version: default: the default one.
-            fields: further entries of the handler's row, as REST's form fields.
-            metadata: of the call, such as ``traceparent``; names in lower case.
+            name: name of the model.
+            data: a path, bytes, a text, an array, or a JSON value.
+            version: version of the model; default: the default version.
+            fields: further entries of the handler's row, like the form fields of REST.
+            metadata: metadata of the call, such as ``traceparent``; names in lower case.
             timeout: seconds; default: the client's.
 
         Returns:
             JSON as Python values, a text, or bytes.
 
         Raises:
-            ServerError: the server responded with an error, or a handler of torchmar's did in its response. A status
-                that another handler sets does not show.
+            ServerError: the response is an error of the server, or of a handler of torchmar. Statuses of other handlers
+                are not transmitted.
         """
         row = {key: text.encode() if isinstance(text, str) else text for key, text in (fields or {}).items()}
         row[_BODY] = bodies.request(data).body
@@ -105,7 +106,7 @@ class GrpcInference(Client):
         """Yield the parts of a response as the handler sends them.
 
         Only for handlers that send parts (``ts.handler_utils.utils.send_intermediate_predict_response``):
-        with any other handler the worker of TorchServe 0.12.0 ends, and takes seconds to start again.
+        any other handler ends the worker of TorchServe 0.12.0, which takes seconds to restart.
         """
         request = predictions_request(name, {_BODY: bodies.request(data).body}, version)
         for response in self._channel.stream("StreamPredictions", request, PredictionResponse, timeout, metadata):
@@ -122,15 +123,15 @@ class GrpcInference(Client):
     ) -> Iterator[bytes]:
         """Yield the responses to the requests of one sequence, for models with ``sequenceBatching``.
 
-        Only for those: with any other model the worker of TorchServe 0.12.0 ends. A request is sent when
-        the response to the one before has arrived: when a client has sent its last request, the server drops
-        the responses that are still due.
+        Only for these models: any other model ends the worker of TorchServe 0.12.0. Each request is sent after the
+        previous response has arrived: when a client has sent its last request, the server drops the responses that are
+        not sent yet.
 
         Args:
-            name: of the model.
-            sequence_id: the sequence's name; one worker gets all of it.
-            inputs: each as for `predict`.
-            version: default: the default one.
+            name: name of the model.
+            sequence_id: id of the sequence; one worker gets all its requests.
+            inputs: inputs, each as for `predict`.
+            version: version of the model; default: the default version.
             timeout: seconds for the whole sequence; default: the client's.
 
         Raises:
@@ -154,10 +155,10 @@ class GrpcInference(Client):
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> PredictionResponse:
-        """Send a message as it is, and return the response.
+        """Send a message unchanged, and return the response.
 
         Raises:
-            ServerError: as `predict` does.
+            ServerError: for the reasons of `predict`.
         """
         reply = self._channel.call("Predictions", request, PredictionResponse, timeout, metadata)
         if error := _error(reply.prediction):
@@ -176,7 +177,7 @@ class GrpcInference(Client):
 
 
 def _error(body: bytes) -> ServerError | None:
-    """Return the error in a body, None if it has none: the status that a handler sets is not sent over gRPC."""
+    """Return the error in a body; None if there is none. The status from a handler is not sent over gRPC."""
     if body.startswith(_ERROR):
         with contextlib.suppress(ValueError, KeyError):
             reply = json.loads(body)

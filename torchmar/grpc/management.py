@@ -20,7 +20,7 @@ _PAGE = 100
 class GrpcManagement(Client):
     """A client of the management API over gRPC; a context manager. It may be used by several threads.
 
-    Tokens are renewed over REST, because gRPC has no call for this.
+    Tokens are renewed over REST, because gRPC has no call for it.
 
     Args:
         server: the endpoint, or only the address: ``grpc://host:7071``, or ``grpcs://`` for TLS; default: the server
@@ -62,7 +62,7 @@ class GrpcManagement(Client):
     ) -> str:
         """Register an archive, as `torchmar.management.ManagementClient.register` does.
 
-        A number of 0 is TorchServe's default here. If the version is registered already, TorchServe's error has no
+        A number of 0 means TorchServe's default. If the version is already registered, TorchServe's error has no
         message.
         """
         check_name(model_name)
@@ -82,7 +82,7 @@ class GrpcManagement(Client):
         return self._status("RegisterModel", request, timeout, no_message_hint="is the version registered already?")
 
     def describe(self, name: str, version: str | None = None, *, customized: bool = False) -> list[ModelVersion]:
-        """Return a version, the default one, or with ``all`` every version of a model."""
+        """Return a version, by default the default one; with ``all``, every version of a model."""
         request = wire.DescribeModelRequest(model_name=name, model_version=version, customized=customized)
         return [ModelVersion.of(version) for version in self._json("DescribeModel", request)]
 
@@ -110,10 +110,10 @@ class GrpcManagement(Client):
         synchronous: bool = True,
         timeout: float = 300.0,
     ) -> str:
-        """Set the number of workers of a version, or of the default one; the maximum follows the minimum.
+        """Set the number of workers of a version, by default the default one; the maximum is set to the minimum.
 
         Raises:
-            TorchmarError: ``min_worker`` is 0, which over gRPC TorchServe takes for 1.
+            TorchmarError: ``min_worker`` is 0, which TorchServe treats as 1 over gRPC.
         """
         if min_worker == 0:
             raise TorchmarError("TorchServe scales to 0 workers over REST only", hint="use ManagementClient")
@@ -127,11 +127,11 @@ class GrpcManagement(Client):
         return self._status("ScaleWorker", request, timeout)
 
     def set_default(self, name: str, version: str) -> str:
-        """Make ``version`` the default one, which gets requests without a version."""
+        """Make ``version`` the default, which gets requests without a version."""
         return self._status("SetDefault", wire.SetDefaultRequest(model_name=name, model_version=version))
 
     def unregister(self, name: str, version: str | None = None) -> str:
-        """Remove a version, or a model's only one. For the default one of several TorchServe's error has no message."""
+        """Remove a version, or the only one. For a default version among several, TorchServe's error has no message."""
         request = wire.UnregisterModelRequest(model_name=name, model_version=version)
         return self._status(
             "UnregisterModel", request, no_message_hint="is it the default version, and are there others?"

@@ -36,9 +36,9 @@ class TensorMetadata:
     """An input or output of a model.
 
     Attributes:
-        name: its name.
-        datatype: the protocol's name, such as FP32.
-        shape: the dimensions, the batch first; -1 is any size.
+        name: name of the tensor.
+        datatype: name of its type in the protocol, such as FP32.
+        shape: its dimensions, the batch first; -1 is any size.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ModelMetadata:
     """The description of a model.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         versions: its versions.
         inputs: its inputs; empty for TorchServe 0.12.0.
         outputs: its outputs; empty for TorchServe 0.12.0.
@@ -66,7 +66,7 @@ class ModelMetadata:
 class GrpcOpenInference(Client):
     """A client of the Open Inference Protocol over gRPC; a context manager. It may be used by several threads.
 
-    It calls the service by the protocol's own name, and by TorchServe's name if the server does not have the first.
+    It calls the service by the protocol's own name, or by TorchServe's name if the server only has that.
 
     Args:
         server: the endpoint, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the server
@@ -120,17 +120,17 @@ class GrpcOpenInference(Client):
         """Return the outputs of a model.
 
         Args:
-            name: of the model.
+            name: name of the model.
             inputs: named tensors; under TorchServe the handler gets elements of BYTES in base64.
-            version: default: the default one.
-            id: sent to the handler.
-            metadata: of the call, such as ``traceparent``; names in lower case.
+            version: version of the model; default: the default version.
+            id: id that is sent to the handler.
+            metadata: metadata of the call, such as ``traceparent``; names in lower case.
             timeout: seconds; default: the client's.
 
         Raises:
             ServerError: the response is an error; 400 for FP16 and BF16 under TorchServe: the protocol has only
                 raw contents for these, and TorchServe drops them.
-            TorchmarError: a datatype is not of the protocol, or cannot represent an element.
+            TorchmarError: the protocol has no such datatype, or it cannot represent an element.
         """
         reply = self.send(infer_request(name, inputs, version, id=id), timeout, metadata)
         quoted = self._channel.service == _TORCHSERVES_SERVICE
@@ -144,12 +144,12 @@ class GrpcOpenInference(Client):
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> wire.ModelInferResponse:
-        """Send a message as it is, and return the response; it raises as `infer` does."""
+        """Send a message unchanged, and return the response; it raises the errors of `infer`."""
         return self._call("ModelInfer", request, wire.ModelInferResponse, timeout, metadata)
 
     @property
     def service(self) -> str:
-        """The full name of the service, which is TorchServe's own after a call to TorchServe."""
+        """The full name of the service; after a call to TorchServe, it is TorchServe's own."""
         return self._channel.service
 
     def _call(
@@ -177,7 +177,7 @@ class GrpcOpenInference(Client):
 def infer_request(
     name: str, inputs: Sequence[Tensor], version: str | None = None, *, id: str | None = None
 ) -> wire.ModelInferRequest:
-    """Return the message of a request for an inference; the arguments are those of `GrpcOpenInference.infer`."""
+    """Return the message of an inference request; the arguments are those of `GrpcOpenInference.infer`."""
     request = wire.ModelInferRequest(model_name=name, model_version=version, id=id)
     raw = any(tensor.datatype in _ONLY_RAW for tensor in inputs)
     for tensor in inputs:
@@ -190,7 +190,7 @@ def _described(tensors: Iterable[wire.ModelMetadataResponse.TensorMetadata]) -> 
 
 
 def _add(request: wire.ModelInferRequest, tensor: Tensor, *, raw: bool) -> None:
-    """Add an input to a request; either all inputs are raw or none."""
+    """Add an input to a request; either all inputs of a request are raw, or none."""
     added = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     try:
         content = pack(tensor.datatype, tensor.data)
@@ -217,7 +217,7 @@ def _output(output: wire.ModelInferResponse.InferOutputTensor, *, quoted: bool) 
 
 
 def _text(element: bytes, *, quoted: bool) -> Any:
-    # TorchServe sends texts as they are in the handler's JSON, with their quotes.
+    # TorchServe's responses contain strings as in the handler's JSON, with their quotes.
     with contextlib.suppress(ValueError):
         return json.loads(element) if quoted else element.decode()
     return element

@@ -23,15 +23,15 @@ class InferenceClient:
     """A client of the inference API, over REST; a context manager. Not for use by several threads at once.
 
     Args:
-        server: the endpoint, or only the address of its inference API; default: the server that runs in ``.torchmar``,
+        server: endpoint, or only the address of its inference API; default: the server that runs in ``.torchmar``,
             or TorchServe's default addresses.
         timeout: seconds to wait for a response.
         retries: the number of repetitions of a call; a prediction is repeated only if it was not sent.
 
     Raises:
         ConnectError: by every method: no server answers.
-        ServerError: by every method: the status of the response is 300 or more; UnauthorizedError and NotFoundError
-            are kinds of it. The message is that of the server or the handler.
+        ServerError: by every method: the status of the response is 300 or more; its subclasses are UnauthorizedError
+            and NotFoundError. The message is that of the server or the handler.
 
     Examples:
         >>> import torchmar
@@ -61,12 +61,12 @@ class InferenceClient:
     def request(
         self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None
     ) -> Response:
-        """Send a request as it is.
+        """Send a request unchanged.
 
         Args:
-            name: the model.
-            request: the request; with ``explain`` it gets an explanation.
-            version: the version; default: the default version.
+            name: name of the model.
+            request: the request; with ``explain``, it is for an explanation.
+            version: version of the model; default: the default version.
             timeout: seconds; default: the client's.
 
         Returns:
@@ -88,10 +88,10 @@ class InferenceClient:
         """Return the prediction of a model.
 
         Args:
-            name: the model.
-            data: the input: a path to a file, bytes, a text, a numpy array, or a value that JSON can hold.
-            version: the version; default: the default version.
-            accept: the content type of the response, for handlers that have several.
+            name: name of the model.
+            data: input: a path of a file, bytes, a text, a numpy array, or a JSON value.
+            version: version of the model; default: the default version.
+            accept: content type of the response, for handlers that offer several.
             headers: further headers.
             timeout: seconds; default: the client's.
 
@@ -118,19 +118,20 @@ class InferenceClient:
         """Return an explanation: the weight of each part of the input for a class.
 
         Args:
-            name: the model.
-            data: the input, as for `predict`.
-            version: the version; default: the default version.
-            method: such as ``integrated_gradients`` or ``occlusion``; default, as for the next three: the handler's.
-            target: the class to explain, by label or index; default: the predicted class.
-            n_steps: steps of an integral, or samples of gradient SHAP.
-            baseline: the input to compare with: ``zeros``, ``mean``, ``blur``, a number, or a token.
+            name: name of the model.
+            data: input, as for `predict`.
+            version: version of the model; default: the default version.
+            method: method, such as ``integrated_gradients`` or ``occlusion``; default for this and the next three: the
+                handler's.
+            target: class to explain, by label or index; default: the predicted class.
+            n_steps: number of steps of an integral, or of samples of gradient SHAP.
+            baseline: input to compare with: ``zeros``, ``mean``, ``blur``, a number, or a token.
             accept: ``image/png`` for a picture, ``application/x-npy`` for an array; default: JSON.
             headers: further headers.
             timeout: seconds; default: the client's.
 
         Returns:
-            As `predict`.
+            The explanation, in the forms of `predict`.
         """
         options = bodies.explanation_headers(method, target, n_steps, baseline)
         request = bodies.request(data, explain=True, accept=accept, headers={**options, **(headers or {})})
@@ -146,15 +147,15 @@ class InferenceClient:
         ordered: bool = True,
         timeout: float | None = None,
     ) -> Iterator[tuple[Any, Any]]:
-        """Yield every input with its prediction, or with the TorchmarError that it caused.
+        """Yield every input with its prediction, or with its TorchmarError.
 
         Inputs are read one by one, at most twice ``jobs`` ahead of the predictions.
 
         Args:
-            name: the model.
-            inputs: inputs as for `predict`.
-            version: the version; default: the default version.
-            jobs: requests at the same time, each with its own connection.
+            name: name of the model.
+            inputs: inputs, as for `predict`.
+            version: version of the model; default: the default version.
+            jobs: number of concurrent requests, each with its own connection.
             ordered: whether to yield in the order of the inputs; otherwise in the order of the responses.
             timeout: seconds for one request; default: the client's.
 
@@ -184,11 +185,11 @@ class InferenceClient:
     ) -> list[Any]:
         """Return one prediction or explanation for each instance, over KServe's v1 protocol.
 
-        TorchServe's own handlers understand it with ``service_envelope=kserve``.
+        TorchServe's own handlers support it with ``service_envelope=kserve``.
 
         Args:
-            name: the model; the protocol has no versions.
-            instances: values that JSON can hold.
+            name: name of the model; the protocol has no versions.
+            instances: instances that JSON can represent.
             explain: whether to request explanations.
             headers: further headers.
             timeout: seconds; default: the client's.
@@ -217,13 +218,13 @@ class InferenceClient:
     ) -> list[Tensor]:
         """Return the outputs of a model over the Open Inference Protocol (KServe v2).
 
-        TorchServe's own handlers understand it with ``service_envelope=kservev2``.
+        TorchServe's own handlers support it with ``service_envelope=kservev2``.
 
         Args:
-            name: the model.
-            inputs: named tensors; the first dimension is that of the batch.
-            id: an identifier that the response repeats.
-            outputs: the names of the outputs to return; default: all.
+            name: name of the model.
+            inputs: named tensors; the first dimension is the batch dimension.
+            id: identifier that is repeated in the response.
+            outputs: names of the outputs to return; default: all.
             explain: whether to request an explanation.
             headers: further headers.
             timeout: seconds; default: the client's.
@@ -249,7 +250,7 @@ class InferenceClient:
         """Return the health of the server: ``Healthy``, or ``Partial Healthy``. The call is not repeated.
 
         Raises:
-            ServerError: with status 500: a model has no worker that answers.
+            ServerError: with status 500: a model has no ready worker.
         """
         return self._connection.read(lambda document: str(document["status"]), "GET", "/ping", timeout=5, retries=0)
 
@@ -269,8 +270,8 @@ class InferenceClient:
         """Return the OpenAPI document of the inference API, or of one model.
 
         Args:
-            name: the model; None: the document of the whole API.
-            version: the version of the model; None: the default one.
+            name: name of the model; None: the document of the whole API.
+            version: version of the model; None: the default version.
 
         Returns:
             The document, as parsed JSON.

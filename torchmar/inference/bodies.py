@@ -1,4 +1,4 @@
-"""Python values to request bodies, and response bodies to Python values."""
+"""The conversion of Python values to request bodies, and of response bodies to Python values."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def request(
 
     Args:
         data: a path: the file, with the content type of its suffix; bytes; a text; an array or tensor: ``.npy``
-            (this needs numpy); anything else: JSON.
+            (this needs numpy); any other value: JSON.
         explain: whether the request is for an explanation.
-        accept: the content type of the response.
-        headers: further ones.
+        accept: content type of the response.
+        headers: further headers.
 
     Raises:
-        TorchmarError: the file cannot be read, the array has objects, or the value cannot be written as JSON.
+        TorchmarError: the file cannot be read, the array has objects, or JSON cannot represent the value.
     """
     if isinstance(data, Path):
         return exchange.read(data, explain=explain, accept=accept, headers=headers)
@@ -40,16 +40,16 @@ def request(
 def explanation_headers(
     method: str | None = None, target: str | int | None = None, n_steps: int | None = None, baseline: str | None = None
 ) -> dict[str, str]:
-    """Return the headers with the options of an explanation; None is the handler's default."""
+    """Return the headers for the options of an explanation; None means the handler's default."""
     options = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
     return {f"Explain-{name}": str(value) for name, value in options.items() if value is not None}
 
 
 def value(response: Response) -> Any:
-    """Return the value of a response: JSON as Python values, ``.npy`` as an array, a text; any other as bytes.
+    """Return the value of a response: Python values for JSON, an array for ``.npy``, a text, or otherwise bytes.
 
     Raises:
-        TorchmarError: the body is not of its content type, or is an array and numpy is not installed.
+        TorchmarError: the body does not match its content type, or it is an array and numpy is not installed.
     """
     content_type = response.content_type
     try:
@@ -65,7 +65,7 @@ def value(response: Response) -> Any:
 
 
 def _guessed(body: bytes) -> Any:
-    """Return the value of a body without a content type, as TorchServe sends those of most handlers."""
+    """Return the value of a body without a content type, which is usual for TorchServe's handlers."""
     try:
         text = body.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Many requests at once: a few threads with a client each, and a bounded number of requests in memory."""
+"""Many concurrent requests: a few threads, each with a client, and a bounded number of requests in memory."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def each(
     jobs: int = 4,
     ordered: bool = True,
 ) -> Generator[tuple[Item, Result | TorchmarError], None, None]:
-    """Yield every item with the result of ``request`` for it, or with the TorchmarError that it raised.
+    """Yield every item with the result of ``request``, or with the TorchmarError that it raised.
 
-    At most twice as many items as there are threads have been read from ``items`` and not been yielded yet. A caller
-    that stops early does not wait for requests that are under way.
+    At most twice as many items as threads are read from ``items`` ahead of the yielded ones. If the caller stops early,
+    it does not wait for running requests.
 
     Args:
-        items: inputs of the requests; read one by one.
-        request: called in a thread.
-        clients: makes the client for ``request``; called once for every thread.
-        jobs: threads; at least one.
-        ordered: in the order of ``items``, or in the order of the results.
+        items: items for the requests; they are read one by one.
+        request: function that is called in a thread.
+        clients: makes a client for ``request``; called once for every thread.
+        jobs: number of threads; at least one.
+        ordered: whether to yield in the order of ``items``; otherwise in the order of the results.
     """
     jobs = max(1, jobs)
     todo: queue.SimpleQueue[tuple[int, Item] | None] = queue.SimpleQueue()
@@ -52,11 +52,11 @@ def each(
             index, item = task
             try:
                 done.put((index, item, request(client, item)))
-            except BaseException as error:  # raised by the generator
+            except BaseException as error:  # an exception of the caller's generator
                 done.put((index, item, error))
         client.close()
 
-    # Daemon threads do not delay the end of the program: Ctrl-C ends it at once.
+    # Daemon threads do not delay the end of the program, for example after Ctrl-C.
     for client in [clients() for _ in range(jobs)]:
         threading.Thread(target=work, args=(client,), daemon=True).start()
     numbered = enumerate(items)

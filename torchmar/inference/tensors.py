@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol (KServe v2), as clients send and receive them.
+"""Tensors of the Open Inference Protocol (KServe v2) for clients.
 
 https://github.com/kserve/open-inference-protocol
 """
@@ -26,10 +26,10 @@ class Tensor:
     """A named tensor of the Open Inference Protocol.
 
     Attributes:
-        name: the name of an input or output of the model.
-        datatype: the protocol's name: FP32, INT64, BOOL, BYTES and so on.
-        shape: the dimensions; the first is that of the batch.
-        data: the elements, flat and in row-major order.
+        name: name of an input or output of the model.
+        datatype: name of the type in the protocol: FP32, INT64, BOOL, BYTES and so on.
+        shape: dimensions; the first is the batch dimension.
+        data: elements, flat and in row-major order.
 
     Examples:
         >>> import torchmar
@@ -47,9 +47,9 @@ class Tensor:
         """Return a tensor with the values of an array or of nested lists.
 
         Args:
-            name: the name of the tensor.
+            name: name of the tensor.
             values: a numpy array, or numbers, booleans, texts or bytes in lists.
-            datatype: default: that of the array; for lists INT64, FP32, BOOL or BYTES.
+            datatype: default: the datatype of the array; for lists INT64, FP32, BOOL or BYTES.
 
         Raises:
             TorchmarError: lists are nested unevenly, or the protocol has no datatype for the elements.
@@ -71,14 +71,14 @@ class Tensor:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Tensor:
-        """Return the tensor that an object of a JSON body describes."""
+        """Return the tensor from an object of a JSON body."""
         shape = tuple(document["shape"])
         return cls(
             document["name"], document["datatype"], shape, list(_flat(document["data"], len(_shape(document["data"]))))
         )
 
     def document(self) -> dict[str, Any]:
-        """Return the object that describes the tensor in a JSON body; bytes become texts.
+        """Return the object for the tensor in a JSON body; bytes become strings.
 
         Raises:
             TorchmarError: bytes are not UTF-8.
@@ -90,7 +90,7 @@ class Tensor:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape), "data": data}
 
     def array(self) -> Any:
-        """Return the tensor as a numpy array; BYTES as objects."""
+        """Return the tensor as a numpy array; BYTES become objects."""
         import numpy
 
         return numpy.asarray(self.data, dtype=_DTYPES.get(self.datatype, "object")).reshape(self.shape)

@@ -19,18 +19,18 @@ _PAGE = 100  # TorchServe's limit
 class ManagementClient:
     """A client of the management API, over REST; a context manager. Not for use by several threads at once.
 
-    A call is repeated if it was not sent, or if it only reads; nothing is registered twice.
+    A call is repeated only if it was not sent or only reads, so that nothing is registered twice.
 
     Args:
-        server: the endpoint, or only the address of its management API; default: the server that runs in
+        server: endpoint, or only the address of its management API; default: the server that runs in
             ``.torchmar``, or TorchServe's default addresses.
         timeout: seconds to wait for a response.
         retries: the number of repetitions of a call.
 
     Raises:
         ConnectError: by every method: no server answers.
-        ServerError: by every method: the server rejects the call; UnauthorizedError, NotFoundError and ConflictError
-            are kinds of it. The message is the server's.
+        ServerError: by every method: the server rejects the call; its subclasses are UnauthorizedError, NotFoundError
+            and ConflictError. The message is the server's.
 
     Examples:
         >>> import torchmar
@@ -78,28 +78,29 @@ class ManagementClient:
         The workers and batching in the archive's own ``model-config.yaml`` override these arguments.
 
         Args:
-            url: the archive.
-            model_name: a name that replaces that of the archive.
-            handler: a handler that replaces that of the archive.
-            runtime: a runtime that replaces that of the archive: ``python`` or ``python3``.
-            initial_workers: workers to start; default: the server's ``default_workers_per_model``, which is 0.
-            batch_size: requests in one batch; default: 1.
+            url: file name or URL of the archive.
+            model_name: name, in place of the archive's.
+            handler: handler, in place of the archive's.
+            runtime: runtime, in place of the archive's: ``python`` or ``python3``.
+            initial_workers: number of workers at first; default: the server's ``default_workers_per_model``, which is
+                0.
+            batch_size: largest number of requests in a batch; default: 1.
             max_batch_delay: milliseconds; default: 100.
             response_timeout: seconds; default: the server's ``default_response_timeout``, 120.
             startup_timeout: seconds; default: the server's ``default_startup_timeout``, 120.
             s3_sse_kms: whether an archive in S3 is encrypted with a key of AWS KMS.
             synchronous: whether to wait until the workers answer.
             timeout: seconds to wait for the response.
-            ignored_checks: codes of checks, or beginnings of codes, that the built-in server ignores; ``MAR`` is all.
-            digest: the SHA-256 that the archive's file must have, as ``sha256:`` and 64 hexadecimal digits.
+            ignored_checks: codes of checks, or prefixes of codes, that the built-in server ignores; ``MAR`` means all.
+            digest: SHA-256 that the archive's file must have, as ``sha256:`` and 64 hexadecimal digits.
 
         Returns:
             The server's message.
 
         Raises:
-            ServerError: with ``synchronous``: a worker did not load. The model is not registered then.
-            TorchmarError: ``model_name`` contains a slash: TorchServe would accept it, but no path leads to the model;
-                or there is a digest, which this server does not compare.
+            ServerError: with ``synchronous``: a worker did not load; the model is then not registered.
+            TorchmarError: ``model_name`` contains a slash, which TorchServe would accept, although no path would lead
+                to the model; or there is a digest, but this server does not compare it.
         """
         check_name(model_name)
         query = {
@@ -125,13 +126,13 @@ class ManagementClient:
         """Describe versions of a model.
 
         Args:
-            name: the model.
+            name: name of the model.
             version: a version, or ``all``; default: the default version.
             customized: whether to add the handler's own description, which a worker returns. TorchServe does not
                 add it for ``all``.
 
         Returns:
-            One element for each version.
+            A list with one element for each version.
         """
         query = {"customized": "true"} if customized else None
         return self._connection.read(_versions, "GET", _path(name, version), query=query)
@@ -151,10 +152,10 @@ class ManagementClient:
         return (model.name for model in self.models())
 
     def ready(self, name: str) -> bool:
-        """Return whether a model is ready, over KServe's v1 protocol; for TorchServe, whether it has workers.
+        """Return whether a model is ready, over KServe's v1 protocol; TorchServe reports whether it has workers.
 
         Args:
-            name: the model.
+            name: name of the model.
 
         Returns:
             True if its default version can answer requests.
@@ -175,10 +176,10 @@ class ManagementClient:
         """Set the number of workers of a version.
 
         Args:
-            name: the model.
-            version: the version; default: the default version.
+            name: name of the model.
+            version: version of the model; default: the default version.
             min_worker: the number of workers.
-            max_worker: the maximum; default: ``min_worker``.
+            max_worker: largest number of workers; default: ``min_worker``.
             synchronous: whether to wait until the workers answer.
             timeout: seconds to wait for the response.
 
@@ -193,11 +194,11 @@ class ManagementClient:
         return self._status("PUT", _path(name, version), query, timeout)
 
     def set_default(self, name: str, version: str) -> str:
-        """Make ``version`` the default one, which gets requests without a version.
+        """Make ``version`` the default, which gets requests without a version.
 
         Args:
-            name: the model.
-            version: a registered version; torchmar's server answers ConflictError if its workers are not ready.
+            name: name of the model.
+            version: registered version; torchmar's server answers with ConflictError if its workers are not ready.
 
         Returns:
             The server's message.
@@ -205,23 +206,23 @@ class ManagementClient:
         return self._status("PUT", f"{_path(name, version)}/set-default")
 
     def labels(self, name: str) -> dict[str, str]:
-        """Return the version of each label of a model; only torchmar's server has labels.
+        """Return the version of each label of a model; only torchmar's server supports labels.
 
         Args:
-            name: the model.
+            name: name of the model.
 
         Returns:
-            Versions by label; empty if the model has no labels.
+            Versions by label; empty if there are no labels.
         """
         return self._connection.read(lambda document: dict(document["labels"]), "GET", f"{_path(name)}/labels")
 
     def set_label(self, name: str, label: str, version: str) -> str:
-        """Make a label stand for a version, which TensorFlow Serving's clients name by it.
+        """Set a label to a version; TensorFlow Serving's clients can use it in place of the version.
 
         Args:
-            name: the model.
-            label: a new label, or one that moves to the version.
-            version: a registered version.
+            name: name of the model.
+            label: new label, or one of another version, which it is removed from.
+            version: registered version.
 
         Returns:
             The server's message.
@@ -232,8 +233,8 @@ class ManagementClient:
         """Remove a label of a model.
 
         Args:
-            name: the model.
-            label: a label of the model.
+            name: name of the model.
+            label: label of the model.
 
         Returns:
             The server's message.
@@ -241,11 +242,11 @@ class ManagementClient:
         return self._status("DELETE", f"{_path(name)}/labels/{quote(label, safe='')}")
 
     def routes(self) -> dict[str, tuple[str, str | None]]:
-        """Return the model and version (None: the default one) of each route; only torchmar's server has routes."""
+        """Return model and version (None: the default one) of each route; only torchmar's server supports routes."""
         return self._connection.read(_routes, "GET", "/routes")
 
     def set_route(self, path: str, model: str, version: str | None = None) -> str:
-        """Make a path, ``/inference``, lead to a model's predictions; without ``version`` to its default one."""
+        """Set the model of a path such as ``/inference``; without ``version``, requests get the default version."""
         return self._status("PUT", f"/routes{quote(path)}", {"model": model, "version": version})
 
     def remove_route(self, path: str) -> str:
@@ -253,15 +254,15 @@ class ManagementClient:
         return self._status("DELETE", f"/routes{quote(path)}")
 
     def downloads(self) -> list[Download]:
-        """Return the downloads of archives that run on the built-in server."""
+        """Return the running downloads of archives on the built-in server."""
         return self._connection.read(_downloads, "GET", "/downloads")
 
     def unregister(self, name: str, version: str | None = None) -> str:
-        """Remove a version, or a model's only one.
+        """Remove a version, or the only one.
 
         Args:
-            name: the model.
-            version: the version; None: the default one, which can be removed only if it is the model's last.
+            name: name of the model.
+            version: version of the model; None: the default version, which can only be removed as the last one.
 
         Returns:
             The server's message.
@@ -269,7 +270,7 @@ class ManagementClient:
         return self._status("DELETE", _path(name, version))
 
     def renew_token(self, api: Api) -> None:
-        """Make the server write a new token into its key file; the previous one becomes invalid.
+        """Let the server write a new token into its key file; the previous one becomes invalid.
 
         Clients with a key file do this themselves before a token expires.
 
@@ -297,8 +298,8 @@ class ManagementClient:
     def load(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Return the load of each version in the last ten minutes, by model and version.
 
-        Only torchmar's server knows it: ``request_count``, ``failed_count``, ``requests`` (a second), ``p50_ms``,
-        ``p99_ms`` and others. A version without a request is left out.
+        Only torchmar's server reports it: ``request_count``, ``failed_count``, ``requests`` (per second), ``p50_ms``,
+        ``p99_ms`` and others. Versions without requests are left out.
         """
         return self._connection.read(_loads, "GET", "/console/api/v1/load")
 
@@ -310,8 +311,8 @@ class ManagementClient:
         """Return the OpenAPI document of the management and inference API, or of one model's management.
 
         Args:
-            name: the model; None: the document of both APIs.
-            version: the version of the model; None: the default one.
+            name: name of the model; None: the document of both APIs.
+            version: version of the model; None: the default version.
 
         Returns:
             The document, as parsed JSON.
@@ -321,7 +322,7 @@ class ManagementClient:
 
     def _check_compares_digests(self) -> None:
         """Raise TorchmarError if the server ignores the digest of a registration."""
-        # With all APIs at one address, the built-in server describes the inference API there, and TorchServe both.
+        # If all APIs share an address, the built-in server describes the inference API there, and TorchServe both APIs.
         call = self.api_description().get("paths", {}).get("/models", {}).get("post")
         if call and not any(parameter.get("name") == "digest" for parameter in call.get("parameters", [])):
             raise TorchmarError(

@@ -1,4 +1,4 @@
-"""Models, versions and workers, as the management API describes them."""
+"""Models, versions and workers, as described by the management API."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Download:
-    """An archive that a server downloads.
+    """A running download of an archive.
 
     Attributes:
-        url: of its registration, without its query.
-        received: bytes.
-        size: of the whole file in bytes; None: unknown.
+        url: URL of its registration, without the query.
+        received: received bytes.
+        size: bytes of the whole file; None: unknown.
     """
 
     url: str
@@ -28,8 +28,8 @@ class RegisteredModel:
     """A model in the list of models.
 
     Attributes:
-        name: its name.
-        url: the archive of its default version: a file name in the model store, or a URL.
+        name: name of the model.
+        url: archive of its default version: a file name in the model store, or a URL.
     """
 
     name: str
@@ -41,16 +41,16 @@ class WorkerState:
     """The state of one worker.
 
     Attributes:
-        id: the server's number of the worker.
-        status: READY if it answers; otherwise UNLOADING, or LOADING with the built-in server.
-        pid: its process; -1 if there is none.
-        start_time: when it was started, in UTC; None if the server does not report it.
-        gpu: whether it works on a GPU.
+        id: number of the worker on the server.
+        status: READY if it answers; otherwise UNLOADING, or LOADING on the built-in server.
+        pid: its process id; -1 if there is no process.
+        start_time: time of its start, in UTC; None if the server does not report it.
+        gpu: whether it uses a GPU.
         gpu_usage: nvidia-smi's line for that GPU; ``N/A`` without one.
-        memory_usage: bytes; 0 until the server has looked, and where system metrics are off.
-        node: of the cluster that it runs on; empty without a cluster.
-        device: in a cluster ``cpu``, or the GPUs of the node: ``gpu 0``.
-        failure: in a cluster the traceback of a worker that does not load.
+        memory_usage: its memory in bytes; 0 before the first measurement, and if system metrics are off.
+        node: its node in a cluster; empty without a cluster.
+        device: in a cluster: ``cpu``, or the GPUs of its node: ``gpu 0``.
+        failure: in a cluster: the traceback of a worker that does not load.
     """
 
     id: str
@@ -66,13 +66,13 @@ class WorkerState:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> WorkerState:
-        """Return the worker of an element of ``workers``."""
+        """Return the worker from an element of ``workers``."""
         start = document.get("startTime")
         return cls(
             id=str(document["id"]),
             status=str(document["status"]),
             pid=int(document.get("pid", -1)),
-            # Python 3.10 does not parse Z.
+            # Python 3.10 cannot parse a Z.
             start_time=datetime.fromisoformat(start.replace("Z", "+00:00")) if start else None,
             gpu=bool(document.get("gpu", False)),
             gpu_usage=str(document.get("gpuUsage", "N/A")),
@@ -88,8 +88,8 @@ class JobQueue:
     """The queue of a version.
 
     Attributes:
-        pending_requests: requests that wait for a worker.
-        remaining_capacity: requests that may still be added; further ones get 503.
+        pending_requests: number of requests that wait for a worker.
+        remaining_capacity: number of requests that may still be queued; further ones get 503.
     """
 
     pending_requests: int = 0
@@ -101,20 +101,20 @@ class ModelVersion:
     """One registered version of a model.
 
     Attributes:
-        url: the archive: a file name in the model store, or a URL.
-        max_batch_delay: milliseconds.
-        response_timeout: seconds.
-        startup_timeout: seconds.
+        url: archive: a file name in the model store, or a URL.
+        max_batch_delay: milliseconds that TorchServe waits for a full batch.
+        response_timeout: seconds for a response.
+        startup_timeout: seconds for loading.
         max_retry_timeout: seconds during which a worker that dies is restarted.
-        client_timeout: milliseconds after which a request that waits is dropped; 0 is never.
+        client_timeout: milliseconds after which a waiting request is dropped; 0: never.
         device_type: cpu or gpu.
-        device_ids: GPUs for its workers; empty: all.
+        device_ids: indices of GPUs for its workers; empty: all.
         parallel_type: parallelism of one model over processes: pp, tp, pptp, custom, or empty.
-        sequence_max_idle: milliseconds.
-        sequence_timeout: milliseconds.
-        loaded_at_startup: whether the server's configuration loads a model of this name.
-        failure: why fewer than ``min_workers`` are ready; empty: they are, or the server does not say.
-        stages: workers that preprocess or postprocess only, by stage; empty if ``workers`` do all of a request.
+        sequence_max_idle: milliseconds after which an idle sequence ends.
+        sequence_timeout: milliseconds that a sequence may last.
+        loaded_at_startup: whether the server's configuration contains a model with this name.
+        failure: reason why fewer than ``min_workers`` are ready; empty: they are, or the server does not report it.
+        stages: workers that only preprocess or postprocess, by stage; empty if ``workers`` do all steps.
         customized: the handler's own description; None if it was not requested.
     """
 
@@ -156,7 +156,7 @@ class ModelVersion:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> ModelVersion:
-        """Return the version of an element of the response to a describe request."""
+        """Return the version from an element of the response to a describe request."""
         queue = document.get("jobQueueStatus", {})
         return cls(
             name=document["modelName"],

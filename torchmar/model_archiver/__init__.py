@@ -2,7 +2,7 @@
 
 ``from model_archiver.model_packaging import package_model`` becomes
 ``from torchmar.model_archiver.model_packaging import package_model``; so do ``model_packaging_utils``,
-``model_archiver``, ``model_archiver_config`` and ``model_archiver_error``. What the command ``torchmar-archiver``
-does differently is different here, too: files that would overwrite one another and archives that no server could load
+``model_archiver``, ``model_archiver_config`` and ``model_archiver_error``. The differences are the same as those of the
+command ``torchmar-archiver``: files that would overwrite one another, and archives that no server could load,
 are rejected.
 """

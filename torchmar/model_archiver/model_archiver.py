@@ -11,9 +11,9 @@ class ModelArchiver:
 
     @staticmethod
     def generate_model_archive(config: ModelArchiverConfig) -> None:
-        """Write the archive that ``config`` describes.
+        """Write the archive of ``config``.
 
         Raises:
-            ModelArchiverError: as `package_model`.
+            ModelArchiverError: for the reasons of `package_model`.
         """
         package_model(config)

@@ -10,21 +10,21 @@ from typing import Literal
 
 @dataclass
 class ModelArchiverConfig:
-    """The content of an archive, and the place where it is written.
+    """The content of an archive, and the folder where it is written.
 
     Attributes:
-        model_name: the model's name, and the archive's file name.
+        model_name: name of the model and of the archive's file.
         handler: a handler of TorchServe or torchmar by name, or a file: ``h.py``, ``h:function``.
         version: the model's version.
-        serialized_file: the weights.
-        model_file: the Python file with the one class that a state dict fills.
-        extra_files: more files and folders, separated by commas.
+        serialized_file: file of the weights.
+        model_file: Python file with the only class, for a state dict.
+        extra_files: further files and folders, separated by commas.
         runtime: ``python``, ``python3`` or ``LSP``.
-        export_path: the folder that gets the archive.
+        export_path: folder for the archive.
         archive_format: ``default`` and ``zip-store`` write a ``.mar``, ``tgz`` a ``.tar.gz``, ``no-archive`` a folder.
-        force: overwrite an archive that exists.
-        requirements_file: packages that the server is to install.
-        config_file: the model's configuration, YAML.
+        force: whether to overwrite an existing archive.
+        requirements_file: file with packages that the server should install.
+        config_file: configuration of the model, YAML.
     """
 
     model_name: str
@@ -42,5 +42,5 @@ class ModelArchiverConfig:
 
     @classmethod
     def from_args(cls, args: Namespace) -> ModelArchiverConfig:
-        """Return the options in what a command line was parsed to."""
+        """Return the options from a parsed command line."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)})

@@ -21,14 +21,14 @@ def package_model(config: ModelArchiverConfig | Namespace, manifest: str | None 
     """Write an archive; findings of the checks are logged.
 
     Args:
-        config: the options; of a Namespace the optional ones may be missing.
-        manifest: the manifest's text; None writes the one that follows from the options.
+        config: the options; a Namespace may lack the optional ones.
+        manifest: text of the manifest; None: it is made from the options.
 
     Returns:
-        What was written.
+        The written archive.
 
     Raises:
-        ModelArchiverError: an option is wrong, a file is missing, the archive exists already, or no server could load
+        ModelArchiverError: an option is wrong, a file is missing, the archive already exists, or no server could load
             it.
     """
     options = config if isinstance(config, Namespace) else Namespace(**vars(config))

@@ -13,6 +13,6 @@ class ModelExportUtils:
 
     @staticmethod
     def generate_manifest_json(config: ModelArchiverConfig | Namespace) -> str:
-        """Return the text of the manifest that follows from the options."""
+        """Return the text of the manifest for the options."""
         options = config if isinstance(config, Namespace) else Namespace(**vars(config))
         return manifest_of(options).to_json().decode()

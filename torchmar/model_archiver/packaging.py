@@ -1,4 +1,4 @@
-"""Pack an archive from torch-model-archiver's options: which members it has, and its manifest."""
+"""Packing an archive from torch-model-archiver's options: its members and its manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchmar.handler_names import CARRIED_PACKAGE
 
 _LOG = logging.getLogger(__name__)
 
-# The names that torch-model-archiver takes for handlers of TorchServe; anything else is a file.
+# Names that torch-model-archiver accepts as handlers of TorchServe; any other text is a file.
 BUILT_IN = (
     "base_handler",
     "text_classifier",
@@ -37,10 +37,10 @@ _FILES = ("serialized_file", "model_file", "requirements_file", "config_file")
 
 Write = Callable[[Mapping[str, MemberContent], Path, Progress], BuiltArchive]
 Begin = Callable[[str, int], Progress]
-"""Called with the archive's file name and its size in bytes; returns what is called with the bytes of each piece."""
+"""Called with the archive's file name and its size in bytes; returns a callback for the bytes of each piece."""
 
 Inspect = Callable[[Mapping[str, MemberContent]], object]
-"""Called with the members before they are packed; raises ArchiveError if they must not be packed."""
+"""Called with the members before they are packed; raises ArchiveError to reject them."""
 
 
 def package(
@@ -50,16 +50,16 @@ def package(
     begin: Begin = lambda name, total: lambda count: None,
     inspect: Inspect | None = None,
 ) -> BuiltArchive:
-    """Write the archive that torch-model-archiver's options describe.
+    """Write the archive of torch-model-archiver's options.
 
     Args:
-        options: what torch-model-archiver's flags are parsed to; optional ones may be missing.
-        manifest_text: the manifest, in place of the one that follows from the options.
-        begin: for progress.
+        options: parsed flags of torch-model-archiver; optional ones may be missing.
+        manifest_text: manifest, in place of the one from the options.
+        begin: callback for progress.
         inspect: checks the members before they are packed.
 
     Raises:
-        ArchiveError: an option is wrong, a file is missing, or the archive exists already.
+        ArchiveError: an option is wrong, a file is missing, or the archive already exists.
     """
     name, folder = options.model_name, Path(given(options, "export_path") or ".")
     if not manifest.is_name(name):
@@ -80,19 +80,19 @@ def package(
 
 
 def given(options: Namespace, name: str) -> str | None:
-    """Return an option, None where it is missing: tools that pack from Python leave out what they do not use."""
+    """Return an option; None if it is missing, because tools that pack from Python omit unused options."""
     return getattr(options, name, None)
 
 
 def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, MemberContent]:
-    """Return the members that the options describe, by path in the archive.
+    """Return the members of the options, by path in the archive.
 
     Args:
-        options: as for `package`.
-        manifest_text: as for `package`.
+        options: options, as for `package`.
+        manifest_text: manifest, as for `package`.
 
     Raises:
-        ArchiveError: a file is missing, or two would have one path.
+        ArchiveError: a file is missing, or two files would have the same path.
     """
     members: dict[str, MemberContent] = {}
     runtime = given(options, "runtime") or "python"
@@ -119,7 +119,7 @@ def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, M
 
 
 def manifest_of(options: Namespace) -> manifest.Manifest:
-    """Return the manifest that follows from the options."""
+    """Return the manifest for the options."""
     runtime = given(options, "runtime") or "python"
     handler, _ = _handler(options.handler, runtime)
     files = {name: Path(value).name for name in _FILES if (value := given(options, name))}
@@ -128,7 +128,7 @@ def manifest_of(options: Namespace) -> manifest.Manifest:
 
 
 def _handler(given: str, runtime: str) -> tuple[str, str | None]:
-    """Return what the manifest says of the handler, and its file if it is not one of TorchServe's."""
+    """Return the handler for the manifest, and its file unless it is one of TorchServe's."""
     built_in = BUILT_IN_LSP if runtime == "LSP" else BUILT_IN
     if given in built_in or given.startswith(f"{CARRIED_PACKAGE}."):
         return given, None
@@ -137,7 +137,7 @@ def _handler(given: str, runtime: str) -> tuple[str, str | None]:
         ending = ".dylib" if sys.platform == "darwin" else ".so"
         return Path(given).name, f"{file}{ending}"
     file = file if file.endswith(".py") else f"{file}.py"
-    # TorchServe's loader takes a function after the module's name, and a class after the file's.
+    # TorchServe's loader allows a function after the name of a module, and a class after the name of a file.
     return (f"{Path(file).stem}:{function}" if function else Path(given).name), file
 
 
@@ -146,16 +146,16 @@ def _extra_files(given: str) -> Iterator[Path]:
         found = sorted(glob.glob(pattern))
         if not found and not glob.has_magic(pattern):
             raise ArchiveError(f"--extra-files: {pattern} does not exist")
-        if not found:  # no error there, so none here: a script may rely on it
+        if not found:  # torch-model-archiver reports no error here, and a script may rely on it
             _LOG.warning("--extra-files: %s matches no file", pattern)
         yield from map(Path, found)
 
 
 def _below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a folder, with their paths relative to it: that is where they go in the archive."""
+    """Yield the files below a folder, with their paths relative to it, which become their paths in the archive."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link to a folder above it
+        if (real := os.path.realpath(place)) in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add(real)

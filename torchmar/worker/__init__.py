@@ -44,32 +44,32 @@ if TYPE_CHECKING:
 
 __all__ = ["START", "Worker"]
 
-START = Path(__file__).with_name("start.py")  # what a worker process runs
+START = Path(__file__).with_name("start.py")  # the file that a worker process runs
 
-_STARTUP_TIMEOUT = 120.0  # seconds; TorchServe's default, as is the next
+_STARTUP_TIMEOUT = 120.0  # seconds; TorchServe's default, as is the next value
 _RESPONSE_TIMEOUT = 120.0
-_END_TIMEOUT = 10.0  # seconds that a process has to end what its handler started
+_END_TIMEOUT = 10.0  # seconds for a process to end its handler's processes
 _LOG_TAIL = 20_000
 
 
 class Worker:
     """A worker process with one archive loaded; a context manager.
 
-    Processes that the handler starts end with the worker, also when this process is killed: on Linux all of them, on
+    Processes that the handler starts end with the worker, even if this process is killed: on Linux all of them, on
     other systems those in the worker's process group.
 
     An archive with a ``runtime`` runs in its own environment, which is built first if this machine does not have it.
 
     Args:
         archive: the archive; it is extracted to a temporary folder that is removed with the worker.
-        python: the interpreter for the handler; it needs the packages of the extra ``worker``, but not torchmar.
+        python: interpreter for the handler; it needs the packages of the extra ``worker``, but not torchmar.
             Default: that of the archive's environment, or this process's own.
-        gpu: the index of the GPU that the handler gets; None is the CPU.
+        gpu: index of the handler's GPU; None: the CPU.
         on_build: called with each line of output while the environment is built.
 
     Raises:
         ArchiveError: the archive cannot be opened or extracted.
-        LoadError: the handler failed to import or load; ``traceback`` has the reason.
+        LoadError: the handler could not be imported or loaded; ``traceback`` is the reason.
         WorkerError: the process did not start, or did not load within ``startupTimeout`` (default: 120 seconds), or
             its environment cannot be built.
 
@@ -158,7 +158,7 @@ class Worker:
         """Send one batch to the handler.
 
         Args:
-            requests: the requests; they may be more than the batch size of the archive.
+            requests: requests, possibly more than the batch size of the archive.
 
         Returns:
             The responses, in the order of the requests.
@@ -185,10 +185,11 @@ class Worker:
             parts[document[0]].append(bytes(bodies[0]))
 
     def limit_threads(self, count: int) -> None:
-        """Limit the threads that torch uses, as a server does that shares its cores among workers.
+        """Limit the threads of torch, like a server that shares its cores among workers.
 
         Args:
-            count: the most; fewer are used where more do not help. Without a limit, it is what the handler has set.
+            count: largest number; fewer are used if more do not help. Without a limit, it is the number that the
+                handler has set.
         """
         try:
             frames.send(self._socket, frames.encode(frames.THREADS, count, []))
@@ -197,11 +198,11 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The worker's process, a child of its supervisor, which is the process that was started."""
+        """The pid of the worker, a child of its supervisor, which is the process that was started."""
         return self._pid
 
     def log(self) -> str:
-        """Return the end of the process's output so far."""
+        """Return the last part of the process's output."""
         with self._log.open("rb") as stream:
             stream.seek(max(0, self._log.stat().st_size - _LOG_TAIL))
             return stream.read().decode("utf-8", "replace")
@@ -223,7 +224,7 @@ class Worker:
             return self._receiver.receive()
         except TimeoutError:
             seconds = self._socket.gettimeout()
-            self._socket.close()  # what it answers later must not become the answer to another batch
+            self._socket.close()  # a late answer must not become the answer to another batch
             raise WorkerError(f"the worker did not answer within {seconds:.0f} s", log=self.log()) from None
         except (OSError, frames.DisconnectedError):
             raise self._died() from None
@@ -236,7 +237,7 @@ class Worker:
         return WorkerError(f"the worker process ended {status}", log=self.log())
 
     def _end(self) -> None:
-        self._socket.close()  # the supervisor then kills the worker and all processes that its handler has started
+        self._socket.close()  # the supervisor then kills the worker and all processes of its handler
         try:
             self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -245,8 +246,8 @@ class Worker:
 
 
 def _venv(runtime: Runtime, folder: Path, on_build: Callable[[str], None]) -> Venv:
-    """Return the environment of an extracted archive, which is built if this machine does not have it."""
-    # Imported here: most archives have none, and this is imported by processes that start often.
+    """Return the environment of an extracted archive; build it if this machine does not have it."""
+    # Imported here, because most archives have none, and processes that start often import this module.
     from torchmar.worker.venvs import building, specification
     from torchmar.worker.venvs import folder as folders
 
@@ -254,7 +255,7 @@ def _venv(runtime: Runtime, folder: Path, on_build: Callable[[str], None]) -> Ve
 
 
 def request_headers(request: Request) -> dict[str, str]:
-    """Return the headers that a handler gets: the request's own, ``explain``, its content type and ``Accept``."""
+    """Return the headers for a handler: those of the request, ``explain``, the content type and ``Accept``."""
     added = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
     return {**request.headers, **added}
 

@@ -1,6 +1,6 @@
 """``python -m torchmar.worker ARCHIVE [FILE...]``: run requests from files in this process, for a debugger.
 
-`Worker` runs the same code in a process of its own, where ``breakpoint()`` has no terminal. Here the handler runs in
+`Worker` runs the same code in a separate process, in which ``breakpoint()`` has no terminal. Here the handler runs in
 the main thread, with this terminal, which shows its output and logs at once.
 """
 
@@ -28,7 +28,7 @@ from torchmar.worker.process.messages import Batch, ModelSpec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load the archive, run the files one by one; return the exit status."""
+    """Load the archive, run the files in order; return the exit status."""
     options = _parser().parse_args(arguments)
     os.environ.update(worker_environment(os.environ))
     serving.quiet_logging()
@@ -57,12 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="request bodies; none: load only")
     parser.add_argument("--explain", action="store_true", help="request explanations instead of predictions")
     parser.add_argument("--gpu", type=int, help="the device that the handler gets (default: the CPU)")
-    parser.add_argument("--pdb", action="store_true", help="open the debugger where loading fails")
+    parser.add_argument("--pdb", action="store_true", help="open the debugger if loading fails")
     return parser
 
 
 def _load(archive: Archive, folder: Path, options: argparse.Namespace) -> BatchRunner | None:
-    """Return the loaded model; None if the handler fails, whose traceback is printed."""
+    """Return the loaded model; None if the handler fails; its traceback is then printed."""
     archive.extract(folder)
     manifest = archive.manifest
     if archive.runtime:

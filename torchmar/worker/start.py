@@ -7,12 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-_NAME = "_torchmar_worker"  # no archive has a module of this name
+_NAME = "_torchmar_worker"  # no archive has a module with this name
 
 
 def main(message: str) -> None:
-    """Run the process that a message describes; see ``process/main.py``."""
-    # Modules must not be imported from the folder of this file.
+    """Run the process for a message; see ``process/main.py``."""
+    # Modules must not be imported from this file's folder.
     sys.path.pop(0)
     folder = Path(__file__).parent / "process"
     spec = importlib.util.spec_from_file_location(

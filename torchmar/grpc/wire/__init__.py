@@ -1,1 +1,1 @@
-"""Messages of TorchServe's services: contracts (``.proto``), and what is generated from them."""
+"""Messages of TorchServe's services: contracts (``.proto``), and the generated modules."""

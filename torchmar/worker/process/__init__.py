@@ -1,7 +1,7 @@
 """The code of worker processes, which load an archive and run batches of requests.
 
-Any Python that has TorchServe can run it: nothing here imports torchmar. `start.py`, beside this
-package, runs it under a name of its own, so that no module of an archive meets one of these.
+It runs in any Python with TorchServe, because it does not import torchmar. `start.py`, beside this package, runs it
+under a separate name, so that its modules cannot conflict with those of an archive.
 
 A worker starts in one of two ways::
 
@@ -11,6 +11,6 @@ A worker starts in one of two ways::
            ├─ serves itself, or
            └─ forks: the workers of a model share the weights that were loaded once
 
-Each of these processes has a supervisor above it (supervisor.py), which ends the processes that it leaves.
-`messages.py` has all that these processes and the server send each other.
+Each of these processes has a supervisor as its parent (supervisor.py), which ends the processes that it leaves behind.
+`messages.py` has all messages between these processes and the server.
 """

@@ -1,9 +1,9 @@
 """The number of threads that torch uses for each kind of batch, chosen by measurement.
 
-More threads help a batch only while they have work and a core each. They share the work of an operator in equal
-parts and wait for the slowest: a small model spends more time on waiting than on work, and on a machine that other
-programs use, one thread that has lost its core holds up all the others. How many cores are free is not known and
-changes; what a batch takes with one number of threads or another can be measured.
+More threads help a batch only if each has work and a core. They share the work of an operator in equal parts and wait
+for the slowest one: a small model spends more time waiting than working, and on a machine with other programs, one
+thread that has lost its core delays all others. The number of free cores is unknown and changes; the time of a batch
+with a number of threads can be measured.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from statistics import median
 
-LONG = 0.005  # CPU seconds of a batch; below, threads wait for each other longer than they work
-VERY_LONG = 0.05  # CPU seconds of a batch; above, a measurement with one thread would cost too much
-RECENT = 5  # batches whose median counts: one slow batch among them changes nothing
+LONG = 0.005  # CPU seconds of a batch; below this, threads wait for each other longer than they work
+VERY_LONG = 0.05  # CPU seconds of a batch; above this, a measurement with one thread would take too long
+RECENT = 5  # number of batches whose median counts, so that one slow batch has no effect
 TRIAL = 3  # batches of a trial
 WARM_UP = 8  # batches before the first trial; TorchScript compiles in the first three
 LONGEST_PAUSE = 256  # batches between trials that change nothing
-GAIN = 1.15  # more threads are kept if they are so many times as fast
-LOSS = 1.05  # fewer threads are kept if they take at the most so many times as long: they leave cores to others
-SLOWER = 1.25  # times as long as at best: something has changed
-HOPELESS = 2.0  # times as long as usual: a trial ends at once
-IDLE = 0.25  # the part of the further threads' time that is used, below which fewer are tried
+GAIN = 1.15  # speedup above which more threads are kept
+LOSS = 1.05  # slowdown up to which fewer threads are kept, to leave cores to other programs
+SLOWER = 1.25  # slowdown against the best time above which something must have changed
+HOPELESS = 2.0  # slowdown against the usual time above which a trial ends at once
+IDLE = 0.25  # used part of the additional threads' time below which fewer threads are tried
 
 
 def set_torch_threads(count: int) -> None:
-    """Set the number of threads that torch's operators use when the calling thread starts them."""
+    """Set the number of threads for torch's operators, when the calling thread starts them."""
     import torch
 
     torch.set_num_threads(count)
 
 
 class AdaptiveThreads:
-    """The thread counts of a worker, between one and a limit, for each kind of batch.
+    """The thread counts of a worker for each kind of batch, between one and a limit.
 
     Args:
-        wanted: the most that the handler has set while it loaded; None: it has set none.
-        set_threads: called with a count before a batch, when it changes.
+        wanted: number that the handler has set while it loaded, the largest to use; None: it has set none.
+        set_threads: called with a new count before a batch.
     """
 
     def __init__(self, wanted: int | None, set_threads: Callable[[int], object] = set_torch_threads) -> None:
@@ -47,7 +47,7 @@ class AdaptiveThreads:
         self._choice: ThreadChoice | None = None
 
     def limit(self, most: int) -> None:
-        """Use no more than ``most`` threads from now on."""
+        """Use at most ``most`` threads from now on."""
         self._limit = max(1, min(most, self._wanted or most))
         self._choices.clear()
         self._choice = None
@@ -57,8 +57,8 @@ class AdaptiveThreads:
         """Set the number of threads for a batch.
 
         Args:
-            kind: what batches that are alike have in common, such as being predictions.
-            size: requests in the batch; sizes between two powers of two count as alike.
+            kind: value that similar batches share, for example whether they are predictions.
+            size: number of requests in the batch; sizes between two powers of two count as similar.
         """
         if self._limit > 1:
             key = kind, size.bit_length()
@@ -66,7 +66,7 @@ class AdaptiveThreads:
             self._use(self._choice.count)
 
     def after(self, size: int, seconds: float, cpu_seconds: float) -> None:
-        """Record what the batch took: wall-clock time, and CPU time of all threads of the process."""
+        """Record the time of the batch: elapsed time, and CPU time of all threads of the process."""
         if self._choice:
             self._choice.record(size, seconds, cpu_seconds)
 
@@ -77,15 +77,15 @@ class AdaptiveThreads:
 
 
 class ThreadChoice:
-    """The thread count for batches of one kind: the one that is kept, and now and then a trial of another.
+    """The thread count for batches of one kind: the current one, and occasional trials of another.
 
-    Batches whose CPU time is below `LONG` get one thread. For others more are tried, and kept if they are `GAIN`
-    times as fast. Fewer are tried when batches have become `SLOWER` or the further threads are mostly idle, and
-    kept if they are hardly slower. CPU time decides what is long, since time on the clock also grows when others
-    use the cores. Trials that change nothing are repeated less and less often.
+    Batches whose CPU time is below `LONG` get one thread. For others, more threads are tried, and kept if they are
+    `GAIN` times as fast. Fewer are tried when batches have become `SLOWER`, or the additional threads are mostly idle,
+    and are kept if they are hardly slower. CPU time decides which batches are long, because elapsed time also grows
+    when other programs use the cores. Trials without a change are repeated less and less often.
 
     Attributes:
-        count: threads for the next batch.
+        count: number of threads for the next batch.
     """
 
     def __init__(self, most: int) -> None:
@@ -93,14 +93,14 @@ class ThreadChoice:
         self._most, self._kept = most, 1
         self._times: deque[float] = deque(maxlen=RECENT)  # seconds of a request
         self._cpu: deque[float] = deque(maxlen=RECENT)  # CPU seconds of a batch
-        self._cores: deque[float] = deque(maxlen=RECENT)  # in use
+        self._cores: deque[float] = deque(maxlen=RECENT)  # mean number of cores in use
         self._trial: list[float] = []
         self._best = float("inf")
         self._pause = self._next_pause = WARM_UP
         self._tried_all = self._unproven = False
 
     def record(self, size: int, seconds: float, cpu_seconds: float) -> None:
-        """Record what a batch of ``size`` requests took with ``count`` threads."""
+        """Record the time of a batch of ``size`` requests with ``count`` threads."""
         per_request = seconds / max(1, size)
         if self.count != self._kept:
             self._record_trial(per_request)
@@ -144,7 +144,7 @@ class ThreadChoice:
             return
         self.count = self._kept
         self._trial.clear()
-        self._best = usual  # the threads are not what makes it as slow as that
+        self._best = usual  # the threads are not the reason of the slowdown
         self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
         self._pause = self._next_pause
 

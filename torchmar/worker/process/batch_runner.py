@@ -1,10 +1,10 @@
-"""Run batches through the handler as TorchServe's service does; a failed batch is repeated request by request.
+"""The execution of batches as by TorchServe's service; a failed batch is repeated request by request.
 
-A handler sees what it sees under TorchServe: ``ts.service.Service``'s rows, context and codes, except
-that with ``isolate`` a batch that fails as a whole is repeated once, one request at a time. Then only the request
-that caused the failure fails, and handlers that support only batches of one request work, too.
+A handler gets the same as under TorchServe: the rows, context and codes of ``ts.service.Service``. But with
+``isolate``, a batch that fails as a whole is repeated once, one request at a time. Then only the request that caused
+the failure fails, and handlers that only support batches of one request also work.
 
-A handler may also be a generator, which TorchServe does not support: each list that it yields is sent at once.
+A handler may also be a generator, which TorchServe does not support: each yielded list is sent at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .step_times import StepTimer
 log = logging.getLogger("ts.service")
 UNSUPPORTED = "Unsupported model output data type."
 
-# One response: status, content type, headers, body, and the error if the handler failed.
+# One response: status, content type, headers, body, and an error if the handler failed.
 Result = tuple[int, str, dict[str, str], Any, str]
 
 
 class BatchError(Exception):
-    """A batch failed as a whole: the code and message that each of its requests gets."""
+    """A batch failed as a whole; code and message are those for each of its requests."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -40,12 +40,12 @@ class BatchError(Exception):
 
 
 class BatchRunner:
-    """A loaded model that runs batches, one at a time.
+    """A loaded model that runs one batch at a time.
 
     Args:
         service: TorchServe's service of the model.
-        parts: the receiver of streamed parts.
-        isolate: whether a batch that fails is repeated request by request.
+        parts: receives streamed parts.
+        isolate: whether a failed batch is repeated request by request.
     """
 
     def __init__(self, service: Any, parts: Parts, *, isolate: bool) -> None:
@@ -55,18 +55,18 @@ class BatchRunner:
         self._handle = service._entry_point
         self._processor = RequestProcessor
         self._parts, self._isolate = parts, isolate
-        # Set for a handler that has returned a list of another length for a batch.
+        # Set for a handler that has returned a list of a wrong length for a batch.
         self._one_at_a_time = False
         self._decodes = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
 
     def run(
         self, batch: Batch, bodies: Sequence[bytearray | memoryview], timer: StepTimer | None = None
     ) -> tuple[list[Result], float]:
-        """Return a response for each request of a BATCH frame, and the handler's seconds.
+        """Return a response for each request of a BATCH frame, and the seconds of the handler.
 
         Args:
-            batch: the document of the frame.
-            bodies: of the frame.
+            batch: document of the frame.
+            bodies: bodies of the frame.
             timer: times the batch; None: it is not timed.
         """
         started = time.perf_counter()
@@ -94,7 +94,7 @@ class BatchRunner:
     ) -> list[Result]:
         results: list[Result] = []
         for index, (row, processor, request_id) in enumerate(zip(rows, processors, ids, strict=True)):
-            # Headers that the failed batch has set do not belong to this response.
+            # Headers that the failed batch has set must not be in this response.
             new_processor = self._processor(processor.get_request_properties())
             self._parts.first = index
             if timer:
@@ -113,7 +113,7 @@ class BatchRunner:
         context.metrics.request_ids = indexed_ids
         context.cl_socket = self._parts
         request_log.begin(ids, processors)
-        # Handlers may change the list and the rows, and these may be run again.
+        # Copies, because handlers may change the list and the rows, which may be needed again.
         copies = [dict(row) for row in rows]
         try:
             document = self._handle(copies, context)
@@ -148,9 +148,9 @@ class BatchRunner:
         return list(self._encode(document, processors))
 
     def _stream(self, generator: Generator[Any, None, Any], processors: list[Any]) -> list[Any]:
-        """Send each list that a handler yields as intermediate responses; return its last responses.
+        """Send each list that a handler yields as parts of the responses; return its last responses.
 
-        These are the list that the generator returns, or else empty: all was sent already.
+        These are the returned list of the generator; otherwise they are empty, because everything was sent already.
         """
         while True:
             try:
@@ -212,11 +212,11 @@ class BatchRunner:
             if content_type == "application/json":
                 try:
                     if orjson is not None and _LONG in bytes(content).translate(_DIGITS):
-                        raise ValueError  # orjson makes numbers of more than 64 bits floats
+                        raise ValueError  # orjson would convert numbers of more than 64 bits to floats
                     return loads(content)
                 except ValueError:
                     try:
-                        return json.loads(bytes(content))  # NaN, and what else only Python accepts as JSON
+                        return json.loads(bytes(content))  # NaN, and other values that only Python accepts as JSON
                     except (ValueError, RecursionError):
                         log.warning("Failed json decoding of input data. Forwarding encoded payload", exc_info=True)
             elif content_type.startswith("text"):
@@ -249,14 +249,14 @@ def encode(value: Any) -> Any:
         except (TypeError, ValueError):
             pass  # numbers of more than 64 bits, keys that are no strings: Python's own module supports them
         else:
-            # Only where both write the same: orjson writes null for NaN, and does not escape characters beyond ASCII.
+            # Only if both write the same text: orjson writes null for NaN, and does not escape non-ASCII characters.
             if b"null" not in text and text.isascii():
                 return text
     return json.dumps(value, indent=2).encode()
 
 
 def _result(processor: Any, body: Any) -> Result:
-    """Return the response to a request with the status and headers that the handler has set."""
+    """Return the response to a request, with the status and headers that the handler has set."""
     status, headers = processor.get_response_status_code(), processor.get_response_headers()
     return (
         200 if status is None else int(status),
@@ -269,12 +269,12 @@ def _result(processor: Any, body: Any) -> Result:
 
 def _error_result(error: BatchError) -> Result:
     document = {"code": error.code, "type": "InternalServerException", "message": error.message}
-    # The message beside the body is for clients that do not speak HTTP.
+    # The message in addition to the body is for clients that do not use HTTP.
     return error.code, "application/json", {}, json.dumps(document, indent=2).encode() + b"\n", error.message
 
 
 class Parts:
-    """In place of TorchServe's socket: forwards the parts of streamed responses as PART frames.
+    """A substitute for TorchServe's socket: it forwards the parts of streamed responses as PART frames.
 
     ``ts.handler_utils.utils.send_intermediate_predict_response`` writes the wire format of
     ``ts/protocol/otf_message_handler.py``: 32-bit signed sizes, big-endian, -1 after the last response.
@@ -283,8 +283,8 @@ class Parts:
         send: called with the document and the bodies of each frame.
 
     Attributes:
-        first: index in the batch of the first request that the handler has got.
-        started: whether a client has parts of a response, so that the batch cannot be repeated.
+        first: index in the batch of the first request that the handler has received.
+        started: whether a client has received parts of a response, so that the batch cannot be repeated.
     """
 
     def __init__(self, send: Callable[[PartHead, list[Any]], None]) -> None:
@@ -293,13 +293,13 @@ class Parts:
         self.started = False
 
     def send(self, index: int, part: Result) -> None:
-        """Forward a part of the response to a request, by its index among those that the handler has got."""
+        """Forward a part of the response to a request, by its index among the requests of the handler."""
         self.started = True
         status, content_type, headers, body, error = part
         self._send((self.first + index, status, content_type, headers, len(body), error), [body])
 
     def sendall(self, data: bytes | bytearray) -> None:
-        """Forward what ``create_predict_response`` wrote for requests of the batch."""
+        """Forward the output of ``create_predict_response`` for requests of the batch."""
         view, offset = memoryview(data), 0
         self.started = True
 
@@ -318,7 +318,7 @@ class Parts:
         code, message = read_number(), str(read_bytes(), "utf-8")
         index = self.first
         while (size := read_number()) != -1:
-            offset += size  # the request's id: responses have the order of the requests
+            offset += size  # skip the request's id: responses are in the order of the requests
             content_type, status, _phrase = str(read_bytes(), "utf-8"), read_number(), read_bytes()
             headers = {str(read_bytes(), "utf-8"): str(read_bytes(), "utf-8") for _ in range(read_number())}
             body: Any = read_bytes()

@@ -1,4 +1,4 @@
-"""The control channel between processes: JSON messages, one per line, with open files beside them."""
+"""The control channel between processes: JSON messages, one per line, which may carry open files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from .messages import Message, from_wire, to_wire
 
-MOST_FILES = 16  # in one call
+MOST_FILES = 16  # in one message
 
 
 class ControlWriter:
@@ -24,7 +24,7 @@ class ControlWriter:
         self.socket = connection
 
     def send(self, message: Message, files: Sequence[int] = ()) -> None:
-        """Send a message and files; a closed connection is no error here, since reading reports it."""
+        """Send a message and files; a closed connection is no error here, because reading reports it."""
         data = json.dumps({"files": len(files), "message": to_wire(message)}).encode() + b"\n"
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             if files:
@@ -41,7 +41,7 @@ class MessageParser:
         self._files: list[int] = []
 
     def feed(self, data: bytes, ancillary: Any = ()) -> Iterator[tuple[Any, list[int]]]:
-        """Yield the messages that are complete, each with its files."""
+        """Yield the complete messages, each with its files."""
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
@@ -56,9 +56,9 @@ class MessageParser:
 
 
 class ControlReader:
-    """The receiving half of a process, which also reports that children have exited.
+    """The receiving half of a process, which also reports exited children.
 
-    Iterating yields ``(message, files)``, and ``(None, [])`` when children have exited; it stops when the other side
+    The iterator yields ``(message, files)``, and ``(None, [])`` when children have exited; it ends when the other side
     has closed the connection.
     """
 

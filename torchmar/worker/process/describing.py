@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def description(service: Any) -> ModelDescription:
-    """Return the tensors of a handler's ``signature()``; none if it has no such method, or the method fails.
+    """Return the tensors of a handler's ``signature()``; empty if it has no such method, or if the method fails.
 
-    A handler in an envelope has none: it sees no tensors.
+    A handler in an envelope has no signature, because it gets no tensors.
 
     Args:
         service: the loaded service.

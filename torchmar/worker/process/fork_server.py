@@ -1,4 +1,4 @@
-"""The fork server: loads torch and TorchServe once, and forks every model process."""
+"""The fork server: it loads torch and TorchServe once, and forks every model process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .messages import Exited, Forked, ImportModules, Kill, ModelSpec, Ready, Run
 from .model_process import run_model_process
 from .supervisor import Children
 
-#: What every worker needs, and takes seconds to import.
+#: Modules that every worker needs, and whose import takes seconds.
 IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts.torch_handler.base_handler")
 
 
 def run(control: socket.socket) -> None:
-    """Send `Ready`, then act on `Spawn`, `ImportModules` and `Kill` until the server closes the connection."""
+    """Send `Ready`, then handle `Spawn`, `ImportModules` and `Kill` until the server closes the connection."""
     writer = ControlWriter(control)
     missing = [name for name in IMPORTS if not _imported(name)]
     _freeze()
@@ -44,7 +44,7 @@ def run(control: socket.socket) -> None:
             if forked is None:
                 reader.close()
                 _run_child(message.model, files, control)
-                raise AssertionError  # it does not return
+                raise AssertionError  # the function does not return
             pid, pidfds = forked
             writer.send(Forked(message.id, pid), pidfds)
             for file in (*files, *pidfds):
@@ -63,7 +63,7 @@ def _run_child(model: ModelSpec, files: list[int], control: socket.socket) -> No
         own_control = socket.socket(fileno=control_fd)
         weights_file = weights[0] if weights else None
         if _conflicts_with_loaded(model.model_dir):
-            # The archive has a module of its own by a name that is loaded here already: start from nothing.
+            # The archive has a module with the name of one that is loaded here already: start without any modules.
             start = Path(__file__).parent.parent / "start.py"
             for inherited in (own_control.fileno(), *weights):
                 os.set_inheritable(inherited, True)
@@ -75,7 +75,7 @@ def _run_child(model: ModelSpec, files: list[int], control: socket.socket) -> No
 
 
 def _freeze() -> None:
-    """Keep what is imported from garbage collections of workers, which would write to every page that they share."""
+    """Exclude imported objects from workers' garbage collections, which would write to all of their shared pages."""
     gc.collect()
     gc.freeze()
 
@@ -89,7 +89,7 @@ def _imported(name: str) -> bool:
 
 
 def _conflicts_with_loaded(folder: str) -> bool:
-    """Return whether an archive has a top-level module that is loaded here from elsewhere."""
+    """Return whether an archive has a top-level module whose name is loaded here from another place."""
     names = {
         entry.name.removesuffix(".py") for entry in os.scandir(folder) if entry.is_dir() or entry.name[-3:] == ".py"
     }
@@ -97,6 +97,6 @@ def _conflicts_with_loaded(folder: str) -> bool:
 
 
 def ignore_termination() -> None:
-    """Leave Ctrl-C and a service manager's SIGTERM, which reach all processes, to the server."""
+    """Ignore Ctrl-C and a service manager's SIGTERM, which all processes receive: the server handles them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)

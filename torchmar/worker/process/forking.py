@@ -1,8 +1,8 @@
-"""Decide whether workers may be forks of a process that has loaded the model: by the handler, and by its state.
+"""The decision whether workers may be forks of a process that has loaded the model, by the handler and its state.
 
-A fork shares all that ``initialize`` has created: offsets of open files, names of scratch files, connections, the state
-of random generators. That changes no response only if the handler's code is known, which `mode` decides, and if the
-process has a single thread and no connection, which `objection` checks.
+Forks share everything that ``initialize`` has created: offsets of open files, names of scratch files, connections, the
+state of random generators. This changes no response only if the handler's code is known, which `mode` decides, and if
+the process has a single thread and no connection, which `objection` checks.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 from .loading import PACKAGE_HANDLERS, envelope_of
 from .supervisor import children
 
-#: Each worker loads the model itself; workers are forks, as the handler's code is known, or as its author allows it.
+#: Each worker loads the model itself; workers are forks because the handler's code is known; or its author allows it.
 NEVER, KNOWN, ALLOWED = "never", "known", "allowed"
 
-# TorchServe's handlers that keep nothing but the model and what is computed from files, by their code in 0.12.0.
+# TorchServe's handlers that only keep the model and values computed from files, according to their code in 0.12.0.
 _STOCK = frozenset({"image_classifier", "image_segmenter", "object_detector", "text_classifier"})
 _OURS = "torchmar_handlers"
-# Generators would draw the same numbers in all workers, connections would mix their bytes, and the first worker that
-# exits would remove temporary folders.
+# Generators would produce the same numbers in all workers, connections would mix their data, and the first worker to
+# exit would remove temporary folders.
 _UNSHAREABLE = frozenset(
     {
         *(
@@ -38,14 +38,14 @@ _UNSHAREABLE = frozenset(
         *("sqlite3.Connection", "tempfile.TemporaryDirectory", "tempfile._TemporaryFileWrapper"),
     }
 )
-_NOT_SEARCHED = (type, ModuleType, FunctionType, CodeType)  # they refer to all that was ever imported
+_NOT_SEARCHED = (type, ModuleType, FunctionType, CodeType)  # these refer to everything that was ever imported
 
 
 def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, str]:
-    """Decide whether the workers of a model are forks, before it is loaded.
+    """Decide whether the workers of a model are forks, before the model is loaded.
 
     Args:
-        handler: as the manifest names it.
+        handler: handler, as the manifest names it.
         model_file: whether the manifest names a file with the class of the model.
         allowed: the value of ``torchmar: {fork: ...}`` in ``model-config.yaml``; None: it is not set.
 
@@ -65,18 +65,18 @@ def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, 
 
 
 def objection(fork: str, service: Any, folder: str, before: set[int]) -> str:
-    """Return why a process that has loaded a model must not be forked; empty: it may be.
+    """Return the reason why a process that has loaded a model must not be forked; empty: it may be forked.
 
     Args:
         fork: `KNOWN` or `ALLOWED`.
         service: the loaded service.
-        folder: of the extracted archive.
+        folder: folder of the extracted archive.
         before: file descriptors that were open before the model was loaded.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "it uses a GPU"
-    # Handlers may end their threads before a fork by os.register_at_fork.
+    # Handlers may use os.register_at_fork to end their threads before a fork.
     probe = os.fork()
     if not probe:
         os._exit(0)
@@ -99,7 +99,7 @@ def objection(fork: str, service: Any, folder: str, before: set[int]) -> str:
 
 
 def held(value: Any) -> str:
-    """Return the type of an object that a value refers to, at any depth, and that forks must not share; empty: none."""
+    """Return the type of an object within a value, at any depth, that forks must not share; empty: there is none."""
     seen: set[int] = set()
     stack = [value]
     while stack:
@@ -119,12 +119,12 @@ def descriptors() -> set[int]:
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             listed = {int(name) for name in os.listdir(folder) if name.isdigit()}  # noqa: PTH208
-            return {number for number in listed if _is_open(number)}  # the folder itself was open, too
+            return {number for number in listed if _is_open(number)}  # the listed folder itself was open, too
     return set()
 
 
 def _unknown_code(service: Any, folder: Path) -> str:
-    """Return a description of code that has run and is not that of known handlers; empty: there is none."""
+    """Return a description of code that has run and does not belong to known handlers; empty: there is none."""
     handler = getattr(service._entry_point, "__self__", None)
     kind = type(handler).__module__
     if envelope_of(service):

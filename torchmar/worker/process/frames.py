@@ -1,8 +1,8 @@
 """The data plane between a server and its workers: frames of a head, a JSON document, and bodies as raw bytes.
 
-The head is the kind of frame (1 byte) and the sizes of document and bodies (32 bits each, big-endian). The document
-has the size of each body, and the bodies follow it; they are neither joined nor escaped. `messages` has the types of
-the documents. Large bodies are received into memory of their own, from where no one needs to copy them.
+The head contains the kind of frame (1 byte) and the sizes of document and bodies (32 bits each, big-endian). The
+document contains the size of each body, and the bodies follow it; they are neither joined nor escaped. `messages` has
+the types of the documents. Large bodies are received into separate memory, so that they need not be copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ dumps: Callable[[Any], bytes]
 loads: Callable[[Any], Any]
 try:
     import orjson as orjson
-except ImportError:  # it is in the server's extra; a worker does not need it
+except ImportError:  # it is in the server's extra; workers work without it
     orjson = None  # type: ignore[assignment]
 
     def dumps(value: Any) -> bytes:
@@ -34,11 +34,11 @@ except ImportError:  # it is in the server's extra; a worker does not need it
 else:
     dumps, loads = orjson.dumps, orjson.loads
 
-# To a worker.
+# Kinds of frames to a worker.
 BATCH = 1  # `messages.Batch`; the bodies are the parts of the requests
-THREADS = 2  # how many threads torch may use from now on
+THREADS = 2  # largest number of threads for torch from now on
 TRACED_BATCH = 6  # as BATCH; `messages.Responses` then has the times of the steps
-# From a worker.
+# Kinds of frames from a worker.
 RESPONSES = 3  # `messages.Responses`, with the response bodies
 PART = 4  # `messages.PartHead`, with the part's body; more parts of this streamed response follow
 LOADED = 5  # `messages.WorkerReady` or `messages.LoadFailed`
@@ -56,12 +56,12 @@ def encode(kind: int, document: Any, bodies: Sequence[bytes | bytearray | memory
 
 
 def _dumps_any_text(document: Any) -> bytes:
-    """Return a document as JSON text; halves of characters, which a handler's message may have, become ``?``."""
+    """Return a document as JSON text; lone surrogates, which a handler's message may contain, become ``?``."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def body_sizes(kind: int, document: Any) -> list[int]:
-    """Return the size of each body of a frame, as its document has them."""
+    """Return the size of each body of a frame, from the frame's document."""
     if kind in (BATCH, TRACED_BATCH):
         return [size for _, _, parts in document for _, _, size in parts]
     if kind == RESPONSES:
@@ -70,7 +70,7 @@ def body_sizes(kind: int, document: Any) -> list[int]:
 
 
 def split(content: memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    """Return the bodies that follow each other in ``content``."""
+    """Return the consecutive bodies in ``content``."""
     bodies, end = [], 0
     for size in sizes:
         start, end = end, end + size
@@ -79,7 +79,7 @@ def split(content: memoryview, sizes: Sequence[int]) -> list[memoryview]:
 
 
 def copy_into(views: list[memoryview], content: memoryview) -> list[memoryview]:
-    """Copy content into buffers that have room for it, none of them empty; return what is left of the buffers."""
+    """Copy content into sufficiently large, non-empty buffers; return the unused rest of the buffers."""
     while content:
         count = min(len(content), len(views[0]))
         views[0][:count] = content[:count]
@@ -93,13 +93,13 @@ class DisconnectedError(Exception):
 
 
 class Receiver:
-    """Reads frames from a blocking socket, in as few system calls as possible.
+    """Reads frames from a blocking socket, with as few system calls as possible.
 
     Args:
-        connection: to read from.
-        poll_seconds: time to busy-poll for the next frame, if the one before it arrived within this time: to sleep and
-            be woken takes longer than a small model computes. 0: never poll. See `polling` for exceptions.
-        on_idle: called when nothing has arrived for a second, once until something does.
+        connection: socket to read from.
+        poll_seconds: time to busy-poll for the next frame if the previous one arrived within this time, because
+            sleeping and waking takes longer than a small model needs. 0: never poll. See `polling` for exceptions.
+        on_idle: called when no data has arrived for a second; once, until data arrives again.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class Receiver:
         self._readable.register(connection, select.POLLIN)
         self._polls = False
         self._gate = PollGate()
-        self._rest = b""  # received beyond the last frame
+        self._rest = b""  # received data after the last frame
 
     def receive(self) -> tuple[int, Any, Sequence[bytearray | memoryview]]:
-        """Return kind, document and bodies of the next frame; bodies that are a ``bytearray`` are the caller's own.
+        """Return kind, document and bodies of the next frame; the caller owns bodies that are a ``bytearray``.
 
         Raises:
             DisconnectedError: the connection is closed.
-            OSError: it failed, or took longer than its timeout.
+            OSError: the connection failed, or its timeout has expired.
         """
         data = self._rest
         while len(data) < HEAD.size:
@@ -139,7 +139,7 @@ class Receiver:
         return kind, document, split(view[start:end], sizes)
 
     def _receive_bodies(self, first: memoryview, sizes: Sequence[int]) -> list[bytearray]:
-        """Return bodies of which ``first`` has been received already."""
+        """Return bodies; ``first`` is the part that was received already."""
         bodies = [bytearray(size) for size in sizes]
         self._fill(copy_into([memoryview(body) for body in bodies if body], first))
         return bodies
@@ -165,7 +165,7 @@ class Receiver:
         return data
 
     def _poll(self, size: int, now: float) -> bytes | None:
-        """Busy-poll for data; None: nothing has arrived in time, or other programs want the core."""
+        """Busy-poll for data; None: no data has arrived in time, or other programs need the core."""
         end, free = now + self._poll_seconds, True
         try:
             while free and now < end:
@@ -179,7 +179,7 @@ class Receiver:
 
 
 def send(connection: socket.socket, buffers: list[Any]) -> None:
-    """Send buffers over a blocking socket, all of them."""
+    """Send all buffers over a blocking socket."""
     if sum(map(len, buffers)) < _SMALL:
         connection.sendall(b"".join(buffers))
         return
@@ -189,7 +189,7 @@ def send(connection: socket.socket, buffers: list[Any]) -> None:
 
 
 def _advance(views: list[memoryview], count: int) -> None:
-    """Remove the first ``count`` bytes of buffers, which have been sent or received."""
+    """Remove the first ``count`` bytes of buffers, after they were sent or received."""
     full = 0
     while full < len(views) and count >= len(views[full]):
         count -= len(views[full])
@@ -200,6 +200,6 @@ def _advance(views: list[memoryview], count: int) -> None:
 
 
 _IDLE_MS = 1000
-_AT_LEAST = 1 << 16  # bytes that are received at once: all of most frames
-_SMALL = 1 << 16  # bytes that are copied in less time than a list of buffers is made for the system
-_AT_ONCE = 512  # buffers; systems take 1024 in one call
+_AT_LEAST = 1 << 16  # bytes in one read, which is enough for most frames
+_SMALL = 1 << 16  # bytes whose copying takes less time than a list of buffers for the system
+_AT_ONCE = 512  # buffers in one call; systems accept 1024

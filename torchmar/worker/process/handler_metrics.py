@@ -7,17 +7,17 @@ from typing import Any
 
 from .messages import MetricUpdate
 
-_LIMIT = 10_000  # updates between two responses; a handler that measures in a loop must not fill the memory
+_LIMIT = 10_000  # updates between two responses, so that a handler that measures in a loop does not fill the memory
 
 
 class MetricsBuffer:
-    """The updates of metrics since the last response."""
+    """The metric updates since the last response."""
 
     def __init__(self) -> None:
         self._updates: list[MetricUpdate] = []
 
     def install(self) -> None:
-        """Buffer all metrics of TorchServe's API here."""
+        """Redirect all metrics of TorchServe's API into this buffer."""
         from ts.metrics.caching_metric import CachingMetric
 
         def add_or_update(
@@ -35,6 +35,6 @@ class MetricsBuffer:
         CachingMetric.add_or_update = add_or_update
 
     def take(self) -> list[MetricUpdate]:
-        """Return the updates and remove them from the buffer."""
+        """Return the updates, and remove them from the buffer."""
         updates, self._updates = self._updates, []
         return updates

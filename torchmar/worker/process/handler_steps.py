@@ -1,4 +1,4 @@
-"""The stages of a handler that has the three steps of TorchServe's base handler: preprocess, inference, postprocess."""
+"""The stages of a handler with the three steps of TorchServe's base handler: preprocess, inference, postprocess."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from . import rows
 
 log = logging.getLogger("ts.service")
 
-#: The steps; the handler calls each with the result of the one before.
+#: The steps; each gets the result of the previous one.
 STEPS = ("preprocess", "inference", "postprocess")
 
 
 class HandlerSteps:
-    """The stages of a handler, as `stages.Stages` has them.
+    """The stages of a handler, with the interface of `stages.Stages`.
 
-    In a stage of its own, ``preprocess`` gets each request alone. Its results are joined where that equals a batch:
-    tensors of one type and shape with one row each, and tuples and mappings of such. Others are run one by one.
+    In a separate stage, ``preprocess`` gets each request alone. Its results are joined if this is the same as a batch:
+    tensors of one type and shape with one row each, and tuples and mappings of them. Others are run one by one.
 
-    In a stage of its own, ``postprocess`` gets the output of each request alone. The output of a batch is split where
-    `rows.split` can do so; elsewhere ``inference`` is run for each request.
+    In a separate stage, ``postprocess`` gets the output of each request alone. The output of a batch is split if
+    `rows.split` can split it; otherwise ``inference`` is run for each request.
 
     Args:
         handler: the loaded handler.
@@ -51,7 +51,8 @@ class HandlerSteps:
         for members, value in _batches(prepared):
             document = self._handler.postprocess(self._infer(value))
             if not isinstance(document, list) or len(document) != len(members):
-                # The result for one request, right or wrong; too few for several, so that each is repeated alone.
+                # The result for one request, correct or wrong; too few results for several requests, so that each is
+                # repeated alone.
                 return document if len(prepared) == 1 or not isinstance(document, list) else []
             responses.update(zip(members, document, strict=True))
         self._measure(context, prepared, started)
@@ -98,20 +99,20 @@ class HandlerSteps:
     def _infer(self, data: Any) -> Any:
         handler = self._handler
         device = getattr(handler, "device", None)
-        # The processes of the first stage have no GPU; tensors are moved to the handler's device here.
+        # Processes of the first stage have no GPU; tensors are moved to the handler's device here.
         if getattr(device, "type", "cpu") != "cpu":
             data = rows.map_arrays(data, lambda value: value.to(device) if hasattr(value, "device") else value)
         return handler.inference(data)
 
     def _measure(self, context: Any, values: Sequence[Any], started: float) -> None:
-        """Add the time of this stage, and that of the ones before, which is with each value."""
+        """Add the time of this stage to that of the previous stages, which comes with each value."""
         if self._measured:
             seconds = time.perf_counter() - started + sum(seconds for _, seconds in values)
             context.metrics.add_time("HandlerTime", round(seconds * 1000, 2), None, "ms")
 
     @contextmanager
     def _warning_of_changes(self, steps: str, later: str) -> Iterator[None]:
-        """Warn once of attributes that steps set, which the steps in other processes do not have."""
+        """Warn once about attributes that steps set, because steps in other processes do not see them."""
         before = dict(vars(self._handler))
         yield
         changed = [name for name, value in vars(self._handler).items() if before.get(name, self) is not value]
@@ -130,7 +131,7 @@ class HandlerSteps:
 
 
 def _batches(prepared: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:
-    """Yield the indices of requests that are one batch, and its value."""
+    """Yield the indices of the requests in each batch, and the batch."""
     groups: dict[Hashable, list[int]] = {}
     for index, (value, _) in enumerate(prepared):
         groups.setdefault(rows.batch_key(value) or index, []).append(index)
@@ -139,7 +140,7 @@ def _batches(prepared: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:
 
 
 def _shares(outputs: list[Any], seconds: Sequence[float], started: float) -> dict[int, Any]:
-    """Return outputs by index, on the CPU and without gradients, each with the time that it has taken so far."""
+    """Return outputs by index, on the CPU and without gradients, each with the time so far."""
     outputs = [
         rows.map_arrays(output, lambda value: value.detach().cpu() if hasattr(value, "detach") else value)
         for output in outputs

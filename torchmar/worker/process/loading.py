@@ -1,4 +1,4 @@
-"""Load an extracted archive with TorchServe's loader; errors carry the handler's own traceback."""
+"""The loading of an extracted archive with TorchServe's loader; errors have the handler's own traceback."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .messages import ModelSpec
 
 _ENVELOPES = "ts.torch_handler.request_envelope."
 _KSERVE = ("kserve", "kservev2")
-#: Handlers of torchmar that run code of a package of another tool, or unpickle it.
+#: Handlers of torchmar that run or unpickle code from packages of other tools.
 PACKAGE_HANDLERS = frozenset({"torchmar_handlers.mlflow", "torchmar_handlers.sagemaker"})
 
 
 def activate_archive(folder: str, extra: str = "", *, own: bool = False) -> None:
-    """Make an archive's folder the working folder and the first place of modules, as TorchServe does.
+    """Make an archive's folder the working folder and the first entry of the path, as TorchServe does.
 
-    Packages that the archive carries win over installed ones, in processes that the handler starts, too.
+    Packages inside the archive take precedence over installed ones, also in processes of the handler.
 
     Args:
-        folder: where the archive was extracted.
-        extra: a folder with requirements that were installed for it; empty: none.
-        own: whether the folder is a copy that only one server uses, so that Python may write bytecode into it.
+        folder: folder where the archive was extracted.
+        extra: folder with requirements that were installed for it; empty: none.
+        own: whether the folder is a copy for one server, so that Python may write bytecode into it.
     """
     folders = [folder, *([extra] if extra else [])]
     sys.path[:0] = folders
@@ -33,15 +33,15 @@ def activate_archive(folder: str, extra: str = "", *, own: bool = False) -> None
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([before] if before else [])])
     os.chdir(folder)
     if not own:
-        # It may be the user's own archive, whose files are listed.
+        # Otherwise it may be the user's own archive, whose files are listed in it.
         sys.dont_write_bytecode = True
 
 
 def load(model: ModelSpec) -> Any:
     """Return TorchServe's service for a model.
 
-    Handlers of torchmar read KServe's protocols themselves, so that they get requests without KServe's envelopes, whose
-    handlers answer one request at a time. In those that run packages of other tools, the package reads the bodies.
+    Handlers of torchmar read KServe's protocols themselves, without KServe's envelopes, whose handlers answer one
+    request at a time. In handlers that run packages of other tools, the package reads the bodies.
     """
     import ts
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
@@ -73,22 +73,22 @@ def envelope_of(service: Any) -> str:
 
 
 def is_ours(entry_point: Any) -> bool:
-    """Return whether requests reach the handler by torchmar's base handler, not by a method of the handler's own."""
+    """Return whether requests reach the handler through torchmar's base handler, not through a method of its own."""
     return str(getattr(entry_point, "__module__", "")).partition(".")[0] == "torchmar_handlers"
 
 
 def own_traceback(error: BaseException) -> str:
-    """Return the traceback that helps: the handler's frames, and the error that it raised."""
+    """Return the useful part of a traceback: the handler's frames, and the error that it raised."""
     swallowed = error.__context__
     if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("ts.torch_handler.") and swallowed:
-        # The loader takes any ImportError of a handler for "no such file" and reports that instead.
+        # The loader interprets any ImportError in a handler as "no such file", and reports that instead.
         error = swallowed
         error.__context__ = error.__cause__
     return "".join(traceback.format_exception(type(error), error, _from_handler(error.__traceback__)))
 
 
 def _from_handler(trace: TracebackType | None) -> TracebackType | None:
-    """Return ``trace`` without the frames of ours and of the loader before the handler's first."""
+    """Return ``trace`` without the frames of torchmar and of the loader before the handler's first frame."""
     ours = str(Path(__file__).parent)
     start = trace
     while start:

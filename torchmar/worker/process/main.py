@@ -1,4 +1,4 @@
-"""The main function of a process that `start.py` runs."""
+"""The main function of the processes that `start.py` runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .supervisor import supervise
 
 
 def main(document: Mapping[str, Any]) -> None:
-    """Run the process that one of the ``Run`` messages describes.
+    """Run the process for one of the ``Run`` messages.
 
     Args:
         document: the message, see `messages.to_wire`.
@@ -39,7 +39,7 @@ def main(document: Mapping[str, Any]) -> None:
     if isinstance(message, RunCommand):
         supervise(message.lifeline)
         os.close(message.lifeline)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and a command would inherit that
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores SIGPIPE, and a command would inherit that
         os.execvp(message.command[0], message.command)
     if isinstance(message, RunForkServer):
         supervise(message.control)

@@ -1,4 +1,4 @@
-"""Keep memory that a batch has freed for the next batch, and return it to the system while there is none."""
+"""Keeping freed memory for the next batch, and returning it to the system while there is none."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of malloc.h
-_KEPT = 1 << 29  # bytes at the end of the heap; with more of them, all are returned
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # values from malloc.h
+_KEPT = 1 << 29  # bytes at the end of the heap; if more are free, all are returned
 
 
 def keep_freed_memory() -> Callable[[], object] | None:
-    """Have malloc keep the memory that is freed from now on; return a function that returns it to the system.
+    """Let malloc keep memory that is freed from now on; return a function that returns it to the system.
 
-    By default glibc returns every block above 32 MB, and smaller ones at first, as soon as it is freed, so that the
-    system clears each page again for the next batch: a fifth of the time of ResNet-18 for 16 images. The settings stay
-    as they are if the environment has any (``MALLOC_...``, ``glibc.malloc`` in ``GLIBC_TUNABLES``).
+    By default, glibc returns every block above 32 MB, and at first also smaller ones, as soon as it is freed, so that
+    the
+    system clears each page again for the next batch: a fifth of the time of ResNet-18 for 16 images. Existing settings
+    of the environment are kept (``MALLOC_...``, ``glibc.malloc`` in ``GLIBC_TUNABLES``).
 
     Returns:
-        None where malloc is not glibc's.
+        None if malloc is not glibc's.
     """
     libc = ctypes.CDLL(None)
     try:

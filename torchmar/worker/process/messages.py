@@ -1,7 +1,7 @@
-"""The messages between the server and worker processes, which both import, and their form on the wire.
+"""The messages between the server and worker processes, and their form on the wire; both sides import this module.
 
-Messages of the control channel (control_channel.py) are the dataclasses here, some with open files beside them. The
-data plane (frames.py) is faster: its documents are lists, and the types at the end describe them.
+Messages of the control channel (control_channel.py) are the dataclasses here; some carry open files. The data plane
+(frames.py) is faster: its documents are lists, with the types at the end of this module.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Message):
-    """The model that a process loads.
+    """The model that a process should load.
 
     Attributes:
-        name: of the model.
-        model_dir: the folder of the extracted archive.
-        own_folder: whether this is a copy that only one server uses, so that Python may write bytecode into it.
-        handler: as the manifest names it.
-        batch_size: requests that the handler gets at once, at most.
+        name: name of the model.
+        model_dir: folder of the extracted archive.
+        own_folder: whether this folder is a copy for one server, so that Python may write bytecode into it.
+        handler: handler, as the manifest names it.
+        batch_size: largest number of requests in a batch for the handler.
         gpu: index of the device; None: the CPU.
-        envelope: the request envelope of the handler; empty: none.
-        requirements: a folder with packages that were installed for the model; empty: none.
+        envelope: request envelope of the handler; empty: none.
+        requirements: folder with packages that were installed for the model; empty: none.
         metrics_config: path of TorchServe's metrics.yaml; empty: TorchServe's own.
         limit_max_image_pixels: passed to TorchServe's loader.
-        memory_limit: bytes of private memory; 0: no limit.
+        memory_limit: limit for private memory in bytes; 0: no limit.
         poll_seconds: time to busy-poll for the next batch; 0: none.
-        stages: the stages of a request that have workers of their own; empty: workers do all of it. See `stages`.
+        stages: stages with workers of their own; empty: workers do all steps of a request. See `stages`.
         fork: `forking.NEVER`, `forking.KNOWN` or `forking.ALLOWED`.
     """
 
@@ -53,19 +53,19 @@ class ModelSpec(Message):
     fork: str = "never"
 
 
-# The argument of start.py. The numbers are file descriptors that the new process inherits.
+# Arguments of start.py. The numbers are file descriptors that the new process inherits.
 
 
 @dataclass(frozen=True)
 class RunForkServer(Message):
-    """Be a fork server; its supervisor's lifeline is ``control``."""
+    """Become a fork server; its supervisor's lifeline is ``control``."""
 
     control: int
 
 
 @dataclass(frozen=True)
 class RunModelProcess(Message):
-    """Be a model process, which has a supervisor already; ``weights`` is a file for `shared_weights`."""
+    """Become a model process, which already has a supervisor; ``weights`` is a file for `shared_weights`."""
 
     control: int
     model: ModelSpec
@@ -74,7 +74,7 @@ class RunModelProcess(Message):
 
 @dataclass(frozen=True)
 class RunWorker(Message):
-    """Be a single worker that loads a model and serves it; its supervisor's lifeline is ``connection``."""
+    """Become a single worker that loads a model and serves it; its supervisor's lifeline is ``connection``."""
 
     connection: int
     model: ModelSpec
@@ -82,13 +82,13 @@ class RunWorker(Message):
 
 @dataclass(frozen=True)
 class RunCommand(Message):
-    """Run a command; all processes that it starts end when the other end of ``lifeline`` is closed."""
+    """Run a command; all its processes end when the other end of ``lifeline`` is closed."""
 
     lifeline: int
     command: list[str]
 
 
-# To a fork server or a model process. The sender chooses ids, which the replies carry.
+# To a fork server or a model process. The sender chooses ids, which the replies contain.
 
 
 @dataclass(frozen=True)
@@ -101,21 +101,21 @@ class Spawn(Message):
 
 @dataclass(frozen=True)
 class ImportModules(Message):
-    """Import modules that later model processes need."""
+    """Import modules for later model processes."""
 
     names: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Serve(Message):
-    """Be a worker in this process. Files: its socket. ``stage`` is empty if it does all of a request."""
+    """Turn this process into a worker. Files: its socket. ``stage`` is empty if it does all steps of a request."""
 
     stage: str
 
 
 @dataclass(frozen=True)
 class Fork(Message):
-    """Fork a worker. Files: its socket and its output. ``stage`` is empty if it does all of a request."""
+    """Fork a worker. Files: its socket and its output. ``stage`` is empty if it does all steps of a request."""
 
     id: int
     stage: str
@@ -123,7 +123,7 @@ class Fork(Message):
 
 @dataclass(frozen=True)
 class Kill(Message):
-    """Kill the process that was forked for an id."""
+    """Kill the forked process with this id."""
 
     id: int
 
@@ -133,7 +133,7 @@ class Kill(Message):
 
 @dataclass(frozen=True)
 class Ready(Message):
-    """The fork server accepts messages; ``missing`` are the modules that it could not import."""
+    """The fork server accepts messages; ``missing`` are modules that it could not import."""
 
     pid: int
     missing: Sequence[str]
@@ -141,7 +141,7 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Forked(Message):
-    """A process was forked for an id. Files: its pidfd, where the system has pidfds. ``pid`` is 0 if fork failed."""
+    """A process was forked. Files: its pidfd, if the system has pidfds. ``pid`` is 0 if the fork failed."""
 
     id: int
     pid: int
@@ -149,7 +149,7 @@ class Forked(Message):
 
 @dataclass(frozen=True)
 class Exited(Message):
-    """The process of an id has exited; a negative status is the number of a signal."""
+    """The process with this id has exited; a negative status is the number of a signal."""
 
     id: int
     status: int
@@ -160,9 +160,9 @@ class Loaded(Message):
     """The model is loaded.
 
     Attributes:
-        objection: why the model process must not be forked; empty: it may be.
-        shared_bytes: bytes of its weights that are in memory shared with other processes.
-        description: of the handler's tensors.
+        objection: reason why the model process must not be forked; empty: it may be.
+        shared_bytes: bytes of its weights in memory that it shares with other processes.
+        description: the handler's description of its tensors.
     """
 
     objection: str
@@ -177,7 +177,7 @@ class LoadFailed(Message):
     traceback: str
 
 
-# Between a replica of a cluster and the process that loads the model for all replicas of its node; see
+# Between a replica of a cluster and the process that loads the model for all replicas on its node; see
 # `torchmar.cluster.node_loader`.
 
 
@@ -191,12 +191,12 @@ class StartWorker(Message):
 
 @dataclass(frozen=True)
 class StartFailed(Message):
-    """There is no worker for an id.
+    """No worker was started for this id.
 
     Attributes:
-        id: of the request.
-        cause: ``model``: it did not load; ``fork server``: that has ended; ``worker``: its process did not start.
-        text: the error, or the traceback of the handler.
+        id: id of the request.
+        cause: ``model``: it did not load; ``fork server``: it has ended; ``worker``: its process did not start.
+        text: error message, or traceback of the handler.
     """
 
     id: int
@@ -206,26 +206,26 @@ class StartFailed(Message):
 
 @dataclass(frozen=True)
 class Described(Message):
-    """The tensors of the handler, before the first `Forked`."""
+    """The handler's description of its tensors, sent before the first `Forked`."""
 
     description: ModelDescription
 
 
 @dataclass(frozen=True)
 class LogEntry(Message):
-    """A sentence for the server's log, about the worker of an id; 0: about none."""
+    """A sentence for the server's log about the worker with this id; 0: about no worker."""
 
     id: int
     level: int
     text: str
 
 
-# From a supervisor to the process that forked it, and from a single worker to the process that started it.
+# From a supervisor to its parent, and from a single worker to the process that started it.
 
 
 @dataclass(frozen=True)
 class Supervised(Message):
-    """The supervisor has forked its process. Files: its pidfd, where the system has pidfds."""
+    """The supervisor has forked its process. Files: its pidfd, if the system has pidfds."""
 
     pid: int
 
@@ -245,7 +245,7 @@ def to_wire(message: Message) -> dict[str, Any]:
 
 
 def from_wire(document: Mapping[str, Any]) -> Any:
-    """Return the message that `to_wire` has written."""
+    """Return the message from the values of `to_wire`."""
     values = {
         name: from_wire(value) if isinstance(value, dict) and "kind" in value else value
         for name, value in document.items()
@@ -258,7 +258,7 @@ _KINDS = {kind.__name__: kind for kind in Message.__subclasses__()}
 
 
 class TensorInfo(TypedDict):
-    """One input or output, in the keys of the Open Inference Protocol; -1 in a shape: any size."""
+    """An input or output, in the keys of the Open Inference Protocol; -1 in a shape: any size."""
 
     name: str
     datatype: str
@@ -269,10 +269,10 @@ class ModelDescription(TypedDict, total=False):
     """The tensor signature of a handler.
 
     Attributes:
-        inputs: empty if the handler has no signature.
-        outputs: empty if the handler has no signature.
-        binary: whether the handler takes tensors as bytes.
-        max_instances: how many instances a request may have; 0: unknown.
+        inputs: inputs; empty if the handler has no signature.
+        outputs: outputs; empty if the handler has no signature.
+        binary: whether the handler accepts binary tensors.
+        max_instances: largest number of instances in a request; 0: unknown.
     """
 
     inputs: list[TensorInfo]
@@ -281,25 +281,25 @@ class ModelDescription(TypedDict, total=False):
     max_instances: int
 
 
-# Documents of frames. Each body's size stands in the document, the bodies follow it.
+# Documents of frames. A document contains the size of each body; the bodies follow it.
 
-#: Of a BATCH frame, by request: id, headers, and name, content type and size of each part.
+#: For each request of a BATCH frame: id, headers, and name, content type and size of each part.
 Batch = Sequence[tuple[str, Mapping[str, str], Sequence[tuple[str, str, int]]]]
-#: One response: status, content type, headers, size of the body, and the error if the handler failed.
+#: One response: status, content type, headers, size of the body, and an error if the handler failed.
 ResponseHead = tuple[int, str, dict[str, str], int, str]
-#: Of a PART frame: index in the batch, and the rest as in `ResponseHead`.
+#: Of a PART frame: index in the batch, then as in `ResponseHead`.
 PartHead = tuple[int, int, str, dict[str, str], int, str]
 #: One update of a metric: name, unit, value, type, and dimensions with their values.
 MetricUpdate = tuple[str, str, float, str, list[tuple[str, str]]]
 
 
 class StepTimes(TypedDict):
-    """The times of a batch in its worker, by `time.monotonic`, which all processes of a machine share.
+    """The times of a batch in its worker, by `time.monotonic`, which all processes on a machine share.
 
     Attributes:
-        started: when the worker began with it.
-        ended: when its responses were complete.
-        runs: of the model: begin, end, and the index of the request that was run alone; None: all of the batch.
+        started: time when the worker began with the batch.
+        ended: time when its responses were complete.
+        runs: runs of the model: start, end, and the index of a request that ran alone; None: the whole batch.
     """
 
     started: float
@@ -308,7 +308,7 @@ class StepTimes(TypedDict):
 
 
 class Responses(TypedDict, total=False):
-    """The document of a RESPONSES frame; ``seconds`` is the time that the handler took, ``steps`` that of traces."""
+    """The document of a RESPONSES frame; ``seconds`` is the handler's time, ``steps`` are the times for traces."""
 
     seconds: float
     responses: list[ResponseHead]

@@ -1,6 +1,6 @@
-"""The model process: load one model, then serve it or fork workers that share its memory.
+"""The model process: it loads one model, then serves it, or forks workers that share its memory.
 
-Most workers load their model themselves: `forking` decides where forks after loading change no response.
+Most workers load their model themselves: `forking` decides whether forks after loading would change responses.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .supervisor import Children
 
 
 def run_model_process(model: ModelSpec, control: socket.socket, weights: int | None) -> None:
-    """Load a model, send `Loaded` or `LoadFailed`, and act on `Serve`, `Fork` and `Kill` until the server disconnects.
+    """Load a model, send `Loaded` or `LoadFailed`, and handle `Serve`, `Fork` and `Kill` until the server disconnects.
 
     Args:
         model: the model to load.
         control: connection to the server.
-        weights: descriptor of the file that all workers of the model share; None: there is none.
+        weights: descriptor of the file that all workers of the model share; None: there is no file.
     """
     writer = ControlWriter(control)
     loading.activate_archive(model.model_dir, model.requirements, own=model.own_folder)
@@ -73,12 +73,12 @@ def run_model_process(model: ModelSpec, control: socket.socket, weights: int | N
 def _limit_memory(limit: int) -> None:
     """Limit the private memory of this process and its forks, in bytes.
 
-    The limit is not one of addresses: libraries that are mapped would count, and CUDA would not start.
+    It is not a limit of addresses, which would count mapped libraries, and with which CUDA would not start.
 
     Raises:
-        MemoryError: it has as much already, and would end without a message.
+        MemoryError: the process has this much memory already, and would end without a message.
     """
-    # The limit counts private memory that can be written to, as VmData does.
+    # The limit counts writable private memory, as VmData does.
     has = sum(int(line.split()[1]) << 10 for line in _status() if line.startswith("VmData:"))
     if has + _LEAST_MEMORY > limit:
         needed = (has + _LEAST_MEMORY >> 20) + 1
@@ -97,7 +97,7 @@ def _status() -> list[str]:
         return []
 
 
-_LEAST_MEMORY = 64 << 20  # bytes, to do anything with
+_LEAST_MEMORY = 64 << 20  # bytes that a worker needs in addition
 
 
 class _ModelProcess:
@@ -118,14 +118,14 @@ class _ModelProcess:
         self._stages, self._poll_seconds, self._seed = handler_stages, poll_seconds, seed
 
     def run(self) -> None:
-        # Objects that exist now are never garbage of a worker; a fork that does not visit them shares their pages.
+        # Existing objects are never garbage in a worker; if a fork does not visit them, their pages stay shared.
         gc.collect()
         gc.freeze()
         reader = ControlReader(self._writer.socket)
         children = Children(adopting=False)
         for message, files in reader:
             if message is None:
-                for _ in children.exited():  # the server sees their connections close
+                for _ in children.exited():  # the server notices that their connections close
                     pass
             elif isinstance(message, Kill):
                 children.kill(message.id)
@@ -148,7 +148,7 @@ class _ModelProcess:
                     os.close(file)
 
     def _serve(self, descriptor: int, stage: str) -> NoReturn:
-        """Serve in this process, which exits afterwards."""
+        """Serve in this process, then exit."""
         status = 0
         try:
             if self._stages:
@@ -167,10 +167,10 @@ class _ModelProcess:
 
 
 class _ThreadRecorder:
-    """The number of torch's threads that a handler sets while it loads.
+    """Records the number of torch's threads that a handler sets while it loads.
 
     Attributes:
-        count: the last number; None: the handler has set none.
+        count: the last number; None: the handler has not set it.
     """
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class _ThreadRecorder:
 
     @contextlib.contextmanager
     def recording(self, *, hold: bool) -> Iterator[None]:
-        """Record the number; with ``hold`` torch has one thread until the end, since a fork would lose the others."""
+        """Record the number; with ``hold``, torch has one thread meanwhile, because a fork would lose others."""
         import torch
 
         original = torch.set_num_threads
@@ -198,7 +198,7 @@ class _ThreadRecorder:
 
 
 def _redirect_output(output: int) -> None:
-    """Have a forked process write to its own log."""
+    """Redirect the output of a forked process to its own log."""
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)

@@ -1,8 +1,8 @@
-"""Decide when to busy-poll: only while no other program needs the core.
+"""The decision when to busy-poll: only while no other program needs the core.
 
-A thread that yields its core while another program computes gets it back only after the time slice of that program,
-some milliseconds later: more than all that polling can save. Only yielding shows whether another program needs the
-core, so that polling is tried less and less often while one does.
+A thread that yields its core to another program gets it back only after that program's time slice, some milliseconds
+later, which is more than polling can save. Only yielding shows whether another program needs the core; therefore
+polling is tried less and less often while one does.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import time
 
-YIELDED = 50e-6  # seconds without the core, above which this wait goes on asleep
-TAKEN = 1e-3  # seconds: longer than a client, a server or a worker computes for one small request
+YIELDED = 50e-6  # seconds without the core, after which this wait continues asleep
+TAKEN = 1e-3  # seconds that are longer than a client, a server or a worker computes for a small request
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.6  # seconds without polling
 
 
 class PollGate:
-    """Admits a thread to polling by how long it was without its core during earlier polling."""
+    """Decides whether a thread may poll, by the time for which it lost its core while it polled before."""
 
     def __init__(self) -> None:
         self._pause = SHORTEST_PAUSE
@@ -24,10 +24,10 @@ class PollGate:
         self._entered = self._cpu = 0.0
 
     def enter(self, now: float) -> bool:
-        """Start to poll unless the gate is closed, and return whether polling has started.
+        """Start to poll unless the gate is closed; return whether polling has started.
 
         Args:
-            now: the time, by `time.monotonic`.
+            now: current time, by `time.monotonic`.
         """
         if now < self._closed_until:
             return False
@@ -35,9 +35,9 @@ class PollGate:
         return True
 
     def leave(self, now: float) -> None:
-        """End the polling that `enter` has started, in the same thread."""
+        """End polling after `enter`, in the same thread."""
         elapsed = now - self._entered
-        if elapsed >= TAKEN:  # if not, the thread was not without its core for so long, and need not ask the system
+        if elapsed >= TAKEN:  # otherwise no system call is needed: it cannot have lost its core for as long
             self.record(now, elapsed - (time.thread_time() - self._cpu))
 
     def record(self, now: float, seconds_away: float) -> None:

@@ -1,4 +1,4 @@
-"""Seeds of forked workers, so that each draws other random numbers, as separately started processes do."""
+"""Seeds of forked workers, so that each generates other random numbers, like separately started processes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def reseed() -> int | None:
 
 
 def reseed_again(before: int | None) -> None:
-    """Seed the generators of a fork that shares a loaded model; torch's only if the handler has not seeded it.
+    """Seed the generators of a fork with a loaded model; torch's only if the handler has not seeded it.
 
     Args:
-        before: what `reseed` returned before the model was loaded.
+        before: result of `reseed` before the model was loaded.
     """
     random.seed()
     if numpy := sys.modules.get("numpy"):

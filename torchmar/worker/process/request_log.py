@@ -1,7 +1,8 @@
-"""Log lines of a handler, with the ids of the requests that it runs at the moment.
+"""Log lines of a handler, with the ids of the requests that it is running.
 
-Only requests with a trace (`trace_context`) have ids in the lines, so that all others are as TorchServe writes them:
-``the message [request_id=... trace_id=...]``. Of a batch, all such requests are named: a handler logs for all of them.
+Only requests with a trace (`trace_context`) have ids in the lines; lines of others are the same as TorchServe's:
+``the message [request_id=... trace_id=...]``. For a batch, all such requests are named, because the handler logs for
+all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from .trace_context import TRACEPARENT, parse
 
-# The requests that the handler runs: their ids and TorchServe's request processors.
+# The requests that the handler is running: their ids and TorchServe's request processors.
 _Requests = tuple[Sequence[str], Sequence[Any]]
 _NONE: _Requests = ((), ())
 _running = _NONE
@@ -23,19 +24,19 @@ _IDS = re.compile(rf"(?:{_ID})+$")
 
 
 def begin(ids: Sequence[str], processors: Sequence[Any]) -> None:
-    """Have lines name these requests until `end`."""
+    """Add these requests to log lines until `end`."""
     global _running
     _running = (ids, processors)
 
 
 def end() -> None:
-    """Have lines name no request."""
+    """Add no requests to log lines."""
     global _running
     _running = _NONE
 
 
 class RequestFormatter(logging.Formatter):
-    """Appends the ids to messages; a traceback follows them."""
+    """Appends the ids to messages, before tracebacks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the message with the ids."""
@@ -43,7 +44,7 @@ class RequestFormatter(logging.Formatter):
 
 
 def split(line: str) -> tuple[str, list[str], list[str]]:
-    """Return the message of a line, and the ids of its requests and of their traces."""
+    """Return the message of a line, the ids of its requests, and the ids of their traces."""
     match = _IDS.search(line) if line.endswith("]") else None
     if match is None:
         return line, [], []
@@ -52,11 +53,11 @@ def split(line: str) -> tuple[str, list[str], list[str]]:
 
 
 def _suffix() -> str:
-    """Return the ids of the requests; empty if none has a trace."""
+    """Return a text with the ids of the requests; empty if none has a trace."""
     suffix = ""
     for request_id, processor in zip(*_running, strict=False):
         for name, value in processor.get_request_properties().items():
-            # In the client's case, which differs: Go sends Traceparent.
+            # In the client's case, which varies: Go sends Traceparent.
             if name.lower() == TRACEPARENT and isinstance(value, str) and (parent := parse(value)):
                 suffix += f" [request_id={request_id} trace_id={parent.trace_id}]"
                 break

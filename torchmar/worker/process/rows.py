@@ -1,4 +1,4 @@
-"""Join the values of requests to those of a batch, and split those of a batch into those of its requests."""
+"""Joining the values of requests to a batch, and splitting the values of a batch by request."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def batch_key(value: Any) -> Hashable:
-    """Return a key that is equal for values that can be joined to one batch; None: the value cannot be joined."""
+    """Return a key that is equal for values that can be joined to a batch; None: the value cannot be joined."""
     if isinstance(value, MutableMapping) and value:
         keys = tuple((name, batch_key(item)) for name, item in value.items())
         return None if any(key is None for _, key in keys) else (type(value), keys)
-    # A tuple of one may be a tensor for each request as well as the one input of all.
+    # A tuple with one tensor is ambiguous: the tensor may be that of one request or the only input of all.
     if isinstance(value, tuple) and len(value) > 1:
         columns = tuple(map(batch_key, value))
         return None if None in columns else (type(value), columns)
@@ -44,17 +44,17 @@ def join(values: list[Any]) -> Any:
 
 
 def split(value: Any, count: int) -> list[Any] | None:
-    """Return the output of a batch as the outputs of ``count`` requests; None: which part is whose is not certain.
+    """Return the output of a batch split into ``count`` outputs; None: it is not certain which part belongs to which.
 
-    Tensors and arrays have a row for each request; so have those in mappings, tuples and lists. A list of other values,
-    all of one type, has one for each request.
+    Tensors and arrays have a row for each request, also within mappings, tuples and lists. A list of other values that
+    all have the same type has one for each request.
     """
     if count == 1:
         return [value]
     if _has_rows(value, count):
         return [_row(value, index) for index in range(count)]
     if isinstance(value, list) and len(value) == count and len(set(map(type, value))) == 1:
-        # A tensor with as many rows may be the output of one request as well as a part of all of them.
+        # A tensor with that many rows may be the output of one request as well as a part of all outputs.
         return None if any(_has_rows(item, count) for item in value) else [[item] for item in value]
     return None
 
@@ -64,7 +64,7 @@ def _row(value: Any, index: int) -> Any:
 
 
 def _has_rows(value: Any, count: int) -> bool:
-    """Return whether all arrays of a value have ``count`` rows, and it has nothing else."""
+    """Return whether all arrays within a value have ``count`` rows, and there are no other values."""
     if isinstance(value, MutableMapping):
         return bool(value) and all(_has_rows(item, count) for item in value.values())
     if isinstance(value, tuple | list):
@@ -73,7 +73,7 @@ def _has_rows(value: Any, count: int) -> bool:
 
 
 def map_arrays(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a value with its tensors and arrays changed, through mappings, tuples and lists."""
+    """Return a value with all its tensors and arrays changed, within mappings, tuples and lists."""
     if isinstance(value, MutableMapping):
         changed: Any = copy.copy(value)
         for name in value:

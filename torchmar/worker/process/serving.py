@@ -1,4 +1,4 @@
-"""The loop of a worker: receive a batch, send its responses, until the server disconnects."""
+"""The loop of a worker: it receives a batch and sends its responses, until the server disconnects."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def serve(
 
     Args:
         service: a loaded model.
-        connection: to the server; blocking.
-        metrics: metrics of the handler, installed already.
-        threads: threads of torch that the handler has set while it loaded; None: it has set none.
-        isolate: whether a batch that fails is repeated request by request; TorchServe does not.
+        connection: blocking connection to the server.
+        metrics: metrics of the handler, already installed.
+        threads: number of torch threads that the handler has set while it loaded; None: it has not set it.
+        isolate: whether a failed batch is repeated request by request, which TorchServe does not do.
         poll_seconds: time to busy-poll for the next batch; see `frames.Receiver`.
     """
 
@@ -63,7 +63,7 @@ def serve(
         else:
             results, seconds = runner.run(document, bodies)
         cpu_seconds = time.process_time() - cpu_started
-        del bodies  # large ones are not kept beside those of the next batch
+        del bodies  # so that large bodies are not kept while the next batch is received
         responses: Responses = {
             "seconds": seconds,
             "responses": [(status, kind, headers, len(body), error) for status, kind, headers, body, error in results],
@@ -75,12 +75,12 @@ def serve(
             frames.send(connection, frames.encode(frames.RESPONSES, responses, [result[3] for result in results]))
         except ConnectionError:
             return
-        adaptive.after(len(document), seconds, cpu_seconds)  # while the server has work to do
+        adaptive.after(len(document), seconds, cpu_seconds)  # here, while the server has work to do
         del results
 
 
 def quiet_logging() -> None:
-    """Log as TorchServe's workers do: bare lines on standard output, with the ids of traced requests."""
+    """Log as TorchServe's workers do: only messages, on standard output, with the ids of traced requests."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(RequestFormatter("%(message)s"))

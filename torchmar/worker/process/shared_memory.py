@@ -1,7 +1,8 @@
 """Python objects with their tensors in memory that two processes share.
 
-The layout: the sizes of a pickle and of its buffers, then these, each at an address that is aligned for any type.
-Tensors and arrays are buffers: they are written as they are in memory, and the reader maps them.
+The layout: the sizes of a pickle and of its buffers, then their content, each at an address with alignment for any
+    type.
+Tensors and arrays are buffers: their memory is written unchanged, and the reader maps it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from io import BytesIO
 from typing import Any
 
 _ALIGNED = 64  # bytes
-_AT_ONCE = 512  # buffers; systems take 1024 in one call
+_AT_ONCE = 512  # in one call; systems accept 1024
 _excluded: Any = None
 
 
 def exclude(value: Any) -> None:
-    """Write only a reference in place of ``value``, which every reader has itself."""
+    """Write only a reference in place of ``value``, which every reader must have."""
     global _excluded
     _excluded = value
 
@@ -29,8 +30,8 @@ def write(address: str, value: Any) -> None:
     """Write an object to the memory at an address.
 
     Raises:
-        OSError: there is no such memory, or not enough of it.
-        Exception: it cannot be pickled.
+        OSError: the memory does not exist, or is too small.
+        Exception: the object cannot be pickled.
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = BytesIO()
@@ -48,10 +49,10 @@ def write(address: str, value: Any) -> None:
 
 
 def read(address: str) -> Any:
-    """Return the object that was written to an address; its tensors are views of a private mapping.
+    """Return the object at an address; its tensors are views of a private mapping.
 
     Raises:
-        OSError: there is no such memory.
+        OSError: the memory does not exist.
     """
     with _Opened(address) as descriptor:
         mapped = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
@@ -66,7 +67,7 @@ def read(address: str) -> Any:
 
 
 class _Opened:
-    """The memory at an address, ``PATH INODE``: the inode shows whether the path still names the same memory."""
+    """The memory at an address, ``PATH INODE``; the inode shows whether the path still belongs to the same memory."""
 
     def __init__(self, address: str) -> None:
         self._path, _, self._inode = address.rpartition(" ")
@@ -104,14 +105,14 @@ def _get_excluded() -> Any:
 
 
 def _reduced(value: Any) -> Any:
-    """Reduce a plain tensor to a buffer of its bytes; torch reduces others."""
+    """Reduce a plain tensor to a buffer of its bytes; other tensors are reduced by torch."""
     import torch
 
     plain = type(value) is torch.Tensor and value.layout == torch.strided and value.device.type == "cpu"
     if not plain or value.requires_grad or value.is_quantized or value.is_complex() or value.is_neg():
         return NotImplemented
     flat = value.contiguous().reshape(-1)
-    if flat.stride() != (1,):  # one element of a larger tensor is contiguous with any stride
+    if flat.stride() != (1,):  # a single element of a larger tensor is contiguous with any stride
         flat = flat.clone(memory_format=torch.contiguous_format)
     content = flat.view(torch.uint8).numpy()
     return _tensor, (pickle.PickleBuffer(content), value.dtype, tuple(value.shape))

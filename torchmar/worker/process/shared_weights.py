@@ -1,13 +1,13 @@
-"""Weights that several workers have loaded, kept in memory once.
+"""Weights that several workers have loaded, stored in memory once.
 
-The first worker copies its large tensors and arrays to a file in memory, one after the other, and replaces them by
+The first worker copies its large tensors and arrays one after the other to a file in memory, and replaces them by
 private mappings of the file at the same addresses; then the file is sealed against writes. Every other worker compares
-its tensors with the file, byte by byte, and does the same. Python, torch and the handler notice no difference, also
-with views, tied weights and TorchScript. Pages that are written to later become private copies of that worker.
+its tensors with the file, byte by byte, and does the same. Python, torch and the handler notice no difference, even
+with views, tied weights and TorchScript. Pages that a worker writes to later become its private copies.
 Weights that differ between workers stay in each worker's own memory.
 
-Only memory that glibc has got from the system for a single allocation is replaced: it is returned as a whole, so that
-no later allocation gets a part of it. `prepare` makes glibc allocate all large memory this way while the model loads.
+Only memory that glibc has requested from the system for a single allocation is replaced: glibc returns it as a whole,
+so that no later allocation can get a part of it. `prepare` makes glibc allocate all large memory in this way while the
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 if sys.platform == "linux":
     import fcntl
 
-_LEAST = 1 << 20  # bytes of a tensor or array, below which sharing does not pay
-_MOST = 10_000  # tensors and arrays; a process has at most 65,530 mappings
+_LEAST = 1 << 20  # size of a tensor or array below which sharing is not worthwhile
+_MOST = 10_000  # number of tensors and arrays, because a process can have at most 65,530 mappings
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt
-_LARGEST_THRESHOLD = 32 << 20  # bytes, up to which glibc raises its threshold by itself
-_SAMPLES = 16  # pages of a buffer in its digest
+_LARGEST_THRESHOLD = 32 << 20  # size up to which glibc raises its threshold automatically
+_SAMPLES = 16  # number of a buffer's pages in its digest
 _PAGE = mmap.PAGESIZE
 _HEAD = struct.Struct("<Q")
 _WORD = ctypes.sizeof(ctypes.c_size_t)
@@ -48,10 +48,10 @@ class _Buffer(NamedTuple):
 
 
 class WeightsFile:
-    """A file in memory for the workers of one model; it is closed when the object is garbage.
+    """A file in memory for the workers of one model; it is closed with the object.
 
     Attributes:
-        descriptor: of the file.
+        descriptor: descriptor of the file.
     """
 
     def __init__(self) -> None:
@@ -63,29 +63,29 @@ class WeightsFile:
 
 
 def available() -> bool:
-    """Return whether the system has such files, which only Linux has."""
+    """Return whether the system supports such files; only Linux does."""
     return sys.platform == "linux" and hasattr(os, "memfd_create")
 
 
 def prepare() -> None:
-    """Make glibc use a separate mapping for each large allocation, until `share`; call before the model is loaded."""
-    gc.freeze()  # objects that exist already do not belong to the model
+    """Let glibc use a separate mapping for each large allocation, until `share`; call it before the model is loaded."""
+    gc.freeze()  # existing objects do not belong to the model
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LEAST)
 
 
 def share(descriptor: int) -> int:
-    """Replace what this process has loaded by mappings of the shared file; return the number of shared bytes.
+    """Replace loaded weights of this process by mappings of the shared file; return the number of shared bytes.
 
     Args:
-        descriptor: of a `WeightsFile`; it is closed.
+        descriptor: descriptor of a `WeightsFile`; it is closed.
     """
     try:
-        # A thread of the handler could write while its memory is replaced.
+        # Another thread of the handler could write while its memory is replaced.
         if sys.platform != "linux" or _threads() > 1:
             return 0
         owners, buffers = _find()
-        # A lock of the process, not of the open file, which workers share. It ends if the process dies.
+        # The lock belongs to the process, not to the open file, which workers share. It ends if the process dies.
         fcntl.lockf(descriptor, fcntl.LOCK_EX)
         try:
             published = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
@@ -93,7 +93,7 @@ def share(descriptor: int) -> int:
         finally:
             fcntl.lockf(descriptor, fcntl.LOCK_UN)
             del owners
-    except Exception as error:  # such as no memory for the file: each worker keeps its own
+    except Exception as error:  # for example, no memory for the file: each worker then keeps its own weights
         sys.stdout.write(f"weights are not shared with other workers: {error}\n")
         return 0
     finally:
@@ -111,7 +111,7 @@ def leave(descriptor: int) -> None:
 
 
 def _threads() -> int:
-    """Return the number of Python's threads, also of those that `threading` does not know or that have not started."""
+    """Return the number of Python's threads, including those that `threading` does not know, or not started."""
     python = ctypes.pythonapi
     python.PyInterpreterState_Get.restype = ctypes.c_void_p
     for function in (python.PyInterpreterState_ThreadHead, python.PyThreadState_Next):
@@ -123,7 +123,7 @@ def _threads() -> int:
 
 
 def _find() -> tuple[list[Any], list[_Buffer]]:
-    """Return the tensors and arrays that were loaded, to keep them alive, and the memory that can be replaced."""
+    """Return the loaded tensors and arrays, to keep them alive, and the memory that can be replaced."""
     owners: list[Any] = []
     sizes: dict[int, int] = {}
     for owner, address, size in _large(gc.get_objects()):
@@ -140,7 +140,7 @@ def _find() -> tuple[list[Any], list[_Buffer]]:
 
 
 def _large(objects: list[Any]) -> Iterator[tuple[Any, int, int]]:
-    """Yield the owners of large memory, with its address and its size in bytes."""
+    """Yield the owners of large memory, with its address and size in bytes."""
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     for item in objects:
         kind = type(item)
@@ -149,7 +149,7 @@ def _large(objects: list[Any]) -> Iterator[tuple[Any, int, int]]:
             if torch and issubclass(kind, torch.Tensor):
                 tensors = [item]
             elif torch and issubclass(kind, torch.jit.ScriptModule):
-                tensors = [*item.parameters(), *item.buffers()]  # C++ tensors without a Python object
+                tensors = [*item.parameters(), *item.buffers()]  # their C++ tensors have no Python objects
             for tensor in tensors:
                 if tensor.device.type == "cpu":
                     storage = tensor.untyped_storage()
@@ -164,14 +164,14 @@ def _large(objects: list[Any]) -> Iterator[tuple[Any, int, int]]:
 
 
 def _private() -> Iterator[tuple[int, int]]:
-    """Yield start and end of the private memory of this process that is not mapped from a file."""
+    """Yield start and end of this process' private memory that is not mapped from a file."""
     start = end = 0
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:
         for line in stream:
             addresses, permissions, _, _, inode, *name = line.split(maxsplit=5)
             if permissions == "rw-p" and inode == "0" and not name:
                 low, high = (int(number, 16) for number in addresses.split("-"))
-                # Neighbours that differ only in advice, such as huge pages, are joined.
+                # Neighbours are joined if they only differ in advice, such as huge pages.
                 if low != end:
                     yield start, end
                     start = low
@@ -180,7 +180,7 @@ def _private() -> Iterator[tuple[int, int]]:
 
 
 def _is_alone(address: int, size: int) -> bool:
-    """Return whether glibc has got memory from the system for a single allocation, by the header before it."""
+    """Return whether glibc has requested memory from the system for a single allocation, by the header before it."""
     before, chunk = (ctypes.c_size_t * 2).from_address(address - 2 * _WORD)
     length = chunk & ~_FLAGS
     start = address - 2 * _WORD - before
@@ -199,7 +199,7 @@ def _publish(descriptor: int, buffers: list[_Buffer]) -> int:
     room = -(-(_HEAD.size + 128 * (1 + len(buffers))) // _PAGE) * _PAGE
     index: list[tuple[str, int, int]] = []
     offset = room
-    with contextlib.suppress(Exception):  # such as no memory: buffers that were moved before it are shared
+    with contextlib.suppress(Exception):  # for example, no memory: buffers that were moved before are shared
         for buffer in buffers:
             content, written = _view(buffer), 0
             while written < buffer.size:
@@ -214,7 +214,7 @@ def _publish(descriptor: int, buffers: list[_Buffer]) -> int:
         os.pwrite(descriptor, _HEAD.pack(len(text)) + text, 0)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     except OSError:
-        os._exit(1)  # the next worker would overwrite the weights of this one
+        os._exit(1)  # otherwise the next worker would overwrite the weights of this one
     return offset - room
 
 
@@ -243,11 +243,11 @@ def _replace(descriptor: int, buffers: list[_Buffer]) -> int:
 
 
 def _map(libc: Any, buffer: _Buffer, descriptor: int, offset: int) -> bool:
-    """Replace a buffer by a private mapping of the file; return whether that succeeded."""
+    """Replace a buffer by a private mapping of the file; return whether this succeeded."""
     access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NO_RESERVE | _FIXED
     if libc.mmap(buffer.address, buffer.size, access, flags, descriptor, offset) != _FAILED:
         return True
-    # If the limit of data is reached, the memory is unchanged; otherwise it is lost, and the process cannot go on.
+    # At the limit of data the memory is unchanged; after other errors it is lost, and the process cannot continue.
     if libc.mincore(buffer.address, _PAGE, ctypes.create_string_buffer(1)):
         os._exit(1)
     return False
@@ -264,7 +264,7 @@ def _libc() -> Any:
 
 
 def _digest(buffer: _Buffer) -> str:
-    """Return a digest of some pages; buffers with equal digests are compared as a whole."""
+    """Return a digest of some pages; buffers with equal digests are then compared as a whole."""
     content, pages = _view(buffer), buffer.size // _PAGE
     digest = hashlib.blake2b(digest_size=16)
     for number in range(_SAMPLES):

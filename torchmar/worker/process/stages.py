@@ -1,9 +1,9 @@
 """Stages of a handler in different processes: the steps before the model, the model, and the steps after it.
 
-The stage of the model takes over the steps of a stage that is absent. Every stage is called as a handler is, with rows
-and a context. The server adds addresses of shared memory to the row of each request (see `shared_memory`): the stage
-reads the request at `SOURCE`, if a stage was before it, and writes it to `TARGET`, if one follows. It then returns an
-empty response, which a header marks.
+If a stage is absent, that of the model also runs its steps. Every stage is called like a handler, with rows and a
+context. The server adds addresses of shared memory to the row of each request (see `shared_memory`): a stage reads the
+request at `SOURCE`, if there is a previous stage, and writes it to `TARGET`, if there is a next one. It then returns an
+empty response, marked by a header.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any, Protocol
 from . import shared_memory
 from .handler_steps import STEPS, HandlerSteps
 
-#: The parts of a row with addresses, and the header that marks a request for the next stage. No header of a client has
-#: a space in its name, and the server removes a form's fields of these names.
+#: The parts of a row with addresses, and the header of a request for the next stage. A client's header cannot have a
+#: space in its name, and the server removes form fields with these names.
 SOURCE, TARGET, PASSED_ON = "torchmar source", "torchmar target", "torchmar stage"
 PREPROCESS, INFERENCE, POSTPROCESS = "preprocess", "inference", "postprocess"
 
 
 class StagesError(Exception):
-    """A handler cannot be split into stages; the message has the reason."""
+    """A handler cannot be split into stages; the message is the reason."""
 
 
 class Stages(Protocol):
-    """The stages of a handler, as `torchmar_handlers.base.BaseHandler` has them.
+    """The stages of a handler, the interface of `torchmar_handlers.base.BaseHandler`.
 
-    Those that another stage follows return what this one takes, and the responses of requests that need no other; both
-    by index. The last three are those of a version with a stage ``postprocess``.
+    A stage that is followed by another returns the input of that stage, and responses of requests that do not need it,
+    both by index. The last three methods are for versions with a stage ``postprocess``.
     """
 
     def prepare_handle(self, data: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]: ...
@@ -49,11 +49,11 @@ def split_handler(service: Any, stages: Sequence[str], envelope: str = "") -> St
 
     Args:
         service: a loaded model.
-        stages: the names of the stages that have processes.
+        stages: names of the stages with processes of their own.
         envelope: the request envelope of the handler; empty: none.
 
     Raises:
-        StagesError: it cannot be split.
+        StagesError: the handler cannot be split.
     """
     if envelope:
         raise StagesError(f"its requests come in the envelope {envelope}, which belongs to all of its stages")
@@ -86,7 +86,7 @@ def split_handler(service: Any, stages: Sequence[str], envelope: str = "") -> St
 
 
 def _check_parts(handler: Any) -> None:
-    """Raise StagesError if a handler with stages of its own has none after the model."""
+    """Raise StagesError if a handler with its own stages has none after the model."""
     kind = type(handler)
     if missing := [name for name in _PARTS if not callable(getattr(handler, name, None))]:
         raise StagesError(
@@ -107,9 +107,9 @@ def _definer(kind: type, name: str) -> type:
 
 
 def apply_stage(service: Any, stage: str, stages: Stages) -> None:
-    """Have a loaded service run one stage from now on; that of the model also runs requests without addresses, whole.
+    """Let a loaded service run one stage; the stage of the model also runs requests without addresses completely.
 
-    Those are explanations and descriptions.
+    These are explanations and descriptions.
     """
     handle = service._entry_point
     shared_memory.exclude(handle.__self__)
@@ -117,7 +117,7 @@ def apply_stage(service: Any, stage: str, stages: Stages) -> None:
 
 
 class _Stage:
-    """One stage, in place of the handler's ``handle``."""
+    """One stage, as a replacement for the handler's ``handle``."""
 
     def __init__(self, name: str, stages: Stages, handle: Callable[[Any, Any], Any]) -> None:
         self._name, self._stages, self._handle = name, stages, handle
@@ -126,7 +126,7 @@ class _Stage:
     def __call__(self, rows: list[Any], context: Any) -> Any:
         processors = context.request_processor
         sources, targets = ([_pop(name, *pair) for pair in zip(rows, processors, strict=True)] for name in _ADDRESSES)
-        if not sources[0] and not targets[0]:  # a batch has requests of one kind
+        if not sources[0] and not targets[0]:  # a batch has requests of only one kind
             return self._handle(rows, context)
         values = rows
         if sources[0]:
@@ -140,7 +140,7 @@ class _Stage:
             return last(values, context)
         passed_on, responses = self._step_before_another(bool(sources[0]))(values, context)
         for index, value in passed_on.items():
-            # With the status and headers that the handler has set so far.
+            # The status and headers that the handler has set so far.
             shared_memory.write(targets[index], (vars(processors[index]), value))
             context.set_response_header(index, PASSED_ON, self._name)
             responses[index] = b""

@@ -1,8 +1,8 @@
-"""The times of a batch in its worker: when the handler began and ended, and each run of its model.
+"""The times of a batch in its worker: start and end of the handler, and each run of its model.
 
-A run of the model is a call of the handler's method ``inference``. The method is replaced while a batch is timed, in
-the class and not in the handler, so that handlers that pickle themselves still can. Handlers without such a method,
-such as functions, have no runs.
+A run of the model is a call of the handler's method ``inference``. While a batch is timed, this method is replaced, in
+the class and not in the handler, so that handlers that pickle themselves still work. Handlers without this method, such
+as functions, have no runs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class StepTimer:
     """Times one batch at a time.
 
     Args:
-        entry_point: of TorchServe's service, or the stage in its place.
+        entry_point: entry point of TorchServe's service, or the stage that replaces it.
 
     Attributes:
-        index: of the request that the handler runs alone, since its batch has failed; None: it runs the whole batch.
+        index: index of the request that runs alone because its batch has failed; None: the whole batch runs.
     """
 
     def __init__(self, entry_point: Any) -> None:
@@ -51,7 +51,7 @@ class StepTimer:
             times["ended"] = time.monotonic()
 
     def _replace(self) -> tuple[Any, bool]:
-        """Replace the method; return the class's own one, None if it is inherited, and whether it was replaced."""
+        """Replace the method; return the class's own method, None if it is inherited, and whether it was replaced."""
         handler = self._handler
         kind = type(handler)
         method = inspect.getattr_static(handler, _METHOD, None)
@@ -71,7 +71,7 @@ class StepTimer:
         original = vars(kind).get(_METHOD)
         try:
             setattr(kind, _METHOD, inference)
-        except (TypeError, AttributeError):  # a class of an extension module
+        except (TypeError, AttributeError):  # for example, the class of an extension module
             return None, False
         return original, True
 
@@ -79,6 +79,6 @@ class StepTimer:
 def _handler_of(entry_point: Any) -> Any:
     """Return the object whose method answers requests; None if there is none."""
     handler = getattr(entry_point, "__self__", None) or getattr(entry_point, "handler", None)
-    # TorchServe's envelopes call the handler's method.
+    # TorchServe's envelopes call the method of the handler.
     handler = getattr(getattr(handler, "_handle_fn", None), "__self__", handler)
     return None if isinstance(handler, ModuleType) else handler

@@ -1,11 +1,12 @@
-"""The supervisor: the parent of each process that runs a handler, which kills all processes that the handler leaves.
+"""The supervisor: the parent of each process that runs a handler; it kills all processes that the handler leaves
+behind.
 
-A handler may start processes, and these others, daemons included. The supervisor is their nearest ancestor that
-adopts orphans (Linux: PR_SET_CHILD_SUBREAPER), so that all of them are its children at the latest when the handler's
-process has exited; then it kills them. It does nothing else, holds no file of the handler's, and kills the handler's
-process as soon as the other end of its lifeline is closed, also because the holder of that end has died.
+A handler may start processes, and these may start others, including daemons. The supervisor is their nearest ancestor
+that adopts orphans (Linux: PR_SET_CHILD_SUBREAPER), so that all of them are its children at the latest when the
+handler's process has exited; then it kills them. It has no other task, holds no file of the handler, and kills the
+handler's process as soon as the other end of its lifeline is closed, even if by the death of its holder.
 
-Where no orphans are adopted (macOS), the processes that have stayed in the process group are killed.
+On systems that do not adopt orphans (macOS), only processes in the same process group are killed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _SUBREAPER, _PARENT_DEATH = 36, 1  # PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
 
 
 def supervise(lifeline: int, on_fork: Callable[[int], None] | None = None) -> None:
-    """Fork; return in the child, and supervise it from this process, which exits with the child's status.
+    """Fork; return in the child, and supervise it in this process, which exits with the child's status.
 
     Args:
-        lifeline: a pipe or socket; the child is killed when the other end is closed.
-        on_fork: called with the child's pid, in this process.
+        lifeline: pipe or socket; when its other end is closed, the child is killed.
+        on_fork: called in this process with the child's pid.
     """
-    with contextlib.suppress(OSError):  # it leads a session, and so a group, already
+    with contextlib.suppress(OSError):  # it is the leader of a session, and so of a group, already
         os.setpgid(0, 0)
     adopt_orphans()
     here = os.getpid()
@@ -55,11 +56,11 @@ def supervise(lifeline: int, on_fork: Callable[[int], None] | None = None) -> No
 
 
 class Children:
-    """The supervised processes that this process has forked, by ids of the caller.
+    """The supervised children of this process, by ids of the caller.
 
     Args:
-        adopting: whether this process runs no handler, so that children that it has not forked have lost their
-            supervisor; they are killed.
+        adopting: whether this process runs no handler, so that children from other parents have lost their supervisor;
+            they are killed.
     """
 
     def __init__(self, *, adopting: bool) -> None:
@@ -69,7 +70,8 @@ class Children:
             adopt_orphans()
 
     def fork(self, number: int) -> tuple[int, list[int]] | None:
-        """Fork a supervised process; return None in it, and here its pid and, where the system has pidfds, its pidfd.
+        """Fork a supervised process; return None in it, and in this process its pid and, if there are pidfds, its
+        pidfd.
 
         The pid is 0 if the fork failed.
         """
@@ -86,7 +88,7 @@ class Children:
             self._close_lifelines()
             try:
                 supervise(theirs.fileno(), lambda pid: _send_pid(theirs, pid))
-            except BaseException:  # it could not fork
+            except BaseException:  # the fork failed
                 traceback.print_exc()
                 os._exit(1)
             theirs.close()
@@ -96,15 +98,15 @@ class Children:
         return _receive_pid(ours)
 
     def kill(self, number: int) -> None:
-        """Kill the process of an id; nothing happens if it has exited."""
+        """Kill the process with this id; do nothing if it has exited."""
         for known, lifeline in self._supervisors.values():
             if known == number:
                 lifeline.close()
 
     def exited(self) -> Iterator[tuple[int, int]]:
-        """Yield id and exit status of the processes that have exited; a negative status is the number of a signal."""
+        """Yield id and status of the processes that have exited; a negative status is the number of a signal."""
         for pid, (number, lifeline) in list(self._supervisors.items()):
-            # By their pids: a handler waits for the processes that it has started itself.
+            # Wait only for these pids, because a handler waits for its own processes.
             with contextlib.suppress(ChildProcessError):
                 reaped, status = os.waitpid(pid, os.WNOHANG)
                 if reaped:
@@ -119,19 +121,19 @@ class Children:
                         os.waitpid(stray, os.WNOHANG)
 
     def _close_lifelines(self) -> None:
-        """Close the lifelines that a fork of this process has inherited: the children are not its own."""
+        """Close inherited lifelines in a fork of this process, because the children are not its own."""
         for _, lifeline in self._supervisors.values():
             lifeline.close()
         self._supervisors.clear()
 
 
 def adopt_orphans() -> None:
-    """Have descendants whose parents exit become children of this process, where the system can do that."""
+    """Let descendants become children of this process when their parents exit, if the system supports it."""
     _prctl(_SUBREAPER, 1)
 
 
 def _die_with(parent: int) -> None:
-    """Have the system kill this process when its parent exits, where it can; elsewhere closed sockets end it."""
+    """Let the system kill this process when its parent exits, if it supports this; otherwise closed sockets end it."""
     _prctl(_PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -145,9 +147,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _send_pid(connection: socket.socket, pid: int) -> None:
-    """Send the pid of a child with a pidfd, which is certainly the child's since it has not been reaped."""
+    """Send the pid of a child with a pidfd, which certainly belongs to the child, because it has not been reaped."""
     files = []
-    with contextlib.suppress(AttributeError, OSError):  # older systems and macOS have none, some sandboxes forbid it
+    with contextlib.suppress(AttributeError, OSError):  # not on older systems, on macOS and in some sandboxes
         files.append(os.pidfd_open(pid))
     ControlWriter(connection).send(Supervised(pid), files)
 
@@ -170,13 +172,13 @@ def _watch(child: int, lifeline: int) -> int:
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
-    # Before the first wait for children that have exited, so that none is missed.
+    # Blocked before the first wait for children, so that no signal is missed.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     _close_all_but({0, 1, 2, read, write, lifeline})
     events = select.poll()
     events.register(read, select.POLLIN)
-    events.register(lifeline, 0)  # a hangup is always reported, and the data belongs to the child
+    events.register(lifeline, 0)  # a hangup is always reported, and the data is for the child
     while True:
         with contextlib.suppress(ChildProcessError):
             while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
@@ -196,20 +198,20 @@ def _end_descendants() -> None:
     with contextlib.suppress(OSError):
         if not _proc_is_own():
             _kill_group()
-    # A child that may not be killed, such as one of another user, is not waited for.
+    # Do not wait for a child that cannot be killed, such as one of another user.
     while [pid for pid in children() if _kill(pid)]:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, 0)
 
 
 def _kill_group() -> None:
-    """Kill the other processes of this process's group, if this process leads it.
+    """Kill the other processes in this process's group, if this process leads it.
 
-    To survive, it first moves to the group of a child. It cannot count on that of its parent, whose number reads 0 if
-    the group's leader is outside this pid namespace.
+    To survive, it first moves to the group of a child. It cannot use its parent's group, whose number is 0 if the
+    group's leader is outside of this pid namespace.
 
     Raises:
-        OSError: the group cannot be left, which is so for the leader of a session.
+        OSError: the process cannot leave its group, for example because it leads a session.
     """
     group = os.getpgrp()
     if group != os.getpid():
@@ -222,7 +224,7 @@ def _kill_group() -> None:
     try:
         os.setpgid(waiting, waiting)
         os.setpgid(0, waiting)
-        # As long as this process has the number, no other group gets it.
+        # While this process has the number, no other group can get it.
         os.killpg(group, signal.SIGKILL)
     finally:
         os.kill(waiting, signal.SIGKILL)
@@ -230,14 +232,14 @@ def _kill_group() -> None:
 
 
 def children() -> list[int]:
-    """Return the pids of this process's children, zombies included; none if the system has no list."""
+    """Return the pids of this process's children, including zombies; empty if the system has no list."""
     if not _proc_is_own():
         return []
     here = os.getpid()
     try:
         with open(f"/proc/self/task/{here}/children", encoding="ascii") as stream:
             return [int(pid) for pid in stream.read().split()]
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+    except OSError:  # for example, a kernel without CONFIG_PROC_CHILDREN
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == here]  # noqa: PTH208
 
 
@@ -258,7 +260,7 @@ def _parent(pid: str) -> int:
 
 
 def _kill(child: int) -> bool:
-    """Kill a child of this process that it has not reaped; return whether that is allowed."""
+    """Kill a child that was not reaped yet; return whether this was permitted."""
     try:
         os.kill(child, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -277,7 +279,7 @@ def _close_all_but(kept: set[int]) -> None:
 
 
 def _exit_with(status: int) -> None:
-    """Exit with the wait status of another process: with its code, or by its signal."""
+    """Exit with the wait status of another process: with its exit code, or by its signal."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

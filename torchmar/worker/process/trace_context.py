@@ -1,4 +1,4 @@
-"""W3C Trace Context: the header ``traceparent``, which names the trace of a request and the span that it comes from.
+"""W3C Trace Context: the header ``traceparent``, with the ids of a request's trace and of its parent span.
 
 https://www.w3.org/TR/trace-context/
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 SAMPLED = 0x01
-#: Level 2: the sender has drawn the id of the trace at random.
+#: Level 2: the sender has generated a random id of the trace.
 RANDOM = 0x02
 
 _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
@@ -22,8 +22,8 @@ class TraceParent(NamedTuple):
 
     Attributes:
         trace_id: 32 hexadecimal digits.
-        span_id: 16 hexadecimal digits; the caller's span.
-        flags: `SAMPLED`, `RANDOM` and others.
+        span_id: 16 hexadecimal digits; the id of the caller's span.
+        flags: `SAMPLED`, `RANDOM` and others, as bits.
     """
 
     trace_id: str
@@ -35,9 +35,9 @@ class TraceParent(NamedTuple):
 
 
 def parse(value: str) -> TraceParent | None:
-    """Return the content of a header; None if it is malformed, and so to be ignored.
+    """Return the content of a header; None if it is malformed, in which case it must be ignored.
 
-    Later versions than 00 may have more fields behind those of 00.
+    Versions after 00 may have more fields after those of 00.
     """
     match = _FORM.fullmatch(value)
     if match is None:

@@ -1,8 +1,8 @@
-"""``python -m torchmar.worker.venvs``: build an environment for a server, which ends this process if it must.
+"""``python -m torchmar.worker.venvs``: build an environment for a server, which can end this process.
 
-Arguments: the archive's folder, its runtime as JSON, and the folder of environments; the third is followed by ``use``
-if the environment must be complete already. The last line of output is the result: the environment's folder, or an
-error, as JSON. The lines before it are for the log.
+Arguments: the archive's folder, its runtime as JSON, and the folder of environments; ``use`` after them means that the
+environment must be complete already. The last line of output is the result as JSON: the environment's folder, or an
+error. The lines before it are for the log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchmar.worker.venvs import MISSING, building, folder, specification
 
 
 def main(arguments: Sequence[str]) -> dict[str, str]:
-    """Build the environment, or look for it; return the result."""
+    """Build the environment, or find it; return the result."""
     content, document, place, *only_use = arguments
     try:
         wanted = specification.read(Runtime.model_validate_json(document), Path(content))

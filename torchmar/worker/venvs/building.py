@@ -1,4 +1,4 @@
-"""Build the environment of an archive with uv, once for all that ask for it."""
+"""Building the environment of an archive with uv, once for all archives that require the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchmar.worker.venvs.specification import VenvSpec
 
 _SERVER_PACKAGES = "torchmar-server-packages.pth"
 _IMPORT_SECONDS = 300
-# As in workers, OpenVINO is left out: see torchmar.worker.process.optional_imports.
+# OpenVINO is suppressed as in workers: see torchmar.worker.process.optional_imports.
 _IMPORT = """
 import importlib, sys
 sys.modules["openvino"] = None
@@ -33,30 +33,30 @@ for name in sys.argv[1:]:
 
 
 def build(specification: VenvSpec, place: Path, log: Callable[[str], None] = lambda line: None) -> Venv:
-    """Return the environment of a specification, which is built if it is not complete.
+    """Return the environment of a specification; build it if it is not complete.
 
-    If several processes ask for the same one, the first builds it and the others wait.
+    If several processes need the same one, the first builds it and the others wait.
 
     Args:
-        specification: what to install.
-        place: the folder of environments.
+        specification: specification of the environment.
+        place: folder of environments.
         log: called with each line of output.
 
     Returns:
-        The environment; the caller closes it.
+        The environment, which the caller has to close.
 
     Raises:
-        WorkerError: it cannot be built; nothing of it is left.
+        WorkerError: the environment cannot be built; all of its files are removed.
     """
     folder = place / specification.key
     while True:
         if venv := folders.use(folder):
             return venv
         with folders.building(folder) as lock:
-            if folders.is_complete(folder):  # another process was faster
+            if folders.is_complete(folder):  # another process has built it in the meantime
                 continue
             try:
-                shutil.rmtree(folder, ignore_errors=True)  # what an interrupted build has left
+                shutil.rmtree(folder, ignore_errors=True)  # files of an interrupted build
                 _install(specification, folder, log, lock)
             except BaseException as error:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +76,7 @@ def _install(specification: VenvSpec, folder: Path, log: Callable[[str], None], 
         uv.run(
             ["venv", "--no-project", *uv.PYTHON_DOWNLOADS, "--python", interpreter.path, str(folder)],
             log,
-            files=[lock],  # it stays locked if this process is killed, until uv has ended, too
+            files=[lock],  # if this process is killed, the lock is held until uv has ended, too
         )
         uv.run(sync, log, folder=requirements.parent, files=[lock])
     except uv.UvError as error:
@@ -88,23 +88,23 @@ def _install(specification: VenvSpec, folder: Path, log: Callable[[str], None], 
 
 
 def show_server_packages(folder: Path, packages: tuple[str, ...]) -> None:
-    """Have the environment's interpreter see the server's packages, behind its own, as TorchServe's useVenv does.
+    """Let the environment's interpreter import the server's packages, after its own, as TorchServe's useVenv does.
 
     Args:
-        folder: of the environment.
-        packages: folders with packages, in their order.
+        folder: folder of the environment.
+        packages: folders with packages, in order.
     """
     (site,) = folder.glob("lib/python*/site-packages")
     lines = [f"import site; site.addsitedir({each!r})\n" for each in packages]
-    # The last in the order of names: what other files of this kind add are packages of the environment.
+    # The last file by name, because other files of this kind add packages of the environment.
     (site / f"zz-{_SERVER_PACKAGES}").write_text("".join(lines), encoding="utf-8")
 
 
 def _check_imports(folder: Path, specification: VenvSpec, lock: int) -> None:
-    """Import what workers need, which also compiles it.
+    """Import the packages that workers need, which also compiles them.
 
     Raises:
-        WorkerError: it cannot be imported.
+        WorkerError: a package cannot be imported.
     """
     venv = Venv(folder)
     try:

@@ -1,8 +1,8 @@
-"""The folder of environments: which are complete, which are in use, and the removal of the others.
+"""The folder of environments: complete ones, those in use, and the removal of others.
 
-An environment is built in its place, because its programs contain their paths, and is complete once its mark is there.
-Each has a lock file beside it: users hold it shared, a builder or remover exclusively. The kernel releases the locks of
-processes that have ended, whatever ended them.
+An environment is built at its final path, because its programs contain it, and is complete once its mark exists. Each
+has a lock file beside it: users hold it shared, a builder or remover exclusively. The kernel releases the locks of
+processes that have ended, in whatever way.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from torchmar.errors import WorkerError
 VARIABLE = "TORCHMAR_VENV_FOLDER"
 _MARK = "torchmar.json"
 _LOCK = ".lock"
-# What would bring other packages, or another interpreter, into a process of an environment.
+# Variables that would bring other packages, or another interpreter, into a process of an environment.
 _UNSET = ("PYTHONPATH", "PYTHONHOME", "CONDA_PREFIX")
 
 
 @dataclass(frozen=True)
 class Venv:
-    """A complete environment, in use until it is closed.
+    """A complete environment, which is in use until it is closed.
 
     Attributes:
-        folder: its own.
+        folder: folder of the environment.
     """
 
     folder: Path
@@ -45,13 +45,13 @@ class Venv:
         return self.folder / "bin" / "python"
 
     def variables(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Return the environment variables of a process in it."""
+        """Return the environment variables for a process in the environment."""
         kept = {name: value for name, value in environment.items() if name not in _UNSET}
         path = os.pathsep.join([str(self.folder / "bin"), kept.get("PATH", os.defpath)])
         return {**kept, "VIRTUAL_ENV": str(self.folder), "PATH": path}
 
     def close(self) -> None:
-        """Let it be removed, unless others use it."""
+        """Stop using the environment, so that it can be removed unless other processes use it."""
         with contextlib.suppress(OSError):
             if self._lock >= 0:
                 os.close(self._lock)
@@ -62,11 +62,11 @@ class Entry:
     """An environment in the folder.
 
     Attributes:
-        folder: its own.
-        python: the version of its Python; empty if it is not complete.
+        folder: folder of the environment.
+        python: version of its Python; empty if it is not complete.
         packages: its packages, as NAME==VERSION.
-        size: bytes on the disk; files that it shares with uv's cache count.
-        used: when it was last used, in seconds since 1970.
+        size: bytes on the disk, including files shared with uv's cache.
+        used: time of its last use, in seconds since 1970.
         in_use: whether a process uses or builds it now.
     """
 
@@ -87,13 +87,13 @@ def root() -> Path:
 
 
 def use(folder: Path) -> Venv | None:
-    """Return an environment that is complete; None if it is not. Blocks while another process builds it."""
+    """Return an environment if it is complete, otherwise None. Blocks while another process builds it."""
     lock = folder.with_name(folder.name + _LOCK)
     if not folder.is_dir():
         return None
     descriptor = _acquire(lock, fcntl.LOCK_SH)
     if is_complete(folder):
-        with contextlib.suppress(OSError):  # one of another user, which may be read only
+        with contextlib.suppress(OSError):  # the environment of another user may be read-only
             os.utime(folder / _MARK)
         return Venv(folder, descriptor)
     os.close(descriptor)
@@ -105,7 +105,7 @@ def building(folder: Path) -> Iterator[int]:
     """Hold an environment for a build; yield the lock's descriptor, which processes of the build inherit.
 
     Raises:
-        WorkerError: the folder cannot be written.
+        WorkerError: the folder is not writable.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,16 +130,16 @@ def complete(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def is_complete(folder: Path) -> bool:
     """Return whether an environment can be used."""
-    # The interpreter is a link: the system's may have been removed since.
+    # The interpreter is a link, whose target may have been removed from the system.
     return (folder / _MARK).is_file() and (folder / "bin" / "python").exists()
 
 
 def entries(place: Path) -> list[Entry]:
-    """Return the environments in a folder, the one that was used last first."""
+    """Return the environments in a folder, the most recently used one first."""
     found = []
     for folder in sorted(place.glob("*")) if place.is_dir() else ():
         if not folder.is_dir() or not folder.with_name(folder.name + _LOCK).exists():
-            continue  # not made here
+            continue  # not an environment of torchmar
         mark = _read_mark(folder)
         python = str(mark.get("python", "")) if is_complete(folder) else ""
         with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:
 
     Args:
         place: the folder of environments.
-        unused_seconds: time since the last use; environments that were used later are kept.
+        unused_seconds: time since the last use; environments with a later use are kept.
     """
     removed = []
     for entry in entries(place):
@@ -163,7 +163,7 @@ def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:
         lock = entry.folder.with_name(entry.folder.name + _LOCK)
         try:
             descriptor = os.open(lock, os.O_RDWR)
-        except FileNotFoundError:  # another command removes it
+        except FileNotFoundError:  # another command is removing it
             continue
         except OSError as error:
             raise _unwritable(place, error) from None
@@ -172,7 +172,7 @@ def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:
             shutil.rmtree(entry.folder)
             lock.unlink()
             removed.append(entry)
-        except BlockingIOError:  # somebody has begun to use it
+        except BlockingIOError:  # another process has started to use it
             continue
         except OSError as error:
             raise _unwritable(entry.folder, error) from None
@@ -182,7 +182,7 @@ def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:
 
 
 def _acquire(lock: Path, kind: int) -> int:
-    """Return the descriptor of a lock file, which is locked."""
+    """Return the descriptor of a lock file, after it was locked."""
     try:
         return file_lock.acquire(lock, kind)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The interpreters of this machine: that of this process, and those that uv finds."""
+"""The interpreters on this machine: that of this process, and those that uv finds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from torchmar.errors import WorkerError
 from torchmar.worker.venvs import uv
 
-LEAST = (3, 10)  # the code of worker processes needs it
+LEAST = (3, 10)  # required by the code of worker processes
 
-# What decides which wheels an interpreter takes.
+# Properties that determine the wheels for an interpreter.
 _QUERY = """
 import json, platform, sys, sysconfig
 print(json.dumps([list(sys.version_info[:3]), sys.implementation.cache_tag, sysconfig.get_platform(),
@@ -32,10 +32,10 @@ class Interpreter:
     """An interpreter.
 
     Attributes:
-        path: of the program.
-        version: such as 3.11.2.
-        tag: of its implementation and version: ``cpython-311``.
-        platform: the system, the processor and the C library.
+        path: path of the program.
+        version: version, such as 3.11.2.
+        tag: tag of its implementation and version: ``cpython-311``.
+        platform: system, processor and C library.
     """
 
     path: str
@@ -45,7 +45,7 @@ class Interpreter:
 
 
 def find(version: str) -> Interpreter:
-    """Return an interpreter of a version: this process's own, or one that is installed on this machine.
+    """Return an interpreter with a version: that of this process, or one installed on this machine.
 
     Nothing is downloaded, unless the variable ``UV_PYTHON_DOWNLOADS`` allows it.
 
@@ -84,7 +84,7 @@ def _of_uv(version: str) -> str:
 
 
 def of_pyenv(version: str) -> str | None:
-    """Return the newest interpreter of a version that pyenv has; uv sees those alone that are active."""
+    """Return pyenv's newest interpreter with a version; uv only finds the active ones."""
     folder = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
     numbers = "".join(f"{number}." for number in parts(version))
     found = []
@@ -96,7 +96,7 @@ def of_pyenv(version: str) -> str | None:
 
 
 def is_own(version: str) -> bool:
-    """Return whether this process has a version of Python."""
+    """Return whether this process runs a version of Python."""
     wanted = parts(version)
     return sys.implementation.name == "cpython" and sys.version_info[: len(wanted)] == wanted
 

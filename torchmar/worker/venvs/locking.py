@@ -1,4 +1,4 @@
-"""Write the lock file of a recipe's runtime with uv, and its wheels with pip."""
+"""Writing the lock file of a recipe's runtime with uv, and its wheels with pip."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ from torchmar.recipe import Runtime
 from torchmar.worker.venvs import interpreters, uv
 
 _EXTRA = "worker"
-_YAML = "pyyaml"  # TorchServe imports it, and does not require it
-# With the server's packages, these are the server's: another torch beside its own would be the first reason for an
-# environment without them.
+_YAML = "pyyaml"  # TorchServe imports it without requiring it
+# With server_packages, these come from the server: an archive that needs another torch should lock all packages.
 _SERVER = ("torch", "torchvision", "torchaudio")
 _NEVER = "python_version < '0'"
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock file that was written.
+    """A written lock file.
 
     Attributes:
-        path: of the file.
-        packages: how many it names.
-        wheels: the folder of its wheels; None: none were downloaded.
+        path: path of the file.
+        packages: number of packages in it.
+        wheels: folder of its wheels; None: no wheels were downloaded.
         size: bytes of the wheels.
     """
 
@@ -57,21 +56,21 @@ def lock(
 ) -> Lock:
     """Write the lock file that the runtime of a recipe names.
 
-    Versions of an earlier lock file are kept where they fit. Only wheels are locked, because a server must not build
+    Versions in an earlier lock file are kept if possible. Only wheels are locked, because a server must not build
     packages.
 
     Args:
         path: the recipe or its folder.
-        requirements: a requirements file to lock, besides ``requires`` of the recipe; default: ``requirements.txt``
-            beside the recipe, if there is one.
-        wheelhouse: whether to download the wheels for this platform, too; the recipe's ``wheels`` names their folder,
+        requirements: requirements file to lock, in addition to ``requires`` of the recipe; default:
+            ``requirements.txt`` beside the recipe, if there is one.
+        wheelhouse: whether to also download the wheels for this platform; the recipe's ``wheels`` names their folder,
             and is added if it is missing.
-        upgrade: whether to replace versions of an earlier lock file with the newest.
+        upgrade: whether to replace versions of an earlier lock file with the newest ones.
         log: called with each line of output.
 
     Raises:
         RecipeError: the recipe has a problem, or has no ``runtime``.
-        TorchmarError: the packages cannot be resolved or downloaded; the lock file and the wheels are as before.
+        TorchmarError: the packages cannot be resolved or downloaded; the lock file and the wheels are then unchanged.
     """
     file = recipe.file_of(path)
     text = strict_yaml.read(file, f"a recipe is a file called {recipe.FILE_NAME}, or the folder that holds one")
@@ -124,7 +123,7 @@ def _compile(
     overrides.write_text("".join(f"{line}\n" for line in _overrides(runtime, source)), encoding="utf-8")
     compiled = scratch / "lock.txt"
     if target.is_file():
-        # With paths of wheels that it was made with it would not find others.
+        # If it contained paths of wheels, uv would not find other wheels.
         old = [line for line in target.read_text(encoding="utf-8").splitlines(True) if not line.startswith("--")]
         compiled.write_text("".join(old), encoding="utf-8")
     command = ["pip", "compile", str(wanted), *([str(source.absolute())] if source else []), "--output-file"]
@@ -143,7 +142,7 @@ def _wanted(runtime: Runtime) -> list[str]:
 
 
 def _worker_requirements() -> Iterator[str]:
-    """Yield what a worker process imports: the requirements of the extra ``worker``."""
+    """Yield the packages that a worker process imports: the requirements of the extra ``worker``."""
     yield _YAML
     for text in importlib.metadata.requires("torchmar") or ():
         requirement = Requirement(text)
@@ -153,7 +152,7 @@ def _worker_requirements() -> Iterator[str]:
 
 
 def _overrides(runtime: Runtime, source: Path | None) -> list[str]:
-    """Return what leaves out packages that are the server's."""
+    """Return overrides that exclude the server's packages."""
     if not runtime.server_packages:
         return []
     lines = list(runtime.requires)
@@ -189,7 +188,7 @@ def _download(runtime: Runtime, compiled: Path, target: Path, log: Callable[[str
 
 
 def _replace_wheels(downloaded: Path, wheels: Path) -> None:
-    """Put the wheels into their folder, and remove other wheels from it."""
+    """Move the wheels into their folder, and remove other wheels from it."""
     try:
         wheels.mkdir(parents=True, exist_ok=True)
         kept = {file.name for file in downloaded.glob("*.whl")}

@@ -1,4 +1,4 @@
-"""The specification of an environment, and the key that all archives with the same one share."""
+"""The specification of an environment, and the key that is shared by all archives with the same specification."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torchmar.recipe import Runtime
 from torchmar.worker.venvs import interpreters
 from torchmar.worker.venvs.interpreters import Interpreter
 
-_FORMAT = 1  # of the key and of how environments are made
+_FORMAT = 1  # version of the key and of the way in which environments are built
 
 
 @dataclass(frozen=True, kw_only=True)
 class VenvSpec:
-    """An environment that an archive asks for.
+    """The environment that an archive requires.
 
     Attributes:
         interpreter: its Python.
-        lock: the lock file.
-        wheels: the folder with its wheels; None: they come from the index that uv is configured for.
-        server_packages: folders with packages of this process that are seen behind the environment's own.
-        key: identifies the environment: digest of the lock file, the interpreter, the platform and these folders.
+        lock: path of the lock file.
+        wheels: folder with its wheels; None: they are installed from the index that uv is configured for.
+        server_packages: folders with packages of this process, which are imported after the environment's own.
+        key: identifier of the environment: digest of the lock file, the interpreter, the platform and these folders.
     """
 
     interpreter: Interpreter
@@ -44,14 +44,14 @@ class VenvSpec:
 
 
 def read(runtime: Runtime, folder: Path) -> VenvSpec:
-    """Return the environment that an archive asks for.
+    """Return the environment that an archive requires.
 
     Args:
-        runtime: the archive's.
-        folder: with the archive's content, of which the lock file and the wheels are needed.
+        runtime: runtime of the archive.
+        folder: folder with at least the archive's lock file and wheels.
 
     Raises:
-        ArchiveError: the lock file cannot be read, or contains something that is no locked package.
+        ArchiveError: the lock file cannot be read, or contains an entry that is not a locked package.
         WorkerError: this machine does not have the interpreter.
     """
     lock = folder / runtime.requirements
@@ -59,7 +59,7 @@ def read(runtime: Runtime, folder: Path) -> VenvSpec:
         data = lock.read_bytes()
     except OSError as error:
         raise ArchiveError(f"{runtime.requirements} cannot be read: {error.strerror}") from None
-    # The key stands for all packages only if the file names each with its hash, and no other file.
+    # The key represents all packages only if the file names each with its hash, and refers to no other file.
     if problems := checks.lock_problems(data, runtime.requirements):
         place, cause, remedy = problems[0]
         raise ArchiveError(f"{place}: {cause}", hint=remedy)
@@ -82,7 +82,7 @@ def read(runtime: Runtime, folder: Path) -> VenvSpec:
 
 
 def extract(archive: Archive, runtime: Runtime, folder: Path, *, wheels: bool = True) -> None:
-    """Write the lock file and, if ``wheels``, the wheels of an archive to a folder, without the rest of it."""
+    """Write the lock file and, with ``wheels``, the wheels of an archive to a folder, without the other members."""
     inside = f"{runtime.wheels}/" if runtime.wheels and wheels else None
     for member in archive.members:
         if member.name == runtime.requirements or (inside and member.name.startswith(inside)):
@@ -94,7 +94,7 @@ def extract(archive: Archive, runtime: Runtime, folder: Path, *, wheels: bool = 
 
 
 def server_packages() -> tuple[str, ...]:
-    """Return the folders from which this process imports installed packages, in their order."""
+    """Return the folders from which this process imports installed packages, in order."""
     folders = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     folders += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     folders += site.getsitepackages()

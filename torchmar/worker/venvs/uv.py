@@ -1,4 +1,4 @@
-"""Run uv, which makes environments: https://docs.astral.sh/uv/."""
+"""Running uv, which makes environments: https://docs.astral.sh/uv/."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from torchmar.errors import WorkerError
 
-#: Options of commands that look for interpreters. The variable is the user's permission to download them.
+#: Options of commands that search interpreters. The variable is the user's permission to download them.
 PYTHON_DOWNLOADS = () if os.environ.get("UV_PYTHON_DOWNLOADS") else ("--no-python-downloads",)
 
-_LINES, _LENGTH = 15, 500  # of the last output, in an error; characters of each
+_LINES, _LENGTH = 15, 500  # limits for the output in an error: last lines, and characters of each
 # A configuration file in the working folder, which is the archive's, must not change what is installed.
 _COMMON = ("--no-config", "--color", "never", "--no-progress")
-# Another environment that is active is none of uv's business here, nor are paths of modules.
+# An active environment, and variables with paths of modules, must not affect uv.
 _UNSET = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME")
 
 Log = Callable[[str], None]
@@ -30,10 +30,10 @@ class UvError(Exception):
 
 
 def program() -> str:
-    """Return the path of uv.
+    """Return the path of the program uv.
 
     Raises:
-        WorkerError: it is not installed.
+        WorkerError: uv is not installed.
     """
     with contextlib.suppress(ImportError, OSError):
         import uv
@@ -55,14 +55,14 @@ def run(
     """Run a command of uv.
 
     Args:
-        arguments: its name and arguments.
+        arguments: name and arguments of the command.
         log: called with each line of its output.
-        folder: to run it in; default: the root of the file system.
-        variables: of its environment, besides this process's.
+        folder: working folder; default: the root of the file system.
+        variables: environment variables, in addition to those of this process.
         files: descriptors that it inherits.
 
     Raises:
-        UvError: it failed.
+        UvError: the command failed.
         WorkerError: uv is not installed.
     """
     lines: deque[str] = deque(maxlen=_LINES)
@@ -83,10 +83,10 @@ def run(
 
 
 def output(arguments: Sequence[str]) -> str:
-    """Return the output of a command of uv, without white space around it.
+    """Return the output of a command of uv, without surrounding white space.
 
     Raises:
-        UvError: it failed.
+        UvError: the command failed.
         WorkerError: uv is not installed.
     """
     process = _start(arguments, None, None, (), stderr=subprocess.PIPE)
@@ -120,7 +120,7 @@ def _start(
 
 
 def _message(lines: Sequence[str], code: int) -> str:
-    """Return the end of uv's output as an error, without its own marks."""
+    """Return the end of uv's output for an error, without uv's own marks."""
     shown = [line for line in lines if line.strip()]
     if not shown:
         return f"uv ended with exit code {code}"
