@@ -12,8 +12,8 @@ Plans depend on how TorchServe 0.12.0 handles requests (found by experiment; the
 - Setting the default loses no request: each is answered by the old or the new version.
 - Adding workers loses no request.
 - Removing workers loses their requests ("Worker died.", or no answer), and without workers, requests in the
-  queue are never answered. So workers are removed only from a version that gets no more requests and has
-  answered all that it had: `drain`.
+  queue are never answered. Therefore workers are removed only from a version that gets no more requests and has
+  answered all of its own: `drain`.
 - Unregistering is the same: requests in the queue get no answer.
 - Batch size, delay, timeouts and GPUs of a registered version cannot be changed. A changed version
   is another build of it: ``2.1+b2`` beside ``2.1``, an archive derived with another configuration.

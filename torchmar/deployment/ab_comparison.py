@@ -43,14 +43,14 @@ class Comparison:
     """The result of comparing two versions.
 
     Attributes:
-        old: the present default version.
+        old: the current default version.
         new: the version that is to replace it.
         milliseconds: the latency of every response of each version; equal indices are one request.
         requests: the number of different requests.
         differences: the requests whose responses differ, each with its first difference, as text.
         allowed: the number of differences up to which the new version passes.
-        ratio: of the median latencies, new to old.
-        max_regression: how far above 1 the ratio may be.
+        ratio: ratio of the median latencies, new to old.
+        max_regression: limit for the ratio, as the amount above 1.
     """
 
     old: str
@@ -76,7 +76,7 @@ class Comparison:
         return "slower" if self.ratio.low > 1 + self.max_regression else "undecided"
 
     def document(self) -> dict[str, Any]:
-        """Return the comparison as JSON."""
+        """Return the comparison as JSON values."""
         return {
             "verdict": self.verdict,
             "requests": self.requests,
@@ -107,14 +107,14 @@ def compare(
     Args:
         server: the server of both.
         name: the model.
-        old: the present default version.
+        old: the current default version.
         new: the version that is to replace it.
         probes: the requests.
-        agreement: how two responses are compared.
+        agreement: comparison of two responses.
         repeat: measured pairs for each request; before these, one pair warms up.
         max_regression: the share by which the median latency may be larger: 0.05 is 5 %.
         max_differences: the share of requests whose responses may differ.
-        seed: the seed of the order and of the resampling.
+        seed: seed for the order and for the resampling.
         timeout: seconds to wait for one response.
 
     Raises:
@@ -134,7 +134,7 @@ def compare(
                 responses[version], milliseconds = smoke_test.send(client, name, probe.request, version)
                 if turn:
                     times[version == new].append(milliseconds)
-            # Every pair is compared: a version may give a wrong response only now and then.
+            # Every pair is compared, because a version may give a wrong response only occasionally.
             if probe.name not in differences and (difference := agreement(responses[old], responses[new])):
                 differences[probe.name] = f"{probe.name}: {difference}"
     return Comparison(
@@ -161,7 +161,7 @@ def ratio_of_medians(
         new: values; as many as ``old``, pair by pair.
         old: values above 0.
         generator: the source of random numbers.
-        resamples: the number of resamples. More make the ends of the interval more exact, not the interval smaller.
+        resamples: number of resamples. More make the ends of the interval more exact, but do not narrow it.
     """
     pairs = list(zip(new, old, strict=True))
 
@@ -175,7 +175,7 @@ def ratio_of_medians(
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least ``share`` of the values do not exceed (nearest rank)."""
+    """Return the smallest value that at least a share of the values do not exceed (nearest rank)."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
@@ -186,7 +186,7 @@ def agreement(text: str) -> Agreement:
     difference as text, or None, an empty text or True if they agree.
 
     Raises:
-        TorchmarError: ``text`` is none of these, or the file has no such function.
+        TorchmarError: ``text`` has none of these forms, or the file has no such function.
     """
     if text == "exact":
         return within(0.0)
@@ -213,7 +213,7 @@ def within(tolerance: float) -> Agreement:
             before, after = json.loads(old.body), json.loads(new.body)
         except ValueError:
             return f"{len(new.body)} bytes that differ from the {len(old.body)} bytes before"
-        # An object may have more keys than the expected one, so the comparison is done in both directions.
+        # An object may have more keys than the expected one; therefore the comparison is done in both directions.
         differences = _differences(before, new, tolerance)
         differences = differences or [f"before, {text}" for text in _differences(after, old, tolerance)]
         return differences[0] if differences else ""

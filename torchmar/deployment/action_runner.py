@@ -17,16 +17,16 @@ from torchmar.deployment.target import SETTINGS
 from torchmar.errors import ArchiveError, ConflictError, NotFoundError, ServerError, TorchmarError
 from torchmar.management import ManagementClient, ModelVersion
 
-_MARGIN = 60.0  # seconds added to the time that the server allows a worker to start
-_LATE = 3.0  # seconds until a registration shows on the server, if its response was not awaited
+_MARGIN = 60.0  # seconds in addition to the server's time limit for the start of a worker
+_LATE = 3.0  # seconds until a registration is visible on the server if its response was not awaited
 
 
 class ActionRunner:
     """Carries out actions one by one.
 
     Attributes:
-        undos: a function for each action so far that can be undone, in order; each returns what it did, as text.
-        still_busy: by model and version: why a drained version is not idle.
+        undos: functions that undo the actions so far, in order; each returns a text about its effect.
+        still_busy: for each drained version that is not idle, by model and version: the reason.
     """
 
     def __init__(self, server: Endpoint, client: ManagementClient, ignored_checks: Sequence[str]) -> None:
@@ -96,7 +96,7 @@ class ActionRunner:
                         return f"{action.model} {action.version} is not registered"
                 time.sleep(_LATE / 10)
 
-        # Before the call: the server completes a registration even if this process is interrupted meanwhile.
+        # Before the call, because the server completes a registration even if this process is interrupted.
         self.undos.append(undo)
         start_timeout = (action.startup_timeout or 120) + _MARGIN
         try:
@@ -141,7 +141,7 @@ class ActionRunner:
         def undo() -> str:
             more = self._describe(action.model, action.version).ready > before.ready
             if more and before.ready and self._client.describe(action.model)[0].version == action.version:
-                # The new workers may have requests by now, which would be lost with them.
+                # The new workers may have requests by now, which a removal would lose.
                 return f"{action.model} {action.version} keeps its {actions.workers(action.min_workers)}"
             self._client.scale(
                 action.model, action.version, min_worker=before.min_workers, max_worker=before.max_workers
@@ -176,7 +176,7 @@ class ActionRunner:
     def _switch(self, action: actions.Switch) -> str:
         def undo() -> str:
             self._client.set_default(action.model, action.before)
-            # The next undo removes the new version: its requests are answered first.
+            # The next undo removes the new version; its requests are answered first.
             drain.wait(self._client, [actions.Drained(action.model, action.version, action.drain_seconds)])
             return f"{action.model} is back at {action.before}"
 
@@ -189,7 +189,7 @@ class ActionRunner:
     def _route(self, action: actions.SetRoute | actions.RemoveRoute) -> str:
         before = self._client.routes().get(action.path)
 
-        # Without a drain: a server with routes completes the requests of a version before it removes it.
+        # Without a drain, because a server with routes completes the requests of a version before it removes it.
         def undo() -> str:
             if before is None:
                 self._client.remove_route(action.path)

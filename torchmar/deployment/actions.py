@@ -19,7 +19,7 @@ class Copy:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.source} to {self.destination}"
 
 
@@ -35,7 +35,7 @@ class Derive:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.destination.name} from {self.source.name}"
 
 
@@ -43,8 +43,8 @@ class Derive:
 class Register:
     """Register an archive and wait for its workers.
 
-    Settings that are None are the server's to choose. ``archive`` is the file to check before the first action;
-    None if the archive is not on this machine. ``digest`` is that of the file behind a URL.
+    The server chooses settings that are None. ``archive`` is the file to check before the first action; None if the
+    archive is not on this machine. ``digest`` is that of the file at a URL.
     """
 
     model: str
@@ -62,7 +62,7 @@ class Register:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.model} {self.version}, {workers(self.min_workers)}"
 
 
@@ -76,7 +76,7 @@ class _Resize:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.model} {self.version}, {self.before} to {workers(self.min_workers)}"
 
 
@@ -106,7 +106,7 @@ class Check:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.model} {self.version}"
 
 
@@ -115,9 +115,9 @@ class Switch:
     """Make a version the default.
 
     Attributes:
-        before: the present default version.
-        drain_seconds: the longest time in seconds of one response of the new version; an undo waits for it.
-        parked: whether the version has no workers on purpose.
+        before: the current default version.
+        drain_seconds: longest time of a response from the new version in seconds; an undo waits for this time.
+        parked: whether the version intentionally has no workers.
     """
 
     model: str
@@ -128,13 +128,13 @@ class Switch:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.model} {self.before} to {self.version}"
 
 
 @dataclass(frozen=True)
 class Drained:
-    """A version to drain, and the longest time in seconds of one response."""
+    """A version to drain, with the longest time of one response in seconds."""
 
     model: str
     version: str
@@ -149,7 +149,7 @@ class Drain:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         names = ", ".join(f"{version.model} {version.version}" for version in self.versions[:3])
         more = f" and {len(self.versions) - 3} more" if len(self.versions) > 3 else ""
         return f"{names}{more}, {max(version.seconds for version in self.versions)} s"
@@ -157,7 +157,7 @@ class Drain:
 
 @dataclass(frozen=True)
 class Remove:
-    """Unregister a version that has been drained; ``file`` is its derived archive, which is deleted, too."""
+    """Unregister a version that has been drained; ``file`` is its derived archive, which is also deleted."""
 
     model: str
     version: str
@@ -165,13 +165,13 @@ class Remove:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.model} {self.version}"
 
 
 @dataclass(frozen=True)
 class SetRoute:
-    """Make a path lead to a model; ``version`` None: to its default version."""
+    """Set the model of a path; with ``version`` None, requests get its default version."""
 
     path: str
     model: str
@@ -179,7 +179,7 @@ class SetRoute:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return f"{self.path} to {self.model}{f' {self.version}' if self.version is not None else ''}"
 
 
@@ -191,7 +191,7 @@ class RemoveRoute:
 
     @property
     def text(self) -> str:
-        """The objects of the action, for people."""
+        """The objects of the action, as text."""
         return self.path
 
 
@@ -204,7 +204,7 @@ def verb(action: Action) -> str:
 
 
 def document(action: Action) -> dict[str, Any]:
-    """Return an action as JSON."""
+    """Return an action as JSON values."""
     return {"step": verb(action), **{field.name: _plain(getattr(action, field.name)) for field in fields(action)}}
 
 

@@ -13,11 +13,11 @@ from torchmar.connection import Endpoint
 from torchmar.errors import NotFoundError, ServerError
 from torchmar.management import ManagementClient, ModelVersion
 
-_THREADS = 4  # with more the server is not faster
+_THREADS = 4  # more threads do not make the server faster
 
 
 class LiveRoute(NamedTuple):
-    """The destination of a route; ``version`` None: the model's default one."""
+    """The model of a route; ``version`` None: its default version."""
 
     model: str
     version: str | None = None
@@ -28,7 +28,7 @@ class LiveRoute(NamedTuple):
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A registered model: its default version, and all versions by name."""
+    """A registered model: its default version, and all versions, by name."""
 
     name: str
     default: str
@@ -36,10 +36,10 @@ class LiveModel:
 
 
 def read(server: Endpoint) -> dict[str, LiveModel]:
-    """Return every model of a server by name: a list of the models, then a description of each, several at a time.
+    """Return every model of a server by name; the list of models is read first, then several descriptions at a time.
 
     Raises:
-        ConnectError, ServerError: as the management client does.
+        ConnectError, ServerError: for the reasons of the management client.
     """
     with ManagementClient(server) as client:
         default_urls = {model.name: model.url for model in client.models()}
@@ -68,10 +68,10 @@ def read(server: Endpoint) -> dict[str, LiveModel]:
 
 
 def read_routes(server: Endpoint) -> dict[str, LiveRoute] | None:
-    """Return the routes of a server by path; None: it is TorchServe, which has none.
+    """Return the routes of a server by path; None: it has no routes, as TorchServe.
 
     Raises:
-        ConnectError, ServerError: as the management client does.
+        ConnectError, ServerError: for the reasons of the management client.
     """
     with ManagementClient(server) as client:
         try:
@@ -92,7 +92,7 @@ def _describe(client: ManagementClient, name: str, default_url: str) -> list[Mod
     """Return the versions of a model, its default one first."""
     versions = client.describe(name, "all")
     defaults = [version for version in versions if version.url == default_url]
-    # The list of models has the archive of the default version. Only if versions share it, another call is needed.
+    # The list of models has the archive of the default version. If several versions share it, another call is needed.
     default = defaults[0].version if len(defaults) == 1 else client.describe(name)[0].version
     return sorted(versions, key=lambda version: version.version != default)
 

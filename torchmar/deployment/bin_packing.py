@@ -1,4 +1,4 @@
-"""Assign workers to GPUs: memory packed, replicas spread, pinned workers kept; pure."""
+"""The assignment of workers to GPUs: it packs memory, spreads replicas and keeps fixed workers; pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from torchmar.deployment.gpu_sizes import show
 from torchmar.errors import TorchmarError
 
-_MAX_ATTEMPTS = 20_000  # assignments to try; after these, "not found" does not mean "impossible"
+_MAX_ATTEMPTS = 20_000  # limit of tried assignments; beyond it, a failure does not mean that there is no solution
 
 
 @dataclass(frozen=True)
 class Demand:
-    """The GPUs that the workers of one version need.
+    """The GPUs that the workers of a version need.
 
     Attributes:
-        name: the version's name in messages.
+        name: name of the version in messages.
         workers: the number of workers.
         memory: bytes of GPU memory for each worker; 0 if unknown.
         devices: the allowed GPUs; None: all.
         spread: the largest number of GPUs to use; None: all.
-        fixed: the GPU of each worker where these are running already and stay.
+        fixed: the GPUs of its running workers, if these stay.
     """
 
     name: str
@@ -34,18 +34,18 @@ class Demand:
 
 
 def assign(sizes: Sequence[int], demands: Sequence[Demand]) -> list[tuple[int, ...]]:
-    """Return for every demand the GPU of each of its workers, in the order of the workers.
+    """Return the GPU of each worker for every demand, in the order of the workers.
 
-    The workers with the largest memory are assigned first, each to the GPU with the fewest workers of the same
-    version, and among those to the one with the least free memory (best-fit decreasing; Johnson 1973). If that
-    fails, other assignments are tried. Equal demands give equal assignments.
+    The workers with the largest memory are assigned first: each to the GPU with the fewest workers of the same version,
+    and among these to the GPU with the least free memory (best-fit decreasing; Johnson 1973). If that fails, other
+    assignments are tried. Equal demands give equal assignments.
 
     Args:
-        sizes: bytes of memory of each GPU.
-        demands: the workers to assign, and those that are running already.
+        sizes: memory of each GPU in bytes.
+        demands: demands of the workers to assign, and of running ones.
 
     Raises:
-        TorchmarError: the workers do not fit; the message has the numbers.
+        TorchmarError: the workers do not fit; the message contains the numbers.
     """
     if not sizes:
         raise TorchmarError(
@@ -67,7 +67,7 @@ def assign(sizes: Sequence[int], demands: Sequence[Demand]) -> list[tuple[int, .
             sizes, free, demands, assigned, f"the workers on GPU {over[0]} need more memory than it has"
         )
     waiting = [index for index, demand in enumerate(demands) if demand.fixed is None for _ in range(demand.workers)]
-    # Among workers of one size, those with the fewest allowed GPUs come first.
+    # Among workers of the same size, those with the fewest allowed GPUs are first.
     waiting.sort(key=lambda index: (-demands[index].memory, len(demands[index].devices or sizes), index))
     search = _Search(demands, free, assigned, waiting)
     if not search.run():
@@ -94,7 +94,7 @@ class _Search:
 
     def run(self) -> bool:
         """Assign every waiting worker; return whether that is possible."""
-        # A stack, not recursion: there may be more workers than Python nests calls.
+        # With a stack instead of recursion, because there may be more workers than Python's limit of nested calls.
         choices = [self._choices(0)]
         while choices and len(choices) <= len(self.waiting):
             device = choices[-1].pop(0) if choices[-1] and self.attempts <= _MAX_ATTEMPTS else None
@@ -119,7 +119,7 @@ class _Search:
             self.best_free, self.best_assigned = list(self.free), [list(taken) for taken in self.assigned]
         choices, seen_sizes = [], set()
         for device in self._candidates(demand, devices):
-            # Empty GPUs of one size are interchangeable, unless a version is limited to some GPUs.
+            # Empty GPUs of the same size are interchangeable, unless a version may only use some GPUs.
             if self._interchangeable(device) and self.free[device] in seen_sizes:
                 continue
             if self._interchangeable(device):

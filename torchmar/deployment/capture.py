@@ -20,15 +20,15 @@ def capture(
     section: Mapping[str, str] | None = None,
     routes: Mapping[str, LiveRoute] | None = None,
 ) -> str:
-    """Return the text of a ``deployment.yaml`` whose plan is empty.
+    """Return the text of a ``deployment.yaml`` that has an empty plan for this state.
 
-    Of several builds of one version, the default one is written, or else the newest.
+    For several builds of one version, only the default one is written, or else the newest.
 
     Args:
         live: the registered models.
-        index: the server's model store. A build is written under the name of its version if that has an archive.
-        section: the keys of ``server:``.
-        routes: those of the server; None: it has none.
+        index: the server's model store. A build is written under the name of its version if the version has an archive.
+        section: keys of the section ``server:``.
+        routes: routes of the server; None: it has none.
     """
     document: dict[str, Any] = {"server": dict(section)} if section else {}
     if written := {path: _route(route, live, index) for path, route in (routes or {}).items() if route.model in live}:

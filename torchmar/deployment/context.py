@@ -1,4 +1,4 @@
-"""The server of a deployment: endpoint, run folder and model store, resolved once from options and files."""
+"""The server of a deployment: its endpoint, run folder and model store, from options and files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torchmar.deployment.desired import ServerSection
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentContext:
-    """The server of a deployment, and the folder of its file.
+    """The server of a deployment, and the folder of the deployment's file.
 
     Attributes:
-        endpoint: the addresses of the server's APIs, its tokens and certificates.
-        run_folder: the folder that the server runs with; it exists only if the server is on this machine.
-        model_store: the folder of the server's archives; None if it is not on this machine.
-        folder: the folder that file names in ``deployment.yaml`` are relative to.
+        endpoint: addresses of the server's APIs, its tokens and certificates.
+        run_folder: run folder of the server; it exists only if the server is on this machine.
+        model_store: folder of the server's archives; None: it is not on this machine.
+        folder: folder to which file names in ``deployment.yaml`` are relative.
     """
 
     endpoint: Endpoint
@@ -28,12 +28,12 @@ class DeploymentContext:
 
 
 def resolve(section: ServerSection, folder: Path, run_folder: Path | None = None) -> DeploymentContext:
-    """Return the server that a deployment is for.
+    """Return the server of a deployment.
 
     Args:
-        section: the deployment's ``server:``.
-        folder: the folder of the deployment's file.
-        run_folder: a run folder that takes the place of the deployment's.
+        section: section ``server:`` of the deployment.
+        folder: folder of the deployment's file.
+        run_folder: run folder that replaces that of the deployment.
 
     Raises:
         PropertiesError: a configuration of the server cannot be read.
@@ -48,7 +48,7 @@ def resolve(section: ServerSection, folder: Path, run_folder: Path | None = None
 
 
 def local_model_store(run_folder: Path | None = None) -> Path | None:
-    """Return the model store of the server of a run folder (default: ``.torchmar``), or else ``./model_store``."""
+    """Return the model store of the server with a run folder (default: ``.torchmar``), or else ``./model_store``."""
     return _model_store(ServerSection(), Path(), run_folder or RUN_FOLDER)
 
 
@@ -69,7 +69,7 @@ def _endpoint(section: ServerSection, folder: Path, run_folder: Path | None) -> 
 
 
 def _model_store(section: ServerSection, folder: Path, run_folder: Path) -> Path | None:
-    """Return the deployment's model store, or else the running server's, or else the one beside the deployment."""
+    """Return the deployment's model store, else that of the running server, else the one beside the deployment."""
     if section.model_store:
         return folder / section.model_store
     for config in (run_folder / properties.FILE_NAME, folder / section.config if section.config else None):

@@ -1,7 +1,7 @@
 """``deployment.yaml``: the desired state of a server, read strictly.
 
-All problems of a file are reported at once, each with its line. File names are relative to the folder
-of the file; archives are searched in the model store first.
+All problems of a file are reported at once, each with its line. File names are relative to the folder of the file;
+archives are searched in the model store first.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ServerSection(StrictModel):
 
 
 class VersionState(StrictModel):
-    """One version of a model; a missing key has the archive's value, or else the server's present one."""
+    """One version of a model; a missing key has the archive's value, or otherwise the server's current one."""
 
     archive: str | None = Field(
         None,
@@ -166,7 +166,7 @@ class ModelState(StrictModel):
 
     @property
     def parked(self) -> bool:
-        """Whether the model is to be registered without any workers."""
+        """Whether the model should be registered without any workers."""
         return all(self.version(name).min_workers == 0 for name in self.versions)
 
     @property
@@ -175,12 +175,12 @@ class ModelState(StrictModel):
         return self.default or next(iter(self.versions))
 
     def version(self, name: str) -> VersionState:
-        """Return the state of a version; for a version without keys, only its existence matters."""
+        """Return the state of a version, which may have no keys."""
         return self.versions[name] or VersionState()
 
 
 class RouteState(StrictModel):
-    """The model that a route leads to."""
+    """The model of a route."""
 
     model: Name = Field(description="A model of this file.")
     version: VersionName | None = Field(None, description="Its version. Default: the default one at each request.")

@@ -1,4 +1,4 @@
-"""Every listed version, matched with its archive and with a registered build that has its target already."""
+"""Listed versions, each with its archive, and with a registered build if one already has its target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DesiredVersion:
         state: the deployment's entry of the version.
         stored: its archive; None if there is none to read.
         target: its workers and settings.
-        live: the registered build that can stay as it is; None if a build has to be registered.
+        live: registered build that can stay; None if a build has to be registered.
     """
 
     model: str
@@ -47,7 +47,7 @@ class DesiredVersion:
 
     @property
     def is_default(self) -> bool:
-        """Whether it is to be the model's default version."""
+        """Whether it should be the model's default version."""
         return self.version == self.model_state.default_version
 
 

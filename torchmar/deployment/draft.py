@@ -15,12 +15,12 @@ Sign = Literal["+", "~", "-", "!"]
 
 @dataclass(frozen=True)
 class Change:
-    """One difference, as people read it.
+    """One difference, in a form for people.
 
     Attributes:
-        sign: ``+`` added, ``~`` changed, ``-`` removed, ``!`` drift: a difference that no action removes.
+        sign: ``+`` added, ``~`` changed, ``-`` removed, ``!`` drift: a difference that no action can remove.
         what: model and version.
-        lines: the values that differ, and the reason for the chosen actions.
+        lines: differing values, and the reason for the actions.
         failing: whether registered workers do not respond.
     """
 
@@ -32,22 +32,22 @@ class Change:
 
 @dataclass
 class Draft:
-    """Changes and actions collected so far.
+    """Changes and actions that were collected so far.
 
-    The phases run in the order in which no request is lost: everything new, then the switches of default
-    versions, then, after a drain, everything old.
+    The phases run in an order that loses no request: first everything new, then the switches of default versions, then,
+    after a drain, everything old.
 
     Attributes:
         index: the model store.
-        folder: the folder that file names of the deployment are relative to.
-        taken: the archive names in the model store, planned ones included.
+        folder: folder to which file names in the deployment are relative.
+        taken: names of archives in the model store, including planned ones.
         changes: the differences.
-        up: what adds versions, or workers to versions without traffic.
-        scale_up: what adds workers to versions with traffic. Of all that is new only this cannot be undone
-            without losing requests, so it comes last.
+        up: actions that add versions, or workers to versions without traffic.
+        scale_up: actions that add workers to versions with traffic. They are the only new things that cannot be undone
+            without losing requests; therefore they are last.
         switches: changes of default versions.
         drains: the versions to drain.
-        down: what removes workers and versions.
+        down: actions that remove workers and versions.
     """
 
     index: StoreIndex
@@ -65,6 +65,6 @@ class Draft:
         self.changes.append(Change(sign, what, lines, failing))
 
     def ordered_actions(self) -> tuple[Action, ...]:
-        """Return the actions of all phases in their order."""
+        """Return the actions of all phases, in order."""
         drain = [actions.Drain(tuple(self.drains))] if self.drains else []
         return (*self.up, *self.scale_up, *self.switches, *drain, *self.down)

@@ -1,4 +1,4 @@
-"""Wait until versions without traffic have answered their last requests."""
+"""The wait until versions without traffic have answered their last requests."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torchmar.errors import NotFoundError
 from torchmar.management import ManagementClient
 
 _POLL_SECONDS = 0.1
-_PATIENCE = 3  # response times without a shorter queue; after that, new requests keep the version busy
+_PATIENCE = 3  # number of response times without progress in the queue, after which new requests must be the reason
 
 
 def wait(client: ManagementClient, versions: Sequence[Drained]) -> dict[tuple[str, str], str]:
-    """Wait for all of ``versions`` at once; return by model and version why some are still busy.
+    """Wait for all of ``versions`` at once; return the reasons, by model and version, why some are still busy.
 
-    The server reports how many requests wait in a queue, but not whether its workers have one. So a
+    The server reports how many requests wait in a queue, but not whether its workers have one. Therefore a
     version has answered all requests when its queue has been empty for the longest time of one
-    response: a request that a worker took from the queue earlier has been answered by then, or has
+    response: a request that a worker took from the queue before has then been answered, or has
     timed out on the server.
     """
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Carry out a plan; undo every action when one fails before the old versions are drained."""
+"""The execution of a plan; all actions are undone if one fails before the old versions are drained."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Step:
     """One step of an execution: an action, the verification of an archive, or an undo.
 
     Attributes:
-        verb: the action's name, ``verify`` or ``undo``.
-        text: the objects of the action, or what the undo did.
-        seconds: the duration; None: the step begins now.
+        verb: name of the action, ``verify`` or ``undo``.
+        text: objects of the action, or effect of the undo.
+        seconds: duration; None: the step starts.
         note: a remark on the result.
         failed: whether the step failed.
     """
@@ -45,10 +45,10 @@ class Report:
 
     Attributes:
         steps: all completed steps in order, undos included.
-        failure: the error that ended it; None if there was none.
+        failure: error that ended the execution; None if there was none.
         failed: the action that failed.
         undone: whether the server is in its previous state again.
-        left: what could not be undone or removed, as text.
+        left: texts about effects that could not be undone or removed.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -63,15 +63,15 @@ def apply(
 ) -> Report:
     """Carry out a plan.
 
-    First, all archives that are to be registered are checked, digests included. Until the first old version is
-    drained, every action can be undone, and all are when one fails or on an interrupt. From then on the new
-    versions have the traffic and have been checked; a later failure is reported, and the next plan
+    First, all archives of registrations are checked, with their digests. Until the first old version is drained, every
+    action can be undone, and all are undone if one fails, or after an interrupt. Later, the new versions have the
+    traffic and have been checked; therefore a failure is only reported, and the next plan
     completes the work.
 
     Args:
         plan: the plan.
         server: the server.
-        on_step: called with every step when it begins and when it has ended.
+        on_step: called with every step when it starts and when it has ended.
         ignored_checks: codes of checks, or prefixes of codes, to ignore; ``MAR`` is all of them.
     """
     with ManagementClient(server) as client:
@@ -98,14 +98,14 @@ class _Execution:
                     self._undo()
                     break
         except BaseException:
-            # On an interrupt, too, nothing stays half done.
+            # After an interrupt, too, no change remains half done.
             if not any(step.verb in ("drain", "scale-down", "remove") for step in self._report.steps):
                 self._undo()
             raise
         return self._report
 
     def _verify(self, plan: Plan) -> bool:
-        """Check every archive that is to be registered; return whether all are good."""
+        """Check the archives of all registrations; return whether all are good."""
         archives = {
             action.archive for action in plan.actions if isinstance(action, actions.Register) and action.archive
         }
@@ -138,7 +138,7 @@ class _Execution:
         self._on_step(step)
 
     def _retire(self, action: actions.Drain | actions.ScaleDown | actions.Remove) -> None:
-        """Carry out an action on old versions; a failure ends neither the execution nor undoes it."""
+        """Carry out an action on old versions; a failure neither ends the execution nor starts the undo."""
         if not isinstance(action, actions.Drain):
             reason = self._runner.still_busy.get((action.model, action.version))
             if reason:

@@ -1,8 +1,8 @@
-"""``python -m torchmar.deployment.job``: one operation of the console's rollout page, as a client of its server.
+"""``python -m torchmar.deployment.job``: an operation of the console's rollout page, as a client of its server.
 
-It is a process of its own, so that planning and comparing take no time of the server's event loop. The standard input
-has the `Job`; a further line interrupts it. Each line of the standard output is a message: ``{"step": ...}`` when a
-step begins and when it has ended, and at last ``{"result": ...}`` or ``{"error": ...}``.
+It is a separate process, so that plans and comparisons do not block the server's event loop. The first line of the
+standard input is the `Job`; a further line interrupts it. Each line of the standard output is a message:
+``{"step": ...}`` when a step starts and when it has ended, and at the end ``{"result": ...}`` or ``{"error": ...}``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(job: Job, send: Send) -> None:
 
 
 def _overview(job: Job, send: Send) -> dict[str, Any]:
-    """Return the state of the server as the text of a deployment, and by model where a rollback leads."""
+    """Return the state of the server as the text of a deployment, and the possible rollback of each model."""
     server = _endpoint(job)
     live = actual.read(server)
     index = store_index.read(Path(job.model_store), live)
@@ -172,7 +172,7 @@ _OPERATIONS: dict[str, Callable[[Job, Send], dict[str, Any]]] = {
 
 
 class _Steps:
-    """Sends steps one after the other; each ends when the next begins, or with the context."""
+    """Sends consecutive steps; each ends when the next starts, or with the context."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -198,11 +198,11 @@ class _Steps:
 
 
 def _deployment(job: Job) -> tuple[Deployment, list[str]]:
-    """Return the deployment of a job, and what of it has no effect in the console.
+    """Return the deployment of a job, and messages about keys without effect in the console.
 
     Raises:
-        TorchmarError: it has problems, or names files of the machine other than archives of the model store: who may
-            manage models may not read, copy or send other files.
+        TorchmarError: it has problems, or names files other than archives of the model store: clients with rights to
+            manage models must not read, copy or send other files of the machine.
     """
     deployment = desired_state.parse(job.deployment)
     problems = []
@@ -231,7 +231,7 @@ def _deployment(job: Job) -> tuple[Deployment, list[str]]:
 
 
 def _document(plan: Plan) -> dict[str, Any]:
-    """Return a plan with the digest of its steps."""
+    """Return a plan with the digest of its actions."""
     document = plan.document()
     digest = hashlib.sha256(json.dumps(document["steps"], sort_keys=True).encode()).hexdigest()
     return {**document, "failing": plan.failing, "digest": digest, "notes": []}
@@ -253,13 +253,13 @@ def _endpoint(job: Job) -> Endpoint:
         management=management,
         key_file=Path(job.key_file) if job.key_file else None,
         tokens={},
-        # The server's certificate may be for the name by which others reach it. No machine is between.
+        # The server's certificate may only be valid for its public name. There is no machine in between.
         verify=not is_local(urlsplit(management).hostname or ""),
     )
 
 
 def _lines() -> Iterator[bytes]:
-    """Yield the lines of the standard input, without Python's buffer: a thread would hold its lock at the exit."""
+    """Yield lines of the standard input without Python's buffer, whose lock a blocked thread would hold at exit."""
     remainder = b""
     while chunk := os.read(sys.stdin.fileno(), 1 << 16):
         *lines, remainder = (remainder + chunk).split(b"\n")
@@ -267,13 +267,13 @@ def _lines() -> Iterator[bytes]:
 
 
 def _interrupt_on_line(lines: Iterator[bytes]) -> None:
-    """Interrupt the main thread, also in a call of the system, when the standard input has another line."""
+    """Interrupt the main thread, even in a system call, when the standard input has another line."""
     if next(lines, None) is not None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def main() -> None:
-    """Read a job, and carry it out."""
+    """Read a job and carry it out."""
     lines = _lines()
     job = Job.from_line(next(lines))
 
@@ -285,7 +285,7 @@ def main() -> None:
     try:
         run(job, send)
     except KeyboardInterrupt:
-        # A promotion changes nothing until its last call; a rollback begins with it.
+        # A promotion changes nothing before its last call; a rollback begins with that call.
         send("result", {**_outcome(Report(undone=job.kind != "rollback")), "stopped": True})
 
 

@@ -1,4 +1,4 @@
-"""Place the workers of a plan's versions on GPUs; running workers keep their GPUs where that is possible; pure."""
+"""The placement of a plan's workers on GPUs; running workers keep their GPUs if possible; pure."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def place(
 
     Args:
         wanted: the versions, some of which need GPUs.
-        live: the registered models. Their workers keep their memory until the new ones have the traffic.
+        live: registered models. Their workers keep their memory until the new ones have the traffic.
         index: the model store.
         sizes: bytes of memory of each GPU.
 
     Raises:
-        TorchmarError: the workers do not fit; the message has the numbers.
+        TorchmarError: the workers do not fit; the message contains the numbers.
     """
     on_gpus = [version for version in wanted if version.state.on_gpus and version.target.min_workers]
     if not on_gpus:
         return list(wanted), ()
     staying = {version.key for version in on_gpus if _can_stay(version)}
-    # A version that gets more workers keeps the GPUs that the server would give it, if there is room on them.
+    # A version that gets more workers keeps the GPUs that the server would choose, if these have enough room.
     growing = {
         version.key for version in on_gpus if version.live and version.target.min_workers > len(version.live.workers)
     }
@@ -59,7 +59,7 @@ def place(
 
 
 def _can_stay(version: DesiredVersion) -> bool:
-    """Return whether the workers of a version may stay on the GPUs that they have."""
+    """Return whether the workers of a version may keep their GPUs."""
     if version.live is None or not version.live.device_ids:
         return False
     devices = set(spread(version.live.device_ids, version.target.min_workers))
@@ -107,7 +107,7 @@ def _demand(version: DesiredVersion, *, stays: bool) -> Demand:
 def _running(
     live: Mapping[str, LiveModel], kept: set[_Key], memory: Mapping[_Key, int], index: StoreIndex
 ) -> Iterator[Demand]:
-    """Yield the demand of each registered version that is not kept; it lasts until its successor has the traffic."""
+    """Yield the demand of each registered version that is not kept; it ends when its successor has the traffic."""
     for model in live.values():
         for version in model.versions.values():
             if version.device_ids and version.workers and (model.name, version.version) not in kept:

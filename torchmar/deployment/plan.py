@@ -1,4 +1,4 @@
-"""Compute a plan from desired and actual state; pure."""
+"""The plan: the actions from the actual to the desired state; pure."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Plan:
 
     @property
     def failing(self) -> list[str]:
-        """Model and version of all whose workers do not respond; no action mends that."""
+        """The model and version of all versions whose workers do not respond; no action can repair that."""
         return [change.what for change in self.changes if change.failing]
 
     @property
     def without_routes(self) -> bool:
-        """Whether the server cannot have the routes that are wanted; no action mends that."""
+        """Whether the deployment has routes but the server cannot; no action can change that."""
         return any(change.sign == "!" and change.what == routes.UNSUPPORTED for change in self.changes)
 
     def document(self) -> dict[str, Any]:
-        """Return the plan as JSON."""
+        """Return the plan as JSON values."""
         names = {"+": "add", "~": "change", "-": "remove", "!": "drift"}
         return {
             "changes": [
@@ -64,13 +64,13 @@ def plan(
         deployment: the desired state.
         live: the actual state.
         index: the model store.
-        archives: the archive of every listed model and version; None where there is none to read.
+        archives: archive of every listed model and version; None if it cannot be read.
         gpu_sizes: bytes of memory of each GPU.
-        folder: the folder that file names of the deployment are relative to.
-        live_routes: the actual routes; None: the server has none, as TorchServe.
+        folder: folder to which file names in the deployment are relative.
+        live_routes: current routes; None: the server has none, as TorchServe.
 
     Raises:
-        TorchmarError: the desired state cannot be reached; the message has the reason.
+        TorchmarError: the desired state cannot be reached; the message is the reason.
     """
     wanted = list(desired_version.match(deployment, live, archives))
     wanted, gpus = placement.place(wanted, live, index, gpu_sizes)
@@ -91,7 +91,7 @@ def plan(
 def _plan_model(
     model: ModelState, wanted: Sequence[DesiredVersion], live: LiveModel | None, draft: Draft
 ) -> dict[tuple[str, str], str]:
-    """Add what happens to one model; return the build of each of its versions that is registered afterwards."""
+    """Add the changes of one model; return the build of each of its versions that is registered after them."""
     resolved: dict[str, str] = {}
     # The first registered version of a model becomes its default.
     for version in sorted(wanted, key=lambda version: not version.is_default):
@@ -108,7 +108,7 @@ def _plan_model(
 
 
 def _update(wanted: DesiredVersion, registered: ModelVersion, live: LiveModel | None, draft: Draft) -> None:
-    """Add what changes for a version that stays registered: its number of workers; add its check where it needs one."""
+    """Add the changes of a version that stays registered: its number of workers, and its check if it needs one."""
     target, count = wanted.target, len(registered.workers)
     what = f"{wanted.model} {registered.version}"
     is_live_default = live is not None and live.default == registered.version
@@ -133,14 +133,14 @@ def _update(wanted: DesiredVersion, registered: ModelVersion, live: LiveModel | 
         )
     check = registration.check(wanted, registered.version, registered.batch_size, registered.url, draft)
     if live and wanted.is_default and not is_live_default and not wanted.model_state.parked:
-        # It may have been registered long ago, so it is checked again before it gets the traffic.
+        # The version may have been registered long ago; therefore it is checked again before it gets the traffic.
         draft.up.append(check)
     elif target.min_workers and not registered.workers:
         (draft.scale_up if wanted.is_default else draft.up).append(check)
 
 
 def _switch(default: DesiredVersion, build: str, live: LiveModel, draft: Draft) -> None:
-    """Add the change of the default version, if it is another one now."""
+    """Add the change of the default version, if it changes."""
     if live.default == build:
         return
     model = default.model_state
@@ -154,7 +154,7 @@ def _switch(default: DesiredVersion, build: str, live: LiveModel, draft: Draft) 
             parked=model.parked,
         )
     )
-    # The change of a version that is new says already that it is the default.
+    # The change of a new version already mentions that it is the default.
     if build in live.versions and versions.base(live.default) != versions.base(build):
         draft.add_change("~", live.name, f"default {live.default} -> {build}")
 

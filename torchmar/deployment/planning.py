@@ -1,4 +1,4 @@
-"""Collect the inputs of a plan: the server's state, the archives, the GPUs."""
+"""The inputs of a plan: the server's state, the archives and the GPUs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torchmar.deployment.store_index import StoredArchive, StoreIndex
 def archives(
     deployment: Deployment, folder: Path, model_store: Path | None
 ) -> tuple[StoreIndex, dict[tuple[str, str], StoredArchive | None]]:
-    """Return the model store's index, and by model and version the archive of each listed version, if it can be read.
+    """Return the model store's index, and the archive of each listed model and version, if it can be read.
 
     Args:
         deployment: the desired state.
-        folder: the folder that its file names are relative to.
-        model_store: the server's, if it is on this machine.
+        folder: folder to which its file names are relative.
+        model_store: model store of the server; None: it is not on this machine.
     """
     named: dict[tuple[str, str], StoredArchive | None] = {}
     unnamed: list[tuple[str, str]] = []
@@ -39,7 +39,7 @@ def archives(
 
 
 def _by_name(index: StoreIndex, name: str, version: str) -> StoredArchive | None:
-    """Return the archive of a version: by the usual file name, by its exact version, or the newest build."""
+    """Return the archive of a version: by the usual file name, by its exact version, or its newest build."""
     builds = index.builds(name, version)
     exact = (build for build in builds if build.version == version)
     return index.archives.get(f"{name}-{version}.mar") or next(exact, None) or next(iter(builds), None)
@@ -51,7 +51,7 @@ def make(deployment: Deployment, context: DeploymentContext, gpu_sizes: Sequence
     Args:
         deployment: the desired state.
         context: the server.
-        gpu_sizes: bytes of memory of each GPU; default: the deployment's ``gpus``, or else those of nvidia-smi.
+        gpu_sizes: memory of each GPU in bytes; default: ``gpus`` of the deployment, otherwise the GPUs of nvidia-smi.
 
     Raises:
         TorchmarError: the deployment is not possible, or the server cannot be reached.

@@ -1,4 +1,4 @@
-"""Make a version the default when its samples and bounds hold."""
+"""The promotion of a version to the default, if its samples and limits hold."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torchmar.deployment.smoke_test import SmokeTest
 from torchmar.errors import TorchmarError
 from torchmar.management import ManagementClient
 
-_TIMED = 200  # measured responses of each version
+_TIMED = 200  # number of measured responses of each version
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The limits within which a version counts as good as the default one.
+    """The limits within which a version is as good as the default one.
 
     Attributes:
-        agreement: how two responses are compared.
+        agreement: comparison of two responses.
         max_regression: the share by which the median latency may be larger.
         max_differences: the share of requests whose responses may differ.
-        repeat: pairs of measured responses for each request; None: as many as make 200.
+        repeat: measured pairs of responses for each request; None: so many that there are 200 in total.
     """
 
     agreement: Agreement
@@ -41,7 +41,7 @@ class Promotion:
     Attributes:
         before: the default version before it.
         smoke_test: the test of the version's samples.
-        comparison: with the default version; None if there was none.
+        comparison: comparison with the default version; None if there was none.
     """
 
     before: str
@@ -50,7 +50,7 @@ class Promotion:
 
     @property
     def passed(self) -> bool:
-        """Whether the version is the default now."""
+        """Whether the version is now the default."""
         return self.comparison is None or self.comparison.verdict == "pass"
 
 
@@ -71,12 +71,13 @@ def promote(
         name: the model.
         version: a registered version with workers.
         model_store: the folder with its archive, which has the samples; None if it is not on this machine.
-        requests: a folder of requests for the comparison, in place of the samples.
-        bounds: the limits of the comparison; None: no comparison.
-        on_step: called with a text when a step begins.
+        requests: folder of requests for the comparison, in place of the samples.
+        bounds: limits of the comparison; None: do not compare.
+        on_step: called with a text at the start of each step.
 
     Raises:
-        TorchmarError: there is no such version, it is the default already, no worker answers, or a response is wrong.
+        TorchmarError: the version does not exist, it is already the default, none of its workers answers, or a response
+            is wrong.
     """
     with ManagementClient(server) as client:
         model = actual.read_model(client, name)

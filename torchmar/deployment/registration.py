@@ -1,4 +1,4 @@
-"""Plan the registration of a version: from its own archive, from an earlier build, or from a new build."""
+"""The plan for the registration of a version: from its own archive, an earlier build, or a new build."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register(wanted: DesiredVersion, live: LiveModel | None, draft: Draft) -> st
     """Add to a draft the actions and the change that register a version; return the name of the registered build.
 
     Raises:
-        TorchmarError: its archive, or the model store that a new build is written to, is not on this machine.
+        TorchmarError: its archive, or the model store for a new build, is not on this machine.
     """
     registered = builds(live, wanted.version)
     version, url = _source(wanted, registered, draft)
@@ -59,7 +59,7 @@ def register(wanted: DesiredVersion, live: LiveModel | None, draft: Draft) -> st
 
 def check(wanted: DesiredVersion, version: str, batch_size: int, url: str, draft: Draft) -> actions.Check:
     """Return the action that checks a build of a version before it gets traffic."""
-    # A derived archive has the samples of its source. Before it is written only the source can be read.
+    # A derived archive has the samples of its source. Before it is written, only the source can be read.
     in_store = draft.index.archives.get(url)
     archive = wanted.stored.path if wanted.stored else in_store.path if in_store else None
     model = wanted.model_state
@@ -76,7 +76,7 @@ def check(wanted: DesiredVersion, version: str, batch_size: int, url: str, draft
 
 
 def _source(wanted: DesiredVersion, registered: Sequence[ModelVersion], draft: Draft) -> tuple[str, str]:
-    """Return the build to register and the URL of its archive; add the action that writes the archive, if any."""
+    """Return the build to register and the URL of its archive; if the archive has to be written, add this action."""
     stored, index = wanted.stored, draft.index
     archive = wanted.state.archive or f"{wanted.model}-{wanted.version}.mar"
     if stored is None and "://" not in archive:
@@ -109,8 +109,8 @@ def _source(wanted: DesiredVersion, registered: Sequence[ModelVersion], draft: D
 def _existing(
     wanted: DesiredVersion, stored: StoredArchive, registered: Sequence[ModelVersion], draft: Draft
 ) -> StoredArchive | None:
-    """Return an archive that gives the target when it is registered as it is: the version's own, or a build of it."""
-    # A build may be left from before a restart of the server. One with other weights does not count.
+    """Return an archive that has the target when registered without changes: the version's own, or a build of it."""
+    # The build may be older than a restart of the server. A build with other weights does not count.
     left = [
         build
         for build in draft.index.builds(stored.name, wanted.version)
@@ -119,8 +119,8 @@ def _existing(
         and build.content == stored.content
         and build.worker_memory == wanted.target.worker_memory
     ]
-    # Where another build is registered, the version's own name stands for the configuration of its own archive,
-    # not for settings that a registration adds.
+    # If another build is registered, the version's own name means the configuration of its own archive, without
+    # additional settings of a registration.
     own = [stored] if not registered or wanted.target.equals_defaults_of(stored) else []
     names = {build.version for build in registered}
     fitting = (

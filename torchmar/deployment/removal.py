@@ -1,4 +1,4 @@
-"""Plan the end of versions that are no longer wanted: kept for a rollback, or drained and removed."""
+"""The plan for the end of unlisted versions: they are kept for a rollback, or drained and removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmar.management import ModelVersion
 
 
 def retire_versions(model: ModelState, resolved: Mapping[str, str], live: LiveModel, draft: Draft) -> None:
-    """Add what happens to the registered versions of a listed model that it does not list, or that were replaced.
+    """Add the changes of registered versions that a listed model does not list, or that were replaced.
 
     Args:
         model: the deployment's entry of the model.
@@ -23,7 +23,7 @@ def retire_versions(model: ModelState, resolved: Mapping[str, str], live: LiveMo
     replacements = {versions.base(version): build for version, build in resolved.items()}
     wanted = set(resolved.values())
     old = [version for version in live.versions.values() if version.version not in wanted]
-    # The present default is the version to roll back to; after it the newest.
+    # A rollback goes to the current default; after it, to the newest.
     old.sort(
         key=lambda version: (version.version == live.default, versions.newest_first(version.version)), reverse=True
     )
@@ -48,20 +48,20 @@ def retire_versions(model: ModelState, resolved: Mapping[str, str], live: LiveMo
 
 
 def retire_model(live: LiveModel, prune: bool, draft: Draft) -> None:
-    """Add what happens to a registered model that the deployment does not list: it is removed, if ``prune``."""
+    """Add the changes of a registered model that the deployment does not list; with ``prune``, it is removed."""
     if not prune:
         draft.add_change(
             "!", live.name, f"not listed; it stays, since prune is false ({len(live.versions)} registered)"
         )
         return
-    # The server rejects to remove the default version while there are others.
+    # The server refuses to remove the default version while there are others.
     for version in sorted(live.versions.values(), key=lambda version: version.version == live.default):
         draft.add_change("-", f"{live.name} {version.version}", "not listed")
         _remove(version, actions.Drained(live.name, version.version, version.response_timeout), draft)
 
 
 def drained(model: ModelState, version: ModelVersion) -> actions.Drained:
-    """Return how long to drain a version of a listed model."""
+    """Return the drain of a version of a listed model, with its duration."""
     seconds = version.response_timeout if model.drain_seconds is None else model.drain_seconds
     return actions.Drained(version.name, version.version, seconds)
 
@@ -86,7 +86,7 @@ def _remove(version: ModelVersion, drained: actions.Drained, draft: Draft) -> No
     if version.workers:
         draft.drains.append(drained)
     stored = draft.index.archives.get(version.url)
-    # An archive that a plan derived can be derived again, as long as another build of the version is in the store.
+    # A derived archive can be derived again while another build of the version is in the store.
     derived = stored and versions.is_build(stored.version) and len(draft.index.builds(stored.name, stored.version)) > 1
     draft.down.append(actions.Remove(version.name, version.version, stored.path if stored and derived else None))
 

@@ -26,7 +26,7 @@ def previous(model: LiveModel) -> str:
     """Return the newest registered version that is older than the default one and has workers that answer.
 
     Raises:
-        TorchmarError: there is none.
+        TorchmarError: there is no such version.
     """
     now = versions.newest_first(model.default)
     older = [
@@ -44,11 +44,11 @@ def previous(model: LiveModel) -> str:
 
 
 def rollback(client: ManagementClient, name: str, to: str | None = None) -> Rollback:
-    """Make the previous version the default again. Its workers are running, so this takes one call.
+    """Make the previous version the default again. This takes a single call, because its workers are running.
 
     Raises:
         NotFoundError: the server has no such model.
-        TorchmarError: there is no such version, or it has no workers.
+        TorchmarError: the version does not exist, or has no workers.
     """
     model = read_model(client, name)
     target = to or previous(model)
@@ -72,6 +72,6 @@ def rollback(client: ManagementClient, name: str, to: str | None = None) -> Roll
 
 
 def restore_workers(client: ManagementClient, done: Rollback) -> None:
-    """Start as many workers as the version before had, if fewer were kept; the model answers meanwhile."""
+    """Start as many workers as the previous version had, if fewer were kept; the model answers in the meantime."""
     if done.workers_after < done.workers_before:
         client.scale(done.model, done.after, min_worker=done.workers_before)

@@ -1,4 +1,4 @@
-"""Plan the changes of routes: paths of the user's choice that lead to models."""
+"""The plan for changes of routes, which are the user's own paths for models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchmar.deployment.actual import LiveRoute
 from torchmar.deployment.desired import RouteState
 from torchmar.deployment.draft import Draft
 
-UNSUPPORTED = "the routes"  # the subject of the drift of a server that cannot have any; no model has this name
+UNSUPPORTED = "the routes"  # the subject of this drift in the plan; no model can have this name
 
 
 def plan_routes(
@@ -18,11 +18,11 @@ def plan_routes(
     builds: Mapping[tuple[str, str], str],
     draft: Draft,
 ) -> None:
-    """Add the changes of routes, which take place with the switches of default versions.
+    """Add the changes of routes, which are carried out together with the switches of default versions.
 
     Args:
         wanted: all routes that the server should have.
-        live: those that it has; None: it has no routes, as TorchServe.
+        live: current routes; None: the server has none, as TorchServe.
         builds: the registered build of each listed model and version.
         draft: the plan.
     """

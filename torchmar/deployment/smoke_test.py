@@ -1,4 +1,4 @@
-"""Send a version its samples before it gets traffic: responses compared, workers warmed up, latency measured."""
+"""The test of a version before it gets traffic: its samples are compared, workers warmed up, and latency measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchmar.exchange import Request, Response, content_type
 from torchmar.inference import InferenceClient
 from torchmar.recipe import Sample
 
-_TIMED = 5  # responses to each request, of which the median is taken
+_TIMED = 5  # number of responses to each request, whose median counts
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SmokeTest:
 
 @dataclass(frozen=True)
 class Probe:
-    """A request and the sample with its expected response; without a sample any response below status 400 is good."""
+    """A request with the sample of its expected response; without a sample, any status below 400 is good."""
 
     name: str
     request: Request
@@ -63,7 +63,7 @@ def probes(archive: Path | None, requests: Path | None) -> list[Probe]:
 
 
 def send(client: InferenceClient, name: str, request: Request, version: str | None) -> tuple[Response, float]:
-    """Return the response of a version and its latency in milliseconds; an error response is a response, too."""
+    """Return the response of a version and its latency in milliseconds; an error status is no exception."""
     start = time.perf_counter()
     try:
         response = client.request(name, request, version)
@@ -91,13 +91,13 @@ def run(
         name: the model.
         version: the version.
         probes: the requests; without any the test passes.
-        warmup_requests: the number of requests before the measurement.
-        at_once: how many of these are sent at the same time, so that every worker gets some.
+        warmup_requests: number of requests before the measurement.
+        at_once: number of concurrent warm-up requests, so that every worker gets some.
         max_latency: the largest allowed median latency of one request, in milliseconds; None: no limit.
         timeout: seconds to wait for one response.
 
     Raises:
-        TorchmarError: a response is wrong or too slow; the message lists all of them.
+        TorchmarError: a response is wrong or too slow; the message lists all such responses.
         ConnectError: there was no response in ``timeout`` seconds.
     """
     if not probes:

@@ -1,4 +1,4 @@
-"""Write the ``config.properties`` with which a server starts in the state of a deployment."""
+"""The ``config.properties`` with which a server starts in the state of a deployment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def startup(
     """Return the text of a ``config.properties`` with the keys of `startup_values`.
 
     Raises:
-        TorchmarError: as `startup_values`.
+        TorchmarError: for the reasons of `startup_values`.
     """
     return properties.show(startup_values(deployment, archives, index, base))
 
@@ -34,14 +34,15 @@ def startup_values(
     index: StoreIndex,
     base: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return the keys of a ``config.properties``: those of ``base``, and the models.
+    """Return the keys of a ``config.properties``: those of ``base``, and the keys with the models.
 
-    The first of a model's archives in ``load_models`` becomes its default version. An archive's own
-    configuration overrides ``models``, as it does at registration. In ``models``, 0 workers means one per
-    processor; so if a version is to have none, the models are written as ``model_snapshot``, where 0 means none.
+    The first archive of a model in ``load_models`` becomes its default version. An archive's own configuration
+    overrides ``models``, as it does at registration. In ``models``, 0 workers means one per
+    processor; therefore, if a version should have none, the models are written as ``model_snapshot``, where 0 means
+    none.
 
     Raises:
-        TorchmarError: no archive in the store gives a version as the deployment describes it.
+        TorchmarError: no archive in the store has the settings that the deployment gives to a version.
     """
     models: dict[str, dict[str, Any]] = {}
     files: list[str] = []
@@ -59,7 +60,7 @@ def startup_values(
                 "marName": file,
                 "minWorkers": target.min_workers,
                 "maxWorkers": target.max_workers,
-                # This JSON needs all keys: a setting without a value gets TorchServe's default.
+                # This JSON needs all keys; a setting without a value gets TorchServe's default.
                 **{
                     key: default if target.settings[setting] is None else target.settings[setting]
                     for setting, (key, default) in SETTINGS.items()
@@ -88,7 +89,7 @@ def chosen_archives(
     """Return the archives that a server with `startup_values` loads.
 
     Raises:
-        TorchmarError: no archive in the store gives a version as the deployment describes it.
+        TorchmarError: no archive in the store has the settings that the deployment gives to a version.
     """
     return [
         _choose(name, version, deployment, archives, index)[0]
@@ -104,7 +105,7 @@ def _choose(
     archives: Mapping[tuple[str, str], StoredArchive | None],
     index: StoreIndex,
 ) -> tuple[StoredArchive, Target]:
-    """Return the archive from which a server loads a version with its target; newer builds come first."""
+    """Return the archive from which a server loads a version with its target; newer builds are preferred."""
     stored = archives.get((name, version))
     if stored is None:
         raise TorchmarError(

@@ -18,12 +18,12 @@ SECTION = "deployment"  # the section of a derived archive's configuration that 
 
 @dataclass(frozen=True)
 class StoredArchive:
-    """An archive: its path, and the values of its manifest and configuration.
+    """An archive: its path, and values from its manifest and configuration.
 
     Attributes:
-        configured: whether it has a configuration, even an empty one; TorchServe then takes
-            timeouts from nowhere else.
-        content: a digest of all members but the manifest and the configuration, which differ between builds
+        configured: whether it has a configuration, even an empty one; TorchServe then reads timeouts
+            only from it.
+        content: digest of all members except the manifest and the configuration, which differ between builds
             of one version. Empty if the archive lists no digests.
     """
 
@@ -41,7 +41,7 @@ class StoredArchive:
 
     @property
     def worker_memory(self) -> int:
-        """The GPU memory that one worker needs, in bytes; 0 if unknown."""
+        """The GPU memory of one worker in bytes; 0 if unknown."""
         section = self.config.get(SECTION)
         value = section.get("workerMemory") if isinstance(section, dict) else None
         return value if isinstance(value, int) else 0
@@ -49,7 +49,7 @@ class StoredArchive:
 
 @dataclass(frozen=True)
 class StoreIndex:
-    """A model store: its folder and the archives in it by file name; unreadable ones are left out."""
+    """A model store: its folder and its archives by file name; unreadable archives are left out."""
 
     folder: Path | None = None
     archives: Mapping[str, StoredArchive] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class StoreIndex:
 def read(folder: Path | None, names: Iterable[str]) -> StoreIndex:
     """Return the index of a model store for the models ``names``; empty if the folder is not on this machine.
 
-    Only files with the name of one of these models are opened, since a store may have many archives.
+    Only files with the name of one of these models are opened, because a store may have many archives.
     """
     if folder is None or not folder.is_dir():
         return StoreIndex(None)
@@ -80,7 +80,7 @@ def read(folder: Path | None, names: Iterable[str]) -> StoreIndex:
 
 
 def read_archive(path: Path) -> StoredArchive | None:
-    """Return an archive's entry; None if there is no file, or it is no archive."""
+    """Return an archive's entry; None if the file does not exist, or is no archive."""
     try:
         with Archive(path) as archive:
             name, version, model = archive.manifest.name, archive.manifest.version, archive.manifest.model

@@ -1,4 +1,4 @@
-"""The target of one version: the deployment's values, else the archive's, else the present ones."""
+"""The target of one version: the deployment's values, otherwise the archive's, otherwise the current ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmar.deployment.desired import VersionState
 from torchmar.deployment.store_index import SECTION, StoredArchive
 from torchmar.management import ModelVersion
 
-# The name in deployment.yaml; the key in an archive's configuration, and TorchServe's default.
+# For each name in deployment.yaml: the key in an archive's configuration, and TorchServe's default.
 SETTINGS = {
     "batch_size": ("batchSize", 1),
     "max_batch_delay": ("maxBatchDelay", 100),
@@ -22,13 +22,13 @@ _TIMEOUTS = ("response_timeout", "startup_timeout")
 
 @dataclass(frozen=True)
 class Target:
-    """Workers and settings of one version.
+    """The workers and settings of a version.
 
     Attributes:
         settings: values by name; None: the server chooses.
-        explicit: names of the settings that the deployment or the archive has; the others keep their values.
+        explicit: names of the settings in the deployment or the archive; the others keep their values.
         devices: the GPU of each worker; None: the server chooses.
-        worker_memory: bytes of GPU memory that one worker needs; 0 if unknown.
+        worker_memory: GPU memory of one worker in bytes; 0 if unknown.
     """
 
     min_workers: int
@@ -45,10 +45,10 @@ class Target:
         """Return the target of a version.
 
         Args:
-            state: its entry in the deployment.
-            stored: its archive, if it can be read.
-            live: its registered build, if any.
-            at_least: the minimum of workers where neither the deployment nor the archive has a number.
+            state: entry of the version in the deployment.
+            stored: archive of the version, if it can be read.
+            live: registered build of the version, if there is one.
+            at_least: least number of workers if neither the deployment nor the archive has a number.
         """
         settings: dict[str, int | None] = {}
         explicit = set()
@@ -76,7 +76,7 @@ class Target:
         return cls(low, max(low, high or 0), settings, frozenset(explicit), None, state.worker_memory or 0)
 
     def differences(self, live: ModelVersion) -> Iterator[tuple[str, str, str]]:
-        """Yield name, present and wanted value of each setting that only a new build can change."""
+        """Yield name, current and desired value of each setting that only a new build can change."""
         for name in SETTINGS:
             if name in self.explicit and getattr(live, name) != self.settings[name]:
                 yield name, str(getattr(live, name)), str(self.settings[name])
@@ -84,21 +84,21 @@ class Target:
             yield "devices", _listed(live.device_ids), _listed(self.devices)
 
     def satisfied_by(self, stored: StoredArchive) -> bool:
-        """Return whether registering an archive gives the target; its configuration overrides the registration's."""
+        """Return whether registering an archive gives the target; its configuration overrides the registration."""
         low, high = _own_workers(stored)
         if low and (low, high) != (self.min_workers, self.max_workers):
             return False
         for name, (key, default) in SETTINGS.items():
             own = stored.number(key)
             if own is None and stored.configured and name in _TIMEOUTS:
-                own = default  # TorchServe takes a timeout that the configuration lacks as the default
+                own = default  # TorchServe uses the default for a timeout that the configuration lacks
             wanted = self.settings[name]
             if wanted is not None and own is not None and own != wanted:
                 return False
         return self.devices is None or tuple(stored.config.get("deviceIds") or ()) == self.devices
 
     def equals_defaults_of(self, stored: StoredArchive) -> bool:
-        """Return whether the target equals an archive's own configuration, with TorchServe's defaults for the rest."""
+        """Return whether the target equals an archive's own configuration, completed by TorchServe's defaults."""
         own = {name: stored.number(key) or default for name, (key, default) in SETTINGS.items()}
         return self.satisfied_by(stored) and all(self.settings[name] in (None, own[name]) for name in SETTINGS)
 
@@ -108,7 +108,7 @@ class Target:
         changes: dict[str, Any] = {
             "minWorkers": self.min_workers if has_workers else None,
             "maxWorkers": self.max_workers if has_workers else None,
-            # TorchServe reads 0 as a missing key, and then takes the value of the registration.
+            # TorchServe treats 0 as a missing key, and then uses the value of the registration.
             **{key: self.settings[name] or None for name, (key, _) in SETTINGS.items()},
         }
         if self.devices is not None:
@@ -125,7 +125,7 @@ def spread(devices: tuple[int, ...], workers: int) -> tuple[int, ...]:
 
 
 def _own_workers(stored: StoredArchive | None) -> tuple[int, int]:
-    """Return an archive's minimum and maximum of workers; TorchServe takes both or neither."""
+    """Return an archive's least and largest number of workers; TorchServe uses both or neither."""
     low = stored.number("minWorkers") if stored else None
     high = stored.number("maxWorkers") if stored else None
     return (low, high) if low and high and high >= low else (0, 0)

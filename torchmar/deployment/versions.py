@@ -11,7 +11,7 @@ _BUILD = re.compile(r"\+b(\d+)$")
 
 
 def base(version: str) -> str:
-    """Return the version that a build belongs to; a version without a build number is returned as it is."""
+    """Return the version of a build; a version without a build number is returned unchanged."""
     return _BUILD.sub("", version)
 
 
@@ -22,7 +22,7 @@ def number(version: str) -> int:
 
 
 def is_build(version: str) -> bool:
-    """Return whether a version has a build number, and so was derived by a deployment."""
+    """Return whether a version has a build number, which means that a deployment has derived it."""
     return _BUILD.search(version) is not None
 
 

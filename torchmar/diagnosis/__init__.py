@@ -1,6 +1,6 @@
 """The checks of ``torchmar doctor``: machine, configuration, model store, logs and server.
 
-One module for each topic; findings are values. Nothing is changed, and nothing of an archive is run.
+There is one module for each topic; findings are values. Nothing is changed, and no code of an archive is run.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def examine(
     """Yield findings, each as soon as it is known.
 
     Args:
-        config: the server's configuration; None: the one of the working directory.
-        model_store: the folder with the archives; None: the configuration's, or ``model_store``.
+        config: the server's configuration; None: that of the working directory.
+        model_store: folder with the archives; None: that of the configuration, or ``model_store``.
         run_folder: the server's run folder.
-        engine: the kind of server; if a server runs with the run folder, its kind counts.
+        engine: kind of server; the kind of a server that runs with the run folder takes precedence.
     """
     running = ServerRecord.find(run_folder)
     engine = running.engine if running else engine
@@ -78,7 +78,7 @@ _READABLE = "make it readable, or run torchmar doctor as the user of the server"
 
 
 def _effective(given: Properties, running: ServerRecord | None) -> Properties:
-    """Return the running server's configuration, which options may have changed, or else the given one."""
+    """Return the running server's configuration, which options may have changed; without a server, the given one."""
     if running is None:
         return given
     try:

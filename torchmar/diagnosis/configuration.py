@@ -1,4 +1,4 @@
-"""Check ``config.properties``: known keys, values of the right type, keys with surprising effects."""
+"""The check of ``config.properties``: known keys, values of the right type, keys with surprising effects."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _unknown(config: Properties, engine: EngineName) -> Iterator[_Problem]:
 def _builtin_values(config: Properties) -> Iterator[_Problem]:
     for key, value in config.values.items():
         known, text = SUPPORTED_KEYS.get(key), value.strip()
-        if known is None or not text or "$$" in text:  # a variable: only the server's environment has its value
+        if known is None or not text or "$$" in text:  # only the server's environment has the value of the variable
             continue
         if known.kind == "flag":
             yield from _check_flag(key, value)
@@ -116,7 +116,7 @@ def _builtin_traps(config: Properties) -> Iterator[_Problem]:
         models = startup_models.parse_load_models(config.get("load_models").strip())
         allowed = values.patterns(config.get("allowed_urls").strip())
     except ValueError:
-        return  # the check of values reports it
+        return  # the check of values reports the problem
     for _, entry in models if models != "all" else ():
         url, _ = file_digest.split(entry)
         if not archive_urls.is_url(url) or "$$" in url or url.lower().startswith("file:"):

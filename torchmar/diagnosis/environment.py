@@ -1,4 +1,4 @@
-"""Check Python and the packages that a worker imports."""
+"""The check of Python and the packages that a worker imports."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torchmar.worker.environment import worker_environment
 _SECONDS = 120
 _NEEDED_BY: dict[EngineName, tuple[str, ...]] = {
     "torchserve": ("torchserve", "torch"),
-    "builtin": ("torchserve", "torch", "httptools", "python-multipart", "psutil"),  # workers import TorchServe's loader
+    "builtin": ("torchserve", "torch", "httptools", "python-multipart", "psutil"),  # workers use TorchServe's loader
     "ray": ("torchserve", "torch", "httptools", "python-multipart", "psutil", "ray"),
 }
-# The imports of ts/model_service_worker.py, in a process of its own, since torchmar itself needs no torch.
+# The imports of ts/model_service_worker.py; in a separate process, because torchmar itself does not need torch.
 _PROBE = "import torch, ts.model_loader, ts.service, ts.protocol.otf_message_handler"
 
 
 def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
-    """Yield the versions of Python, TorchServe and torch, and the reason if a worker cannot import them."""
+    """Yield the versions of Python, TorchServe and torch, or the reason why a worker cannot import them."""
     needed = _NEEDED_BY[engine]
     if missing := [name for name in needed if not installed_version(name)]:
         extra = "server" if engine == "builtin" else engine

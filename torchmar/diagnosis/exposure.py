@@ -1,4 +1,4 @@
-"""Check whether other machines can reach a server, and what they can do with it."""
+"""The check whether other machines can reach a server, and which rights they have."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import PropertiesError
 from torchmar.properties import Properties
 
-# Seen with 0.12.0: without enable_model_api, /models answers 405, but /workflows still registers archives.
+# Observed with 0.12.0: without enable_model_api, /models answers 405, but /workflows still registers archives.
 _WORKFLOWS = "POST /workflows runs code, even with enable_model_api=false"
 _REGISTER = "RegisterModel runs code"
-# Archives that no sensible pattern matches: a pattern that does matches anything.
+# Archives that no reasonable pattern matches: a pattern that matches one of them matches anything.
 _ANYTHING = ("https://example.com/a/b/anything.mar", "http://203.0.113.7/x.mar", "file:///etc/passwd", "s3://any/x.mar")
 
 
 def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]:
-    """Yield which APIs other machines can reach, and what is not protected."""
+    """Yield the APIs that other machines can reach, and missing protection."""
     try:
         addresses = config.addresses()
     except PropertiesError:

@@ -1,4 +1,4 @@
-"""Check the GPUs of the machine, and whether torch can use them."""
+"""The check of the machine's GPUs, and whether torch can use them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FULL = 0.9
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU; memory in MiB, None where nvidia-smi does not report it: shared memory, or MIG."""
+    """A GPU; memory in MiB, None if nvidia-smi does not report it: shared memory, or MIG."""
 
     index: int
     name: str

@@ -1,4 +1,4 @@
-"""Check for a Java that TorchServe can use."""
+"""The check for a Java that TorchServe can use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmar.errors import EngineError
 
 
 def check() -> Iterator[Finding]:
-    """Yield the Java that TorchServe would use, or the candidates if there is none."""
+    """Yield the Java that TorchServe would use, or the rejected candidates."""
     try:
         usable = java.find()
     except EngineError as problem:

@@ -1,4 +1,4 @@
-"""Find known failures in the logs: the meaning and the remedy of each."""
+"""Known failures in the logs, with the meaning and the remedy of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchmar.engines.server_records import option
 
 @dataclass(frozen=True)
 class Signature:
-    """A failure in a log: a pattern of its line, its meaning with the pattern's groups, and the remedy."""
+    """A failure in a log: a pattern for its line, its meaning with the pattern's groups, and the remedy."""
 
     pattern: str
     meaning: str
@@ -128,7 +128,7 @@ SIGNATURES = (
 
 
 def check(run_folder: Path) -> Iterator[Finding]:
-    """Yield the known failures in the logs of a run folder, each once, with their number and the last time."""
+    """Yield the known failures in the logs of a run folder; each once, with their number and the last time."""
     if not (run_folder / "logs").is_dir():
         return
     found: dict[str, tuple[Signature, str, list[Entry]]] = {}
@@ -149,7 +149,7 @@ def check(run_folder: Path) -> Iterator[Finding]:
 
 
 def _deaths(run_folder: Path) -> Iterator[Finding]:
-    """Yield the exceptions with which workers died, except known failures."""
+    """Yield the exceptions that ended workers, except known failures."""
     for (name, version), failure in worker_log.failures(run_folder).items():
         known = any(re.search(signature.pattern, failure.traceback) for signature in SIGNATURES)
         if failure.traceback and not known:

@@ -1,4 +1,4 @@
-"""Check memory and disk space for the archives of a model store."""
+"""The check of memory and disk space for the archives of a model store."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def available() -> tuple[int, int]:
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no control group, or one without a limit
+    except (OSError, ValueError):  # no control group, or no limit
         return free, 0
     return min(free, limit - used), limit
 

@@ -1,4 +1,4 @@
-"""Check that the ports of a configuration are free."""
+"""The check whether the ports of a configuration are free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAKEN = " is taken by "
 
 
 def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]:
-    """Yield which processes listen on the configuration's ports; the server itself may."""
+    """Yield the processes that listen on the configuration's ports, which may be the server itself."""
     try:
         wanted = config.addresses()
     except PropertiesError as problem:
@@ -25,7 +25,7 @@ def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]
     for address in wanted:
         name = address.unix or str(address.port)
         listener = None if address.unix else addresses.listener_of(address.port)
-        # The system does not report which process listens at a Unix socket.
+        # The system does not report the process that listens on a Unix socket.
         if running and (address.unix or (listener and listener.pid == running.pid)):
             own.append(name)
             continue

@@ -1,4 +1,4 @@
-"""Check the running server, its models and tokens; its own health report is not trusted."""
+"""The check of the running server, its models and tokens; its own health report is not trusted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchmar.engines.server_records import ServerRecord, option, unmanaged_serv
 def check(run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
     """Yield findings about the server of a run folder, its models and tokens, and unmanaged servers."""
     for other in unmanaged_servers():
-        # A server of TorchServe's script may register any URL, and torchserve --stop ends it.
+        # A server of TorchServe's script may register any URL, and only torchserve --stop ends it.
         by_script = not other.gone and "TorchServe" in other.what
         yield warning(
             "server",
@@ -59,7 +59,7 @@ def check(run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
 
 
 def tokens(file: Path) -> Iterator[Finding]:
-    """Yield problems of a key file: tokens that have expired, or that other users can read."""
+    """Yield problems of a key file: expired tokens, or access for other users."""
     try:
         mode = stat.S_IMODE(file.stat().st_mode)
         keys = json.loads(file.read_text(encoding="utf-8"))
@@ -83,5 +83,5 @@ def tokens(file: Path) -> Iterator[Finding]:
 
 
 def _timestamp(text: str) -> float:
-    # Java writes nanoseconds, which Python's parser does not accept.
+    # Java writes nanoseconds, which Python's parser rejects.
     return datetime.fromisoformat(f"{text.partition('.')[0].rstrip('Z')}+00:00").timestamp()

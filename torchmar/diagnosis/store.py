@@ -1,4 +1,4 @@
-"""Check the archives of a model store, and files that are no archives."""
+"""The check of a model store: its archives, and files that are no archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the environments that archives of a model store ask for: whether they are there, or can be built."""
+"""The check of the environments for archives of a model store: whether they exist, or can be built."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check(store: Path, effective: Properties, engine: EngineName = DEFAULT) -> I
     configured, here = effective.get("torchmar_venv_folder"), effective.file.parent if effective.file else Path()
     place = (here / configured).absolute() if configured else folders.root()
     archives: list[Path] = []
-    with contextlib.suppress(TorchmarError):  # a finding about the store
+    with contextlib.suppress(TorchmarError):  # another check reports it
         archives = stores.find(store)
     for path in archives:
         with contextlib.suppress(TorchmarError), Archive(path) as archive:

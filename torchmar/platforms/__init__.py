@@ -1,8 +1,8 @@
-"""Platforms that run containers: what each demands of a server, by the environment that it starts the process with.
+"""Platforms that run containers: their demands on a server, from the environment variables that they set.
 
-A platform sets variables, mounts models at a path of its own, and sends requests and health checks to paths of its
-choice. Its module turns these into keys of ``config.properties`` (`Demands`), with which the server starts; paths and
-responses that only the platform has are the server's, in `torchmar.server.api`.
+A platform sets variables, mounts models at its own path, and sends requests and health checks to its own paths. Its
+module translates these to keys of ``config.properties`` (`Demands`), with which the server starts. Paths and responses
+that only the platform has are part of the server, in `torchmar.server.api`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchmar.properties import Properties
 
 PlatformName = Literal["kserve", "vertex", "sagemaker"]
-#: Selects a platform where the command line has none, such as in an image.
+#: Selects a platform if the command line has none, for example in an image.
 VARIABLE = "TORCHMAR_PLATFORM"
 NAMES: tuple[PlatformName, ...] = get_args(PlatformName)
 
@@ -35,9 +35,9 @@ class Demands:
     """The demands of a platform on a server.
 
     Attributes:
-        values: keys of ``config.properties``, which replace those of the configuration.
-        model_store: the folder with the archives; None: the configuration's.
-        notes: for the user: what follows from the platform, such as who can reach the server.
+        values: keys of ``config.properties``, which override the configuration.
+        model_store: folder with the archives; None: that of the configuration.
+        notes: sentences for the user about consequences, such as who can reach the server.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -46,15 +46,15 @@ class Demands:
 
 
 def demands(name: PlatformName, environment: Mapping[str, str], config: Properties) -> Demands:
-    """Return what a platform demands.
+    """Return the demands of a platform.
 
     Args:
-        name: the platform.
-        environment: the variables that it sets.
-        config: the configuration of the user, which says what the platform leaves open.
+        name: name of the platform.
+        environment: environment variables of the platform.
+        config: configuration of the user, for keys that the platform does not set.
 
     Raises:
-        TorchmarError: a variable has a value that it cannot have, or models are missing.
+        TorchmarError: a variable has an invalid value, or models are missing.
     """
     module = importlib.import_module(f"{__name__}.{name}")
     result: Demands = module.demands(environment, config)
@@ -62,26 +62,26 @@ def demands(name: PlatformName, environment: Mapping[str, str], config: Properti
 
 
 def config_file(name: PlatformName, environment: Mapping[str, str]) -> Path | None:
-    """Return the configuration that a platform mounts; None if it mounts none, or it is not there."""
+    """Return the configuration that a platform mounts; None if it mounts none, or the file does not exist."""
     module = importlib.import_module(f"{__name__}.{name}")
     mounted = module.config_file(environment) if hasattr(module, "config_file") else None
     return mounted if mounted and mounted.is_file() else None
 
 
 def marked(environment: Mapping[str, str]) -> tuple[str, PlatformName] | None:
-    """Return a variable that a platform has set, and the platform; None: there is none.
+    """Return a variable that a platform has set, and the platform; None if there is none.
 
-    It only suggests the platform: a server listens at all interfaces and without tokens where its user says so, and
-    variables of SageMaker are set in its notebooks, too.
+    It is only a hint: a server listens on all interfaces and without tokens only if its user asks for it, and
+    SageMaker's notebooks also have variables of SageMaker.
     """
     return next(((variable, name) for variable, name in _MARKS.items() if environment.get(variable)), None)
 
 
 def port(environment: Mapping[str, str], variable: str, default: int) -> int:
-    """Return the port that a variable names; ``default`` if it is not set.
+    """Return the port in a variable; ``default`` if it is not set.
 
     Raises:
-        TorchmarError: it is not a port.
+        TorchmarError: the value is not a port.
     """
     text = environment.get(variable, "").strip() or str(default)
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
@@ -93,7 +93,7 @@ def flag(environment: Mapping[str, str], variable: str) -> bool:
     """Return whether a variable is ``true``; it may be missing.
 
     Raises:
-        TorchmarError: it is something else than true or false.
+        TorchmarError: the value is neither true nor false.
     """
     text = environment.get(variable, "").strip().lower()
     if text not in ("", "true", "false"):
@@ -102,10 +102,10 @@ def flag(environment: Mapping[str, str], variable: str) -> bool:
 
 
 def in_list(text: str) -> str:
-    """Return a path or URL that a key of ``config.properties`` lists with others, between commas.
+    """Return a path or URL for a key of ``config.properties`` whose values are separated by commas.
 
     Raises:
-        TorchmarError: it has a comma itself, or spaces around it.
+        TorchmarError: it contains a comma, or has spaces at an end.
     """
     if "," in text or text != text.strip():
         raise TorchmarError(f"{text!r} has a comma, or a space at an end, which separates archives", hint="rename it")
@@ -116,7 +116,7 @@ def loopback_addresses(ports: Sequence[int]) -> dict[str, str]:
     """Return addresses on loopback for the APIs that a platform does not call.
 
     Args:
-        ports: four of them.
+        ports: four port numbers.
     """
     management, metrics, grpc, grpc_management = ports
     return {
@@ -135,16 +135,16 @@ def ports_beside(taken: int) -> list[int]:
 
 
 def without_tokens() -> dict[str, str]:
-    """Return keys for a platform whose requests have no tokens: no one can register a model, not even from here."""
+    """Return keys for a platform whose requests have no tokens: nobody can register a model, even on this machine."""
     return {"disable_token_authorization": "true", "enable_model_api": "false"}
 
 
 def only_archive(store: Path, title: str) -> Path:
-    """Return the archive of a model store that must have one.
+    """Return the only archive of a model store.
 
     Args:
         store: a folder.
-        title: of the platform, for the error.
+        title: name of the platform for the error.
 
     Raises:
         TorchmarError: there is none, or several.

@@ -1,7 +1,7 @@
-"""KServe: the folders and variables of its TorchServe runtime to the server's configuration.
+"""KServe: the conversion of its TorchServe runtime's folders and variables to the server's configuration.
 
-In KServe's image for TorchServe, a wrapper written in Python listens at the ports 8080 (REST) and 8081 (gRPC), and
-sends the requests on to TorchServe in the same container; here one server does both. The storage initializer mounts
+In KServe's image for TorchServe, a wrapper written in Python listens on the ports 8080 (REST) and 8081 (gRPC), and
+forwards the requests to TorchServe in the same container; here one server replaces both. The storage initializer mounts
 ``config/config.properties`` and ``model-store/`` below ``/mnt/models``. Sources:
 
 - https://github.com/pytorch/serve/tree/master/kubernetes/kserve/kserve_wrapper: ports, ``model_snapshot``,
@@ -20,33 +20,33 @@ from torchmar.platforms import Demands
 from torchmar.properties import Properties
 from torchmar.server.config.keys import TOKEN_VARIABLES, VARIABLES
 
-#: The ports of the wrapper.
+#: Ports of the wrapper.
 PORT, GRPC_PORT = 8080, 8081
-#: What the storage initializer fills.
+#: Folder that the storage initializer fills.
 CONFIG, MODEL_STORE = "/mnt/models/config/config.properties", "/mnt/models/model-store"
 
-_MANAGEMENT_PORT = 8085  # of the configuration in KServe's documentation
+_MANAGEMENT_PORT = 8085  # that of the configuration in KServe's documentation
 _ENVELOPES = {"v1": "kserve", "v2": "kservev2", "grpc-v2": "kservev2"}
-# What a template of Go writes for a label that is not there.
+# Text that a Go template writes for a missing label.
 _NO_VALUE = ("", "<no value>")
 
 
 def config_file(environment: Mapping[str, str]) -> Path:
-    """Return the configuration that the storage initializer has mounted; ``CONFIG_PATH`` is the wrapper's variable."""
+    """Return the configuration that the storage initializer has mounted, or that of the wrapper's ``CONFIG_PATH``."""
     return Path(environment.get("CONFIG_PATH") or CONFIG)
 
 
 def demands(environment: Mapping[str, str], config: Properties) -> Demands:
-    """Return what KServe demands.
+    """Return the demands of KServe.
 
     Args:
-        environment: with ``PROTOCOL_VERSION`` and, if ``enable_envvars_config`` is true, ``TS_...``, which precede the
-            configuration, as for TorchServe.
-        config: ``config/config.properties``. Its tokens, models and sizes are kept; a model store without
-            ``model_snapshot`` and ``load_models`` is loaded as a whole.
+        environment: variables, such as ``PROTOCOL_VERSION``; with ``enable_envvars_config``, also ``TS_...``, which
+            take precedence over the configuration, as for TorchServe.
+        config: ``config/config.properties``. Its tokens, models and sizes are kept; without ``model_snapshot`` and
+            ``load_models``, the whole model store is loaded.
 
     Raises:
-        TorchmarError: a variable has a value that it cannot have, or there is no model store.
+        TorchmarError: a variable has an invalid value, or there is no model store.
         PropertiesError: an address is invalid.
     """
     variables = _variables(environment, config)
@@ -62,7 +62,7 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
     if envelope:
         values["service_envelope"] = envelope
     if "disable_token_authorization" not in given and not _has_tokens(environment, given):
-        values["disable_token_authorization"] = "true"  # clients of KServe have none
+        values["disable_token_authorization"] = "true"  # because clients of KServe have none
     if not any(given.get(key, "").strip() for key in ("model_snapshot", "load_models")):
         values["load_models"] = "all"
     served = Properties(None, {**given, **values})
@@ -97,7 +97,7 @@ def _variables(environment: Mapping[str, str], config: Properties) -> dict[str, 
 def _addresses(config: Properties, variables: Mapping[str, str]) -> dict[str, str]:
     """Return the addresses: all interfaces for clients and Prometheus, loopback for management.
 
-    Those of the configuration are for the wrapper, which is in the same container; those of variables are kept.
+    Addresses in the configuration are for the wrapper in the same container; those in variables are kept.
     """
     ports = {address.key: address.port for address in config.addresses() if not address.unix}
     management = ports.get("management_address", _MANAGEMENT_PORT)
@@ -115,9 +115,9 @@ def _addresses(config: Properties, variables: Mapping[str, str]) -> dict[str, st
 
 
 def _envelope(environment: Mapping[str, str], given: Mapping[str, str]) -> str:
-    """Return the envelope of requests: the configured one, or else that of the protocol.
+    """Return the envelope of requests: the configured one, or that of the protocol.
 
-    Where the runtime does not pass the label there is none, as for TorchServe.
+    If the runtime does not pass the label, there is no envelope, as for TorchServe.
 
     Raises:
         TorchmarError: the protocol is unknown.

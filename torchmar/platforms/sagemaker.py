@@ -1,4 +1,4 @@
-"""SageMaker: variables ``SAGEMAKER_...`` and the folder ``/opt/ml`` to the server's configuration.
+"""SageMaker: the conversion of variables ``SAGEMAKER_...`` and the folder ``/opt/ml`` to the server's configuration.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html: ``docker run IMAGE serve`` listens
 on all interfaces at port 8080 (or ``SAGEMAKER_BIND_TO_PORT``), responds to ``/ping`` and ``/invocations``, and finds
@@ -24,15 +24,15 @@ from torchmar.platforms import Demands
 from torchmar.properties import Properties
 
 PORT = 8080
-#: Runs packages of the toolkit, which have functions in ``code/inference.py`` and no manifest.
+#: Handler for packages of the toolkit, which have functions in ``code/inference.py`` and no manifest.
 TOOLKIT_HANDLER = "torchmar_handlers.sagemaker"
-#: Seconds for an answer: after them SageMaker has given up the request.
+#: Seconds for an answer, after which SageMaker gives up the request.
 RESPONSE_TIMEOUT = 60
 
 _MAX_PAYLOAD_MIB = 25  # of a request to an endpoint
-_LARGEST_PAYLOAD_MIB = 1024  # of an asynchronous request; of a batch transform job without a limit, too
+_LARGEST_PAYLOAD_MIB = 1024  # of an asynchronous request, or of a batch transform job without a limit
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
-# The toolkit's variables and TorchServe's options of a version.
+# The toolkit's variables, with TorchServe's options of a version.
 _OPTIONS = {
     "SAGEMAKER_TS_BATCH_SIZE": "batchSize",
     "SAGEMAKER_TS_MAX_BATCH_DELAY": "maxBatchDelay",
@@ -43,15 +43,15 @@ _OPTIONS = {
 
 
 def demands(environment: Mapping[str, str], config: Properties) -> Demands:
-    """Return what SageMaker demands.
+    """Return the demands of SageMaker.
 
     Args:
-        environment: with ``SAGEMAKER_...``.
-        config: the user's configuration. Its ``default_response_timeout``, ``default_workers_per_model`` and sizes are
-            kept where no variable sets them.
+        environment: variables ``SAGEMAKER_...``.
+        config: configuration of the user. Its ``default_response_timeout``, ``default_workers_per_model`` and sizes are
+            kept unless a variable sets them.
 
     Raises:
-        TorchmarError: a variable has a value that it cannot have, or there is no model.
+        TorchmarError: a variable has an invalid value, or there is no model.
     """
     port = platforms.port(environment, "SAGEMAKER_BIND_TO_PORT", PORT)
     base = Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml").resolve()
@@ -66,7 +66,7 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
         "inference_address": f"http://0.0.0.0:{port}",
         "model_snapshot": "",
         "default_service_handler": handler,
-        # As in AWS's containers: handlers get a body as it was sent, and parse it.
+        # As in AWS's containers: handlers get the unparsed body of a request.
         "decode_input_request": config.values.get("decode_input_request") or "false",
         "default_response_timeout": timeout or config.values.get("default_response_timeout") or str(RESPONSE_TIMEOUT),
         "default_workers_per_model": workers
@@ -99,9 +99,9 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
 
 
 def _archive(folder: Path, config: Properties) -> tuple[Path, Path | None]:
-    """Return the archive to serve, and the model store that it is in; None: the configuration's."""
+    """Return the archive to serve, and its model store; None: that of the configuration."""
     content = sorted(folder.iterdir()) if folder.is_dir() else []
-    if not content:  # the image has the model
+    if not content:  # the model is in the image
         return platforms.only_archive(Path(config.get("model_store") or "model_store").resolve(), "SageMaker"), None
     if archives := [path for path in content if path.suffix == ".mar"]:
         return platforms.only_archive(folder, "SageMaker"), archives[0].parent
@@ -120,7 +120,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _options(environment: Mapping[str, str], archive: Path) -> dict[str, str]:
-    """Return the toolkit's options of the version as the key ``models``; none if no variable sets one."""
+    """Return the toolkit's options of the version as the key ``models``; empty if no variable sets one."""
     options = {
         option: int(number)
         for variable, option in _OPTIONS.items()
@@ -136,7 +136,7 @@ def _options(environment: Mapping[str, str], archive: Path) -> dict[str, str]:
 
 
 def _max_payload(environment: Mapping[str, str]) -> int:
-    """Return the size of a request in MiB; batch transform jobs set their own, where 0 is without a limit."""
+    """Return the largest size of a request in MiB; batch transform jobs set their own, where 0 means no limit."""
     given = _number(environment, "SAGEMAKER_MAX_PAYLOAD_IN_MB", least=0)
     if given is None:
         return _LARGEST_PAYLOAD_MIB if platforms.flag(environment, "SAGEMAKER_BATCH") else _MAX_PAYLOAD_MIB
@@ -144,7 +144,7 @@ def _max_payload(environment: Mapping[str, str]) -> int:
 
 
 def _other_ports(environment: Mapping[str, str], port: int) -> list[int]:
-    """Return the ports of the other APIs; ``SAGEMAKER_SAFE_PORT_RANGE`` is for them.
+    """Return the ports of the other APIs, from ``SAGEMAKER_SAFE_PORT_RANGE``.
 
     Several containers on one machine, as in a pipeline, each have their own range.
     """

@@ -1,7 +1,7 @@
-"""Vertex AI and Google Distributed Cloud: variables ``AIP_...`` to the server's configuration.
+"""Vertex AI and Google Distributed Cloud: the conversion of variables ``AIP_...`` to the server's configuration.
 
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements: the server listens on all interfaces
-at ``AIP_HTTP_PORT``, responds to health checks at ``AIP_HEALTH_ROUTE`` and to ``{"instances": [...]}`` at
+at ``AIP_HTTP_PORT``, responds to health checks at ``AIP_HEALTH_ROUTE``, and to ``{"instances": [...]}`` at
 ``AIP_PREDICT_ROUTE``. The model is ``model.mar`` below ``AIP_STORAGE_URI``, or in the image if that is empty. Requests
 reach handlers as in Google's own PyTorch containers, which run TorchServe with the envelope ``json``.
 """
@@ -19,23 +19,23 @@ from torchmar.properties import Properties
 from torchmar.server.api.model_target import model_target
 from torchmar.server.config import routes, values
 
-#: The name of the archive's file, and that of the model in it.
+#: The name of the archive's file, and the name of its model.
 FILE_NAME, MODEL_NAME = "model.mar", "model"
 HEALTH_ROUTE, PREDICT_ROUTE = "/ping", f"/predictions/{MODEL_NAME}"
 
-_MAX_REQUEST = 10 << 20  # bytes; the limit of endpoints on addresses of their own, above that of public ones
+_MAX_REQUEST = 10 << 20  # the limit of private endpoints, which is higher than that of public ones
 _ALL = re.compile(r"[a-z][a-z0-9+.-]*://.*", re.IGNORECASE)
 
 
 def demands(environment: Mapping[str, str], config: Properties) -> Demands:
-    """Return what Vertex AI demands.
+    """Return the demands of Vertex AI.
 
     Args:
-        environment: with ``AIP_...``; a variable that is missing or empty has the value that is usual for TorchServe.
-        config: the user's configuration. Its ``service_envelope`` and ``max_request_size`` are kept.
+        environment: variables ``AIP_...``; a missing or empty one has the usual value of TorchServe.
+        config: configuration of the user. Its ``service_envelope`` and ``max_request_size`` are kept.
 
     Raises:
-        TorchmarError: a variable has a value that it cannot have, or there is no model.
+        TorchmarError: a variable has an invalid value, or there is no model.
     """
     port = platforms.port(environment, "AIP_HTTP_PORT", 8080)
     health = _path(environment, "AIP_HEALTH_ROUTE", HEALTH_ROUTE)
@@ -75,7 +75,7 @@ def _path(environment: Mapping[str, str], variable: str, default: str) -> str:
 
 
 def _model_of(path: str) -> tuple[str, dict[str, routes.Route]]:
-    """Return the model's name, and the route that leads to it; none for a path of an API, which names the model."""
+    """Return the model's name, and a route for it; no route for a path of an API, which contains the name."""
     target = model_target(path.rstrip("/").split("/")[1:])
     if target and target.version is None and not target.label and not target.verb:
         if target.model and not manifest.is_name(target.model):
@@ -91,10 +91,11 @@ def _model_of(path: str) -> tuple[str, dict[str, routes.Route]]:
 
 
 def _archive(uri: str, store: Path) -> tuple[str, str]:
-    """Return the URL of the archive, and a pattern for it if it is in no folder of this machine; else an empty one.
+    """Return the URL of the archive, and a pattern for it if it is not in a folder of this machine; otherwise an empty
+    one.
 
     Args:
-        uri: of the folder with ``model.mar``; empty: it is in the model store.
+        uri: URI of the folder with ``model.mar``; empty: it is in the model store.
         store: the model store of the image.
     """
     if _ALL.fullmatch(uri):
