@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,33 +97,12 @@ def apply(
         report = executor.apply(plan, context.endpoint, ignored_checks=ignored)
         typer.echo(json.dumps(_document(report), indent=2))
     else:
-        out.print()
-        with err.status("") as status:
-
-            def on_step(step: Step) -> None:
-                if step.seconds is None:
-                    status.update(escape(f"{step.verb} {step.text}"))
-                else:
-                    _show_step(step)
-
-            try:
-                report = executor.apply(plan, context.endpoint, on_step, ignored_checks=ignored)
-            except (KeyboardInterrupt, SystemExit):
-                err.print(f"interrupted; torchmar plan {file} shows how the server differs now", markup=False)
-                raise
+        report = _carry_out(plan, context, file, ignored)
         _show_outcome(report, context.run_folder)
     if report.failure or report.left:
         raise typer.Exit(1)
     # A second plan shows whether the server really is in its desired state.
-    rest = _plan(deployment, context, gpus)
-    if rest.actions:
-        _show(rest)
-        raise TorchmarError("the server is not yet in its desired state", hint="torchmar apply continues from here")
-    if rest.failing:
-        raise TorchmarError(
-            f"all is done, but workers of {', '.join(rest.failing)} do not answer",
-            hint="torchmar logs shows the reason",
-        )
+    _check_done(_plan(deployment, context, gpus))
     if not as_json:
         out.print(f"the server is as {file} says", markup=False)
 
@@ -223,6 +203,38 @@ def _summary(plan: Plan, file: Path) -> str:
         counts[actions.verb(action)] = counts.get(actions.verb(action), 0) + many
     words = ", ".join(f"{verb} {count}" for verb, count in counts.items())
     return f"torchmar apply would {words}"
+
+
+def _carry_out(plan: Plan, context: DeploymentContext, file: Path, ignored: Sequence[str]) -> Report:
+    """Apply a plan, and print each step."""
+    from torchmar.deployment import executor
+
+    out.print()
+    with err.status("") as status:
+
+        def on_step(step: Step) -> None:
+            if step.seconds is None:
+                status.update(escape(f"{step.verb} {step.text}"))
+            else:
+                _show_step(step)
+
+        try:
+            return executor.apply(plan, context.endpoint, on_step, ignored_checks=ignored)
+        except (KeyboardInterrupt, SystemExit):
+            err.print(f"interrupted; torchmar plan {file} shows how the server differs now", markup=False)
+            raise
+
+
+def _check_done(rest: Plan) -> None:
+    """Raise TorchmarError if the plan after all steps has further ones, or workers do not answer."""
+    if rest.actions:
+        _show(rest)
+        raise TorchmarError("the server is not yet in its desired state", hint="torchmar apply continues from here")
+    if rest.failing:
+        raise TorchmarError(
+            f"all is done, but workers of {', '.join(rest.failing)} do not answer",
+            hint="torchmar logs shows the reason",
+        )
 
 
 def _show_step(step: Step) -> None:

@@ -87,22 +87,14 @@ def optimize(
     speed; of the others the fastest is chosen. Exit code 1: the original stays.
     """
     from torchmar import recipe
-    from torchmar.archive import Archive, build
+    from torchmar.archive import build
     from torchmar.cli.optimizing_output import Display, show
-    from torchmar.optimizing import html_report
     from torchmar.optimizing.session import Optimizer
     from torchmar.optimizing.settings import Settings
     from torchmar.tuning.target import parse_duration
 
     is_recipe = recipe.is_recipe(archive)
-    if write and not is_recipe and version is None:
-        raise typer.BadParameter(f"{archive} is an archive: give the new one a --version", param_hint="--write")
-    if version is not None:
-        if is_recipe or not write:
-            raise typer.BadParameter("it is for --write with an archive; a recipe has its own", param_hint="--version")
-        with Archive(archive) as opened:
-            if opened.manifest.version == version:
-                raise typer.BadParameter(f"{archive} is version {version} already", param_hint="--version")
+    _check_version(archive, version, is_recipe=is_recipe, write=write)
     for option, file in (("--json", json_file), ("--html", html_file)):
         check_folder(file, option)
     if write:
@@ -127,12 +119,7 @@ def optimize(
         report = optimization.report
         display.on_step("")
         show(report)
-        if json_file:
-            report.write(json_file)
-            err.print(f"wrote {json_file}", markup=False)
-        if html_file:
-            write_text(html_report.html(report), html_file)
-            err.print(f"wrote {html_file}", markup=False)
+        _write_reports(report, json_file, html_file)
         if write and not optimization.interrupted:
             if report.chosen:
                 _write_choice(optimization, archive, version)
@@ -142,6 +129,37 @@ def optimize(
         err.print("interrupted: only what is in the table was measured", markup=False)
         raise KeyboardInterrupt
     raise typer.Exit(0 if report.chosen else 1)
+
+
+def _check_version(archive: Path, version: str | None, *, is_recipe: bool, write: bool) -> None:
+    """Check that there is a version for a new archive, and only for that.
+
+    Raises:
+        typer.BadParameter: it is missing, without use, or that of the given archive.
+    """
+    from torchmar.archive import Archive
+
+    if version is None:
+        if write and not is_recipe:
+            raise typer.BadParameter(f"{archive} is an archive: give the new one a --version", param_hint="--write")
+        return
+    if is_recipe or not write:
+        raise typer.BadParameter("it is for --write with an archive; a recipe has its own", param_hint="--version")
+    with Archive(archive) as opened:
+        if opened.manifest.version == version:
+            raise typer.BadParameter(f"{archive} is version {version} already", param_hint="--version")
+
+
+def _write_reports(report: Report, json_file: Path | None, html_file: Path | None) -> None:
+    """Write the report to the files that are given."""
+    from torchmar.optimizing import html_report
+
+    if json_file:
+        report.write(json_file)
+        err.print(f"wrote {json_file}", markup=False)
+    if html_file:
+        write_text(html_report.html(report), html_file)
+        err.print(f"wrote {html_file}", markup=False)
 
 
 def _write_choice(optimization: Optimization, archive: Path, version: str | None) -> None:

@@ -139,12 +139,7 @@ def unit(service: Service, config: Properties) -> str:
         "--engine", service.engine,
     ]  # fmt: skip
     sockets = {Path(address.unix).parent for address in config.addresses() if address.unix} - {service.run_folder}
-    collector = urlsplit(config.get("torchmar_otlp_endpoint")).hostname
-    is_local = (
-        not config.get("allowed_urls")
-        and all(address.loopback for address in config.addresses())
-        and (collector is None or local.is_local(collector))
-    )
+    is_local = _is_local(config)
     java = f"Environment={_word(f'JAVA_HOME={service.java_home}')}\n" if service.java_home and not builtin else ""
     own = not service.user
     delay_text = config.get("torchmar_shutdown_delay").strip()
@@ -174,6 +169,16 @@ _INSTALL = "/etc/systemd/system/torchmar.service: systemctl daemon-reload; syste
 _INSTALL_OWN = """\
 ~/.config/systemd/user/torchmar.service: systemctl --user daemon-reload; systemctl --user enable --now torchmar
 # loginctl enable-linger lets it run while the user is not logged in."""
+
+
+def _is_local(config: Properties) -> bool:
+    """Return whether a configuration has no address of another machine."""
+    collector = urlsplit(config.get("torchmar_otlp_endpoint")).hostname
+    return (
+        not config.get("allowed_urls")
+        and all(address.loopback for address in config.addresses())
+        and (collector is None or local.is_local(collector))
+    )
 
 
 def _text(value: str) -> str:

@@ -105,35 +105,56 @@ def find_limit(run: Run, start: float, steps: list[Step], precision: float = PRE
     reason = ""
     rate = start
     for _ in range(_MAX_STEPS):
-        for _try in range(_TRIES):
-            step = run(rate)
-            steps.append(step)
-            if not step.complete and not saturation(step.windows, rate):
-                return Limit(rate=None, interval=None, reason=INTERRUPTED)
-            if step.valid:
-                break
-        else:
+        step = _measured(run, rate, steps)
+        if _interrupted(step, rate):
+            return Limit(rate=None, interval=None, reason=INTERRUPTED)
+        if not step.valid:
             return Limit(rate=None, interval=None, reason=_spoiled(step, held))
         if sign := does_not_hold(step):
             failed, reason = step, sign
         else:
             held = step
-        if held is None:
-            rate /= 2
-            if step.sent < _MIN_REQUESTS:
-                break
-        elif failed is None:
-            rate *= _RAISE
-        else:
-            low, high = held.rate or 0.0, failed.rate or math.inf
-            if high <= low * (1 + precision):
-                break
-            rate = math.sqrt(low * high)
+        if (following := _next_rate(step, rate, held, failed, precision)) is None:
+            break
+        rate = following
     if held is None:
         return Limit(rate=None, interval=None, reason=f"no rate holds: {reason}")
     if failed is None:
         return Limit(rate=held.rate, interval=None, reason=f"no rate saturated the server in {_MAX_STEPS} steps")
     return Limit(rate=held.rate, interval=(held.rate or 0.0, failed.rate or 0.0), reason=reason)
+
+
+def _measured(run: Run, rate: float, steps: list[Step]) -> Step:
+    """Measure a rate until a step is valid or interrupted, a few times at most; return the last step."""
+    for _ in range(_TRIES):
+        step = run(rate)
+        steps.append(step)
+        if step.valid or _interrupted(step, rate):
+            break
+    return step
+
+
+def _interrupted(step: Step, rate: float) -> bool:
+    """Return whether a step ended early for another reason than a saturated server."""
+    return not step.complete and not saturation(step.windows, rate)
+
+
+def _next_rate(step: Step, rate: float, held: Step | None, failed: Step | None, precision: float) -> float | None:
+    """Return the rate to measure next; None: the rates are close enough, or too low for a measurement.
+
+    Args:
+        step: the previous step.
+        rate: its rate.
+        held: the step at the highest rate that the server holds; None: it has held none.
+        failed: the last step that the server did not hold; None: it has held all.
+        precision: the share by which the two rates may differ.
+    """
+    if held is None:
+        return rate / 2 if step.sent >= _MIN_REQUESTS else None
+    if failed is None:
+        return rate * _RAISE
+    low, high = held.rate or 0.0, failed.rate or math.inf
+    return math.sqrt(low * high) if high > low * (1 + precision) else None
 
 
 def _spoiled(step: Step, held: Step | None) -> str:

@@ -53,20 +53,7 @@ class Scale:
 
     def __init__(self, axis: Axis, values: Iterable[float], margin: float, from_zero: bool = False) -> None:
         usable = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]
-        low, high = axis.low, axis.high
-        if low is None or (axis.log and low <= 0):
-            low = 0.0 if from_zero and not axis.log else min(usable)
-        if high is None:
-            high = max(usable)
-        if not high > low:
-            low, high = (low / 2, low * 2) if axis.log else (low if from_zero else low - 0.5, low + 1)
-        elif axis.log:
-            factor = (high / low) ** margin
-            low, high = low / factor if axis.low is None else low, high * factor if axis.high is None else high
-        else:
-            length = (high - low) * margin
-            low = low - length if axis.low is None and not from_zero else low
-            high = high + length if axis.high is None else high
+        low, high = _bounds(axis, usable, margin, from_zero=from_zero)
         self._log = axis.log
         self._low, self._high = (math.log(low), math.log(high)) if axis.log else (low, high)
         self.start = low
@@ -78,3 +65,26 @@ class Scale:
         if self._log:
             value = math.log(value) if value > 0 else -math.inf
         return min(1.0, max(0.0, (value - self._low) / (self._high - self._low)))
+
+
+def _bounds(axis: Axis, usable: Sequence[float], margin: float, *, from_zero: bool) -> tuple[float, float]:
+    """Return the first and the last value of an axis: its own, or those of the marks with a margin.
+
+    Args:
+        axis: the axis.
+        usable: values of the marks that the axis can have, at least one.
+        margin: share of the length that is added at an end that the axis does not fix.
+        from_zero: whether an axis that is not logarithmic begins at 0, if it does not fix its first value.
+    """
+    low = axis.low
+    if low is None or (axis.log and low <= 0):
+        low = 0.0 if from_zero and not axis.log else min(usable)
+    high = max(usable) if axis.high is None else axis.high
+    if not high > low:
+        return (low / 2, low * 2) if axis.log else (low if from_zero else low - 0.5, low + 1)
+    widens_low, widens_high = axis.low is None, axis.high is None
+    if axis.log:
+        factor = (high / low) ** margin
+        return low / factor if widens_low else low, high * factor if widens_high else high
+    length = (high - low) * margin
+    return low - length if widens_low and not from_zero else low, high + length if widens_high else high

@@ -14,7 +14,7 @@ from typing import Any
 from torchmar.atomic import temporary_path
 from torchmar.conversion import starting
 from torchmar.errors import TorchmarError
-from torchmar.weight_export.sources import Source, opened
+from torchmar.weight_export.sources import Source, source_of
 
 #: The suffix of each format's file.
 TARGETS: Mapping[str, str] = {
@@ -138,10 +138,10 @@ def export_weights(
         scratch = Path(name)
         try:
             part.mkdir()
-            with opened(model, model_file, scratch) as source:
-                if source.converted and source.converted.file.suffix == ".xml":
-                    return _of_tensorflow(source, to, target, part)
-                return _exported(source, to, target, part, scratch, examples, dynamic, opset, on_step)
+            source = source_of(model, model_file, scratch)
+            if source.converted and source.converted.file.suffix == ".xml":
+                return _of_tensorflow(source, to, target, part)
+            return _exported(source, to, target, part, scratch, examples, dynamic, opset, on_step)
         except OSError as error:
             raise TorchmarError(f"{target} cannot be written: {error.strerror or error}") from None
         finally:

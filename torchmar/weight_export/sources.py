@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,8 @@ class Source:
     converted: converting.Conversion | None = None
 
 
-@contextlib.contextmanager
-def opened(model: Path, model_file: Path | None, scratch: Path) -> Iterator[Source]:
-    """Yield the model at a path.
+def source_of(model: Path, model_file: Path | None, scratch: Path) -> Source:
+    """Return the model at a path.
 
     Args:
         model: weights, an archive, a recipe or its folder, or the folder of a SavedModel.
@@ -63,29 +61,30 @@ def opened(model: Path, model_file: Path | None, scratch: Path) -> Iterator[Sour
     if archive is not None:
         if model_file is not None:
             raise TorchmarError(f"{model} has its own model file", hint="leave --model-file out")
-        yield _of_archive(model, archive, scratch)
-        return
+        return _of_archive(model, archive, scratch)
+    return _of_weights(model, model_file)
+
+
+def _of_weights(model: Path, model_file: Path | None) -> Source:
     if model_formats.is_keras(model) or model_formats.is_tensorflow(model):
         if model_file is not None:
             raise TorchmarError(f"{model} has its code in it", hint="leave --model-file out")
         converted = converting.convert_file(model)
-        yield Source(str(model), converted.file.parent, converted.file.name, converted=converted)
-        return
+        return Source(str(model), converted.file.parent, converted.file.name, converted=converted)
     if model.is_dir():
         raise TorchmarError(
             f"{model} is a folder with neither a recipe nor a SavedModel",
             hint="name the file of the weights in it, an archive (.mar) or a recipe",
         )
     if model_file is None:
-        yield Source(str(model), model.absolute().parent, model.name)
-        return
+        return Source(str(model), model.absolute().parent, model.name)
     if not model_file.is_file():
         raise TorchmarError(
             f"there is no model file {model_file}", hint="--model-file names a Python file with a class"
         )
     if model_file.suffix != ".py":
         raise TorchmarError(f"{model_file} is no Python file", hint="--model-file names a Python file with a class")
-    yield Source(str(model), model_file.absolute().parent, str(model.absolute()), model_file.name)
+    return Source(str(model), model_file.absolute().parent, str(model.absolute()), model_file.name)
 
 
 def _of_archive(shown: Path, path: Path, scratch: Path) -> Source:
