@@ -85,29 +85,7 @@ class ZipForm:
         # The name with everything that zipfile cuts off at a NUL: a reader in C would see another.
         name = info.orig_filename
         mode = info.external_attr >> 16 if info.create_system == 3 else 0
-        stream.seek(info.header_offset)
-        header = stream.read(30)
-        start = end = info.header_offset
-        if len(header) < 30 or header[:4] != _LOCAL_HEADER:
-            self._inconsistent(name, "has no local header")
-        else:
-            flags, method, crc, packed, size, name_length, extra_length = struct.unpack("<6xHH4xIIIHH", header)
-            raw_name = stream.read(name_length)
-            start = info.header_offset + 30 + name_length + extra_length
-            end = start + info.compress_size
-            if _decoded(raw_name, flags) != name:
-                self._inconsistent(name, "is called otherwise in its local header")
-            # With bit 3 the local header leaves these for later; with Zip64 they stand in its extra field.
-            has_sizes = not flags & 8 and 0xFFFFFFFF not in (packed, size)
-            if has_sizes and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
-                self._inconsistent(name, "has another size or checksum in its local header")
-            if flags & 1 or info.flag_bits & 1:
-                self._inconsistent(name, "is encrypted; TorchServe has no password")
-            if method != info.compress_type or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                self._inconsistent(name, "is compressed in a way that TorchServe does not read")
-            if flags & 8 and method == zipfile.ZIP_STORED:
-                what = f"the member {name!r} is stored, and its size stands behind it, which Java does not read"
-                self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, name, what))
+        start, end = self._compare_header(stream, info)
         stored = info.compress_type == zipfile.ZIP_STORED
         if stored and info.compress_size != info.file_size:
             self._inconsistent(name, "is stored, and yet of another size than its content")
@@ -125,6 +103,32 @@ class ZipForm:
             )
         )
         return _Extent(info.header_offset, end, plain_name(name))
+
+    def _compare_header(self, stream: IO[bytes], info: zipfile.ZipInfo) -> tuple[int, int]:
+        """Compare the local header of a member with the directory, and return where its content starts and ends."""
+        name = info.orig_filename
+        stream.seek(info.header_offset)
+        header = stream.read(30)
+        if len(header) < 30 or header[:4] != _LOCAL_HEADER:
+            self._inconsistent(name, "has no local header")
+            return info.header_offset, info.header_offset
+        flags, method, crc, packed, size, name_length, extra_length = struct.unpack("<6xHH4xIIIHH", header)
+        raw_name = stream.read(name_length)
+        start = info.header_offset + 30 + name_length + extra_length
+        if _decoded(raw_name, flags) != name:
+            self._inconsistent(name, "is called otherwise in its local header")
+        # With bit 3 the local header leaves these for later; with Zip64 they stand in its extra field.
+        has_sizes = not flags & 8 and 0xFFFFFFFF not in (packed, size)
+        if has_sizes and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
+            self._inconsistent(name, "has another size or checksum in its local header")
+        if flags & 1 or info.flag_bits & 1:
+            self._inconsistent(name, "is encrypted; TorchServe has no password")
+        if method != info.compress_type or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            self._inconsistent(name, "is compressed in a way that TorchServe does not read")
+        if flags & 8 and method == zipfile.ZIP_STORED:
+            what = f"the member {name!r} is stored, and its size stands behind it, which Java does not read"
+            self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, name, what))
+        return start, start + info.compress_size
 
     def _compare_extents(self, stream: IO[bytes], extents: list[_Extent]) -> None:
         """Add a flaw for members that share bytes, and for local entries that the directory does not list."""
