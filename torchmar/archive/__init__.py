@@ -1,11 +1,11 @@
-"""The archive: pack a recipe into a ``.mar``; open, list, extract one; derive another from it.
+"""The archive: pack a recipe into a ``.mar``; open, list or extract an archive; derive another one from it.
 
 ::
 
     recipe --contents--> {path in the archive: bytes or file} --pack--> NAME-VERSION.mar --Archive--> members
 
-The names below are imported when they are used: to recognise a build that is up to date
-takes less than to import what reads a recipe.
+The names below are imported when they are used, because the import of the recipe's modules
+takes longer than the test whether a build is up to date.
 """
 
 from __future__ import annotations

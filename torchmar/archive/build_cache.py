@@ -1,14 +1,14 @@
-"""The build cache: recognise an archive that is up to date without reading its sources.
+"""The build cache: it recognises an archive that is up to date without reading its sources.
 
-A record beside the archive notes size, modification time, change time, inode and device of
-every file and folder that went in, and of the archive itself. The change time is the
-kernel's own: no program sets it, so that a file with an old date put on it is noticed all
-the same. Two things this cannot see, and what is done about them:
+A record beside the archive contains size, modification time, change time, inode and device of
+every file and folder that was packed, and of the archive itself. No program can set the change
+time, only the kernel: a changed file is noticed even if its modification time was set back.
+There are two exceptions:
 
-* A change in the very moment of the build, within the resolution of the clock: files that
-  were touched so shortly before the build are not recorded at all, and are read again.
-* A file system that keeps no change time (some network ones): a record is believed for a
-  week, then everything is read again. ``torchmar build --force`` reads everything at once.
+* A change at the same time as the build, within the resolution of the clock: files that
+  were changed so shortly before the build are not recorded, and are read again.
+* A file system without change times (some network file systems): a record is valid for a
+  week, then everything is read again. ``torchmar build --force`` reads everything immediately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torchmar.atomic import temporary_path
 
 _BELIEVED = 7 * 24 * 3600.0  # seconds
 _FORMAT = 1
-# A clock that counts whole seconds (or two, on FAT) shows in its zeros.
+# A clock that counts whole seconds (or two, on FAT) is recognised by its zeros.
 _COARSE, _FINE = 2_500_000_000, 50_000_000  # nanoseconds
 
 Stats = dict[str, list[int]]
@@ -38,7 +38,7 @@ def stats(paths: Iterable[Path]) -> Stats:
 
 
 def load(recipe: Path, store: Path, form: str) -> dict[str, Any] | None:
-    """Return what was noted of the archive of a recipe if it is up to date; None when it must be built."""
+    """Return the record of a recipe's archive if it is up to date; None if it must be built."""
     try:
         record = json.loads(_file(recipe, store, form).read_bytes())
         if record["made with"] != _made_with() or not 0 <= time.time() - record["read at"] < _BELIEVED:
@@ -52,15 +52,15 @@ def load(recipe: Path, store: Path, form: str) -> dict[str, Any] | None:
 def store(
     recipe: Path, store: Path, form: str, inputs: Stats, outputs: Iterable[Path], archive: Mapping[str, Any]
 ) -> None:
-    """Note what an archive was made of.
+    """Write the record of an archive.
 
     Args:
-        recipe: the recipe's path.
-        store: where the archive lies.
-        form: of the archive.
-        inputs: `stats` of everything that went in, taken before it was read.
-        outputs: the files of the archive.
-        archive: what `load` is to return.
+        recipe: path of the recipe.
+        store: folder of the archive.
+        form: form of the archive.
+        inputs: `stats` of all inputs, taken before they were read.
+        outputs: files of the archive.
+        archive: values for `load` to return.
     """
     file = _file(recipe, store, form)
     now = time.time_ns()
@@ -78,11 +78,11 @@ def store(
         part.write_text(json.dumps(record), encoding="utf-8")
         os.replace(part, file)
     except OSError:
-        part.unlink(missing_ok=True)  # no record, no harm
+        part.unlink(missing_ok=True)  # without a record, the next build reads everything
 
 
 def _file(recipe: Path, store: Path, form: str) -> Path:
-    # Hidden, so that TorchServe does not take it for a model when it loads a whole store.
+    # Hidden, so that TorchServe does not regard it as a model when it loads a whole store.
     key = hashlib.sha256(f"{form}:{recipe.absolute()}".encode()).hexdigest()[:16]
     return store / f".built-{key}"
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torchmar.archive.copying import MemberContent, Progress
     from torchmar.recipe import Recipe
 
-RECIPE = "archive.yaml"  # as in torchmar.recipe, which takes too long to import for a build that is up to date
+RECIPE = "archive.yaml"  # as in torchmar.recipe, whose import takes too long for a build that is up to date
 
 Begin = Callable[[str, int], "Progress"]
 """Called with the archive's name and its size in bytes before copying; returns the progress callback."""
 
 Inspect = Callable[[Mapping[str, "MemberContent"]], "tuple[Note, ...]"]
-"""Called with the members before they are packed; returns notes about them. ArchiveError: they must not be packed."""
+"""Called with the members before they are packed; returns notes about them, or raises ArchiveError to reject them."""
 
 
 def build(
@@ -43,11 +43,11 @@ def build(
         force: whether to build even if no input has changed since the last build.
         begin: called with the archive's name and its size in bytes before copying; returns a function that is called
             with the number of bytes that were copied.
-        inspect: called with the members before they are packed; returns notes about them, or raises ArchiveError. An
-            archive that is up to date keeps its notes.
+        inspect: called with the members before they are packed; returns notes about them, or raises ArchiveError. The
+            notes of an archive that is up to date are kept.
 
     Returns:
-        The archive that was written, or that is up to date.
+        The archive, newly written or up to date.
 
     Raises:
         RecipeError: the recipe has problems, or names files that do not exist.
@@ -70,7 +70,7 @@ def build(
     from torchmar.archive.collecting import collect_members
     from torchmar.conversion import converting
 
-    # What is noted of a file is from before it was read: a change since then must show.
+    # The record of a file is taken before it is read, so that a change in between is noticed.
     before = build_cache.stats([file]) if file.exists() else {}
     read, folder = recipe.read(file)
     if isinstance(read.labels, str):
@@ -104,7 +104,7 @@ def build(
 
 
 def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> BuiltArchive | None:
-    """Return the archive of a recipe if building it would change nothing; None when it must be built."""
+    """Return the archive of a recipe if a build would not change it; None if it must be built."""
     known = build_cache.load(_file(recipe_path), store, form)
     if not known:
         return None
@@ -123,7 +123,7 @@ def _file(recipe_path: Path) -> Path:
 
 
 def _inputs(recipe: Recipe, folder: Path, members: Mapping[str, MemberContent]) -> list[Path]:
-    """Return the files that a build reads, and the folders whose listing decides which these are."""
+    """Return the files that a build reads, and the folders whose listings it depends on."""
     from torchmar.handler_names import carried_folder
 
     files = [source for source in members.values() if isinstance(source, Path)]

@@ -23,17 +23,17 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class BuiltArchive:
-    """An archive that was written, or that was up to date.
+    """An archive that was written or was up to date.
 
     Attributes:
         path: the file or folder.
         digest: the SHA-256 of ``MAR-INF/SHA256SUMS``, in hexadecimal.
         size: bytes of the file, or of all files of the folder.
-        members: the number of files in it.
-        unchanged: whether the archive was up to date, so that nothing was written.
-        notes: the findings of the checks about it; None if it was not checked.
-        converted: what was made of weights of another framework, and how far the answers of both differ; empty for
-            weights that are packed as they are.
+        members: number of its files.
+        unchanged: whether the archive was up to date, so that no file was written.
+        notes: findings of the checks; None: it was not checked.
+        converted: description of converted weights of another framework, and the difference of the answers; empty if
+            the weights are packed unchanged.
     """
 
     path: Path
@@ -45,14 +45,14 @@ class BuiltArchive:
     converted: str = ""
 
     def show(self) -> str:
-        """Return a line that describes it, and one about converted weights."""
+        """Return a line that describes the archive, and one about converted weights."""
         facts = f"{show_size(self.size)}, {self.members} members, sha256:{self.digest[:16]}"
         converted = f"\n  {self.converted}" if self.converted else ""
         return f"{self.path}  {facts}{', up to date' if self.unchanged else ''}{converted}"
 
 
 def show_size(count: float) -> str:
-    """Return a number of bytes as people read it: ``57.5 kB``."""
+    """Return a number of bytes in a readable form: ``57.5 kB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Collect the members of an archive from its recipe: path in the archive to content."""
+"""The members of an archive, collected from its recipe: content by path in the archive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchmar.handler_names import CARRIED_PACKAGE, carried_folder
 from torchmar.recipe import Recipe, Runtime
 
 CONFIG_FILE = "model-config.yaml"
-LABELS_FILE = "index_to_name.json"  # the name that TorchServe's handlers look for
+LABELS_FILE = "index_to_name.json"  # name that TorchServe's handlers expect
 SAMPLES_FILE = "MAR-INF/SAMPLES.json"
 
 _LEFT_OUT = ("__pycache__", ".DS_Store", ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache", ".ruff_cache")
@@ -30,12 +30,12 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
 
     Args:
         recipe: a recipe whose files exist.
-        folder: what the file names of the recipe are relative to.
-        converted: the weights of the recipe, if they are a model of another framework that is converted already;
-            otherwise it is converted here.
+        folder: folder to which the recipe's file names are relative.
+        converted: converted weights of the recipe, if they are a model of another framework and were converted before;
+            None: they are converted here if necessary.
 
     Raises:
-        ArchiveError: two sources would land on one path, or a file cannot be used or converted.
+        ArchiveError: two sources have the same path, or a file cannot be used or converted.
     """
     converted = converted or converting.convert(recipe, folder)
     members: dict[str, MemberContent] = {}
@@ -43,7 +43,7 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     weights = converted.file if converted else folder / recipe.weights if recipe.weights else None
     if weights:
         _add_weights(members, weights)
-    # TorchServe installs the lock file of a runtime as it does other requirements.
+    # TorchServe installs the lock file of a runtime like other requirements.
     requirements = recipe.runtime.requirements if recipe.runtime else recipe.requirements
     for name in (recipe.model_file, requirements):
         if name:
@@ -57,7 +57,7 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     _add_samples(members, recipe, folder)
     if recipe.runtime:
         _add_runtime(members, recipe.runtime, folder)
-    # A recipe may bring a version of its own of the handlers, as one does that was made of an archive.
+    # A recipe may contain its own version of the handlers, for example one that was imported from an archive.
     brought = any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members)
     if not brought and carries(handler, members):
         members |= carried()
@@ -77,19 +77,19 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
 
 
 def _add_handler(members: dict[str, MemberContent], recipe: Recipe, folder: Path) -> str:
-    """Add the file of the handler, if it is one; return the handler as the manifest names it."""
+    """Add the file of the handler, if it has one; return the handler for the manifest."""
     module, _, function = recipe.handler.partition(":")
     handler = PurePosixPath(module).name
     if not module.endswith(".py"):
         return handler
     add(members, handler, folder / module)
-    # The spelling that torch-model-archiver knows, so that manifests look alike.
+    # Spelled as torch-model-archiver does, so that manifests are similar.
     return f"{handler.removesuffix('.py')}:{function}" if function else handler
 
 
 def _add_weights(members: dict[str, MemberContent], weights: Path) -> None:
     add(members, weights.name, weights)
-    # OpenVINO reads the tensors of model.xml in model.bin, whose name is not in the file.
+    # OpenVINO reads the tensors of model.xml from model.bin, although the file does not contain this name.
     beside = weights.with_suffix(".bin")
     if weights.suffix == ".xml" and beside.is_file():
         add(members, beside.name, beside)
@@ -115,10 +115,10 @@ def _add_samples(members: dict[str, MemberContent], recipe: Recipe, folder: Path
 
 
 def add(members: dict[str, MemberContent], path: str, source: MemberContent) -> None:
-    """Add a member; the same file, or one of the same content, may be named twice.
+    """Add a member; the same file, or one with the same content, may be added again.
 
     Raises:
-        ArchiveError: the path is another file's.
+        ArchiveError: another file has this path.
     """
     if path in members:
         if _same(members[path], source):
@@ -131,7 +131,7 @@ def add(members: dict[str, MemberContent], path: str, source: MemberContent) -> 
 
 
 def _add_runtime(members: dict[str, MemberContent], runtime: Runtime, folder: Path) -> None:
-    """Add the description of the archive's environment, and the wheels to make it of."""
+    """Add the description of the archive's environment, and its wheels."""
     document = runtime.document()
     add(members, runtimes.FILE, _json(document))
     for inside, file in files_below(folder / runtime.wheels) if runtime.wheels else ():
@@ -148,17 +148,17 @@ def _same(first: MemberContent, second: MemberContent) -> bool:
 
 
 def carries(handler: str, members: Mapping[str, MemberContent]) -> bool:
-    """Return whether an archive with this handler needs the handlers of ours inside."""
+    """Return whether an archive with this handler needs torchmar's handlers inside."""
     return handler.startswith(f"{CARRIED_PACKAGE}.") or any(map(_imports_carried, members.values()))
 
 
 def carried() -> dict[str, MemberContent]:
-    """Return the members that the package of our handlers makes."""
+    """Return the members for the package of torchmar's handlers."""
     return {f"{CARRIED_PACKAGE}/{inside}": file for inside, file in files_below(carried_folder())}
 
 
 def files_below(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield every file below ``path`` with its relative path; a file yields itself with an empty one."""
+    """Yield every file below ``path`` with its relative path; for a file, only itself, with an empty path."""
     if path.is_file():
         yield "", path
         return
@@ -185,7 +185,7 @@ def _labels(labels: str | list[str] | dict[str, str], folder: Path) -> MemberCon
 
 
 def _imports_carried(source: MemberContent) -> bool:
-    """Return whether a member is a Python file that imports the handlers archives carry."""
+    """Return whether a member is a Python file that imports the package of torchmar's handlers."""
     if not isinstance(source, Path) or source.suffix != ".py":
         return False
     try:
@@ -204,7 +204,7 @@ def _imports_carried(source: MemberContent) -> bool:
 
 
 def check_clashes(members: Mapping[str, MemberContent]) -> None:
-    """Raise ArchiveError when a path is a file of one member and a folder of another."""
+    """Raise ArchiveError if a path is a file of one member and a folder of another."""
     for path in members:
         for parent in PurePosixPath(path).parents:
             if str(parent) in members:

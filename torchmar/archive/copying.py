@@ -1,10 +1,10 @@
-"""Copy the content of a member into a file and compute its SHA-256 and CRC-32 in the same pass.
+"""Copying a member's content into a file, with its SHA-256 and CRC-32 in the same pass.
 
-Where the file system can, large content is not copied at all: both files share its blocks
-(a reflink), and it is only read to be hashed. Elsewhere it passes through memory once: while
-one chunk is hashed in a thread (hashlib and zlib release the interpreter), it is written and
-the next is read. That leaves the hash as the one thing to wait for, and was measured to be
-faster than to have the kernel copy beside it, since every byte is then fetched only once.
+If the file system supports it, large content is not copied: both files share its blocks (a
+reflink), and it is read only for the hash. Otherwise it passes through memory once: while a
+thread hashes one chunk (hashlib and zlib release the interpreter), the chunk is written and
+the next one is read. Only the hash then takes time. This was measured to be faster than a
+copy by the kernel at the same time, because every byte is read only once.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Progress = Callable[[int], None]
 """Called with the number of bytes copied since the last call."""
 
 CHUNK = 1 << 20
-_STEP = 8 << 20  # what the kernel copies at a time: Ctrl-C and progress wait for no more
+_STEP = 8 << 20  # size of a copy by the kernel, after which Ctrl-C and progress are handled
 _BUFFERS = 4
-_LARGE = 8 << 20  # below this, starting threads costs more than they save
+_LARGE = 8 << 20  # size below which threads cost more than they save
 _BLOCK = 4096
 _FICLONERANGE = 0x4020940D  # of Linux' ioctls: (descriptor, offset, length, offset in the target)
 _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
@@ -42,7 +42,7 @@ _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 
 @dataclass(frozen=True)
 class ArchiveSlice:
-    """The content of a member that stands in another file as it is, with what is known of it."""
+    """The unchanged content of a member within another file, with its known digest and checksum."""
 
     file: Path
     offset: int
@@ -52,19 +52,19 @@ class ArchiveSlice:
 
 
 MemberContent = bytes | Path | ArchiveSlice
-"""The content of a member: bytes, the file that holds them, or a part of an archive."""
+"""The content of a member: bytes, a file, or a part of an archive."""
 
 
 @dataclass(frozen=True)
 class Copied:
-    """A copy: the digest of its content in hexadecimal, and the checksum."""
+    """A copy, with the hexadecimal digest and the checksum of its content."""
 
     sha256: str
     crc: int
 
 
 def size_of(source: MemberContent) -> int:
-    """Return the number of bytes of a source."""
+    """Return the size of a source in bytes."""
     if isinstance(source, bytes):
         return len(source)
     return source.size if isinstance(source, ArchiveSlice) else source.stat().st_size
@@ -74,7 +74,7 @@ def copy(source: MemberContent, size: int, target: int, offset: int, progress: P
     """Write ``size`` bytes of ``source`` to the descriptor ``target`` at ``offset``.
 
     Raises:
-        ArchiveError: the file was changed meanwhile.
+        ArchiveError: the file was changed during the copy.
         OSError: it cannot be read, or the target cannot be written.
     """
     if isinstance(source, bytes):
@@ -107,7 +107,7 @@ def _at_once(stream: FileIO, size: int, target: int, offset: int, progress: Prog
 
 
 def _transfer(stream: FileIO, size: int, target: int, offset: int, progress: Progress) -> None:
-    """Copy without looking at the bytes."""
+    """Copy without reading the content."""
     start, done = stream.tell(), 0
     while done < size:
         wanted = min(_STEP, size - done)
@@ -118,7 +118,7 @@ def _transfer(stream: FileIO, size: int, target: int, offset: int, progress: Pro
             _write(target, data, offset + done)
             count = len(data)
         if not count:
-            break  # the file has shrunk: the caller sees it
+            break  # the file has become shorter, which the caller notices
         done += count
         progress(count)
 
@@ -155,10 +155,10 @@ def _hashing(stream: FileIO, size: int, target: int, offset: int, progress: Prog
 
 
 def _share(source: int, size: int, target: int, offset: int) -> bool:
-    """Have the target share the blocks of the source; return whether the file system can."""
+    """Let the target share the blocks of the source; return whether the file system supports it."""
     if sys.platform != "linux" or offset % _BLOCK:
         return False
-    # Whole blocks: what is left over is shorter than one, and written by hand.
+    # Only whole blocks can be shared: the rest, shorter than a block, is copied.
     whole = size - size % _BLOCK
     try:
         fcntl.ioctl(target, _FICLONERANGE, struct.pack("qQQQ", source, 0, whole, offset))
@@ -169,7 +169,7 @@ def _share(source: int, size: int, target: int, offset: int) -> bool:
 
 
 def _by_kernel(source: int, start: int, size: int, target: int, offset: int) -> int | None:
-    """Have the kernel copy up to ``size`` bytes; return how many it did, None where it cannot."""
+    """Let the kernel copy up to ``size`` bytes; return the number of copied bytes, None if it does not support it."""
     try:
         return os.copy_file_range(source, target, size, start, offset)
     except AttributeError:  # macOS

@@ -1,4 +1,4 @@
-"""Derive an archive from another: a new version, configuration or handler around the same weights."""
+"""Deriving an archive from another: a new version, configuration or handler for the same weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def derive(
 ) -> BuiltArchive:
     """Write a new version of an archive with another configuration or handler.
 
-    Uncompressed members keep their digest and are copied without being read again; members of a deflated archive are
+    Uncompressed members keep their digest and are copied without a new hash; members of a deflated archive are
     read once.
 
     Args:
@@ -45,16 +45,16 @@ def derive(
         version: the version of the new archive.
         config: keys of ``model-config.yaml`` to set; a value of None removes the key.
         config_file: a file that replaces the whole ``model-config.yaml``; ``config`` is applied to it.
-        handler: a handler that replaces that of the source, as in a recipe: a Python file, a handler of torchmar or
+        handler: handler, in place of that of the source, as in a recipe: a Python file, a handler of torchmar or
             one of TorchServe.
-        folders: folders whose files replace those below a path in the archive, by this path.
-        begin: as for `build`.
+        folders: for each path in the archive, the folder whose files replace those below the path.
+        begin: as in `build`.
 
     Returns:
         The new archive.
 
     Raises:
-        ArchiveError: the source has flaws, the version is that of the source or not a valid one, or the new
+        ArchiveError: the source has flaws, the version is that of the source or not valid, or the new
             configuration is wrong.
 
     Examples:
@@ -99,7 +99,7 @@ def derive(
 
 
 def _handler(handler: str) -> dict[str, MemberContent]:
-    """Return the member that a handler is; none where it is a module that needs no file."""
+    """Return the member for a handler's file; empty for a module that needs no file."""
     if problem := handler_names.handler_problem(handler, Path()):
         raise ArchiveError(problem[0], hint=problem[1])
     return {Path(handler).name: Path(handler)} if handler.endswith(".py") else {}
@@ -121,7 +121,7 @@ def _merged(base: bytes, changes: Mapping[str, Any], where: str) -> bytes:
     if not isinstance(config, dict):
         raise ArchiveError(f"{where}: the configuration is no mapping")
     merged = {key: value for key, value in {**config, **changes}.items() if value is not None}
-    # Only what is set here is checked; the rest of the source's configuration stays as it is.
+    # Only the new keys are checked; the rest of the source's configuration is not changed.
     pair = ("minWorkers", "maxWorkers")
     judged = {key: merged[key] for key in (*changes, *(pair if set(pair) & set(changes) else ())) if key in merged}
     try:

@@ -2,7 +2,7 @@
 
 The file has the format of coreutils' ``sha256sum`` in text mode, so that
 ``sha256sum -c MAR-INF/SHA256SUMS`` checks an extracted archive. The archive's own digest
-is the SHA-256 of this file: it names the content, whatever the archive is called.
+is the SHA-256 of this file: it identifies the content, regardless of the file's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def parse(text: bytes) -> dict[str, str]:
     """Return the digests by member name.
 
     Raises:
-        ArchiveError: a line is not as ``sha256sum`` writes it.
+        ArchiveError: a line does not have the format of ``sha256sum``.
     """
     digests = {}
     for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):

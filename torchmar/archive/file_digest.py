@@ -1,7 +1,7 @@
 """The SHA-256 of a file as a whole, which ``sha256sum`` prints.
 
-It is another one than the digest of an archive's content (`torchmar.archive.digests`): the same members in another
-form, or packed by another tool, are another file.
+It differs from the digest of an archive's content (`torchmar.archive.digests`): the same members in another form, or
+packed by another tool, are a different file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def of(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
     """Return the digest of a file, in hexadecimal.
 
     Args:
-        path: of the file.
-        cancelled: called between chunks.
+        path: path of the file.
+        cancelled: called between chunks; True ends the reading.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         InterruptedError: ``cancelled`` returned true.
     """
     digest = hashlib.sha256()
@@ -38,10 +38,10 @@ def of(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
 
 
 def parse(text: str) -> str:
-    """Return the hexadecimal digits of ``sha256:HEX``, in lower case; of an empty text, an empty one.
+    """Return the hexadecimal digits of ``sha256:HEX``, in lower case; empty for an empty text.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text has another form.
     """
     if not text:
         return ""
@@ -57,7 +57,7 @@ def show(digits: str) -> str:
 
 
 def split(url: str) -> tuple[str, str]:
-    """Return a URL without a digest at its end (``#sha256=HEX``, as pip writes it), and the digits or an empty text.
+    """Return a URL without a digest at its end (``#sha256=HEX``, as in pip), and the digits or an empty text.
 
     Raises:
         ValueError: ``#sha256=`` is not followed by 64 hexadecimal digits.

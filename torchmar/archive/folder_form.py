@@ -12,9 +12,9 @@ from torchmar.errors import ArchiveError
 
 
 def archive_folder(path: Path) -> Path:
-    """Return the folder with an archive's ``MAR-INF``: the only folder in ``path``, if only that has one, or ``path``.
+    """Return the folder with an archive's ``MAR-INF``: the only folder in ``path``, if only that has it, or ``path``.
 
-    A packed archive unpacks to such an outer folder; TorchServe loads both.
+    A packed archive can be unpacked to such an outer folder; TorchServe loads both.
     """
     if not (path / "MAR-INF").is_dir():
         content = list(path.iterdir())
@@ -26,14 +26,14 @@ def archive_folder(path: Path) -> Path:
 class FolderForm:
     """An archive as a folder.
 
-    Links are followed, as TorchServe's workers follow them: DVC and the caches of model hubs link to files elsewhere,
-    Kubernetes mounts files as links into a folder ``..data``. A link without a target is listed as a link.
+    Links are followed, as TorchServe's workers do: DVC and the caches of model hubs link to other files, and Kubernetes
+    mounts files as links into a folder ``..data``. A link without a target is listed as a link.
 
     Args:
         path: the folder.
 
     Raises:
-        ArchiveError: it has no folder MAR-INF.
+        ArchiveError: the folder does not contain MAR-INF.
     """
 
     name = "folder"
@@ -60,10 +60,10 @@ class FolderForm:
                 inside = file.relative_to(path).as_posix()
                 self.entries.append(Entry(inside, status.st_size, kind_of_mode(status.st_mode)))
                 if len(self.entries) > MAX_MEMBERS:
-                    return  # more than any archive has: links form a circle
+                    return  # no archive has as many: links form a cycle
 
     def open(self, entry: Entry) -> IO[bytes]:
-        """Open a file."""
+        """Do nothing, because no file is open."""
         return open(self._path / entry.name, "rb")
 
     def close(self) -> None:
@@ -71,12 +71,12 @@ class FolderForm:
 
 
 def _status(file: Path) -> os.stat_result | None:
-    """Return the status of a file, or of a link to nothing or to itself; None: it is there no more."""
+    """Return the status of a file, or of a link whose target does not exist; None: the file no longer exists."""
     with contextlib.suppress(OSError):
         return file.stat()
     try:
         return file.lstat()
-    except FileNotFoundError:  # renamed since it was listed, as bytecode that is being written
+    except FileNotFoundError:  # renamed after it was listed, for example bytecode
         return None
 
 

@@ -1,7 +1,7 @@
 """The forms of an archive that TorchServe reads: a zip, a ``.tar.gz``, a folder.
 
-Each form lists all entries that the archive declares, hostile ones included, and opens those that are files. Its
-contradictions are in its ``flaws``; no number that a file states about itself is trusted.
+Each form lists all entries that the archive declares, including hostile ones, and opens those that are files. Its
+``flaws`` are its contradictions; no number in a file about itself is trusted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchmar.archive.tar_form import TarForm
 from torchmar.archive.zip_form import ZipForm
 from torchmar.errors import ArchiveError
 
-_URL = re.compile(r"(https?|s3|gs|az):/")  # a path has lost one of the two slashes
+_URL = re.compile(r"(https?|s3|gs|az):/")  # one of the two slashes is lost in a path
 
 
 _OTHER_FORMS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z"}
@@ -30,9 +30,9 @@ class Form(Protocol):
 
     Attributes:
         name: ``zip``, ``tar.gz``, ``tar.gz without one folder around it`` or ``folder``.
-        entries: the members that it declares.
-        flaws: contradictions of the form itself.
-        frontend_flaws: flaws for which TorchServe's frontend rejects the archive although other readers do not.
+        entries: the declared members.
+        flaws: contradictions in the form.
+        frontend_flaws: flaws for which TorchServe's frontend rejects the archive, although other readers accept it.
     """
 
     name: str
@@ -53,7 +53,7 @@ def open_form(path: Path) -> Form:
     """Open an archive by its content, not by its name.
 
     Args:
-        path: a file or a folder.
+        path: path of a file or a folder.
 
     Raises:
         ArchiveError: it does not exist, cannot be read, or has none of the forms.
@@ -62,7 +62,7 @@ def open_form(path: Path) -> Form:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             return FolderForm(archive_folder(path))
-        if not stat.S_ISREG(mode):  # opening a pipe would block until another process writes to it
+        if not stat.S_ISREG(mode):  # a pipe would block until another process writes to it
             raise ArchiveError(f"{path} is not an archive: it is neither a file nor a folder")
         with path.open("rb") as stream:
             start = stream.read(_TAR_MARK.stop)

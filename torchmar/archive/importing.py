@@ -1,4 +1,4 @@
-"""Turn an archive back into a recipe and its files."""
+"""Importing an archive as a recipe with its files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ HEADER = "# Made of {archive} by torchmar import.\n"
 
 
 def import_archive(archive: Path, folder: Path) -> tuple[Path, list[str]]:
-    """Turn an archive into a recipe and its files in ``folder/NAME``.
+    """Write the recipe of an archive and its files to ``folder/NAME``.
 
     An archive that is built from this recipe has the same members, byte for byte, except for ``createdOn`` and
     ``archiverVersion`` in the manifest, and the list of digests.
 
     Args:
         archive: a ``.mar``, a ``.tar.gz`` or a folder.
-        folder: the folder for the recipe's own folder, usually ``archives``.
+        folder: parent folder for the recipe's folder, usually ``archives``.
 
     Returns:
         The recipe's folder, and a sentence for each part of the manifest that a recipe cannot contain.
 
     Raises:
         ArchiveError: the archive has flaws, or the recipe's folder exists.
-        RecipeError: a recipe cannot describe the archive.
+        RecipeError: a recipe cannot express the archive.
 
     Examples:
         >>> from pathlib import Path
@@ -97,7 +97,7 @@ def _recipe(source: Archive, folder: Path) -> dict[str, Any]:
 
 
 def _labels(source: Archive) -> bool:
-    # Any other JSON of that name is a file like others.
+    # Other JSON under this name is a normal file.
     try:
         return LABELS_FILE in source and isinstance(json.loads(source.read(LABELS_FILE)), dict)
     except (ValueError, RecursionError):
@@ -105,7 +105,7 @@ def _labels(source: Archive) -> bool:
 
 
 def _same_handlers(source: Archive, folder: Path) -> set[str]:
-    """Return the members that building would carry by itself, if they are what it would carry; remove them."""
+    """Return the members that a build adds by itself, if they are the same; remove their files."""
     ours = {path: file.read_bytes() for path, file in collecting.carried().items() if isinstance(file, Path)}
     prefix = f"{handler_names.CARRIED_PACKAGE}/"
     carried = {member.name for member in source.members if member.name.startswith(prefix)}

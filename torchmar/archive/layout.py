@@ -1,4 +1,4 @@
-"""Flaws in the names and kinds of an archive's members, for every form."""
+"""Flaws in the names and kinds of an archive's members, common to all forms."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Literal
 
-# Far above any model, far below what hurts: a directory of a gigabyte is an attack.
+# Far more than any model needs, far less than does harm: a directory of a gigabyte is an attack.
 MAX_MEMBERS = 100_000
 MAX_NAME = 1024
-# Weights deflate by a few percent, text by ten times; deflate itself ends at a thousand.
+# Weights shrink by a few percent when deflated, text to a tenth; the limit of deflate is a thousandth.
 _MAX_RATIO = 200
-_RATIO_FROM = 100 << 20  # bytes; below this a high ratio does no harm
+_RATIO_FROM = 100 << 20  # bytes below which a high ratio does no harm
 
 
 EntryKind = Literal["file", "folder", "link", "special"]
@@ -34,7 +34,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Flaw:
-    """A reason not to touch an archive: the member that it is about (empty: the archive) and what is wrong."""
+    """A reason to reject an archive: the member in question (empty: the archive), and the problem."""
 
     kind: Kind
     member: str
@@ -43,32 +43,32 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Entry:
-    """A member as an archive declares it; sizes in bytes."""
+    """A member as an archive declares it; sizes are in bytes."""
 
     name: str
     size: int
     kind: EntryKind = "file"
-    packed: int | None = None  # as it is stored; None where it is not compressed
-    offset: int | None = None  # of its content in the archive's file; None where that is not its bytes as they are
+    packed: int | None = None  # compressed size; None: it is not compressed
+    offset: int | None = None  # offset of its content in the archive's file; None: the content is not stored unchanged
     crc: int = 0
 
 
 def most_content(packed: int) -> int:
-    """Return how many bytes so many compressed ones may become; what becomes more is an attack."""
+    """Return the largest size of ``packed`` compressed bytes when they are extracted; more is an attack."""
     return max(_RATIO_FROM, _MAX_RATIO * packed)
 
 
 def plain_name(name: str) -> str:
-    """Return a member's name without ``.`` and empty parts; a name that is no path below a folder stays as it is."""
+    """Return a member's name without ``.`` and empty parts; a name that is no path below a folder is not changed."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
-        return name  # a flaw, which is reported by this name
+        return name  # a flaw, which is reported with this name
     plain = "/".join(part for part in parts if part not in ("", "."))
     return f"{plain}/" if name.endswith("/") and plain else plain or name
 
 
 def kind_of_mode(mode: int) -> EntryKind:
-    """Return the kind of an entry with a Unix mode; without a type in it, it is a file."""
+    """Return the kind of an entry with a Unix mode; without a type in the mode, it is a file."""
     if stat.S_ISDIR(mode):
         return "folder"
     if stat.S_ISLNK(mode):
@@ -77,7 +77,7 @@ def kind_of_mode(mode: int) -> EntryKind:
 
 
 def flaws(entries: Iterable[Entry]) -> Iterator[Flaw]:
-    """Yield what is wrong with members, judged by their names, kinds and sizes alone."""
+    """Yield the flaws of members, judged only by their names, kinds and sizes."""
     names: dict[str, Entry] = {}
     folded: dict[str, str] = {}
     folders: set[str] = set()
@@ -113,7 +113,7 @@ def flaws(entries: Iterable[Entry]) -> Iterator[Flaw]:
 
 
 def _outside(name: str) -> str:
-    """Return why a name cannot be a path below a folder; empty if it can."""
+    """Return the reason why a name cannot be a path below a folder; empty if it can."""
     parts = name.split("/")
     if not name.strip("/") or name.startswith("/") or ".." in parts:
         return "would be written outside of its folder"

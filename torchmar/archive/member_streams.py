@@ -1,4 +1,4 @@
-"""Streams of an archive's members: a part of a file as a stream, and the errors that reading damaged content raises."""
+"""Streams of an archive's members: a stream for a part of a file, and errors for damaged content."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ READ_ERRORS = (
     struct.error,
     OSError,
 )
-"""What reading a member raises when its bytes are not what the archive declares."""
+"""Exceptions from reading a member whose bytes differ from the archive's declaration."""
 
 
 class Window(io.RawIOBase):
-    """A part of a file, read as a file of its own.
+    """A part of a file, read like a separate file.
 
     Args:
         path: the file.
-        offset: where the part begins, in bytes.
-        size: how long it is, in bytes.
+        offset: start of the part in bytes.
+        size: length of the part in bytes.
     """
 
     def __init__(self, path: Path, offset: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Write an archive: deterministic, stored, sorted, atomic."""
+"""Writing an archive: deterministic, stored, sorted, atomic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchmar.errors import ArchiveError
 
 _ZIP_EPOCH = 315532800  # 1980-01-01, the earliest time that a zip can hold
 _PAGE = 4096
-_MAPPED = 64 << 10  # members from this size on start on a page: smaller ones are not worth a mapping
+_MAPPED = 64 << 10  # members from this size on start at a page; smaller ones are not worth a mapping
 
 
 def pack(
@@ -33,16 +33,16 @@ def pack(
     The same members give the same bytes on any machine: they are stored, not deflated,
     sorted by name, with one time (``SOURCE_DATE_EPOCH``, or zip's earliest) and mode 0644.
     Members of 64 KiB and more start at a multiple of 4096 bytes, so that a reader can map
-    them in place. ``MAR-INF/SHA256SUMS`` is added, after all others, since it is made of them.
+    them in place. ``MAR-INF/SHA256SUMS`` is added after all others, because it contains their digests.
 
     Args:
-        members: what to write.
-        destination: the file; its folder is made if need be.
-        progress: called with the number of bytes copied since the last call.
+        members: members by path in the archive.
+        destination: path of the file; its folder is made if necessary.
+        progress: called with the number of bytes copied since the previous call.
 
     Raises:
         ArchiveError: a file cannot be read or the archive cannot be written;
-            an archive that was there before is untouched.
+            an existing archive is then not changed.
     """
     when = _date_time()
     sums: dict[str, str] = {}
@@ -68,9 +68,9 @@ def pack(
 def pack_folder(
     members: Mapping[str, MemberContent], destination: Path, progress: Progress = lambda count: None
 ) -> BuiltArchive:
-    """Write ``members`` as files below ``destination``, a folder; TorchServe registers it without extracting.
+    """Write ``members`` as files below the folder ``destination``, which TorchServe registers without extraction.
 
-    A folder that was there is replaced as a whole. Raises ArchiveError as `pack` does.
+    An existing folder is replaced as a whole. Raises ArchiveError as `pack` does.
     """
     sums: dict[str, str] = {}
     total = 0
@@ -98,7 +98,7 @@ def pack_tgz(
 ) -> BuiltArchive:
     """Write ``members`` to a ``.tar.gz``, with one time, owner and mode for all, below ``folder`` unless it is empty.
 
-    Raises ArchiveError as `pack` does. Slower and larger in memory than a ``.mar``: gzip is one stream.
+    Raises ArchiveError as `pack` does. It is slower and larger in memory than a ``.mar``, because gzip is one stream.
     """
     import gzip
     import tarfile
@@ -122,7 +122,7 @@ def pack_tgz(
             return int(count)
 
     with _archive_errors(destination), _replacing(destination) as stream:
-        # Level 1: weights are noise to gzip, at any level. No name and no time in its header.
+        # Level 1, because gzip can hardly compress weights. No name and no time in its header.
         with (
             gzip.GzipFile("", "wb", 1, stream, 0) as zipped,
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
@@ -146,7 +146,7 @@ def pack_tgz(
 
 @contextlib.contextmanager
 def _archive_errors(destination: Path) -> Iterator[None]:
-    """Turn an OSError into an error with a remedy."""
+    """Convert an OSError to an error with a remedy."""
     try:
         yield
     except OSError as error:
@@ -160,7 +160,7 @@ def _archive_errors(destination: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replacing(destination: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``destination`` when the block ends well, and vanishes when not."""
+    """Open a file that replaces ``destination`` if the block succeeds, and is removed otherwise."""
     if destination.is_dir():
         raise ArchiveError(f"{destination} is a folder", hint="remove it, or write somewhere else")
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def _replacing(destination: Path) -> Iterator[BinaryIO]:
 
 
 def _replace_folder(part: Path, destination: Path) -> None:
-    """Put ``part`` in the place of ``destination``. No system call swaps folders everywhere: it takes two renames."""
+    """Move ``part`` to ``destination``. No portable system call swaps folders: it takes two renames."""
     if not destination.exists():
         part.rename(destination)
         return
@@ -197,7 +197,7 @@ def _stream(source: MemberContent) -> Iterator[BinaryIO]:
         yield io.BytesIO(source)
         return
     if isinstance(source, copying.ArchiveSlice):
-        # A reader that reads ahead must not get what follows the slice.
+        # A reader that reads ahead must not get data after the slice.
         with io.BufferedReader(Window(source.file, source.offset, source.size)) as stream:
             yield cast(BinaryIO, stream)
         return

@@ -1,4 +1,4 @@
-"""Open an archive: what is inside, its manifest and digest, and its extraction."""
+"""Opening an archive: its members, manifest, digest, and extraction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torchmar.errors import ArchiveError
 from torchmar.recipe import Runtime, Sample
 
 _CHUNK = 1 << 20
-_SMALL = 16 << 20  # what is read whole into memory: manifests, configurations, handlers
+_SMALL = 16 << 20  # limit for members that are read into memory: manifests, configurations, handlers
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Member:
     """A file in an archive.
 
     Attributes:
-        name: its path in the archive.
-        size: its bytes when extracted.
+        name: path in the archive.
+        size: size in bytes when extracted.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Member:
 class Archive:
     """An open archive: a ``.mar`` of torchmar or torch-model-archiver, a ``.tar.gz`` or a folder; a context manager.
 
-    Nothing of the archive is run.
+    No code of the archive is run.
 
     Args:
         path: the file or folder.
-        allow_flaws: whether to open an archive with serious flaws. They are in ``flaws``, and the members with flaws
-            are not among ``members``.
+        allow_flaws: whether to open an archive with serious flaws. They are in ``flaws``, and members with flaws
+            are not in ``members``.
 
     Raises:
         ArchiveError: the file does not exist, is no archive, or has flaws and ``allow_flaws`` is not set.
@@ -70,7 +70,7 @@ class Archive:
         self.path = path
         self._form = open_form(path)
         self.flaws = [*self._form.flaws, *layout.flaws(self._form.entries)]
-        # Members that differ only in case are separate files, unless the file system at extraction ignores case.
+        # Members that differ only in case are separate files, unless the file system of the extraction ignores case.
         serious = [flaw for flaw in self.flaws if flaw.kind is not layout.Kind.CASE]
         if serious and not allow_flaws:
             self.close()
@@ -99,11 +99,11 @@ class Archive:
         return name in self._entries
 
     def _leave_out_bytecode(self) -> None:
-        """Leave out what a Python that imported the archive's modules has written beside them, unless it is listed."""
+        """Leave out bytecode that a Python has written beside imported modules of the archive, unless it is listed."""
         bytecode = [name for name in self._entries if PurePosixPath(name).parent.name == "__pycache__"]
         try:
             listed = self.listed if bytecode else {}
-        except ArchiveError:  # who asks for the digests reads of it
+        except ArchiveError:  # a caller that needs the digests gets the error
             listed = {}
         for name in bytecode:
             if name not in listed:
@@ -116,12 +116,12 @@ class Archive:
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of every member when extracted."""
+        """Size in bytes of every member when extracted."""
         return {name: entry.size for name, entry in self._entries.items()}
 
     @property
     def frontend_flaws(self) -> list[layout.Flaw]:
-        """Flaws for which TorchServe's frontend rejects the archive although other readers do not."""
+        """Flaws for which TorchServe's frontend rejects the archive, although other readers accept it."""
         return self._form.frontend_flaws
 
     @property
@@ -131,7 +131,7 @@ class Archive:
 
     @property
     def deflated(self) -> bool:
-        """Whether members are compressed, so that they cannot be mapped or copied as they are."""
+        """Whether members are compressed, so that they cannot be mapped or copied unchanged."""
         return any(entry.packed is not None for entry in self._entries.values())
 
     @cached_property
@@ -143,25 +143,25 @@ class Archive:
 
     @cached_property
     def listed(self) -> dict[str, str]:
-        """The digests that ``SHA256SUMS`` lists by member; empty where there is none."""
+        """The digests in ``SHA256SUMS``, by member; empty if there are none."""
         return digests.parse(self.read(digests.PATH)) if digests.PATH in self else {}
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of the archive's ``SHA256SUMS``, computed where the archive has none."""
+        """The SHA-256 of the archive's ``SHA256SUMS``, which is computed if the archive has none."""
         return digests.archive_digest(
             self.read(digests.PATH) if digests.PATH in self else digests.show(self._actual_digests())
         )
 
     @property
     def config_text(self) -> str:
-        """The text of the file that the manifest names as its configuration; empty without one."""
+        """The text of the manifest's configuration file; empty if there is none."""
         name = self.manifest.model.config_file
         return self.read(name).decode("utf-8", "replace") if name else ""
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration's keys; TorchServe's own types are not checked here."""
+        """The keys of the configuration; the types that TorchServe expects are not checked."""
         try:
             config = yaml.safe_load(self.config_text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -169,7 +169,7 @@ class Archive:
         return config if isinstance(config, dict) else {}
 
     def number(self, key: str, default: float) -> float:
-        """Return a key of the configuration that is a positive number, as it should be, or the default.
+        """Return the value of a key if it is a positive number, otherwise the default.
 
         Args:
             key: a key of ``model-config.yaml``, such as ``batchSize``.
@@ -183,7 +183,7 @@ class Archive:
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples that the archive carries."""
+        """The samples inside the archive."""
         if SAMPLES_FILE not in self:
             return []
         try:
@@ -193,7 +193,7 @@ class Archive:
 
     @property
     def runtime(self) -> Runtime | None:
-        """The environment that the archive asks for; None: it has none of its own."""
+        """The environment that the archive requires; None: it requires none of its own."""
         try:
             return runtime.parse(self.read(runtime.FILE), self.sizes) if runtime.FILE in self else None
         except ArchiveError as error:
@@ -209,13 +209,13 @@ class Archive:
             The stream, open for reading; the caller closes it.
 
         Raises:
-            ArchiveError: there is no such member, or it cannot be opened.
+            ArchiveError: the archive has no such member, or it cannot be opened.
         """
         entry = self._entries.get(name)
         if entry and entry.offset is not None:
             return cast(BinaryIO, io.BufferedReader(Window(self.path, entry.offset, entry.size)))
         with self.stream(name) as content:
-            # Seeking backwards in a deflated stream would inflate it from its start again.
+            # Seeking backwards in a deflated stream would inflate it again from its start.
             size = self._entries[name].size
             if size > shutil.disk_usage(tempfile.gettempdir()).free:
                 raise ArchiveError(f"{self.path}: {name} needs {size} bytes; {tempfile.gettempdir()} has less left")
@@ -234,7 +234,7 @@ class Archive:
             The stream, open for reading; the caller closes it.
 
         Raises:
-            ArchiveError: there is no such member, or it cannot be opened.
+            ArchiveError: the archive has no such member, or it cannot be opened.
         """
         if name not in self:
             raise ArchiveError(f"{self.path} has no {name}")
@@ -255,7 +255,7 @@ class Archive:
             All bytes of the member.
 
         Raises:
-            ArchiveError: there is no such member, it is larger than 16 MiB, or its bytes are damaged.
+            ArchiveError: the archive has no such member, it is larger than 16 MiB, or its bytes are damaged.
         """
         with self.stream(name) as content:
             if self._entries[name].size > _SMALL:
@@ -263,7 +263,8 @@ class Archive:
             return content.read(_SMALL)
 
     def source(self, name: str, scratch: Path) -> MemberContent:
-        """Return a member as content to pack: a slice of the archive if stored and listed, else a copy in ``scratch``.
+        """Return a member as content to pack: a slice of the archive if stored and listed, otherwise a copy in
+        ``scratch``.
 
         Args:
             name: the path of the member in the archive.
@@ -273,7 +274,7 @@ class Archive:
             The slice, or the path of the copy.
 
         Raises:
-            ArchiveError: its bytes are damaged.
+            ArchiveError: the bytes of the member are damaged.
         """
         entry = self._entries[name]
         if entry.offset is not None and name in self.listed:
@@ -283,20 +284,20 @@ class Archive:
         return file
 
     def mismatched(self) -> list[str]:
-        """Return the members whose bytes are not those that ``SHA256SUMS`` lists, and those it does not list."""
+        """Return the members whose bytes differ from ``SHA256SUMS``, and those that are not listed in it."""
         if digests.PATH not in self:
             return []
         actual = self._actual_digests()
         return sorted(name for name in {*self.listed, *actual} if self.listed.get(name) != actual.get(name))
 
     def extract(self, folder: Path) -> None:
-        """Write every member below ``folder``, which must be new or empty; all of them or nothing.
+        """Write every member below ``folder``, which must be new or empty; all of them, or none after an error.
 
         Args:
             folder: the target; it is created if it does not exist.
 
         Raises:
-            ArchiveError: the folder has content, a member is damaged, or the disk has no room.
+            ArchiveError: the folder is not empty, a member is damaged, or the disk is too small.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArchiveError(f"{folder} exists already", hint="extract into a new or an empty folder")
@@ -330,7 +331,7 @@ class Archive:
             raise self._damaged(name, f"it has not the {entry.size} bytes that it declares")
 
     def sha256(self, name: str) -> str:
-        """Return the SHA-256 of a member's bytes, in hexadecimal; reads them all, and so checks them.
+        """Return the SHA-256 of a member's bytes, in hexadecimal; this reads them all, and so checks them.
 
         Args:
             name: the path of the member in the archive.
@@ -339,7 +340,7 @@ class Archive:
             64 hexadecimal digits.
 
         Raises:
-            ArchiveError: they are damaged, or not as many as declared.
+            ArchiveError: the bytes are damaged, or their number is not the declared one.
         """
         digest, size = digests.new(), 0
         with self.stream(name) as content:

@@ -1,4 +1,4 @@
-"""Copy an archive under another model name: its manifest changes, and nothing else."""
+"""Copying an archive under another model name; only its manifest changes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 def copy_archive(
     archive: Path, destination: Path, *, name: str = "", begin: Begin = lambda name, total: lambda count: None
 ) -> BuiltArchive:
-    """Write an archive again: as a ``.mar``, or as a ``.tar.gz`` without a folder around its content.
+    """Write an archive again, as a ``.mar``, or as a ``.tar.gz`` without a folder around its content.
 
-    The same archive gives the same bytes. Uncompressed members keep their digest and are copied without being read
-    again.
+    The same archive gives the same bytes. Uncompressed members keep their digest and are copied without a new
+    hash.
 
     Args:
         archive: the source: a ``.mar``, a ``.tar.gz`` or a folder.
-        destination: the file; its suffix is that of its form.
-        name: of the model, in place of the archive's; empty: the archive's.
-        begin: as for `build`.
+        destination: path of the new file; its suffix determines the form.
+        name: name of the model, in place of the archive's; empty: the archive's.
+        begin: as in `build`.
 
     Raises:
-        ArchiveError: the source has flaws, the name is not one, or the file cannot be written.
+        ArchiveError: the source has flaws, the name is not valid, or the file cannot be written.
     """
     if name and not manifest.is_name(name):
         raise ArchiveError(f"{name!r} cannot be the name of a model", hint="letters, digits, '.', '_' and '-'")

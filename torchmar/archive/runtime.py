@@ -1,4 +1,4 @@
-"""``MAR-INF/RUNTIME.json``: the environment that an archive asks for, as a value."""
+"""``MAR-INF/RUNTIME.json``: the environment that an archive requires, as a value."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FILE = "MAR-INF/RUNTIME.json"
 
 
 def parse(data: bytes, members: Collection[str]) -> Runtime:
-    """Return the environment that ``data`` describes.
+    """Return the environment in ``data``.
 
     Args:
         data: the content of the file.
-        members: the names of the archive's members; the file names that the description has are among them.
+        members: names of the archive's members, which must include the file names in the description.
 
     Raises:
-        ArchiveError: it is not the description of an environment, or names a file that the archive does not have.
+        ArchiveError: it is no description of an environment, or names a file that the archive does not have.
     """
     try:
         runtime = Runtime.model_validate_json(data)

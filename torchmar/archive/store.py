@@ -12,10 +12,10 @@ from torchmar.errors import ArchiveError, TorchmarError
 
 
 def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
-    """Return the archives of a model store, by name and then from the oldest version to the newest.
+    """Return the archives in a model store, by name, then from the oldest version to the newest.
 
     Args:
-        store: a folder.
+        store: folder of the model store.
         names: only the archives of these models; None: all, including those that cannot be opened.
 
     Raises:
@@ -29,7 +29,7 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
             with Archive(path) as archive:
                 archives.append((archive.manifest.name, order(archive.manifest.version), path))
         except TorchmarError:
-            if names is None:  # loading it reports the error
+            if names is None:  # loading the archive reports the error
                 archives.append((path.name, order(""), path))
     known = {name for name, _, _ in archives}
     for name in names or ():
@@ -42,10 +42,10 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether an entry of a model store is an archive by its name, or a folder with ``MAR-INF``.
+    """Return whether an entry of a model store is an archive: by its name, or a folder with ``MAR-INF``.
 
-    Names are those that TorchServe loads with ``load_models=all``; hidden entries are none. TorchServe tries all other
-    folders, too, in vain.
+    The names are those that TorchServe loads with ``load_models=all``, without hidden entries. TorchServe also tries
+    all other folders, without success.
     """
     if path.name.startswith("."):
         return False
@@ -55,7 +55,7 @@ def is_archive(path: Path) -> bool:
 
 
 def order(version: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts versions as people read them: 1.9 before 1.10, 2.0rc1 before 2.0."""
+    """Return a sort key for versions in their usual order: 1.9 before 1.10, 2.0rc1 before 2.0."""
     parts = re.findall(r"\d+|[A-Za-z]+", version.split("+")[0])
     key = [(2, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
     return [*key, (1, 0, version)]

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _BLOCK = 512
-# Names and attributes of a member, far above any: tarfile reads them whole into memory.
+# Limit for the names and attributes of a member, which tarfile reads into memory; far above real ones.
 _MAX_HEADERS = 1 << 20
-#: What reading a damaged or hostile file raises.
+#: Exceptions from reading a damaged or hostile file.
 TAR_ERRORS = (tarfile.TarError, *READ_ERRORS)
 
 
 def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield the members of a ``.tar.gz`` in their order; the content of each can be read until the next.
+    """Yield the members of a ``.tar.gz`` in order; the content of each can be read until the next.
 
-    tarfile by itself takes a damaged header, or a tar that ends too early, for the end.
+    tarfile itself would treat a damaged header, or a premature end of the tar, as its end.
 
     Args:
         path: the file.
 
     Raises:
-        tarfile.TarError: the tar is cut off or damaged, or a member has megabytes of names and attributes.
+        tarfile.TarError: the tar is truncated or damaged, or a member has megabytes of names and attributes.
         OSError: the file cannot be read.
     """
     with gzip.open(path) as unzipped:
         bounded = _BoundedReader(unzipped)
         with _CompleteTar.open(fileobj=cast(IO[bytes], bounded), mode="r|") as archive:
             for info in archive:
-                if info.size < 0:  # it would lower the sum of all sizes, which is limited
+                if info.size < 0:  # it would reduce the sum of all sizes, which is limited
                     raise tarfile.ReadError("a member has a negative size")
                 bounded.left = info.size + _MAX_HEADERS
                 yield archive, info
@@ -50,14 +50,14 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 
 class _BoundedReader:
-    """The content of a gzip stream, up to a number of bytes that grows with the members that were read."""
+    """The content of a gzip stream, limited to a number of bytes that grows with the members that were read."""
 
     def __init__(self, stream: gzip.GzipFile) -> None:
         self._stream = stream
         self.left = _MAX_HEADERS
 
     def read(self, size: int) -> bytes:
-        """Read up to ``size`` bytes. Raises tarfile.ReadError if more are read than names and attributes need."""
+        """Read up to ``size`` bytes. Raises tarfile.ReadError if names and attributes are too large."""
         content = self._stream.read(size)
         self.left -= len(content)
         if self.left < 0:
@@ -66,7 +66,7 @@ class _BoundedReader:
 
 
 class _CompleteTar(tarfile.TarFile):
-    """A tar that knows whether its end was read."""
+    """A tar that records whether its end was read."""
 
     has_end = False
 
@@ -74,7 +74,7 @@ class _CompleteTar(tarfile.TarFile):
 class _Member(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, archive: Any) -> Self:
-        """Read the header of the next member; note the end."""
+        """Read the header of the next member; record the end."""
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
@@ -86,17 +86,17 @@ _CompleteTar.tarinfo = _Member
 
 
 class TarForm:
-    """A ``.tar.gz``, unpacked to a temporary folder: a gzip stream can be read only from its start.
+    """A ``.tar.gz``, unpacked to a temporary folder, because a gzip stream can only be read from its start.
 
-    torch-model-archiver puts everything below a folder with the model's name, and TorchServe cuts off the
-    outermost folder of every name, be it ``.``, and whether or not it is the same for all. Names are listed without it.
+    torch-model-archiver puts everything below a folder with the model's name, and TorchServe removes the outermost
+    folder from every name, even if it is ``.``, and even if names differ in it. Names are listed without it.
 
     Args:
         path: the file.
 
     Raises:
-        ArchiveError: it is damaged.
-        OSError: it cannot be read, or the temporary folder cannot be written.
+        ArchiveError: the file is damaged.
+        OSError: the file cannot be read, or the temporary folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,14 +129,14 @@ class TarForm:
                     what = f"it has more than {MAX_MEMBERS} members"
                 self.flaws.append(Flaw(Kind.BOMB, info.name, what))
                 break
-            file = self._folder / str(number)  # the name in the archive is not trusted with the disk
+            file = self._folder / str(number)  # the name from the archive is not used on the disk
             if info.isfile() and (content := archive.extractfile(info)):
                 with file.open("wb") as stream:
                     shutil.copyfileobj(content, stream, _CHUNK)
             read.append((info.name, info, file))
         names = {name: _without_outermost(name) for name, _, _ in read}
         if "MAR-INF/MANIFEST.json" not in names.values():
-            # TorchServe would find no manifest; the content can be listed all the same.
+            # TorchServe would find no manifest; but the content can be listed.
             self.name = "tar.gz without one folder around it"
             read = [(name.removeprefix("./"), info, file) for name, info, file in read]
             top = _outermost(name for name, _, _ in read)
@@ -162,12 +162,12 @@ class TarForm:
 
 def _without_outermost(name: str) -> str:
     if name.startswith("/") or ".." in name.split("/"):
-        return name  # a flaw, which is reported by this name
+        return name  # a flaw, which is reported with this name
     return name.partition("/")[2] if "/" in name else name
 
 
 def _outermost(names: Iterable[str]) -> str:
-    """Return the folder, ``model/``, that all names begin with and that has the manifest; empty without one."""
+    """Return the folder, ``model/``, that all names start with and that has the manifest; empty if there is none."""
     present = set(names)
     tops = {name.partition("/")[0] for name in present}
     top = f"{tops.pop()}/" if len(tops) == 1 else ""

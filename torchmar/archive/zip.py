@@ -1,8 +1,8 @@
-"""Write a zip of stored members whose sizes are known beforehand.
+"""Writing a zip of stored members whose sizes are known in advance.
 
-The standard library's writer checksums what it writes in the thread that writes it, and puts
-content wherever the header ends. Here the caller copies and checksums the content,
-and starts where a reader can map it. Format: PKWARE's APPNOTE 6.3.10, with Zip64 where a
+The standard library's writer computes checksums in the thread that writes, and puts content
+directly after the header. Here the caller copies content and computes checksums,
+and content starts where a reader can map it. Format: PKWARE's APPNOTE 6.3.10, with Zip64 if a
 size, an offset or the number of members needs it.
 """
 
@@ -17,7 +17,7 @@ _UTF8 = 1 << 11
 _UNIX = 3 << 8
 _MODE = 0o100644 << 16
 _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
-# Padding in a local header's extra field, under the number that Android's zipalign uses for it.
+# Padding in a local header's extra field, with the field number that Android's zipalign uses.
 _PADDING = 0xD935
 _ZIP64 = 0x0001
 
@@ -35,7 +35,7 @@ class _Member:
 
 
 class ZipWriter:
-    """A zip that is written from its start to its end to a file descriptor.
+    """A zip that is written sequentially to a file descriptor.
 
     Args:
         descriptor: an empty file, open for writing.
@@ -51,11 +51,11 @@ class ZipWriter:
         self._members: list[_Member] = []
 
     def begin(self, name: str, size: int, alignment: int = 1) -> int:
-        """Start a member of ``size`` bytes; return the offset that its content is to be written at."""
+        """Start a member of ``size`` bytes; return the offset for its content."""
         member = _Member(name.encode(), size, self._position)
         self._members.append(member)
         plain = len(self._local_header(member, 0)) + self._position
-        # Padding has six bytes of its own, so that it may need one unit more.
+        # The padding's field header has six bytes, so that one more unit may be needed.
         padding = -(plain + 6) % alignment if plain % alignment else -6
         header = self._local_header(member, padding + 6, alignment)
         self._write(header)
@@ -63,7 +63,7 @@ class ZipWriter:
         return self._position - size
 
     def end(self, crc: int) -> None:
-        """Note the checksum of the member that was begun last."""
+        """Record the checksum of the member that was started last."""
         member = self._members[-1]
         member.crc = crc
         os.pwrite(self._descriptor, struct.pack("<I", crc), member.header + 14)

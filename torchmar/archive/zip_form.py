@@ -13,7 +13,7 @@ from torchmar.archive.layout import MAX_MEMBERS, Entry, Flaw, Kind, kind_of_mode
 from torchmar.archive.member_streams import READ_ERRORS
 from torchmar.errors import ArchiveError
 
-_MAX_DIRECTORY = 64 << 20  # bytes of a zip's directory: 100,000 members with long names
+_MAX_DIRECTORY = 64 << 20  # limit of a zip's directory: that of 100,000 members with long names
 _CHUNK = 1 << 20
 _LOCAL_HEADER, _END, _END64_LOCATOR = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07"
 
@@ -30,14 +30,14 @@ class _Extent:
 class ZipForm:
     """A zip.
 
-    TorchServe's frontend reads the local entries one after another, most other programs read the directory: an archive
-    in which these differ has other members for each, and all differences are flaws.
+    TorchServe's frontend reads the local entries one after another, but most other programs read the directory: if the
+    two differ, the archive has other members for each kind of reader. Therefore all differences are flaws.
 
     Args:
         path: the file.
 
     Raises:
-        ArchiveError: it is no zip, or its directory cannot be read.
+        ArchiveError: the file is no zip, or its directory cannot be read.
     """
 
     name = "zip"
@@ -60,7 +60,7 @@ class ZipForm:
                 what = "the file does not begin with a member, where TorchServe's frontend begins to read"
                 self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, "", what))
             infos = self._zip.infolist()
-            if len(infos) > MAX_MEMBERS:  # reading the members takes longer than it takes to send them
+            if len(infos) > MAX_MEMBERS:  # reading the members would take longer than sending them
                 self.flaws.append(Flaw(Kind.BOMB, "", f"it has more than {MAX_MEMBERS} members"))
                 return
             extents = sorted(
@@ -82,7 +82,7 @@ class ZipForm:
 
     def _read(self, stream: IO[bytes], info: zipfile.ZipInfo) -> _Extent:
         """Add a member to the entries, compare its local header with the directory, and return its bytes' extent."""
-        # The name with everything that zipfile cuts off at a NUL: a reader in C would see another.
+        # The whole name, which zipfile cuts off at a NUL: a reader in C would see another name.
         name = info.orig_filename
         mode = info.external_attr >> 16 if info.create_system == 3 else 0
         start, end = self._compare_header(stream, info)
@@ -117,7 +117,7 @@ class ZipForm:
         start = info.header_offset + 30 + name_length + extra_length
         if _decoded(raw_name, flags) != name:
             self._inconsistent(name, "is called otherwise in its local header")
-        # With bit 3 the local header leaves these for later; with Zip64 they stand in its extra field.
+        # With bit 3, these values follow the content; with Zip64 they are in the extra field.
         has_sizes = not flags & 8 and 0xFFFFFFFF not in (packed, size)
         if has_sizes and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
             self._inconsistent(name, "has another size or checksum in its local header")
@@ -131,7 +131,7 @@ class ZipForm:
         return start, start + info.compress_size
 
     def _compare_extents(self, stream: IO[bytes], extents: list[_Extent]) -> None:
-        """Add a flaw for members that share bytes, and for local entries that the directory does not list."""
+        """Add flaws for members that share bytes, and for local entries that are not in the directory."""
         directory = _Extent(self._zip.start_dir, self._zip.start_dir, "")
         before = _Extent(0, 0, "")
         for extent in (*extents, directory):
@@ -150,7 +150,7 @@ class ZipForm:
 
 
 def _local_names(stream: IO[bytes], start: int, end: int) -> Iterator[str]:
-    """Yield the names of local entries between two offsets of the file; members lie elsewhere."""
+    """Yield the names of local entries between two offsets of the file, where no members should be."""
     position, overlap = start, len(_LOCAL_HEADER) - 1
     while position < end:
         stream.seek(position)
@@ -166,15 +166,15 @@ def _local_names(stream: IO[bytes], start: int, end: int) -> Iterator[str]:
 
 
 def _decoded(raw_name: bytes, flags: int) -> str:
-    """Return a name as it stands in a header, by bit 11 of the header's flags."""
+    """Return a name from a header, decoded by bit 11 of the header's flags."""
     return raw_name.decode("utf-8" if flags & 0x800 else "cp437", "replace")
 
 
 def _declared_members(stream: IO[bytes], size: int) -> int:
-    """Return how many members a zip's end record declares.
+    """Return the number of members in a zip's end record.
 
     Raises:
-        zipfile.BadZipFile: there is no end record, or the directory is too large to be read: zipfile takes all of it
+        zipfile.BadZipFile: there is no end record, or the directory is too large: zipfile reads all of it
             into memory.
     """
     stream.seek(max(0, size - (1 << 16) - 22 - 20))

@@ -1,4 +1,4 @@
-"""The cache of conversions: a folder for each, by the digest of all that it depends on."""
+"""The cache of conversions: one folder for each, named by the digest of all its inputs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from typing import Any
 import torchmar
 from torchmar.errors import ArchiveError
 
-_KEPT = 30 * 24 * 3600.0  # seconds that a conversion is kept after its last use
+_KEPT = 30 * 24 * 3600.0  # seconds for which a conversion is kept after its last use
 _CHUNK = 1 << 20
 
 
 def root() -> Path:
-    """Return the folder of conversions; a temporary one if it cannot be written."""
+    """Return the folder of conversions; a temporary folder if it is not writable."""
     return _folder("converted")
 
 
 def instructions() -> Path:
-    """Return the folder of what torch has found out about compilers; a temporary one if it cannot be written."""
+    """Return the folder with torch's results about compilers; a temporary folder if it is not writable."""
     return _folder("instructions")
 
 
@@ -46,12 +46,12 @@ def _folder(name: str) -> Path:
 
 
 def key(source: Path, job: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    """Return the digest of all that a conversion depends on.
+    """Return the digest of all inputs of a conversion.
 
     Args:
         source: the model.
-        job: of the process that converts it.
-        versions: of the packages that convert it.
+        job: job for the process of the conversion.
+        versions: versions of the packages that the conversion uses.
 
     Raises:
         ArchiveError: the model cannot be read.
@@ -73,7 +73,7 @@ def key(source: Path, job: Mapping[str, Any], versions: Mapping[str, str]) -> st
 
 
 def load(entry: Path) -> dict[str, Any] | None:
-    """Return the record of a conversion; None if there is none, or a file of it is damaged."""
+    """Return the record of a conversion; None if there is none, or if one of its files is damaged."""
     try:
         record = json.loads((entry / "record.json").read_bytes())
         if any((entry / name).stat().st_size != size for name, size in record["files"].items()):
@@ -85,11 +85,11 @@ def load(entry: Path) -> dict[str, Any] | None:
 
 
 def store(entry: Path, convert: Callable[[Path, Path], dict[str, Any]]) -> dict[str, Any]:
-    """Store a conversion; old ones are removed.
+    """Store a conversion; remove old ones.
 
     Args:
-        entry: its folder.
-        convert: writes files into the folder that is its first argument, and returns their record; the second one is an
+        entry: folder of the conversion.
+        convert: writes files into its first argument, a folder, and returns their record; its second argument is an
             empty folder for its process.
 
     Raises:
@@ -117,7 +117,7 @@ def store(entry: Path, convert: Callable[[Path, Path], dict[str, Any]]) -> dict[
 
 
 def _prune(root: Path) -> None:
-    """Remove conversions that were not used for a month, and what a killed process left."""
+    """Remove conversions that were not used for a month, and files of killed processes."""
     for entry in root.iterdir():
         try:
             if time.time() - entry.stat().st_mtime > _KEPT:

@@ -1,4 +1,4 @@
-"""The conversion of a model when an archive is built: which converter, in which process, with which result."""
+"""The conversion of a model when an archive is built: the choice of the converter, its process and its result."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from torchmar.recipe import Recipe
 
 @dataclass(frozen=True)
 class _Converter:
-    """A way of conversion.
+    """A converter for a kind of models.
 
     Args:
-        source: what is converted, in words that follow "is".
-        module: of this package, which a process of its own runs.
-        needs: the packages of this process.
-        compares_with: packages that it uses if they are there.
-        suffix: of the result.
-        note: what to know about packages on the server.
+        source: kind of the source, in words that follow "is".
+        module: module of this package, which runs in a separate process.
+        needs: packages that the process needs.
+        compares_with: packages that the process uses if they are installed.
+        suffix: suffix of the result.
+        note: note about packages on the server.
     """
 
     source: str
@@ -56,12 +56,12 @@ class Conversion:
     """A converted model.
 
     Attributes:
-        source: the model's own file.
-        file: the converted one; `files` are all.
-        difference: the largest between the answers of both, relative to the largest output, or to 1.
-        random: the number of random inputs that they were compared on.
-        samples: the number of samples of the recipe that they were compared on.
-        notes: what else differs.
+        source: file of the original model.
+        file: converted file; `files` has all files.
+        difference: largest difference between the answers of both, relative to the largest output, or to 1.
+        random: number of random inputs in the comparison.
+        samples: number of samples of the recipe in the comparison.
+        notes: other differences.
     """
 
     source: Path
@@ -73,12 +73,12 @@ class Conversion:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The converted file, and the file beside it that has the weights of a model of OpenVINO."""
+        """The converted file, and for a model of OpenVINO the file with its weights."""
         beside = self.file.with_suffix(".bin")
         return (self.file, beside) if self.file.suffix == _TENSORFLOW.suffix and beside.is_file() else (self.file,)
 
     def show(self) -> str:
-        """Return a line that describes it."""
+        """Return a line that describes the conversion."""
         count = f"{self.random} random inputs" + (f" and {self.samples} samples" * bool(self.samples))
         difference = f"largest difference {self.difference:.1e} on {count}"
         return f"{self.file.name} of {self.source.name}: {'; '.join([difference, *self.notes])}"
@@ -87,14 +87,14 @@ class Conversion:
 def convert(recipe: Recipe, folder: Path) -> Conversion | None:
     """Convert the weights of a recipe if they are a model of Keras or TensorFlow; return None for others.
 
-    A handler that has nothing of ``torchmar_handlers`` loads what it likes, and gets the file itself.
+    A handler that does not use ``torchmar_handlers`` loads weights itself, and gets the original file.
 
     Args:
         recipe: its weights, handler and samples.
-        folder: what the file names of the recipe are relative to.
+        folder: folder to which the recipe's file names are relative.
 
     Raises:
-        ArchiveError: the model cannot be converted, or what converts it is not installed.
+        ArchiveError: the model cannot be converted, or a package for the conversion is not installed.
     """
     if recipe.weights is None or recipe.model_file:
         return None
@@ -118,13 +118,13 @@ def convert(recipe: Recipe, folder: Path) -> Conversion | None:
 
 
 def convert_file(source: Path) -> Conversion:
-    """Convert a model of Keras or TensorFlow as it is, for no handler.
+    """Convert a model of Keras or TensorFlow without the requirements of a handler.
 
     Args:
-        source: for which `is_keras` or `is_tensorflow` is true.
+        source: model for which `is_keras` or `is_tensorflow` is true.
 
     Raises:
-        ArchiveError: as `convert` does.
+        ArchiveError: for the reasons of `convert`.
     """
     converter = _KERAS if is_keras(source) else _TENSORFLOW
     return _converted(source, converter, {"channels_first": False, "drop_activations": [], "samples": []})
@@ -154,16 +154,16 @@ def _versions(source: Path, converter: _Converter) -> dict[str, str]:
             hint=f"pip install {' '.join(missing)}; {converter.note}",
         )
     found = [*converter.needs, *(name for name in converter.compares_with if importlib.util.find_spec(name))]
-    # Empty for tensorflow in a package of another name, such as tensorflow-cpu.
+    # Empty if tensorflow is installed by a package with another name, such as tensorflow-cpu.
     return {name: installed_version(name) for name in found}
 
 
 def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any], converter: _Converter) -> dict[str, Any]:
-    """Run the conversion in a process of its own, in an empty folder, so that it imports no file of the user's."""
+    """Run the conversion in a separate process in an empty folder, so that it imports no file of the user."""
     document = {**job, "source": str(source.absolute()), "target": str(target)}
     environment = {
         "KERAS_BACKEND": "torch",
-        "KERAS_HOME": str(work),  # the same settings for every user
+        "KERAS_HOME": str(work),  # so that all users have the same settings
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "",  # a program made on the CPU runs on every device
         "PYTHONHASHSEED": "0",

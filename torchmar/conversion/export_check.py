@@ -1,6 +1,6 @@
 """A process that compares exported models with their source: ``python -m torchmar.conversion.export_check``.
 
-It loads them with the handlers' own loader, as a worker does, and has nothing of their source.
+It loads them with the handlers' own loader, as a worker does, but without their source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchmar.conversion.exporters import cases, failure
 from torchmar.conversion.exporters.model import tensors
 from torchmar.conversion.process import Rejected, gap, main
 
-# Of the largest output, or of 1, by the type that the source computes with.
+# Tolerances relative to the largest output, or to 1, by the type in which the source computes.
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -29,8 +29,8 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
         job: ``cases`` (the file) and ``targets``: ``to``, ``path`` and ``bounds`` of the dimensions of each.
 
     Returns:
-        By target: ``difference`` (the largest), ``compared`` (the number of cases) and ``sizes`` of the dimensions that
-        were compared; or ``message`` of a rejection.
+        For each target: ``difference`` (the largest), ``compared`` (the number of cases) and ``sizes`` (those of each
+        dimension that were compared); or the ``message`` of its rejection.
     """
     compared = cases.load(Path(job["cases"]))
     results: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def _compare(path: Path, compared: Sequence[cases.Case], bounds: Mapping[str, An
         if not within:
             raise Rejected("the example is not within the sizes that it takes")
         largest = 0.0
-        # The first one again: what an answer leaves in the model must not change the next.
+        # Then the first case again: state that an answer leaves in the model must not change the next answer.
         for case in (*within, within[0]):
             largest = max(largest, _difference(model, case))
     sizes = {name: sorted({case.sizes[name] for case in within}) for name in within[0].sizes}
@@ -66,12 +66,12 @@ def _difference(model: torch.nn.Module, case: cases.Case) -> float:
     """Return the largest difference of a case.
 
     Raises:
-        Rejected: it is too large.
+        Rejected: the difference is too large.
     """
     try:
         with torch.no_grad():
             actual = tensors(model(*case.inputs))
-    except Exception as error:  # whatever the model, or what runs it, raises
+    except Exception as error:  # any exception of the model, or of its runtime
         raise Rejected(f"it does not take {case.name}, which its source takes: {failure.reason(error)}") from None
     shapes = [[tuple(tensor.shape) for tensor in answer] for answer in (case.expected, actual)]
     if shapes[0] != shapes[1]:

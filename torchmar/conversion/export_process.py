@@ -1,6 +1,6 @@
 """A process that writes a model in other formats: ``python -m torchmar.conversion.export_process``.
 
-It loads the model as a worker does, and answers the cases that `torchmar.conversion.export_check` compares.
+It loads the model as a worker does, and computes its answers for `torchmar.conversion.export_check`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from torchmar.conversion.exporters.model import Axes, Example, Model, input_name
 from torchmar.conversion.exporters.program import bounds, export_program
 from torchmar.conversion.process import Inapplicable, Rejected, main
 
-_TRACED = ("onnx", "export", "aoti", "openvino")  # the targets that are made of a program of torch.export
-_OLDEST_TORCH = (2, 9)  # the first whose programs can be run without their own checks
-_ROWS = 2  # of an example that is guessed
-_SIZES = (12, 64, 224)  # of its other dimensions of any size, the first that the model takes
+_TRACED = ("onnx", "export", "aoti", "openvino")  # targets that are made from a program of torch.export
+_OLDEST_TORCH = (2, 9)  # the first version whose programs can run without their own checks
+_ROWS = 2  # of a guessed example
+_SIZES = (12, 64, 224)  # of its other dimensions of any size; the first one that the model accepts is used
 
 
 def export(job: dict[str, Any]) -> dict[str, Any]:
     """Write a model in one or several formats, and the cases with its answers.
 
     Args:
-        job: ``folder`` and ``weights`` (the file, in the folder or with its whole path), ``model_file`` or None,
+        job: ``folder``; ``weights`` (the file, relative to the folder or absolute); ``model_file`` or None;
             ``options`` of the section ``handler``, ``examples`` (files), ``calls`` (None, or a file with the name, the
-            arguments and the keywords of calls of the model), ``dynamic`` (names of dimensions), ``opset`` or None,
-            ``rewrite`` (whether the format of the model may be that of the target), ``targets`` (``to`` and ``path`` of
-            each) and ``cases``, the file that is written.
+            arguments and the keywords of calls of the model); ``dynamic`` (names of dimensions); ``opset`` or None;
+            ``rewrite`` (whether the format of the model may be that of the target); ``targets`` (``to`` and ``path`` of
+            each); and ``cases``, the file to write.
 
     Returns:
         ``inputs``: ``name``, ``dtype`` and ``shape`` of each, with names of the dimensions of any size; ``outputs``:
@@ -46,7 +46,7 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
         blame (``inapplicable``).
 
     Raises:
-        Rejected: nothing can be exported.
+        Rejected: no target is possible.
     """
     if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
         raise Rejected(f"torch {torch.__version__} is too old to export models", "pip install 'torchmar[export]'")
@@ -88,13 +88,13 @@ class _Source:
         self._first_layer = importlib.import_module("torchmar_handlers.weights.first_layer")
         path = Path(job["folder"], job["weights"])
         self.name, self._folder = path.name, Path(job["folder"])
-        # First while the model file is imported, as a worker has it; then last, lest a file be taken for a package.
+        # At first while the model file is imported, as in a worker; then last, so that no file hides a package.
         sys.path.insert(0, job["folder"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 self.form = formats.identify(path).name
-                # What a worker runs; and of a program, what is exported.
+                # The model that a worker runs; for a program, also the program to export.
                 self.loaded: nn.Module = weights.load(
                     self._folder, job["weights"], job["model_file"], torch.device("cpu"), job["options"], threads=1
                 )
@@ -105,7 +105,7 @@ class _Source:
                     self.model = path
             except weights.LoadError as error:
                 raise Rejected(str(error)) from None
-            except Exception as error:  # whatever the model file raises
+            except Exception as error:  # any exception of the model file
                 place = f" at {place}" if (place := failure.place_of(error)) else ""
                 raise Rejected(
                     f"{job['model_file']} raises {type(error).__name__}: {failure.reason(error)}{place}"
@@ -120,7 +120,7 @@ class _Source:
         self.names = names
 
     def _parameters(self) -> tuple[int, list[str]]:
-        """Return the number of inputs that the model does not do without, and the names of all."""
+        """Return the number of inputs that the model needs, and the names of all its inputs."""
         if isinstance(self.loaded, torch.jit.ScriptModule):
             schema: Any = self.loaded.forward.schema  # type: ignore[attr-defined]
             arguments = schema.arguments[1:]
@@ -139,7 +139,7 @@ class _Source:
         """Return the examples, and whether they are guessed.
 
         Raises:
-            Rejected: a file cannot be used, or there is none and the shapes are not known.
+            Rejected: a file cannot be used, or there is none and the shapes are unknown.
         """
         given = [one for file in files for one in examples.read(file, self.names, self.floats, self.required)]
         if calls and not given:
@@ -164,7 +164,7 @@ class _Source:
         """Return the names of the dimensions of any size.
 
         Raises:
-            Rejected: they are not those of the model, or an example is needed to know the others.
+            Rejected: the names do not fit the model, or an example is needed to find the others.
         """
         fixed = self._fixed()
         if fixed is not None:
@@ -180,16 +180,16 @@ class _Source:
         return axes
 
     def answer(self, given: Sequence[Example], axes: Axes) -> tuple[list[cases.Case], list[str]]:
-        """Return the cases that the model takes, with its answers, and the names of the others.
+        """Return the cases that the model accepts, with its answers, and the names of the other cases.
 
         Raises:
-            Rejected: its answers are random.
+            Rejected: the answers of the model are random.
         """
         answered, skipped = [], []
         for case in cases.vary(given, axes):
             try:
                 expected = self._run(case.inputs)
-            except Exception:  # whatever the model raises: it does not take this size, or these values
+            except Exception:  # any exception means that the model does not accept this size or these values
                 skipped.append(case.name)
                 continue
             answered.append(cases.Case(case.name, case.inputs, case.sizes, expected))
@@ -215,7 +215,7 @@ class _Source:
         """Write the model in one format; return the notes, and the bounds of its dimensions.
 
         Raises:
-            Rejected: it cannot be.
+            Rejected: the model cannot be written in this format.
         """
         if self.form in ("AOTINDUCTOR", "LIBRARY", "OPENVINO"):
             raise Inapplicable("it is a compiled program, of which nothing else can be made", "export its source")
@@ -259,7 +259,7 @@ class _Source:
             ) from None
 
     def _hint(self, example: Example) -> str:
-        """Return what to change of an example, if a change is found that the model takes."""
+        """Return a hint with a change of the example that the model accepts; empty if none is found."""
         changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "the model takes it with a first dimension for the batch: x[None]": lambda tensor: tensor[None],
             "the model takes it as float32: x.astype('float32'); in JSON write 1.0, not 1": lambda tensor: tensor.to(
@@ -276,7 +276,7 @@ class _Source:
         return ""
 
     def _of_signature(self) -> Example | None:
-        """Return an example of the shapes that the weights declare; None where they declare none."""
+        """Return an example with the shapes that the weights declare; None if they declare none."""
         if not self.known or any(known.shape is None or known.dtype is None for known in self.known):
             return None
         generator = torch.Generator().manual_seed(0)
@@ -293,7 +293,7 @@ class _Source:
         return None
 
     def _fixed(self) -> Axes | None:
-        """Return the dimensions of any size of a program, with the names that it has; None for other models."""
+        """Return the dimensions of any size of a program, with their names; None for other models."""
         if self.form == "ONNX":
             onnx = importlib.import_module("onnx")
             ports = onnx.load(str(self.model), load_external_data=False).graph.input
@@ -330,7 +330,7 @@ class _Source:
 
 
 def _filled(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a guessed example of several rows, with numbers in it."""
+    """Return a guessed example with several rows of numbers."""
     shape = (_ROWS, *tensor.shape[1:])
     if tensor.is_floating_point():
         return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
@@ -338,10 +338,10 @@ def _filled(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _of_program(names: Sequence[str], known: Axes, named: Axes | None) -> Axes:
-    """Return the dimensions of any size of a program, with the names that are wanted for them.
+    """Return the dimensions of any size of a program, with the desired names.
 
     Raises:
-        Rejected: one of them is fixed.
+        Rejected: one of the dimensions is fixed.
     """
     if named is None:
         return known

@@ -1,10 +1,10 @@
-"""Rewrite the graph that torch.export makes of a Keras model, so that it is as fast as one of a model written in torch.
+"""Rewriting torch.export's graph of a Keras model, so that it is as fast as that of a model written in torch.
 
-Keras computes with the channels last, normalises batches in five operations, and adds biases in operations of their
-own. The rewritten graph has the weights as constants in torch's layout, batch normalisation folded into the layer
-before it, ``linear`` in place of ``matmul`` and ``add``, and no pair of permutations that cancel each other.
+Keras computes with the channels last, normalises batches in five operations, and adds biases in separate operations.
+The rewritten graph has the weights as constants in torch's layout, batch normalisation folded into the previous layer,
+``linear`` in place of ``matmul`` and ``add``, and no pair of permutations that cancel each other.
 
-It is used only if its answers are those of the source (`torchmar.conversion.keras_program`).
+It is used only if it gives the same answers as the source (`torchmar.conversion.keras_program`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 
 class NotRewritable(Exception):
-    """The graph has an operation that cannot be rewritten safely; the message names it."""
+    """The graph has an operation that cannot be rewritten safely; the message contains its name."""
 
 
 def rewrite(
@@ -45,25 +45,25 @@ def rewrite(
 
     Args:
         module: ``ExportedProgram.module()``, traced without gradients.
-        names: of the inputs, valid as names in Python.
-        channels_first: whether the first input comes with its channels first, where the model takes them last.
-        drop_activations: ``softmax``, ``sigmoid`` or both: return what the model applies it to at its end. With both,
-            a sigmoid is meant that has one output.
+        names: names of the inputs, valid as Python names.
+        channels_first: whether the first input has its channels first although the model expects them last.
+        drop_activations: ``softmax``, ``sigmoid`` or both: return the input of this activation at the end of the model.
+            With both, sigmoid means one with a single output.
 
     Raises:
-        NotRewritable: an operation in it cannot be rewritten safely.
+        NotRewritable: an operation cannot be rewritten safely.
     """
     return _Rewriting(module, names, channels_first, drop_activations).run()
 
 
 class Rewritten(fx.GraphModule):
-    """The rewritten graph; ``dropped`` is the activation that was left out at its end, or empty."""
+    """The rewritten graph; ``dropped`` is the activation that was removed at its end, or empty."""
 
     dropped = ""
 
 
 class _Constant:
-    """A tensor that is known, in float64 where the model has float32, so that folding does not lose precision."""
+    """A constant tensor, in float64 if the model has float32, so that folding does not lose precision."""
 
     def __init__(self, value: torch.Tensor, dtype: torch.dtype) -> None:
         self.value = value.detach()
@@ -74,14 +74,14 @@ class _Constant:
 
 
 class _Layer:
-    """A convolution or a matrix product with constant weights, whose constants may still change."""
+    """A convolution or a matrix product with constant weights that may still be changed."""
 
     def __init__(self, node: fx.Node, weight: _Constant, bias: _Constant | None, channel: int) -> None:
         self.node, self.weight, self.bias, self.channel = node, weight, bias, channel
 
 
 class _Scaling:
-    """``x * factor + shift`` with constants that may still change; a chain of sums and products becomes one pass."""
+    """``x * factor + shift`` with constants that may still be changed; it merges a chain of sums and products."""
 
     def __init__(self, node: fx.Node, dtype: torch.dtype) -> None:
         self.node, self.dtype = node, dtype
@@ -89,7 +89,7 @@ class _Scaling:
         self.shift = torch.zeros((), dtype=torch.float64)
 
     def apply(self, name: str, value: torch.Tensor) -> None:
-        """Add, subtract, multiply or divide."""
+        """Add, subtract, multiply or divide by a constant."""
         if name in ("add", "sub", "subtract"):
             self.shift = self.shift + (value if name == "add" else -value)
         else:
@@ -105,10 +105,10 @@ class _Rewriting:
         self._drop = drop
         self._graph = fx.Graph()
         self._root = torch.nn.Module()
-        self._values: dict[fx.Node, Any] = {}  # of the old graph to a node of the new one, or a _Constant
-        self._layers: dict[fx.Node, _Layer] = {}  # by the new node of their output
+        self._values: dict[fx.Node, Any] = {}  # from nodes of the old graph to a node of the new one, or a _Constant
+        self._layers: dict[fx.Node, _Layer] = {}  # by the new node of the layer's output
         self._scalings: dict[fx.Node, _Scaling] = {}
-        self._nodes: dict[int, fx.Node] = {}  # of constants, by identity
+        self._nodes: dict[int, fx.Node] = {}  # nodes of constants, by identity
         self._kept: list[_Constant] = []
 
     def run(self) -> Rewritten:
@@ -163,7 +163,7 @@ class _Rewriting:
         return module
 
     def _sort_constants(self) -> None:
-        """Put the constants that are used at the beginning, where each is defined before its first use."""
+        """Move the used constants to the beginning, so that each is defined before its first use."""
         first = next(iter(self._graph.nodes))
         for node in [one for one in self._graph.nodes if one.op == "get_attr"]:
             first.prepend(node)
@@ -191,7 +191,7 @@ class _Rewriting:
             if new is not None:
                 self._values[node] = new
                 return
-        if name == "view":  # of what may have become a permuted tensor
+        if name == "view":  # the tensor may be permuted in the new graph
             target = _aten.reshape.default
         self._values[node] = self._emit(target, args, kwargs)
 
@@ -217,7 +217,7 @@ class _Rewriting:
         return new
 
     def _affine(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Fold the addition of a constant, or the product with one, into the layer before it."""
+        """Fold the addition of a constant, or the product with one, into the previous layer."""
         if name not in _ARITHMETIC or kwargs or len(args) != 2:
             return None
         first, second = args
@@ -253,7 +253,7 @@ class _Rewriting:
         return first
 
     def _scaled(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Merge sums and products with constants that the layer before them cannot have."""
+        """Merge sums and products with constants that cannot be folded into the previous layer."""
         if name not in _MERGED or kwargs or len(args) != 2 or node.meta["val"].dtype != torch.float32:
             return None
         dtype = torch.float32
@@ -279,7 +279,7 @@ class _Rewriting:
         return first
 
     def _permuted(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Merge a permutation with the one before it."""
+        """Merge a permutation with the previous one."""
         if name != "permute" or not isinstance(args[0], fx.Node):
             return None
         base, order = args[0], [axis % len(args[1]) for axis in args[1]]
@@ -289,7 +289,7 @@ class _Rewriting:
         return base if order == list(range(len(order))) else self._emit(_aten.permute.default, [base, order], {})
 
     def _pointwise(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Put a permutation behind an operation on single elements, where the next one may cancel it."""
+        """Move a permutation after an element-wise operation, so that the next permutation may cancel it."""
         leaves = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, fx.Node | _Constant)]
         if name not in _POINTWISE or not leaves or not all(isinstance(one, fx.Node) for one in leaves):
             return None
@@ -351,7 +351,7 @@ def _casts(node: fx.Node) -> bool:
 
 
 def _functional(node: fx.Node) -> tuple[Any, str]:
-    """Return the operation that has the result of one in place, where nothing else reads what that overwrites."""
+    """Return the functional form of an in-place operation, if no other operation reads the overwritten value."""
     base: Any = node.args[0]
     if not isinstance(base, fx.Node) or not _one_user(base) or _reaches_input(base):
         raise NotRewritable(str(node.target))
@@ -364,7 +364,7 @@ def _functional(node: fx.Node) -> tuple[Any, str]:
 
 
 def _one_user(node: fx.Node) -> bool:
-    """Return whether a value, and what it may be a view of, has one reader that computes."""
+    """Return whether a value, including tensors that it may be a view of, has only one computing reader."""
 
     def readers(one: fx.Node) -> int:
         return sum(_name(user) not in _CHECKS for user in one.users)
@@ -396,7 +396,7 @@ def _folded(target: Any, args: Any, kwargs: Any, node: fx.Node) -> _Constant:
 
 
 def _vector(value: _Constant | float, axis: int, rank: int, channels: int) -> torch.Tensor | None:
-    """Return a value for each channel, where a constant is broadcast along all other axes; else None."""
+    """Return the value for each channel, if a constant is broadcast along all other axes; otherwise None."""
     if isinstance(value, float | int):
         return torch.full((channels,), float(value), dtype=torch.float64)
     tensor = value.value
@@ -409,7 +409,7 @@ def _vector(value: _Constant | float, axis: int, rank: int, channels: int) -> to
 
 
 def identifiers(names: Sequence[str]) -> list[str]:
-    """Return names as they can be in Python, each once."""
+    """Return unique names that are valid in Python."""
     found: list[str] = []
     for position, name in enumerate(names):
         name = re.sub(r"\W", "_", name) or f"input_{position}"

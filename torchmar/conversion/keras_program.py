@@ -1,7 +1,7 @@
 """A process that converts a Keras model to a program of torch.export: ``python -m torchmar.conversion.keras_program``.
 
-It has Keras on its torch backend, which reads ``.keras`` and ``.h5`` without TensorFlow, and in which a model is a
-``torch.nn.Module``. The model is loaded in Keras' safe mode: what would run code from the file is rejected.
+It uses Keras on the torch backend, which reads ``.keras`` and ``.h5`` without TensorFlow, and in which a model is a
+``torch.nn.Module``. The model is loaded in Keras' safe mode, which rejects code in the file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torchmar.conversion.exporters.exported import save
 from torchmar.conversion.graph_rewriting import identifiers, rewrite
 from torchmar.conversion.process import Rejected, fitted, gap, main, sample_arrays
 
-TOLERANCE = 1e-4  # of the largest output, or of 1
-_BATCHES = (1, 3)  # rows of the random inputs
-_ROWS = 3  # rows that the model is traced with; 0 and 1 would become constants
-_ANY = 12  # elements in a dimension of any size other than the batch's
-_TOKENS = 2  # random integers are smaller, or than the smallest vocabulary
+TOLERANCE = 1e-4  # relative to the largest output, or to 1
+_BATCHES = (1, 3)  # numbers of rows of the random inputs
+_ROWS = 3  # number of rows of the trace; 0 and 1 would become constants
+_ANY = 12  # size of a dimension of any size, except the batch dimension
+_TOKENS = 2  # random integers are smaller than this, or than the smallest vocabulary
 
 
 Spec = tuple[tuple[Any, ...], str]
-"""Shape (None is any size) and type of an input."""
+"""The shape (None is any size) and type of an input."""
 
 Compared = tuple[tuple[torch.Tensor, ...], list[torch.Tensor], str]
-"""Inputs, the answers of the source, and ``random`` or ``samples``."""
+"""Inputs, the source's answers, and ``random`` or ``samples``."""
 
 
 class Source(nn.Module):
@@ -102,10 +102,10 @@ def convert(job: dict[str, Any]) -> dict[str, Any]:
 def _simplified(
     program: Any, source: Source, specs: Sequence[Spec], channels_first: bool, drop: Sequence[str], notes: list[str]
 ) -> tuple[Any, str]:
-    """Return the rewritten program and the activation that was dropped; the program as it is if it cannot be."""
+    """Return the rewritten program and the dropped activation; the unchanged program if it cannot be rewritten."""
     try:
         exported, dropped = _rewritten(program, identifiers(source.names), specs, channels_first, drop)
-    except Exception as error:  # whatever torch raises: the program as traced has the same answers
+    except Exception as error:  # any exception of torch: the traced program has the same answers
         if channels_first:
             raise Rejected(
                 f"it cannot be converted for images with the channels first: {_first_line(error)}",
@@ -184,7 +184,7 @@ def _check_states(source: Source) -> None:
 
 
 def _trace(source: Source, specs: Sequence[Spec], *, fixed: bool) -> tuple[Any, int | None]:
-    """Return an exported program with dimensions of any size, and the rows that it takes if it takes no others."""
+    """Return an exported program with dimensions of any size, and its number of rows if it only accepts one."""
     given = {shape[0] for shape, _ in specs} - {None}
     if fixed:
         rows = given.pop() if given else 1
@@ -214,7 +214,7 @@ def _export(source: Source, inputs: tuple[torch.Tensor, ...], dimensions: Any) -
 
 
 def _stopped(error: Exception) -> Rejected:
-    """Return the reason why a model cannot be traced, or run, with the innermost layer that the error passed."""
+    """Return the reason why a model cannot be traced or run, with the innermost layer in the traceback."""
     stopped: Any = None
     link: BaseException | None = error
     while link is not None and stopped is None:
@@ -230,7 +230,7 @@ def _stopped(error: Exception) -> Rejected:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of an error, without that which Keras puts around it."""
+    """Return the first line of an error, without the text that Keras adds around it."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     text = re.sub(r"^Exception encountered when calling .*\n", "", text)
     return next((line.strip()[:300] for line in text.splitlines() if line.strip()), type(error).__name__)
@@ -292,7 +292,7 @@ def _random(source: Source, specs: Sequence[Spec], rows: int | None) -> Iterator
 def _samples(
     samples: Sequence[Any], names: Sequence[str], specs: Sequence[Spec], rows: int | None
 ) -> Iterator[tuple[tuple[torch.Tensor, ...], str]]:
-    """Yield the samples that are tensors of the model's shapes; others are for the handler to decode."""
+    """Yield the samples that are tensors of the model's shapes; others have to be decoded by the handler."""
     for sample in samples:
         try:
             arrays = sample_arrays(sample, names)
@@ -307,12 +307,12 @@ def _samples(
 
 
 def _answered(source: Source, inputs: Sequence[tuple[tuple[torch.Tensor, ...], str]]) -> Iterator[Compared]:
-    """Yield inputs with the source's answers; a sample that it does not take is left out."""
+    """Yield inputs with the source's answers; samples that it does not accept are left out."""
     for values, kind in inputs:
         try:
             with torch.no_grad():
                 output = source(*values)
-        except Exception as error:  # whatever a layer raises
+        except Exception as error:  # any exception of a layer
             if kind == "samples":
                 continue
             raise _stopped(error) from error
@@ -328,7 +328,7 @@ def _compare(target: Path, compared: Sequence[Compared], channels_first: bool, d
         try:
             with torch.no_grad():
                 actual = _tensors(module(*fed))
-        except Exception:  # a size that it was not traced with, for instance
+        except Exception:  # for example, for a size that was not traced
             return None
         if dropped:
             actual = [one.softmax(-1) if dropped == "softmax" else one.sigmoid() for one in actual]

@@ -1,4 +1,4 @@
-"""The formats of models that are converted, recognised by content."""
+"""The formats of models that are converted, recognised by their content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def is_keras(path: Path) -> bool:
-    """Return whether a file is a model of Keras, or weights of one, by its content."""
+    """Return whether a file is a model of Keras, or its weights, by the content."""
     try:
         with path.open("rb") as stream:
             head = stream.read(len(HDF5))
@@ -27,7 +27,7 @@ def is_keras(path: Path) -> bool:
 
 
 def is_tensorflow(path: Path) -> bool:
-    """Return whether a path is the folder of a SavedModel, or a TensorFlow Lite model by its content."""
+    """Return whether a path is the folder of a SavedModel, or a TensorFlow Lite model, by the content."""
     try:
         if path.is_dir():
             return any((path / name).is_file() for name in SAVED_MODEL)

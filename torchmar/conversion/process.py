@@ -1,4 +1,4 @@
-"""The common parts of the processes of conversions: the job, the result or the rejection, and the samples of a recipe.
+"""Common parts of the processes of conversions: the job, the result or the rejection, and the samples of a recipe.
 
 Job and result are JSON, on standard input and output; `torchmar.conversion.starting` is the other end.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Rejected(Exception):
-    """The model cannot be converted; the message is for its owner, ``hint`` what to do next."""
+    """The model cannot be converted; the message is for its owner, ``hint`` is the next step."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -25,18 +25,18 @@ class Rejected(Exception):
 
 
 class Inapplicable(Rejected):
-    """The request makes no sense, or a package is missing: the model itself is not to blame."""
+    """The request is not possible, or a package is missing; this is not a fault of the model."""
 
 
 def main(convert: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Read a job from standard input, run it, and write the result or the rejection as one line of JSON.
 
     Args:
-        convert: returns the result of a job; what it prints, and what libraries and compilers print, is sent to
+        convert: returns the result of a job; its output, and that of libraries and compilers, is redirected to
             standard error.
 
     Raises:
-        Exception: all but Rejected; the process ends with a traceback.
+        Exception: all exceptions except Rejected; the process ends with a traceback.
     """
     result = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -52,12 +52,12 @@ def sample_arrays(sample: Any, names: Sequence[str]) -> list[np.ndarray[Any, Any
     """Return the tensors of a sample, one for each input.
 
     Args:
-        sample: a JSON value, ``{"npy": base64}``, or a request whose ``instances`` have a first one.
-        names: of the inputs.
+        sample: a JSON value, ``{"npy": base64}``, or a request, whose first element of ``instances`` is used.
+        names: names of the inputs.
 
     Raises:
-        ValueError: it has not one tensor for each input.
-        TypeError: or is of another kind.
+        ValueError: the sample does not have one tensor for each input,
+        TypeError: or has another type,
         LookupError: or lacks a name.
     """
     if isinstance(sample, dict) and sample.keys() == {"npy"}:
@@ -71,10 +71,10 @@ def sample_arrays(sample: Any, names: Sequence[str]) -> list[np.ndarray[Any, Any
 
 
 def fitted(array: np.ndarray[Any, Any], shape: Sequence[int | None]) -> np.ndarray[Any, Any]:
-    """Return an array of a shape, in which None is any size; one instance becomes a batch.
+    """Return an array with a shape, in which None is any size; one instance becomes a batch.
 
     Raises:
-        ValueError: it has another shape.
+        ValueError: the array has another shape.
     """
     if array.ndim == len(shape) - 1:
         array = array[None]
@@ -86,8 +86,8 @@ def fitted(array: np.ndarray[Any, Any], shape: Sequence[int | None]) -> np.ndarr
 def gap(expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
     """Return the largest difference, relative to the largest expected number or 1.
 
-    Equal infinities do not differ, and numbers that are none do not differ from each other. Whole numbers and truth
-    values that differ at all differ infinitely: they are labels and indices.
+    Equal infinities do not differ, and NaNs do not differ from each other. Any difference of integers or booleans is
+    infinite, because they are labels and indices.
     """
     if expected.dtype.kind in "iub" and actual.dtype.kind in "iub":
         return 0.0 if np.array_equal(expected, actual) else float("inf")

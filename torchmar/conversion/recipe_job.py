@@ -1,4 +1,4 @@
-"""The job of converting the weights of a recipe: the layout of images, last activations, samples."""
+"""The job of converting a recipe's weights: layout of images, last activations, samples."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torchmar.recipe import Recipe
 _OF_IMAGES = ("image_classifier", "image_segmenter", "object_detector")
 _OF_SCORES = ("image_classifier", "text_classifier")
 _IMPORT = re.compile(rb"^\s*(from|import)\s+" + CARRIED_PACKAGE.encode() + rb"\b", re.MULTILINE)
-_MAX_SAMPLE = 16 << 20  # bytes of a sample that answers are compared on
+_MAX_SAMPLE = 16 << 20  # largest size of a sample for the comparison
 
 
 def job_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Return the job of a recipe's conversion.
 
     Args:
-        recipe: its handler, configuration and samples.
-        folder: what the file names of the recipe are relative to.
+        recipe: recipe, with its handler, configuration and samples.
+        folder: folder to which the recipe's file names are relative.
     """
     return {
         "channels_first": _handler(recipe) in _OF_IMAGES,
@@ -35,7 +35,7 @@ def job_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def loads_programs(recipe: Recipe, folder: Path) -> bool:
-    """Return whether the handler is one of torchmar's, or imports them."""
+    """Return whether the handler is one of torchmar's, or imports one."""
     module = recipe.handler.partition(":")[0]
     if not module.endswith(".py"):
         return bool(_handler(recipe))
@@ -46,7 +46,7 @@ def loads_programs(recipe: Recipe, folder: Path) -> bool:
 
 
 def _handler(recipe: Recipe) -> str:
-    """Return the name of the handler if it is one of torchmar's; else an empty one."""
+    """Return the name of the handler if it is one of torchmar's, otherwise an empty text."""
     package, _, name = recipe.handler.partition(":")[0].partition(".")
     return name if package == CARRIED_PACKAGE else ""
 
@@ -72,7 +72,7 @@ def _dropped(recipe: Recipe, folder: Path) -> list[str]:
 
 
 def _samples(recipe: Recipe, folder: Path) -> Iterator[Any]:
-    """Yield the samples that may be tensors: JSON values, and arrays of NumPy in base64."""
+    """Yield the samples that may be tensors: JSON values, and NumPy arrays in base64."""
     for sample in recipe.samples:
         if sample.explain or sample.status != 200:
             continue

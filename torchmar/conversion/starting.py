@@ -1,4 +1,4 @@
-"""Start the process of a conversion, and return its result."""
+"""Starting the process of a conversion, and reading its result."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class ConversionError(TorchmarError):
 
 
 def run(module: str, job: Mapping[str, Any], work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Run a job in a process of its own.
+    """Run a job in a separate process.
 
     Args:
-        module: of `torchmar.conversion`, which calls `torchmar.conversion.process.main`.
-        job: what it reads.
-        work: an empty folder that it runs in, so that it imports no file of the user's.
-        environment: variables beside those of this process.
+        module: module of `torchmar.conversion` that calls `torchmar.conversion.process.main`.
+        job: the job, as JSON values.
+        work: empty working folder, so that the process imports no file of the user.
+        environment: variables in addition to those of this process.
 
     Returns:
         The result.
 
     Raises:
-        ConversionError: it rejects the model, or ends without a result.
+        ConversionError: the process rejects the model, or ends without a result.
     """
     paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     ended = subprocess.run(
@@ -52,7 +52,7 @@ def run(module: str, job: Mapping[str, Any], work: Path, environment: Mapping[st
         answer = json.loads(ended.stdout)
     except ValueError:
         lines = ended.stderr.strip().splitlines()
-        if lines and lines[-1].startswith(f"OSError: [Errno {errno.ENOSPC}]"):  # no other format would need less
+        if lines and lines[-1].startswith(f"OSError: [Errno {errno.ENOSPC}]"):  # no other format would need less space
             raise ConversionError(
                 "no space left on the device of the result, or of temporary files",
                 hint="TMPDIR names another folder for temporary files",

@@ -1,7 +1,7 @@
-"""A process with TensorFlow, or LiteRT, that answers inputs: ``python tensorflow_answers.py MODEL INPUTS ANSWERS``.
+"""A process with TensorFlow, or LiteRT, that computes answers: ``python tensorflow_answers.py MODEL INPUTS ANSWERS``.
 
-``INPUTS`` and ``ANSWERS`` are ``.npz`` files of arrays ``NUMBER/NAME``. The last line of the output is the version, or
-with exit code 1 the reason why there are no answers. It is run as a file, and imports nothing of torchmar.
+``INPUTS`` and ``ANSWERS`` are ``.npz`` files of arrays ``NUMBER/NAME``. The last line of the output is the version;
+with exit code 1, it is the reason why there are no answers. The file is run directly, and does not import torchmar.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(model: Path, inputs: Path, answers: Path) -> int:
     except ImportError as error:
         print(f"{error.name} is not installed")
         return 1
-    except Exception as error:  # whatever TensorFlow raises
+    except Exception as error:  # any exception of TensorFlow
         print(f"TensorFlow cannot run it here: {' '.join(str(error).split())[:160]}")
         return 1
     arrays: Any = {f"{number}/{name}": value for number, one in found.items() for name, value in one.items()}

@@ -1,7 +1,7 @@
 """A process that converts a TensorFlow model to one of OpenVINO: ``python -m torchmar.conversion.tensorflow_model``.
 
-It has OpenVINO, which reads SavedModels and TensorFlow Lite models without TensorFlow. Answers are compared with those
-of TensorFlow where it is installed, else with those of the model as OpenVINO reads it.
+It uses OpenVINO, which reads SavedModels and TensorFlow Lite models without TensorFlow. Answers are compared with
+TensorFlow's if it is installed, otherwise with those of the model as OpenVINO reads it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 from torchmar.conversion import tflite_signature
 from torchmar.conversion.process import Rejected, fitted, gap, main, sample_arrays
 
-# OpenVINO sends statistics about its use through this package. None is what Python has for one not to be imported.
+# OpenVINO sends statistics about its use with this package; None in sys.modules prevents its import.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino  # noqa: E402
 
-TOLERANCE = 1e-4  # of the largest output, or of 1
-QUANTISED_TOLERANCE = 3e-2  # the same, of models whose layers round
+TOLERANCE = 1e-4  # relative to the largest output, or to 1
+QUANTISED_TOLERANCE = 3e-2  # the same for models whose layers round
 _VERSION = openvino.__version__.partition("-")[0]
-_BATCHES = (1, 3)  # rows of the random inputs, where the model takes any number
-_SIZES = (12, 64, 224)  # elements in a dimension of any size other than the batch's, the first that the model takes
+_BATCHES = (1, 3)  # numbers of rows of the random inputs, if the model accepts any number
+_SIZES = (12, 64, 224)  # of any other dimension of any size; the first one that the model accepts is used
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 _REMEDY = "write a handler that runs TensorFlow, with the folder under files:, and tensorflow in the requirements"
 _STRINGS = (
@@ -90,7 +90,7 @@ def convert(job: Mapping[str, Any]) -> dict[str, Any]:
     openvino.save_model(model, target, compress_to_fp16=False)
     difference = _difference(core, target, given, expected, channels_first, dropped)
     tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE
-    if not difference <= tolerance:  # nor if it is no number
+    if not difference <= tolerance:  # also if it is NaN
         raise Rejected(f"the converted model answers differently: by {difference:.1e}, more than {tolerance}", _REMEDY)
     kinds = [kind for _, kind in given]
     counts = {kind: kinds.count(kind) for kind in ("random", "samples")}
@@ -100,7 +100,7 @@ def convert(job: Mapping[str, Any]) -> dict[str, Any]:
 def _read(core: Any, source: Path) -> Any:
     try:
         model = core.read_model(source)
-    except Exception as error:  # RuntimeError, and what its readers raise
+    except Exception as error:  # RuntimeError, and exceptions of its readers
         raise _not_read(error) from error
     for port in model.inputs:
         if port.element_type == openvino.Type.string:
@@ -109,7 +109,7 @@ def _read(core: Any, source: Path) -> Any:
 
 
 def _not_read(error: Exception) -> Rejected:
-    """Return the reason why a model cannot be read, with the operations that stop it."""
+    """Return the reason why a model cannot be read, with the unsupported operations."""
     text = str(error)
     stopped = re.findall(r"No conversion rule found for operations?: *(.+)", text)
     stopped += re.findall(r"Conversion is failed for: *(.+)", text)
@@ -126,7 +126,7 @@ def _not_read(error: Exception) -> Rejected:
 
 
 def _name_ports(model: Any, source: Path) -> None:
-    """Give inputs and outputs the names of the signature, which clients of TensorFlow Serving send."""
+    """Give inputs and outputs the names of the signature, because clients of TensorFlow Serving use these."""
     known = {} if source.is_dir() else tflite_signature.names(source)
     for ports, kind in ((model.inputs, "input"), (model.outputs, "output")):
         names = [known.get(_name(port)) or _plain(_name(port)) for port in ports]
@@ -141,7 +141,7 @@ def _name(port: Any) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return the name of a tensor without what TensorFlow adds to that of the signature."""
+    """Return the name of a tensor in the signature, without TensorFlow's additions."""
     return re.sub(r":\d+$", "", name).removeprefix("serving_default_")
 
 
@@ -154,7 +154,7 @@ def _input(port: Any) -> Input:
 
 
 def _is_of_images(inputs: Sequence[Input]) -> bool:
-    """Return whether the channels of an image are to be moved; reject what a handler of images cannot serve."""
+    """Return whether the channels of an image have to be moved; reject inputs that a handler of images cannot serve."""
     shape = inputs[0].shape
     images = len(inputs) == 1 and len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
     if images and inputs[0].dtype.kind != "f":
@@ -174,9 +174,9 @@ def _with_channels_first(model: Any) -> Any:
 
 
 def _drop_activation(model: Any, drop: Sequence[str]) -> str:
-    """Remove an activation at the end that the handler computes itself; return its name, or an empty one.
+    """Remove an activation at the end that the handler computes itself; return its name, or an empty text.
 
-    With ``softmax`` and ``sigmoid``, a sigmoid is meant that has one output.
+    With ``softmax`` and ``sigmoid``, sigmoid means one with a single output.
     """
     if not drop or len(model.outputs) != 1:
         return ""
@@ -195,7 +195,7 @@ def _drop_activation(model: Any, drop: Sequence[str]) -> str:
 
 
 def _random(core: Any, model: Any, inputs: Sequence[Input]) -> list[tuple[Arrays, str]]:
-    """Return random inputs that the model takes: floats from 0 to 1 and wider ones, integers of the smallest kind."""
+    """Return random inputs that the model accepts: floats from 0 to 1 and wider ones, integers of the smallest kind."""
     request = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
     for size in _SIZES:
         made = [({one.name: _example(one, rows, size) for one in inputs}, "random") for rows in _BATCHES]
@@ -219,7 +219,7 @@ def _example(given: Input, rows: int, size: int) -> np.ndarray:
 
 
 def _samples(samples: Sequence[Any], inputs: Sequence[Input]) -> Iterator[tuple[Arrays, str]]:
-    """Yield the samples that are tensors of the model's shapes; others are for the handler to decode."""
+    """Yield the samples that are tensors of the model's shapes; others have to be decoded by the handler."""
     for sample in samples:
         try:
             arrays = sample_arrays(sample, [given.name for given in inputs])
@@ -230,7 +230,7 @@ def _samples(samples: Sequence[Any], inputs: Sequence[Input]) -> Iterator[tuple[
 
 
 def _answered(core: Any, model: Any, given: Sequence[tuple[Arrays, str]]) -> list[tuple[Arrays, Arrays, str]]:
-    """Return inputs with the answers of the model as it was read; a sample that it does not take is left out."""
+    """Return inputs with the answers of the model as it was read; samples that it does not accept are left out."""
     request = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
     answered = []
     for arrays, kind in given:
@@ -248,7 +248,7 @@ def _outputs(request: Any, arrays: Arrays) -> Arrays:
 
 
 def _of_tensorflow(source: Path, given: Sequence[Arrays]) -> tuple[list[Arrays], str]:
-    """Return TensorFlow's own answers, and its version; no answers and the reason where it cannot give them."""
+    """Return TensorFlow's own answers and its version; or no answers and the reason."""
     with tempfile.TemporaryDirectory() as name:
         file, answers = Path(name, "inputs.npz"), Path(name, "answers.npz")
         arrays: Any = {f"{place}/{key}": value for place, one in enumerate(given) for key, value in one.items()}
@@ -276,7 +276,7 @@ def _difference(
     channels_first: bool,
     dropped: str,
 ) -> float:
-    """Return the largest difference, relative to the largest output or 1; not a number if an output is missing."""
+    """Return the largest difference, relative to the largest output or 1; NaN if an output is missing."""
     request = core.compile_model(core.read_model(target), "CPU", _SETTINGS).create_infer_request()
     largest = 0.0
     for (arrays, _), known in zip(given, expected, strict=True):
@@ -285,7 +285,7 @@ def _difference(
         actual = _outputs(request, arrays)
         if dropped:
             actual = {name: _activated(value, dropped) for name, value in actual.items()}
-        if len(known) == 1 == len(actual):  # a name may be TensorFlow's own, where the model has no signature
+        if len(known) == 1 == len(actual):  # the name may be TensorFlow's own, if the model has no signature
             known = dict(zip(actual, known.values(), strict=True))
         if actual.keys() != known.keys() or any(actual[name].shape != known[name].shape for name in known):
             return float("nan")

@@ -1,6 +1,6 @@
 """The names of a TensorFlow Lite model's signature, which OpenVINO does not read.
 
-The file is a FlatBuffer (https://flatbuffers.dev/internals); the numbers of fields are those of TensorFlow's
+The file is a FlatBuffer (https://flatbuffers.dev/internals); the field numbers are those of TensorFlow's
 ``lite/schema/schema.fbs``.
 """
 
@@ -60,7 +60,7 @@ class _Table:
 def names(file: Path) -> dict[str, str]:
     """Return the names of the default signature's inputs and outputs, by the names of their tensors.
 
-    A file without signatures, or a damaged one, gives none: OpenVINO then has the tensors' names, or the error.
+    A file without signatures, or a damaged one, has none: OpenVINO then uses the tensors' names, or reports the error.
     """
     data = file.read_bytes()
     try:

@@ -1,11 +1,11 @@
-"""Functions that write a model in another format, for processes that have torch.
+"""Functions that write a model in another format, for processes with torch.
 
-Each takes a model, an example, the dimensions of any size and a path, and returns what to know about the result::
+Each gets a model, an example, the dimensions of any size and a path, and returns notes about the result::
 
     to_onnx(model, (images,), ({0: "batch"},), Path("model.onnx"))
 
-`EXPORTERS` has all of them. They raise `torchmar.conversion.process.Rejected` with the operation and the place in the
-model's source that cannot be exported. They compare no answers: that is the caller's, in a fresh process.
+`EXPORTERS` has all of them. They raise `torchmar.conversion.process.Rejected` with the operation that cannot be
+exported and its place in the model's source. They do not compare answers, which the caller does in a new process.
 """
 
 from __future__ import annotations

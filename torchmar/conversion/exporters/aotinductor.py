@@ -1,4 +1,4 @@
-"""Export to a package of AOTInductor: machine code for this kind of processor."""
+"""The export to a package of AOTInductor: machine code for this kind of processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchmar.conversion.exporters.model import Axes, Example, Model
 from torchmar.conversion.exporters.program import export_program
 from torchmar.conversion.process import Inapplicable
 
-# Headers that are compiled before pay off from the second program on, and would stay in /tmp.
+# Precompiled headers only pay off from the second program on, and would remain in /tmp.
 _SETTINGS = {"aot_inductor.precompile_headers": False, "cpp_cache_precompile_headers": False}
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -31,28 +31,28 @@ def to_aoti(
 
     Args:
         model: eager, TorchScript or a program.
-        example: its inputs.
-        dynamic: the names of the dimensions of any size.
-        path: of the ``.pt2`` file.
-        settings: of torch._inductor.config, beside those that every compilation has.
+        example: inputs of an example.
+        dynamic: names of the dimensions of any size.
+        path: path of the ``.pt2`` file.
+        settings: further settings of torch._inductor.config, in addition to those of every compilation.
 
     Returns:
-        What to know about it.
+        Notes about the package.
 
     Raises:
-        Rejected: it cannot be compiled, or there is no compiler.
+        Rejected: the model cannot be compiled, or there is no compiler.
     """
     if not any(map(shutil.which, (os.environ.get("CXX") or "", *_COMPILERS))):
         raise Inapplicable("there is no C++ compiler here, which AOTInductor needs", "apt-get install g++, or set CXX")
     program = export_program(model, example, dynamic)
     try:
         _find_instructions()
-        # In a folder of its own: the default one, in /tmp, is another user's on some machines.
+        # In a separate folder, because the default one in /tmp belongs to another user on some machines.
         with tempfile.TemporaryDirectory(prefix="torchmar-inductor-") as folder, _cached_in(folder), torch.no_grad():
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs={**_SETTINGS, **settings}
             )
-    except Exception as error:  # of the compilers of torch and of C++
+    except Exception as error:  # an exception of the compilers of torch or C++
         raise failure.rejection(error, "AOTInductor", program) from error
     return [
         f"machine code for processors with {torch.backends.cpu.get_cpu_capability()}, for torch {torch.__version__}"
@@ -60,9 +60,9 @@ def to_aoti(
 
 
 def _find_instructions() -> None:
-    """Have torch find the vector instructions that the C++ compiler knows, by a dozen runs of it.
+    """Let torch find the vector instructions that the C++ compiler knows, by a dozen runs of it.
 
-    They take longer than to compile a small model, and torch keeps their results by its version and the compiler's.
+    This takes longer than compiling a small model; torch caches the results by its version and the compiler's.
     """
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
@@ -72,7 +72,7 @@ def _find_instructions() -> None:
 
 @contextlib.contextmanager
 def _cached_in(folder: str) -> Iterator[None]:
-    """Have torch's compilers keep their files in a folder."""
+    """Let torch's compilers store their files in a folder."""
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     try:

@@ -1,4 +1,4 @@
-"""The inputs that a model and its export are compared on: the examples, with other sizes and other values."""
+"""The inputs on which a model and its export are compared: the examples, with other sizes and other values."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 
 from torchmar.conversion.exporters.model import Axes, Example, sized
 
-_SIZES = (1, 2, 3, 5)  # of each dimension of any size, beside that of the example and twice that
-_WIDER = 10.0  # times the example
+_SIZES = (1, 2, 3, 5)  # of each dimension of any size, in addition to that of the example and twice that
+_WIDER = 10.0  # factor for the values of the example
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input.
+    """One input for the comparison.
 
     Attributes:
-        name: what it is, for messages: ``the example``, ``batch=5``.
-        inputs: by position.
-        sizes: of the named dimensions.
-        expected: the tensors of the answer.
+        name: description for messages: ``the example``, ``batch=5``.
+        inputs: tensors by position.
+        sizes: sizes of the named dimensions.
+        expected: tensors of the answer.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Case:
 
 
 def vary(examples: Sequence[Example], dynamic: Axes) -> Iterator[Case]:
-    """Yield the examples, then the first one with other sizes, with other values, and with both."""
+    """Yield the examples, then the first example with other sizes, with other values, and with both."""
     for number, example in enumerate(examples, 1):
         yield Case("the example" if number == 1 else f"example {number}", example, _sizes(example, dynamic))
     first = examples[0]
@@ -76,7 +76,7 @@ def _sizes(example: Example, dynamic: Axes) -> dict[str, int]:
 
 
 def _random(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return random numbers as large as those of a tensor; whole numbers between its smallest and its largest."""
+    """Return random numbers as large as those of a tensor; integers between its smallest and its largest."""
     if not tensor.numel() or tensor.is_complex():
         return tensor
     if tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""The names of dimensions of any size, as they are written: ``batch,seq``, or ``image:batch,_,height,width``."""
+"""The names of dimensions of any size, in the syntax ``batch,seq`` or ``image:batch,_,height,width``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torchmar.conversion.exporters.model import Axes, Example
 from torchmar.conversion.process import Rejected
 
-NONE = "none"  # in place of names: all dimensions are those of the example
+NONE = "none"  # in place of names: all dimensions have the sizes of the example
 _FIXED = ("", "_", "-")
 _USAGE = "names are in the order of the dimensions, with _ for a fixed one: batch,seq or image:batch,_,height,width"
 
@@ -16,9 +16,9 @@ def parse(texts: Sequence[str], names: Sequence[str], example: Example) -> Axes:
     """Return the names of the dimensions of any size, for each input.
 
     Args:
-        texts: each for all inputs, or for one with its name before a colon; ``none``; no text is ``batch``.
-        names: of the inputs.
-        example: of them.
+        texts: texts, each for all inputs, or for one with its name before a colon; ``none``; without a text, ``batch``.
+        names: names of the inputs.
+        example: example of the inputs.
 
     Raises:
         Rejected: a text cannot be used.
@@ -54,7 +54,7 @@ def parse(texts: Sequence[str], names: Sequence[str], example: Example) -> Axes:
 
 
 def _check_sizes(names: Sequence[str], example: Example, axes: Axes) -> None:
-    """Reject one name for different sizes."""
+    """Reject a name for different sizes."""
     seen: dict[str, tuple[str, int]] = {}
     for name, tensor, known in zip(names, example, axes, strict=False):
         for place, dimension in known.items():

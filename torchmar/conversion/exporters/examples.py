@@ -1,4 +1,4 @@
-"""Read the files of examples: arrays, JSON and tensors."""
+"""The files of examples: arrays, JSON and tensors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def read(file: Path, names: Sequence[str], floats: torch.dtype, required: int) -
     """Return the examples in a file.
 
     Args:
-        file: an array; several ones by name; a JSON value; a JSON value on each line; tensors.
-        names: of the model's inputs.
-        floats: the type that floating-point numbers get.
-        required: the number of inputs that the model does not do without.
+        file: path of a file with an array, arrays by name, a JSON value, a JSON value on each line, or tensors.
+        names: names of the model's inputs.
+        floats: type for floating-point numbers.
+        required: number of inputs that the model needs.
 
     Raises:
-        Rejected: it cannot be read, or has other inputs than the model.
+        Rejected: the file cannot be read, or has other inputs than the model.
     """
     try:
         values = _values(file)
@@ -38,16 +38,16 @@ def read(file: Path, names: Sequence[str], floats: torch.dtype, required: int) -
 
 
 def of_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]) -> Example:
-    """Return a call of a model that was recorded, by position.
+    """Return a recorded call of a model as an example, by position.
 
     Args:
-        name: of the request.
-        args: given by position.
-        kwargs: given by name.
-        names: of the model's inputs.
+        name: name of the request.
+        args: arguments by position.
+        kwargs: arguments by name.
+        names: names of the model's inputs.
 
     Raises:
-        Rejected: it has other inputs than tensors, or leaves out one before another.
+        Rejected: an argument is not a tensor, or one is missing before another.
     """
     values = [*args, *(kwargs[key] for key in names[len(args) :] if key in kwargs)]
     if not all(isinstance(value, torch.Tensor) for value in values):
@@ -98,7 +98,7 @@ def _values(file: Path) -> list[Any]:
 
 
 def _of_json(value: Any) -> Any:
-    """Return a tensor, or tensors by name; of ``{"instances": [...]}`` each element is a row of the batch."""
+    """Return a tensor, or tensors by name; of ``{"instances": [...]}``, each element becomes a row of the batch."""
     if not (isinstance(value, dict) and value.keys() == {"instances"}):
         return {key: np.asarray(item) for key, item in value.items()} if isinstance(value, dict) else np.asarray(value)
     rows = value["instances"]

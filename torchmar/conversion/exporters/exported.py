@@ -1,4 +1,4 @@
-"""Export to a program of torch.export."""
+"""The export to a program of torch.export."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def to_export(model: Model, example: Example, dynamic: Axes, path: Path) -> list
     """Write the program of a model.
 
     Args:
-        model: eager or TorchScript.
-        example: its inputs.
-        dynamic: the names of the dimensions of any size.
-        path: of the ``.pt2`` file.
+        model: an eager model or TorchScript.
+        example: inputs of an example.
+        dynamic: names of the dimensions of any size.
+        path: path of the ``.pt2`` file.
 
     Returns:
-        What to know about it.
+        Notes about the program.
 
     Raises:
-        Rejected: it cannot be exported.
+        Rejected: the model cannot be exported.
     """
     save(export_program(model, example, dynamic), path)
     return []
 
 
 def save(program: ExportedProgram, path: Path) -> None:
-    """Write a program without what differs between machines: paths and lines of sources."""
+    """Write a program without paths and lines of sources, which differ between machines."""
     for node in program.graph.nodes:
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}
-    # Without examples, torch loads a program whose checks of sizes take longer than a small model. Of these, which are
-    # one zero each, only the tree counts.
+    # Without examples, torch loads a program with checks of sizes that take longer than a small model. Of the examples,
+    # which are a zero each, only the tree matters.
     positional, named = program.example_inputs
 
     def zeros(value: Any) -> Any:

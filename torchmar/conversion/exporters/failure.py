@@ -1,4 +1,4 @@
-"""The reason why a model could not be exported: the operation, and the line of its source."""
+"""The reason why a model could not be exported: the operation, and its line in the source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from torchmar.conversion.process import Rejected
 
-# Packages whose lines are no part of a model's source.
+# Packages whose lines do not belong to a model's source.
 _TOOLS = ("torch", "torchmar", "torchmar_handlers", "onnx", "onnxscript", "onnx_ir", "openvino", "numpy", "sympy")
 _NAMED = (
     re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'"),
@@ -29,12 +29,12 @@ _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def rejection(error: BaseException, target: str, program: ExportedProgram | None = None, hint: str = "") -> Rejected:
-    """Return an error of an exporter as the reason for the owner of the model.
+    """Return an exporter's error as a rejection for the owner of the model.
 
     Args:
-        error: what the exporter raised.
-        target: what it was exported to, such as ``ONNX``.
-        program: of the model, in which the place of an operation is looked up.
+        error: exception of the exporter.
+        target: format of the export, such as ``ONNX``.
+        program: program of the model, to find the place of an operation.
         hint: what to do next.
     """
     operation = operation_of(error)
@@ -45,7 +45,7 @@ def rejection(error: BaseException, target: str, program: ExportedProgram | None
 
 
 def operation_of(error: BaseException) -> str:
-    """Return the operation that an error is about, such as ``aten.nonzero``; empty if it names none."""
+    """Return the operation in an error, such as ``aten.nonzero``; empty if it contains none."""
     texts = [str(link) for link in chain(error)]
     for pattern in _NAMED:
         for text in texts:
@@ -55,7 +55,7 @@ def operation_of(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """Return the line of the model's source that an error passed: ``model.py:12: return x[mask]``; empty: none."""
+    """Return the line of the model's source in an error's traceback: ``model.py:12: return x[mask]``; empty: none."""
     for link in chain(error):
         frames = [frame for frame in traceback.extract_tb(link.__traceback__) if _is_source(frame.filename)]
         if frames:
@@ -67,16 +67,16 @@ def place_of(error: BaseException) -> str:
 
 
 def place_in_text(text: str) -> str:
-    """Return the last line of a model's source that a text with a traceback names; empty if it names none."""
+    """Return the last line of a model's source in a text with a traceback; empty if it contains none."""
     lines = [(file, int(line)) for file, line in _LINE.findall(text) if _is_source(file)]
     return shown(*lines[-1]) if lines else ""
 
 
 def place_in(program: ExportedProgram, operation: str) -> str:
-    """Return the line of the model's source that an operation of a program comes from; empty if it is unknown."""
+    """Return the line of the model's source for an operation of a program; empty if it is unknown."""
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     base = operation.split(".")[1] if "." in operation else operation
-    # Of operations that exporters split up, only a part of the name is left.
+    # If exporters split an operation, only a part of its name remains.
     for fits in (lambda name: name.startswith(f"{operation}."), lambda name: base in name):
         for node in nodes:
             place = place_in_text(str(node.meta.get("stack_trace") or ""))
@@ -86,7 +86,7 @@ def place_in(program: ExportedProgram, operation: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error that says something; of errors with causes that of the first cause."""
+    """Return the first meaningful line of an error; for an error with causes, that of the first cause."""
     for link in reversed(list(chain(error))):
         text = re.sub(r"\x1b\[[\d;]*m", "", str(link))
         for line in text.splitlines():
@@ -97,7 +97,7 @@ def reason(error: BaseException) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that it came from."""
+    """Yield an error and its causes."""
     link: BaseException | None = error
     while link is not None:
         yield link

@@ -1,4 +1,4 @@
-"""A model to export: its kinds, its names, and the dimensions of any size of its inputs."""
+"""A model to export: its kind, its names, and the dimensions of any size of its inputs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Example = tuple[torch.Tensor, ...]
 """The inputs of one call, by position."""
 
 Axes = Sequence[Mapping[int, str]]
-"""The names of the dimensions of any size, by dimension, for each input; one name is one size."""
+"""The names of the dimensions of any size, by dimension, for each input; equal names mean equal sizes."""
 
-_SIZES = (3, 2, 5, 7)  # that a dimension of any size gets in a trace: 0 and 1 would become constants
+_SIZES = (3, 2, 5, 7)  # sizes of such a dimension in a trace: 0 and 1 would become constants
 
 
 def input_names(model: Model, count: int) -> list[str]:
-    """Return the names of a model's first inputs; numbered where it has none."""
+    """Return the names of a model's first inputs; numbered names if it has none."""
     names: list[str] = []
     if isinstance(model, ExportedProgram):
         signature = model.module_call_graph[0].signature
@@ -44,7 +44,7 @@ def input_names(model: Model, count: int) -> list[str]:
 
 
 def output_names(output: Any) -> list[str]:
-    """Return the names of an output of the model: the keys of a mapping, or those that handlers give to others."""
+    """Return the names of a model's outputs: the keys of a mapping, or the names that handlers use for others."""
     count = len(tensors(output))
     if isinstance(output, Mapping) and len(output) == count:
         return [str(key) for key in output]
@@ -52,7 +52,7 @@ def output_names(output: Any) -> list[str]:
 
 
 def tensors(output: Any) -> list[torch.Tensor]:
-    """Return the tensors of an output, in the order of their place in it."""
+    """Return the tensors of an output, in order."""
     if isinstance(output, Mapping):
         output = list(output.values())  # some models return subclasses of dict that torch does not know
     return [value for value in pytree.tree_leaves(output) if isinstance(value, torch.Tensor)]
@@ -61,7 +61,7 @@ def tensors(output: Any) -> list[torch.Tensor]:
 def call(model: Model, example: Example) -> Any:
     """Return the output of a model for one example, without gradients."""
     with torch.no_grad():
-        if isinstance(model, ExportedProgram):  # which takes by name what it was exported with by name
+        if isinstance(model, ExportedProgram):  # it takes the inputs by name that were passed by name at its export
             args, kwargs = pytree.tree_unflatten(list(example), model.call_spec.in_spec)
             return model.module(check_guards=False)(*args, **kwargs)
         return model(*example)  # type: ignore[operator]
@@ -88,7 +88,7 @@ def traceable(example: Example, dynamic: Axes) -> Example:
 
 
 def in_float32(model: Model, example: Example) -> tuple[Model, Example, bool]:
-    """Return a model in bfloat16 as one in float32 with the same weights, and whether it was one."""
+    """Return a bfloat16 model as a float32 model with the same weights, and whether it was bfloat16."""
     if isinstance(model, Path) or torch.bfloat16 not in {tensor.dtype for tensor in _weights(model)}:
         return model, example, False
     inner = model.module(check_guards=False) if isinstance(model, ExportedProgram) else copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Export to ONNX, in the newest opset that torch writes and ONNX Runtime reads."""
+"""The export to ONNX, in the newest opset that torch can write and ONNX Runtime can read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torchmar.conversion.exporters.model import Axes, Example, Model, call, in_f
 from torchmar.conversion.exporters.program import export_program
 from torchmar.conversion.process import Inapplicable
 
-_OLDEST = 18  # of the operators that torch's exporter is written in
-_WITHOUT_ATTENTION = 22  # the newest in which attention is products and a softmax
+_OLDEST = 18  # oldest opset of torch's exporter
+_WITHOUT_ATTENTION = 22  # the newest opset in which attention consists of products and a softmax
 _EXTRA = "pip install 'torchmar[export]'"
 
 
@@ -37,18 +37,18 @@ def to_onnx(
 
     Args:
         model: eager, TorchScript or a program; the file of an ONNX model gets another opset.
-        example: its inputs.
-        dynamic: the names of the dimensions of any size, which the result has.
-        path: of the ``.onnx`` file.
-        opset: the version of the operators; None: the newest that ONNX Runtime reads and torch writes.
-        names: of the inputs; those of the model unless given.
-        outputs: their names; those of the model unless given.
+        example: inputs of an example.
+        dynamic: names of the dimensions of any size, which the result has.
+        path: path of the ``.onnx`` file.
+        opset: version of the operators; None: the newest that ONNX Runtime reads and torch writes.
+        names: names of the inputs; default: those of the model.
+        outputs: names of the outputs; default: those of the model.
 
     Returns:
-        What to know about it.
+        Notes about the model.
 
     Raises:
-        Rejected: it cannot be exported, or a package is missing.
+        Rejected: the model cannot be exported, or a package is missing.
     """
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise Inapplicable(f"ONNX needs {', '.join(missing)}, not installed here", _EXTRA)
@@ -76,13 +76,13 @@ def to_onnx(
 
 
 def _masked_attention(node: Any) -> bool:
-    """Return whether a node is an Attention with a mask: ONNX Runtime rejects one that is the same for all queries."""
+    """Return whether a node is an Attention with a mask: ONNX Runtime rejects some masks."""
     return node.op_type == "Attention" and len(node.inputs) > 3 and node.inputs[3] is not None
 
 
 def newest_opset() -> int:
     """Return the newest opset that torch writes and ONNX Runtime reads."""
-    # Since 1.29 it sends statistics about models and the machine to Microsoft, unless this is set before it is loaded.
+    # Since 1.29, it sends statistics about models and the machine to Microsoft, unless this is set before its import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     constants = importlib.import_module("torch.onnx._constants")
@@ -90,14 +90,14 @@ def newest_opset() -> int:
     for opset in range(largest, _OLDEST, -1):
         try:
             runtime.InferenceSession(_smallest(onnx, opset), providers=["CPUExecutionProvider"])
-        except Exception:  # its exceptions share no other base
+        except Exception:  # its exceptions have no common base class
             continue
         return opset
     return _OLDEST
 
 
 def _smallest(onnx: Any, opset: int) -> bytes:
-    """Return a model of an opset that returns its input."""
+    """Return a model in an opset that returns its input."""
     helper = onnx.helper
     ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", ports[:1], ports[1:])
@@ -121,7 +121,7 @@ def _exported(program: Any, opset: int, inputs: list[str], outputs: list[str], d
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # of its dispatching, of its functions, and of what optimises
+        except Exception as error:  # an exception of its dispatcher, its functions or its optimiser
             raise failure.rejection(error, "ONNX", program) from error
     return exported
 

@@ -1,4 +1,4 @@
-"""Export to OpenVINO's intermediate representation: ``model.xml``, with the weights in ``model.bin``."""
+"""The export to OpenVINO's intermediate representation: ``model.xml``, with the weights in ``model.bin``."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def to_openvino(
 
     Args:
         model: eager, TorchScript, a program, or the file of an ONNX model.
-        example: its inputs.
+        example: inputs of an example.
         dynamic: the names of the dimensions of any size; OpenVINO keeps no names.
-        path: of the ``.xml`` file.
-        names: of the inputs; those of the model unless given.
-        outputs: their names; those of the model unless given.
+        path: path of the ``.xml`` file.
+        names: names of the inputs; default: those of the model.
+        outputs: names of the outputs; default: those of the model.
 
     Returns:
-        What to know about it.
+        Notes about the model.
 
     Raises:
-        Rejected: it cannot be converted, or OpenVINO is missing.
+        Rejected: the model cannot be converted, or OpenVINO is missing.
     """
     if importlib.util.find_spec("openvino") is None:
         raise Inapplicable("OpenVINO is not installed here", "pip install 'torchmar[export]'")
-    # The handlers' function imports it without the package that sends statistics.
+    # The handlers' function imports OpenVINO without the package that sends statistics.
     openvino = importlib.import_module("torchmar_handlers.weights.openvino_ir").imported()
     notes = []
     if isinstance(model, Path):
@@ -65,7 +65,7 @@ def to_openvino(
 def _read(openvino: Any, source: Path) -> Any:
     try:
         return openvino.Core().read_model(source)
-    except Exception as error:  # RuntimeError, and what its readers raise
+    except Exception as error:  # RuntimeError, and exceptions of its readers
         raise failure.rejection(error, "OpenVINO") from error
 
 

@@ -19,8 +19,8 @@ from torchmar.conversion.exporters.model import Axes, Example, Model, input_name
 from torchmar.conversion.exporters.tracing import trace
 from torchmar.conversion.process import Rejected
 
-_ROUNDS = 4  # of torch's suggestions about sizes that are followed
-_LARGEST = 2**31  # sizes from here on are no bound
+_ROUNDS = 4  # number of torch's suggestions about sizes that are applied in turn
+_LARGEST = 2**31  # larger sizes mean that there is no bound
 _DATA = "GuardOnDataDependent"
 
 
@@ -32,12 +32,12 @@ def export_program(model: Model, example: Example, dynamic: Axes) -> ExportedPro
     """Return the program of a model.
 
     Args:
-        model: eager or TorchScript; a program is returned as it is.
-        example: its inputs.
-        dynamic: the names of dimensions of any size. Bounds that the model has are found; see `bounds`.
+        model: an eager model or TorchScript; a program is returned unchanged.
+        example: inputs of an example.
+        dynamic: names of the dimensions of any size. The bounds of these dimensions are found, see `bounds`.
 
     Raises:
-        Rejected: torch cannot trace it, or a dimension of ``dynamic`` has one size only.
+        Rejected: torch cannot trace the model, or a dimension of ``dynamic`` can only have one size.
     """
     if isinstance(model, ExportedProgram):
         return model
@@ -51,7 +51,7 @@ def export_program(model: Model, example: Example, dynamic: Axes) -> ExportedPro
 
 
 def bounds(program: ExportedProgram, dynamic: Axes) -> dict[str, tuple[int, int | None, int]]:
-    """Return of each named dimension the smallest and the largest size, and the number that it is a multiple of."""
+    """Return for each named dimension the smallest and the largest size, and the number that sizes are multiples of."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     found: dict[str, tuple[int, int | None, int]] = {}
     for leaf, axes in zip(program.graph_signature.user_inputs, dynamic, strict=False):
@@ -65,7 +65,8 @@ def bounds(program: ExportedProgram, dynamic: Axes) -> dict[str, tuple[int, int 
             factor = int(expression.as_coeff_Mul()[0]) if expression.is_Mul else 1
             symbol = next(iter(expression.free_symbols))
             known = program.range_constraints.get(symbol)
-            # Torch has 2 for dimensions of any size, which also take 1: a trace with 0 or 1 would make it a constant.
+            # For dimensions of any size torch reports 2, but they also accept 1: a trace with 0 or 1 would make it a
+            # constant.
             low = int(known.lower) if known is not None and known.lower > 2 else 1
             high = int(known.upper) if known is not None and known.upper < _LARGEST else None
             found[name] = (low * factor, None if high is None else high * factor, factor)
@@ -80,7 +81,7 @@ def _traced(model: nn.Module, example: Example, dynamic: Axes) -> ExportedProgra
         for _ in range(_ROUNDS):
             try:
                 return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
-            except Exception as error:  # whatever the model, or torch, raises
+            except Exception as error:  # any exception of the model or torch
                 if "Suggested fixes:" in str(error):
                     shapes = _followed(error, shapes, model, example)
                 elif "Constraints violated" in str(error) or "Cannot create Dim" in str(error):
@@ -91,15 +92,15 @@ def _traced(model: nn.Module, example: Example, dynamic: Axes) -> ExportedProgra
 
 
 def _with_guards(model: nn.Module, example: Example, dynamic: Axes, error: Exception) -> ExportedProgram:
-    """Trace with dimensions whose bounds torch cannot put into words, such as "not 3", and checks when it runs.
+    """Trace with dimensions whose bounds torch cannot express, such as "not 3", and with checks at run time.
 
     Raises:
-        Rejected: torch has fixed one of them.
+        Rejected: torch has fixed one of the dimensions.
     """
     automatic = dict.fromkeys({name for axes in dynamic for name in axes.values()}, Dim.AUTO)
     try:
         program = torch.export.export(model, example, dynamic_shapes=_shapes(model, dynamic, automatic), strict=False)
-    except Exception as unknown:  # whatever the model, or torch, raises
+    except Exception as unknown:  # any exception of the model or torch
         raise _untraceable(unknown) from unknown
     if any(low == high for low, high, _ in bounds(program, dynamic).values()):
         raise _untraceable(error) from error
@@ -107,7 +108,7 @@ def _with_guards(model: nn.Module, example: Example, dynamic: Axes, error: Excep
 
 
 def _shapes(model: nn.Module, dynamic: Axes, dimensions: Mapping[str, Any]) -> Any:
-    """Return what torch.export takes as ``dynamic_shapes``."""
+    """Return the value for the argument ``dynamic_shapes`` of torch.export."""
     shapes = tuple({place: dimensions[name] for place, name in axes.items()} or None for axes in dynamic)
     parameters = list(inspect.signature(model.forward).parameters.values())
     if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -116,7 +117,7 @@ def _shapes(model: nn.Module, dynamic: Axes, dimensions: Mapping[str, Any]) -> A
 
 
 def _named(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Return a module whose inputs have names, which a program keeps, and its checks of sizes use."""
+    """Return a module with names for its inputs, which a program keeps and uses in its checks of sizes."""
     listed = ", ".join(names)
     scope: dict[str, Any] = {}
     exec(f"def forward(self, {listed}):\n    return self.model({listed})\n", scope)
@@ -126,13 +127,13 @@ def _named(model: nn.Module, names: Sequence[str]) -> nn.Module:
 
 
 def _followed(error: Exception, shapes: Any, model: nn.Module, example: Example) -> Any:
-    """Return dimensions as torch suggests them.
+    """Return the dimensions that torch suggests.
 
     Raises:
-        Rejected: one of them is a constant in the model.
+        Rejected: one of the dimensions is a constant in the model.
     """
     text = str(error)
-    # Torch's function takes no text behind the suggestions, which torch itself adds.
+    # Torch's function does not accept the text after the suggestions, which torch itself adds.
     fixes = "\n".join(line for line in text.partition("Suggested fixes:")[2].splitlines() if " = " in line)
     for name, size in re.findall(r"^\s*(\w+) = (\d+)\s*$", fixes, re.MULTILINE):
         raise Rejected(
@@ -142,15 +143,15 @@ def _followed(error: Exception, shapes: Any, model: nn.Module, example: Example)
         )
     try:
         return refine_dynamic_shapes_from_suggested_fixes(f"Suggested fixes:{fixes}", shapes)
-    except Exception as unknown:  # assertions, and errors of what torch parses
+    except Exception as unknown:  # assertions, and errors of torch's parser
         raise _untraceable(error) from unknown
 
 
 def _place_of_number(model: nn.Module, example: Example) -> str:
-    """Return where a model turns a size into a number, as the tracer of torch.jit knows; empty if it knows none."""
+    """Return the line where a model converts a size to a number, as torch.jit's tracer finds it; empty: none."""
     try:
         _, places = trace(model, example)
-    except Exception:  # whatever the model, or torch, raises
+    except Exception:  # any exception of the model or torch
         return ""
     return f" ({places[0]})" if places else ""
 

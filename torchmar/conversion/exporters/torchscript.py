@@ -1,4 +1,4 @@
-"""Export to TorchScript: the operations of one call (trace), or the model's own code (script)."""
+"""The export to TorchScript: the operations of one call (trace), or the model's own code (script)."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _DEPRECATED = r"`torch\.jit\.\w+` is (deprecated|not supported)"
 def to_torchscript_trace(model: Model, example: Example, dynamic: Axes, path: Path) -> list[str]:
     """Write the operations of one call.
 
-    A trace has no branches: of an ``if`` it keeps what the example has chosen. Where torch warns of one, the model is
-    also exported by torch.export, which fails if a branch depends on values, or on a size that ``dynamic`` names. A
-    program has no branches: its trace is its code.
+    A trace has no branches: for an ``if``, it contains only the branch of the example. If torch warns about that, the
+    model is also exported by torch.export, which fails if a branch depends on values, or on a size in ``dynamic``. A
+    program has no branches, so that its trace is equal to its code.
 
     Args:
-        model: eager, or a program.
-        example: its inputs.
-        dynamic: the names of the dimensions of any size.
-        path: of the ``.pt`` file.
+        model: an eager model or a program.
+        example: inputs of an example.
+        dynamic: names of the dimensions of any size.
+        path: path of the ``.pt`` file.
 
     Returns:
-        What to know about it.
+        Notes about the model.
 
     Raises:
-        Rejected: it cannot be traced, or a trace would depend on the example.
+        Rejected: the model cannot be traced, or a trace would depend on the example.
     """
     if isinstance(model, ExportedProgram):
         return to_torchscript_script(model, example, dynamic, path)
@@ -53,7 +53,7 @@ def to_torchscript_trace(model: Model, example: Example, dynamic: Axes, path: Pa
 
 
 def to_torchscript_script(model: Model, example: Example, dynamic: Axes, path: Path) -> list[str]:
-    """Write the code of a model, with its branches and loops; arguments as those of `to_torchscript_trace`."""
+    """Write the code of a model, with its branches and loops; the arguments are those of `to_torchscript_trace`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = _graph(model) if isinstance(model, ExportedProgram) else _module(model)
@@ -76,7 +76,7 @@ def _module(model: nn.Module | Path) -> nn.Module:
 
 
 def _graph(program: ExportedProgram) -> nn.Module:
-    """Return the graph of a program as TorchScript compiles it: operators without overloads, sizes as methods."""
+    """Return the graph of a program for TorchScript's compiler: operators without overloads, sizes as methods."""
     module: Any = program.module(check_guards=False)
     graph = module.graph
     graph.set_codegen(torch.fx.graph.CodeGen())
@@ -106,10 +106,10 @@ def _save(module: Any, path: Path) -> None:
 
 
 def _checked(model: Model, example: Example, dynamic: Axes, places: list[str]) -> Iterator[str]:
-    """Yield a note if torch.export shows that no warning of the tracer counts.
+    """Yield a note if torch.export shows that the tracer's warnings do not matter.
 
     Raises:
-        Rejected: one of them does.
+        Rejected: one of the warnings matters.
     """
     if not places:
         return

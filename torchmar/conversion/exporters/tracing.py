@@ -1,4 +1,4 @@
-"""The trace of one call by torch.jit, and the lines at which it depends on the example."""
+"""The trace of one call by torch.jit, with the lines at which it depends on the example."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torchmar.conversion.exporters.model import Example
 
 
 def trace(module: nn.Module, example: Example) -> tuple[Any, list[str]]:
-    """Return the trace of a call, and where the tracer has warned: ``Using len to get tensor shape at net.py:7``.
+    """Return the trace of a call, and the places of the tracer's warnings: ``Using len to get tensor shape at
+    net.py:7``.
 
     Raises:
-        Exception: whatever the model, or torch, raises.
+        Exception: any exception of the model or torch.
     """
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
