@@ -48,6 +48,8 @@ class TorchServe(Engine):
             str(self.java.executable),
             f"-Dmodel_server_home={self._home}",
             f"-Djava.io.tmpdir={temporary}",
+            # Nothing manages its logs over JMX, which takes a sixth of the CPU time of a start.
+            "-Dlog4j2.disableJmx=true",
             *arguments,
             "-cp",
             str(self._home / "ts" / "frontend" / "*"),
