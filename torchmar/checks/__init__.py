@@ -1,6 +1,6 @@
-"""Check a recipe, an archive or a folder without running any of it; needs no torch.
+"""Check a recipe, an archive or a folder without running any of its code; needs no torch.
 
-Findings are values: a code of the catalogue (`Code`), a place, a cause and a remedy. Every
+A finding is a value: a code of the catalogue (`Code`), a place, a cause and a remedy. Every
 code has a section in docs/checks.md.
 """
 
@@ -67,23 +67,23 @@ def check(path: Path, gpus: int | None = None) -> list[Finding]:
         return [Finding(Code.MAR101, "", cause, error.hint or "build it again")]
     with archive:
         found = [*layout.check(archive)]
-        if not layout.is_bomb(archive):  # of which no manifest has been read
+        if not layout.is_bomb(archive):  # a bomb's manifest was not read
             found += check_content(archive, gpus)
         return _sorted(found)
 
 
 def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
-    """Return what is wrong with the members of an archive, whatever holds them."""
+    """Return the problems of an archive's members, however these are stored."""
     try:
         manifest, findings = manifests.read(content)
     except ArchiveError:
-        return []  # the bytes of the manifest are damaged, which is a finding about the layout
+        return []  # the bytes of the manifest are damaged: a finding about the layout
     if manifest is None:
         return findings
     model, sizes = manifest.model, content.sizes
     wanted = model.requirements_file if model.requirements_file in sizes else None
     checks: list[Callable[[], Iterable[Finding]]] = []
-    if manifest.runtime != "LSP":  # a handler in C++ is no Python to read
+    if manifest.runtime != "LSP":  # a handler in C++ has no Python to check
         checks.append(lambda: handler.check(content, model.handler, wanted, model.config_file))
         if model.handler == sagemaker.HANDLER:
             checks.append(lambda: sagemaker.check(content, model.config_file, wanted))

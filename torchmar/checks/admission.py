@@ -1,4 +1,4 @@
-"""Admission: whether a server may load an archive: not if it is unsafe, or if no server can load it."""
+"""Admission: a server may not load an archive that is unsafe, or that no server can load."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torchmar.checks.finding import Code, Finding, matches
 from torchmar.errors import ArchiveError
 
 EVERYTHING = ("MAR",)
-"""What `admit` ignores where nothing is checked."""
+"""The value of `ignore` with which `admit` checks nothing."""
 
 
 def admit(archive: Path, ignore: Iterable[str] = ()) -> list[Finding]:
-    """Check an archive, every byte that ``SHA256SUMS`` lists included; nothing of it is run.
+    """Check an archive and every byte that ``SHA256SUMS`` lists; none of its code is run.
 
     Args:
         archive: the archive's file or folder.
@@ -24,7 +24,7 @@ def admit(archive: Path, ignore: Iterable[str] = ()) -> list[Finding]:
         The warnings.
 
     Raises:
-        ArchiveError: it has an error, or cannot be read.
+        ArchiveError: the archive has an error, or cannot be read.
     """
     ignored = tuple(ignore)
     if all(matches(code, ignored) for code in Code):

@@ -20,7 +20,7 @@ def is_installed(content: Content, roots: AbstractSet[str]) -> bool:
 
     Args:
         content: the members of an archive.
-        roots: the names of its modules and folders at the top level.
+        roots: names of the archive's modules and folders at the top level.
     """
     files = {name: file for name, file in carried().items() if isinstance(file, Path)}
     if files.keys() != {name for name in content.sizes if name.startswith(f"{CARRIED_PACKAGE}/")}:
@@ -44,7 +44,7 @@ def _read(content: Content, name: str) -> bytes | None:
 
 
 def _imported(source: bytes) -> set[str]:
-    """Return the names at the top level of what the lines of a module import, wherever they are."""
+    """Return the top-level names of the modules that the import statements of a module name, at any depth."""
     names: set[str] = set()
     for origin, listed in _IMPORT.findall(source):
         names.update(re.findall(r"(?:^|,)\s*(\w+)", (origin or listed).decode("utf-8", "replace")))

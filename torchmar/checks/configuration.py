@@ -1,4 +1,4 @@
-"""Findings about the configuration that an archive carries, read as TorchServe's frontend and worker read it."""
+"""Findings about the configuration in an archive, read as TorchServe's frontend and worker read it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torchmar.checks.finding import Code, Content, Finding
 from torchmar.server_config import ServerConfig, are_stages
 from torchmar.strict_yaml import lines_of_keys, meant, repeated_keys
 
-_MAX = 16 << 20  # bytes
+_MAX = 16 << 20  # bytes of a configuration
 # SnakeYAML's own limits in TorchServe's frontend: characters, depth, aliases of lists and mappings.
 _MAX_CHARACTERS, _MAX_DEPTH, _MAX_ALIASES = 3 << 20, 51, 50
 
 
-# Keys of the built-in server, and how they are written.
+# Keys of torchmar's server, with an example of their values.
 _OURS = {
     "stages": "stages: {preprocess: 2, inference: 1, postprocess: 1}",
     "torchmar": "torchmar: {fork: false}, or {replica: {cpus: 2}}",
@@ -26,12 +26,12 @@ _OURS = {
 
 
 def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Finding]:
-    """Yield what is wrong with the configuration ``name``.
+    """Yield the problems of the configuration ``name``.
 
     Args:
         content: the archive's members.
-        name: the member.
-        gpus: how many the server has; None is not known.
+        name: name of the member.
+        gpus: number of GPUs of the server; None: not known.
     """
     text = _text(content, name)
     if text is None:
@@ -43,7 +43,7 @@ def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Find
         return
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        # In this order: the constructor puts the keys of a merge into the mapping that has it.
+        # In this order: the constructor copies the keys of a merge into the mapping that contains it.
         lines, repeated = lines_of_keys(root), repeated_keys(root)
         config = SafeConstructor().construct_document(root) if root else None
         unread = _unread(text)
@@ -83,7 +83,7 @@ _QUOTE = "write it in quotes"
 
 
 def _unread(text: str) -> str:
-    """Return why SnakeYAML, with the limits that it has in TorchServe, does not read a file that Python reads."""
+    """Return the reason why SnakeYAML, with TorchServe's limits, does not read a file that Python reads."""
     if len(text) > _MAX_CHARACTERS and len(_without_last_comments(text)) > _MAX_CHARACTERS:
         return f"it is longer than {_MAX_CHARACTERS} characters"
     depth = aliases = 0
@@ -121,13 +121,13 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
     if isinstance(torchrun := config.get("torchrun"), dict) and not all(isinstance(key, str) for key in torchrun):
         cause = "a key of torchrun is not text: TorchServe answers 500 to the registration"
         yield Code.MAR503, "torchrun", cause, _QUOTE
-    # `handler` is a section that torchmar's handlers read; TorchServe has no such key.
+    # Not in TorchServe's model: `handler` is a section that torchmar's handlers read.
     known = {key: value for key, value in config.items() if key in ServerConfig.model_fields and key != "handler"}
     if isinstance(known.get("torchrun"), dict):
         known.pop("torchrun")  # its keys are torchrun's
     if not are_stages(known.get("stages")):
         known.pop("stages", None)
-    for key in ("deviceType", "parallelType"):  # TorchServe reads them whatever their case
+    for key in ("deviceType", "parallelType"):  # TorchServe reads these values in any case
         if isinstance(known.get(key), str):
             known[key] = known[key].lower()
     try:

@@ -1,4 +1,4 @@
-"""Findings of checks: a code of the catalogue, a place, a cause, a remedy."""
+"""Findings of checks: a code of the catalogue, a place, a cause and a remedy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Severity = Literal["error", "warning"]
 
 
 class Code(Enum):
-    """The catalogue: every code, its severity, and what it stands for in one line.
+    """The catalogue: every code, its severity and its meaning in one line.
 
     A code names the section in docs/checks.md and keeps its meaning for good. ``error``: a server cannot load or
     run the archive, whatever the handler does, or it is unsafe. ``warning``: it works, perhaps not as intended.
-    ``error or warning``: depends on the archive; each finding has one of both.
+    ``error or warning``: depends on the archive; a finding has one of the two severities.
     MAR1xx layout, MAR2xx manifest, MAR3xx handler, MAR4xx weights, MAR5xx configuration, MAR6xx safety.
     """
 
@@ -90,7 +90,7 @@ class Code(Enum):
 
     @property
     def title(self) -> str:
-        """What the code stands for."""
+        """The meaning of the code."""
         return str(self.value[1])
 
 
@@ -99,11 +99,11 @@ class Finding:
     """One problem of an archive.
 
     Attributes:
-        code: what kind of problem it is.
-        place: the member, with a line where there is one: ``handler.py:12``.
-        cause: what is wrong, in a sentence.
-        remedy: what to do about it, in a sentence.
-        works: for a code that can be an error or a warning: whether the archive may still work.
+        code: the kind of the problem.
+        place: the member, with the line if one is known: ``handler.py:12``.
+        cause: the problem, in a sentence.
+        remedy: the correction, in a sentence.
+        works: whether the archive may still work, for a code that is an error or a warning.
     """
 
     code: Code
@@ -119,7 +119,7 @@ class Finding:
 
 
 def printable(finding: Finding) -> Finding:
-    """Return a finding whose texts, which may hold names from an archive, have no effect on a terminal."""
+    """Return a copy of a finding that is safe to print: its texts may contain names from an archive."""
     place, cause, remedy = (
         text if text.isprintable() else ascii(text) for text in (finding.place, finding.cause, finding.remedy)
     )
@@ -127,21 +127,21 @@ def printable(finding: Finding) -> Finding:
 
 
 def matches(code: Code, prefixes: Iterable[str]) -> bool:
-    """Return whether a code is one of ``prefixes`` or begins with one (``MAR3``, in any case)."""
+    """Return whether a code is one of ``prefixes`` or begins with one of them (``MAR3``, in any case)."""
     return code.name.startswith(tuple(prefix.upper() for prefix in prefixes))
 
 
 def unknown(prefixes: Iterable[str]) -> list[str]:
-    """Return the prefixes with which no code begins."""
+    """Return the prefixes that no code begins with."""
     return [prefix for prefix in prefixes if not prefix or not any(matches(code, [prefix]) for code in Code)]
 
 
 class Content(Protocol):
-    """Content to check: the members of an archive, of a folder or of a recipe, by name."""
+    """The content to check: the members of an archive, of a folder or of a recipe, by name."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of every member when extracted."""
+        """The size of every member in bytes, uncompressed."""
         ...
 
     def open(self, name: str) -> IO[bytes]:

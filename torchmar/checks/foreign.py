@@ -17,7 +17,7 @@ SAVED_MODEL_REMEDY = (
 _LITE_REMEDY = f"name it as weights: {_NAMED} (pip install openvino), {_HANDLER}"
 _GRAPH_REMEDY = f"save it as a SavedModel (tf.saved_model.save) and {SAVED_MODEL_REMEDY}"
 _SIGNATURES = (
-    # Where the signature begins, the signature, what the file is, what to do.
+    # Position of the signature, signature, kind of the file, remedy.
     (4, b"TFL3", "a TensorFlow Lite model", _LITE_REMEDY),
     (0, b"ftrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     (0, b"ptrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
@@ -33,19 +33,19 @@ KERAS = ("a Keras model", _CONVERTED)
 
 
 def by_content(head: bytes) -> tuple[str, str] | None:
-    """Return what a file is by its first bytes, and what to do; None if it is no other framework's."""
+    """Return the kind of a file by its first bytes, and the remedy; None: it is of no other framework."""
     return next(((what, remedy) for at, mark, what, remedy in _SIGNATURES if head[at:].startswith(mark)), None)
 
 
 def by_name(name: str) -> tuple[str, str] | None:
-    """Return the kind of a file of unknown content by its name, and the remedy; None if the name shows neither."""
+    """Return the kind of a file by its name, and the remedy; None: the name shows no kind. The content is unknown."""
     if name.rpartition("/")[2] == "saved_model.pb":
         return f"the graph of {SAVED_MODEL}", SAVED_MODEL_REMEDY
     return next((kind for suffix, kind in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
 def folder(path: Path) -> tuple[str, str] | None:
-    """Return what a folder is, and what to do; None if it is no model of another framework."""
+    """Return the kind of a folder, and the remedy; None: it is no model of another framework."""
     if (path / "saved_model.pb").is_file() or (path / "saved_model.pbtxt").is_file():
         return SAVED_MODEL, SAVED_MODEL_REMEDY
     return None

@@ -45,19 +45,19 @@ _LIBRARIES = (
 )
 
 EMPTY = "it is empty"
-"""The damage of a file without a byte."""
+"""The damage of an empty file."""
 
 _FILE_VERSION = 10
 
 _EXPORT_SCHEMA = 8
 
-_MAX_HEADER = 100_000_000  # of safetensors, by its own rule
+_MAX_HEADER = 100_000_000  # bytes of the header of safetensors, the limit of the format itself
 
-_MAX_PARSED = 16 << 20  # of a header; parsing takes many times the memory
+_MAX_PARSED = 16 << 20  # bytes of a header; parsing takes many times that in memory
 
-_MAX_FIELDS = 200_000  # of an ONNX model
+_MAX_FIELDS = 200_000  # fields of an ONNX model
 
-# The representation of OpenVINO is an XML document, of which others are error pages in most cases.
+# OpenVINO's representation is an XML document; most other XML documents in place of weights are error pages.
 _OPENVINO = re.compile(rb"<\?xml[^>]*>\s*<net[\s>]")
 
 _CHUNK = 1 << 20
@@ -84,16 +84,17 @@ class Format(Enum):
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file: its format, and the details that checks need.
+    """A weights file: its format, and the details that the checks need.
 
     Args:
-        format: identified by the content.
-        detail: the same in more precise words, where there are any.
-        torch_version: the torch that wrote it, if the file records it.
-        too_new: what in it is newer than torchmar knows, such as ``file format version 12``; empty if nothing is.
-        damage: why it cannot be read; empty if it seems whole.
-        external: the files that an ONNX or OpenVINO model keeps its tensors in, relative to its own folder.
-        remedy: what to do about a file of the format OTHER, where that is known.
+        format: the format, identified by the content.
+        detail: a more precise name of the format; empty: there is none.
+        torch_version: version of torch that wrote the file, if the file records it.
+        too_new: the part of the file that is newer than torchmar knows, such as ``file format version 12``; empty if
+            nothing is.
+        damage: the reason why the file cannot be read; empty: it seems complete.
+        external: files with the tensors of an ONNX or OpenVINO model, relative to the model's folder.
+        remedy: the remedy for a file of the format OTHER; empty: none is known.
     """
 
     format: Format
@@ -106,16 +107,16 @@ class Weights:
 
     @property
     def description(self) -> str:
-        """What the file is, in words that follow "is"."""
+        """The kind of the file, in words that follow "is"."""
         return self.detail or self.format.value
 
 
 def identify(stream: IO[bytes], name: str) -> Weights:
-    """Return what a file is by its content.
+    """Return the format of a file and its details, by its content.
 
     Args:
         stream: the file, seekable.
-        name: its name, which decides where the content is cut off too early.
+        name: name of the file, which decides if the content is too short.
     """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -160,7 +161,7 @@ def _zip(stream: IO[bytes]) -> Weights:
             for entry in archive.infolist():
                 if entry.header_offset + entry.compress_size > archive.start_dir:
                     raise zipfile.BadZipFile(f"{shown(entry.filename)} reaches beyond its end")
-                # torch puts everything into one folder, whose name is of no account.
+                # torch stores all entries in one folder; the name of the folder does not matter.
                 entries[entry.filename.partition("/")[2]] = entry
             return _zip_of(archive, entries)
     except BROKEN as error:
@@ -202,7 +203,7 @@ def _zip_of(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> We
 
 
 def _exported(archive: zipfile.ZipFile, program: zipfile.ZipInfo | None, too_new: str) -> Weights:
-    """Read the versions at the end of an exported program; the graph before them may be huge."""
+    """Read the versions at the end of an exported program, without the graph before them, which may be huge."""
     version, schema, rest = None, 0, b""
     if program:
         with open_entry(archive, program) as stream:
@@ -221,7 +222,7 @@ def _exported(archive: zipfile.ZipFile, program: zipfile.ZipInfo | None, too_new
 
 
 def _safetensors(stream: IO[bytes], size: int) -> Weights | None:
-    """Read the header of a safetensors file; None if it is none."""
+    """Read the header of a safetensors file; None: the file is of another format."""
     whole = Weights(Format.SAFETENSORS)
     start = stream.read(9)
     stream.seek(0)
@@ -254,14 +255,14 @@ def _safetensors(stream: IO[bytes], size: int) -> Weights | None:
 
 
 class _Protobuf:
-    """Read the fields of messages in a file, a bounded number of them."""
+    """Read the fields of the messages in a file; their number is bounded."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._left = _MAX_FIELDS
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield number, start and end of every field; numbers have an empty content. Raises ValueError."""
+        """Yield the number, start and end of every field; a numeric field has no content. Raises ValueError."""
         while start < end and self._left:
             self._left -= 1
             self._stream.seek(start)
@@ -283,13 +284,13 @@ class _Protobuf:
             start += length
 
     def text(self, start: int, end: int) -> str:
-        """Return the content of a field; a name longer than any path is cut."""
+        """Return the content of a field as text; a name longer than any path is truncated."""
         self._stream.seek(start)
         return self._stream.read(min(end - start, 4096)).decode("utf-8", "replace")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number at ``at`` and where it ends."""
+    """Return the number at ``at`` and the position of its end."""
     value = 0
     for shift, byte in enumerate(data[at : at + 10]):
         value |= (byte & 127) << 7 * shift
@@ -299,7 +300,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _openvino(stream: IO[bytes], name: str) -> Weights:
-    """Read a model of OpenVINO: whether it is whole, and whether it has tensors, which are in a file beside it."""
+    """Read a model of OpenVINO: whether it is complete, and whether it has tensors, which are in a separate file."""
     rest, has_tensors = b"", False
     while chunk := stream.read(_CHUNK):
         text = rest + chunk
@@ -312,7 +313,7 @@ def _openvino(stream: IO[bytes], name: str) -> Weights:
 
 
 def _onnx(stream: IO[bytes], size: int, name: str) -> Weights | None:
-    """Read an ONNX model, as far as its outermost fields and its tensors go; None if it is none.
+    """Read an ONNX model, only its outermost fields and its tensors; None: the file is of another format.
 
     The numbers are those of onnx.proto: ModelProto has ir_version 1, producer_name 2, producer_version 3 and
     graph 7, and nothing beyond 25. It begins with ir_version in every file that an exporter wrote.
@@ -339,10 +340,10 @@ def _onnx(stream: IO[bytes], size: int, name: str) -> Weights | None:
 
 
 def _external(message: _Protobuf, start: int, end: int) -> Iterator[str]:
-    """Yield the files that the tensors of a graph lie in.
+    """Yield the files that contain the tensors of a graph.
 
-    GraphProto has initializer 5, TensorProto external_data 13, and that key 1 and value 2. Tensors that are
-    attributes of nodes are not looked at.
+    GraphProto has initializer 5, TensorProto external_data 13, and external_data has key 1 and value 2. Tensors that
+    are attributes of nodes are not examined.
     """
     for number, *tensor in message.fields(start, end):
         if number == 5:

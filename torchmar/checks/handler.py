@@ -1,4 +1,4 @@
-"""Check a handler as TorchServe's worker will find, import and call it, without running any of it."""
+"""Check that TorchServe's worker can find, import and call a handler, without running any of it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torchmar.checks.finding import Code, Content, Finding
 from torchmar.checks.modules import Module, Modules, dotted, read_member
 from torchmar.handler_names import STOCK_HANDLERS
 
-# The rest of what lies in TorchServe's folder of handlers and can be named.
+# Further modules in TorchServe's folder of handlers that a manifest can name.
 _STOCK = {*STOCK_HANDLERS, "base_handler", "dali_image_classifier", "densenet_handler", "trt_llm_handler"}
 _STOCK |= {"text_handler", "vision_handler", "vllm_handler"}
 
 _VLLM = ("vllm_handler", "ts.torch_handler.vllm_handler")
 
-# Calls that make a class of the module that they are in.
+# Calls that create a class in the module that makes them.
 _MAKE_CLASSES = {"collections.namedtuple", "typing.NamedTuple", "typing.TypedDict", "enum.Enum", "enum.IntEnum"}
 _MAKE_CLASSES |= {"enum.Flag", "enum.IntFlag", "enum.StrEnum"}
 
@@ -27,20 +27,20 @@ _MAKE_CLASSES |= {"enum.Flag", "enum.IntFlag", "enum.StrEnum"}
 def check(
     content: Content, handler: str, requirements: str | None = None, config_file: str | None = None
 ) -> list[Finding]:
-    """Return everything that is wrong with the handler of an archive.
+    """Return all problems of the handler of an archive.
 
-    Its source and that of all modules of the archive that it imports are read; nothing is
+    The source of the handler and of all modules of the archive that it imports is read; nothing is
     imported or run. Neither torch nor TorchServe need to be installed.
 
     Args:
         content: the members of the archive.
-        handler: as the manifest names it: ``handler.py``, ``handler:function``, ``package.module``
-            or the name of a handler that TorchServe ships.
-        requirements: the member that lists the packages to install; None when there is none.
-        config_file: the member that is the configuration; None when there is none.
+        handler: name of the handler in the manifest: ``handler.py``, ``handler:function``, ``package.module``
+            or a handler that TorchServe ships.
+        requirements: the member that lists the packages to install; None: there is none.
+        config_file: the member that is the configuration; None: there is none.
     """
     modules = Modules(content)
-    # The loader's own steps: what follows the first colon, the suffix, then the folders.
+    # The loader's own steps: split at the first colon, drop the suffix, then the folders.
     file, _, function = handler.partition(":")
     name = file.removesuffix(".py").rpartition("/")[2]
     provided = imports.distributions(content, requirements)
@@ -57,20 +57,20 @@ def check(
     entry = modules.read(name)
     if isinstance(entry, Module):
         findings += _entry_point(modules, entry, function or "handle", _asynchronous(content, config_file))
-    # A file at the top gets into the worker's way even if nothing of the archive imports it.
+    # A file at the top level takes the place of a worker's module even if no module of the archive imports it.
     others = (imports.shadowing(modules, root, reached=False) for root in modules if "." not in root and root != name)
     return list(dict.fromkeys([*filter(None, [shadow, *others]), *findings]))
 
 
 def _of_vllm(place: str, what: str) -> Finding:
-    # With the command, which the response to a registration has to contain, too.
+    # The cause contains the command, because the response to a registration must contain it, too.
     cause = f"{what}, which runs with vLLM 0.6 only; torchmar export vllm has the command for a vLLM of today"
     remedy = "serve the model with vLLM itself"
     return Finding(Code.MAR311, place, cause, remedy)
 
 
 def _not_there(modules: Modules, content: Content, file: str, name: str, provided: set[str]) -> Finding | None:
-    """Return why TorchServe finds no such module; None when it finds one."""
+    """Return the reason why TorchServe does not find the module; None: it finds the module."""
     outer = name.rpartition(".")[0]
     if name in modules and (not outer or modules.is_package(outer)):
         return None
@@ -108,7 +108,7 @@ def _entry_point(modules: Modules, module: Module, wanted: str, asynchronous: bo
         yield from _function(modules, module, wanted, asynchronous)
         return
     if names is None:
-        return  # only running the module would show it
+        return  # only running the module would show its names
     classes = _classes(module)
     if wanted != "handle":
         yield _no_function(module, wanted, names, list(classes))
@@ -144,7 +144,7 @@ def _no_function(module: Module, wanted: str, names: set[str], classes: list[str
 
 
 def _classes(module: Module) -> dict[str, ast.AST]:
-    """Return what TorchServe counts: every name of a class that was made in this module, aliases included."""
+    """Return the classes that TorchServe counts: every name of a class made in this module, aliases included."""
     classes: dict[str, ast.AST] = {}
     for name, nodes in module.bindings.items():
         for node in nodes:
@@ -183,7 +183,7 @@ def _not_one_class(modules: Modules, module: Module, classes: dict[str, ast.AST]
 
 
 def _looks_like_a_handler(node: ast.AST) -> int:
-    """Rank the classes of a module by what of a handler they have."""
+    """Rank a class of a module by the number of a handler's methods that it has."""
     if not isinstance(node, ast.ClassDef):
         return 0
     methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}

@@ -45,12 +45,12 @@ _WORK = {
     "urllib.request": {"urlopen", "urlretrieve"},
     "wget": {"download"},
 }
-# Whatever they are called on.
+# On any object.
 _METHODS = {"from_pretrained", "read_bytes", "read_text", "write_bytes", "write_text"}
 
 
 def check(module: Module) -> Iterator[Finding]:
-    """Check what runs at the top level of a module and in the bodies of its classes."""
+    """Check the calls at the top level of a module and in the bodies of its classes."""
     for node, _ in executed(module.tree.body):
         if isinstance(node, ast.Call) and (name := _work(module, node.func)):
             cause = f"calls {name}() when it is imported"
@@ -58,7 +58,7 @@ def check(module: Module) -> Iterator[Finding]:
 
 
 def _work(module: Module, called: ast.expr) -> str:
-    """Return the name of a call that reaches for network or disk; empty for any other."""
+    """Return the name of a call that uses network or disk; empty for any other call."""
     if isinstance(called, ast.Attribute) and called.attr in _METHODS:
         return dotted(called) or called.attr
     name = module.full_name(called)

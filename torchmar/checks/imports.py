@@ -1,4 +1,4 @@
-"""The imports of a handler: the modules of the archive that it reaches, and imports that nothing provides."""
+"""The imports of a handler: the modules of the archive that it reaches, and the imports that nothing provides."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torchmar.checks.modules import Module, Modules, read_member
 from torchmar.handler_names import CARRIED_PACKAGE
 
 SERVER = frozenset({"torch", "ts", "numpy", "packaging", "yaml", "psutil", "PIL", "typing_extensions"})
-"""What a server has besides Python: what TorchServe's worker and base handler import, and what their wheels require."""
+"""The packages of every server: those that TorchServe's worker and base handler import, and their requirements."""
 
-# Python has these before it looks at the archive, so that a file of that name is never read.
+# Python finds these before it searches the archive: a file of that name is never read.
 _STARTUP = {"abc", "builtins", "codecs", "encodings", "importlib", "io", "itertools", "marshal", "os", "posixpath"}
 _STARTUP |= {"site", "stat", "sys", "time", "zipimport"}
 
@@ -32,13 +32,13 @@ _WORKER_IMPORTS = """
 IMPORTED_BY_WORKER = frozenset(_WORKER_IMPORTS.split())
 """Python's modules that TorchServe's worker imports before the handler.
 
-Where the archive has a module of such a name, the worker gets it in place of Python's.
+If the archive has a module with such a name, the worker imports it in place of Python's.
 """
 
-# What TorchServe and its handlers import, as packages: a single file of that name is something else.
+# Packages that TorchServe and its handlers import; a single file with such a name is another module.
 _REPLACED = (SERVER | {"captum", "torchvision"}) - {"typing_extensions"}
 
-# Modules whose package has another name; `installed` knows the usual prefixes and suffixes without this table.
+# Packages of modules with another name; `installed` knows the usual prefixes and suffixes without this table.
 _DISTRIBUTIONS = {
     "Crypto": ("pycryptodome",),
     "MySQLdb": ("mysqlclient",),
@@ -65,25 +65,25 @@ _DISTRIBUTIONS = {
     "tree": ("dm-tree",),
     "whisper": ("openai-whisper",),
 }
-_SHARED = {"azure", "google"}  # folders that many packages install into
+_SHARED = {"azure", "google"}  # folders into which many packages install
 _IMPLICIT = {"__name__", "__doc__", "__file__", "__path__", "__spec__", "__loader__", "__package__", "__dict__"}
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def reach(modules: Modules, name: str, provided: set[str]) -> tuple[list[Module], list[Finding]]:
-    """Return the modules that importing ``name`` executes, the handler's first, and what is wrong with them.
+    """Return the modules that importing ``name`` executes, the handler's first, and their problems.
 
-    Those of torchmar's handlers are left out if the archive carries them as they are installed: reading them takes
+    The modules of torchmar's handlers are omitted if the archive carries them as installed: reading them takes
     longer than all other checks, and finds nothing.
 
     Args:
-        modules: those of the archive.
-        name: the handler's module.
-        provided: the packages that the requirements install.
+        modules: modules of the archive.
+        name: name of the handler's module.
+        provided: packages that the requirements install.
     """
     walk = _Walk(modules, provided)
     walk.enter(name)
-    for module in walk.reached:  # grows while it is walked
+    for module in walk.reached:  # `reached` grows in this loop
         for node in module.certain_imports:
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -94,12 +94,12 @@ def reach(modules: Modules, name: str, provided: set[str]) -> tuple[list[Module]
 
 
 def shadowing(modules: Modules, name: str, reached: bool = True) -> Finding | None:
-    """Return what is wrong with the name of a module of the archive that others have, too.
+    """Return the problem of a module whose name Python or TorchServe uses for another module.
 
     Args:
-        modules: those of the archive.
-        name: the module.
-        reached: whether the handler imports it; one that is not only matters where it takes another's place.
+        modules: modules of the archive.
+        name: name of the module.
+        reached: whether the handler imports it; a module that it does not import only matters if it replaces another.
     """
     root = name.partition(".")[0]
     if root not in modules:
@@ -121,7 +121,7 @@ def shadowing(modules: Modules, name: str, reached: bool = True) -> Finding | No
 
 
 def distributions(content: Content, requirements: str | None) -> set[str]:
-    """Return the packages that a requirements file installs, by their normalised names; what it includes counts."""
+    """Return the normalised names of the packages that a requirements file and its included files install."""
     names: set[str] = set()
     waiting, seen = [requirements] if requirements else [], set()
     while waiting:
@@ -140,14 +140,14 @@ def distributions(content: Content, requirements: str | None) -> set[str]:
 
 
 def _packages(line: str) -> Iterator[str]:
-    """Yield the names that a line of a requirements file may stand for."""
+    """Yield the package names that a line of a requirements file may mean."""
     line = re.sub(r"^(-e|--editable)[ =]\s*", "", line)
     if line.startswith("-"):
         return
     if egg := re.search(r"#egg=([\w.-]+)", line):
         yield egg[1]
     elif ("/" in line and not re.match(r"[\w.-]+(\[.*\])?\s*@", line)) or line.endswith((".whl", ".tar.gz")):
-        # A wheel or a repository is called like its package.
+        # The file of a wheel and a repository have the name of their package.
         file = re.sub(r"(\.git)?(@[^/]*)?$", "", line).rpartition("/")[2]
         yield file.partition("-")[0] if file.endswith(".whl") else re.sub(r"-\d.*", "", file)
     elif match := _REQUIREMENT.match(line):
@@ -155,13 +155,13 @@ def _packages(line: str) -> Iterator[str]:
 
 
 def satisfied(name: str, provided: set[str]) -> bool:
-    """Return whether a module comes with Python, with TorchServe or with one of the packages ``provided``."""
+    """Return whether Python, TorchServe or one of the packages ``provided`` has a module."""
     root = name.partition(".")[0]
     return root in sys.stdlib_module_names or root == "__main__" or installed(name, provided)
 
 
 def installed(name: str, provided: set[str]) -> bool:
-    """Return whether a module comes with TorchServe or with one of the packages ``provided``."""
+    """Return whether TorchServe or one of the packages ``provided`` has a module."""
     if name.partition(".")[0] in SERVER:
         return True
     for outer in _outer(name):
@@ -184,7 +184,7 @@ def _normalised(name: str) -> str:
 
 
 class _Walk:
-    """The modules reached so far and what was found on the way."""
+    """The modules reached so far and the findings about them."""
 
     def __init__(self, modules: Modules, provided: set[str]) -> None:
         self._modules = modules
@@ -195,7 +195,7 @@ class _Walk:
         self.findings: list[Finding] = []
 
     def enter(self, name: str) -> None:
-        """Reach a module of the archive and the packages around it."""
+        """Add a module of the archive and the packages that contain it."""
         if name.partition(".")[0] == CARRIED_PACKAGE and self._modules.handlers_are_installed:
             return
         for outer in reversed(_outer(name)):
@@ -211,7 +211,7 @@ class _Walk:
         """Follow an import of ``name`` (of ``wanted`` from it); return whether it is a module of the archive."""
         root = name.partition(".")[0]
         if root not in self._modules and (root not in self._modules.folders or satisfied(root, self._provided)):
-            # A folder without __init__.py counts only where no other module has its name.
+            # A folder without __init__.py counts only if no other module has its name.
             self._outside(module, node, name, wanted)
             return False
         if root in self._modules and (shadow := shadowing(self._modules, root)):
@@ -256,7 +256,7 @@ class _Walk:
                 self._fail(module, node, cause, self._similar(inner))
 
     def _open_ended(self, name: str) -> bool:
-        """Return whether a module may bring modules below it that are no members; extension modules may."""
+        """Return whether a module may have submodules that are no members of the archive, as extension modules may."""
         module = self._modules.read(name)
         return name in self._modules and (module.open_ended if isinstance(module, Module) else True)
 
@@ -280,7 +280,7 @@ class _Walk:
         own = [self._modules.file(inner) for inner in self._modules if inner.endswith(f".{root}")]
         own += [_folder(folder) for folder in self._modules.folders if folder.endswith(f".{root}")]
         if own and any(module.changes_path for module in self.reached):
-            return  # the archive puts a folder of its own on the path; only running it would show which one
+            return  # the archive adds a folder to the path; only running it would show which folder
         remedy = f"add {package} to the requirements or install it on the server"
         if own:
             remedy = f"import {own[0]} by its full name, or move it to the archive's top level"

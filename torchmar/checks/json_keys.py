@@ -1,4 +1,4 @@
-"""Keys that an object in a JSON file has twice: no reader reports them."""
+"""Keys that occur twice in an object of a JSON file: no reader reports them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 
 def repeated_keys(text: bytes) -> list[str]:
-    """Return the keys that an object has twice, at any depth, in the order of the file; none where it is no JSON."""
+    """Return the keys that occur twice in an object, at any depth, in the order of the file; none if it is not JSON."""
     repeated: dict[str, None] = {}
 
     def note(pairs: list[tuple[str, object]]) -> dict[str, object]:

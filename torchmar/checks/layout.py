@@ -1,4 +1,4 @@
-"""Findings about an archive as a file: its members' names and kinds, its directory, its digests."""
+"""Findings about an archive as a file: the names and kinds of its members, its directory, its digests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CODES = {
 
 
 def check(archive: Archive) -> Iterator[Finding]:
-    """Yield what is wrong; reads every byte of the archive once."""
+    """Yield the problems of an archive's file; reads every byte of the archive once."""
     if cause := _misnamed(archive):
         yield Finding(
             Code.MAR101, "", cause, "TorchServe decides by the name: *.mar is a zip, any other file a .tar.gz"
@@ -49,7 +49,7 @@ def is_bomb(archive: Archive) -> bool:
 
 
 def _misnamed(archive: Archive) -> str:
-    """Return why TorchServe, which decides by the name, would not unpack the file; empty if it would."""
+    """Return the reason why TorchServe, which decides by the name, would not unpack the file; empty: it would."""
     name = archive.path.name
     if archive.form == "zip" and not name.endswith(".mar"):
         return f"it is a zip, and is called {name}"

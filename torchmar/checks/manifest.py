@@ -13,13 +13,13 @@ from torchmar.errors import ManifestError
 from torchmar.recipe import VERSION_PATTERN
 
 RUNTIMES = ("python", "python3", "LSP")
-_NAMES_OF_RUNTIMES = ("PYTHON", "PYTHON3")  # in the frontend, which takes them, too
-_MAX = 1 << 20  # bytes; the server reads it whole
+_NAMES_OF_RUNTIMES = ("PYTHON", "PYTHON3")  # other names of a runtime that the frontend takes, too
+_MAX = 1 << 20  # bytes; the server reads the whole manifest
 _AGAIN = "build the archive again with torchmar build or torchmar-archiver"
 
 
 def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
-    """Return the manifest, if there is one to go on with, and what is wrong with it."""
+    """Return the manifest, if it can be used, and its problems."""
     size = content.sizes.get(manifest.PATH)
     if size is None:
         cause = "TorchServe registers an archive without a manifest only where the call names model and handler"
@@ -52,7 +52,7 @@ def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:
     if found.runtime not in (*RUNTIMES, *_NAMES_OF_RUNTIMES):
         cause = f"the runtime is {found.runtime!r}; TorchServe knows {', '.join(RUNTIMES)}"
         yield Finding(Code.MAR206, place, cause, "set it to python")
-    # The worker itself reads the configuration; weights and the model file are the handler's business.
+    # Only the files that the worker itself reads; the weights and the model file are the handler's.
     fatal = {"config_file"} | ({"serialized_file", "model_file"} if is_known(model.handler, content) else set())
     for key in ("serialized_file", "model_file", "requirements_file", "config_file"):
         name = getattr(model, key)

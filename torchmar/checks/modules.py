@@ -14,17 +14,17 @@ from torchmar.checks import carried
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import TorchmarError
 
-MAX_SOURCE = 5_000_000  # bytes
+MAX_SOURCE = 5_000_000  # bytes of a source file
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _TRIES = (ast.Try, getattr(ast, "TryStar", ast.Try))
 _CATCH_IMPORT_ERROR = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
-_MANY = 20  # re-exports of one name, after which it is not followed any further
+_MANY = 20  # re-exports of one name, after which the search for its definition stops
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module: its full name, the member that it is read from and its syntax tree."""
+    """A module: its full name, the member that contains its source, and its syntax tree."""
 
     name: str
     file: str
@@ -37,7 +37,7 @@ class Module:
 
     @cached_property
     def bindings(self) -> dict[str, list[ast.AST]]:
-        """What binds each name of the module, in the order of the source."""
+        """The statements that bind each name of the module, in the order of the source."""
         found = bindings(self.tree.body)
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Global):
@@ -47,7 +47,7 @@ class Module:
 
     @cached_property
     def certain_imports(self) -> list[ast.Import | ast.ImportFrom]:
-        """The imports that are certain to run when the module is imported, and must not fail."""
+        """The imports that certainly run when the module is imported, and must not fail."""
         return [
             node
             for node, certain in executed(self.tree.body)
@@ -56,12 +56,12 @@ class Module:
 
     @cached_property
     def changes_path(self) -> bool:
-        """Whether it may change ``sys.path``."""
+        """Whether the module may change ``sys.path``."""
         return any(isinstance(node, ast.Attribute) and dotted(node) == "sys.path" for node in ast.walk(self.tree))
 
     @cached_property
     def imports(self) -> dict[str, str]:
-        """The full name of everything imported, by the name that it has here."""
+        """The full name of every imported object, by its name in this module."""
         imported = {}
         for node, _ in executed(self.tree.body, classes=False):
             if isinstance(node, ast.Import):
@@ -83,7 +83,7 @@ class Module:
 
     @cached_property
     def open_ended(self) -> bool:
-        """Whether it makes names, or modules below it, that are not written in it."""
+        """Whether the module may define names or submodules that its source does not show."""
         return bool({"__getattr__", "__path__"} & self.bindings.keys()) or any(
             (isinstance(node, ast.Call) and dotted(node.func) in ("globals", "vars", "locals", "setattr", "exec"))
             or (isinstance(node, ast.Attribute) and dotted(node) == "sys.modules")
@@ -91,7 +91,7 @@ class Module:
         )
 
     def origin(self, node: ast.ImportFrom) -> str | None:
-        """Return the full name of the module that ``node`` imports from; None above the archive's top level."""
+        """Return the full name of the module that ``node`` imports from; None: it is above the archive's top level."""
         if not node.level:
             return node.module
         parts = self.name.split(".")
@@ -99,7 +99,7 @@ class Module:
         return ".".join([*parts, *filter(None, [node.module])]) if parts else None
 
     def full_name(self, node: ast.AST) -> str:
-        """Return the full name of what is called, ``torch.hub.load``; empty for what is not imported or built in."""
+        """Return the full name of a called function, ``torch.hub.load``; empty: it is neither imported nor built in."""
         head, dot, rest = dotted(node).partition(".")
         if head in self.imports:
             return self.imports[head] + dot + rest
@@ -119,7 +119,8 @@ class Modules:
             *folders, last = member.split("/")
             stem, _, suffix = last.partition(".")
             self.folders.update(".".join(folders[: depth + 1]) for depth in range(len(folders)))
-            # Python's own order: a package before a file, an extension before a source, that before bytecode.
+            # Python's own order: a package before a file, an extension before a source file, a source file before
+            # bytecode.
             rank = {"py": 1, "pyc": 2}.get(suffix, 0 if suffix.endswith(("so", "pyd")) else None)
             if rank is None or any("." in folder for folder in folders):
                 continue
@@ -135,21 +136,21 @@ class Modules:
         return iter(self._ranked)
 
     def file(self, name: str) -> str:
-        """Return the member that a module is read from."""
+        """Return the member that contains a module."""
         return self._ranked[name][1]
 
     def is_package(self, name: str) -> bool:
-        """Return whether a module may have modules below it; a folder without ``__init__.py`` may, too."""
+        """Return whether a module may have submodules; a folder without ``__init__.py`` may, too."""
         return self._ranked[name][0] < 3 if name in self._ranked else name in self.folders
 
     @cached_property
     def handlers_are_installed(self) -> bool:
-        """Whether the archive carries torchmar's handlers as they are installed, which import nothing else of it."""
+        """Whether the archive carries torchmar's handlers as installed, which import no other module of the archive."""
         roots = {name.partition(".")[0] for name in (*self._ranked, *self.folders)}
         return carried.is_installed(self._content, roots)
 
     def read(self, name: str) -> Module | Finding | None:
-        """Return a module, or why it is none that Python reads; None when there is no source to read."""
+        """Return a module, or the reason why Python cannot read it; None: there is no source."""
         if name not in self._ranked or not self.file(name).endswith(".py"):
             return None
         if name not in self._read:
@@ -157,7 +158,7 @@ class Modules:
         return self._read[name]
 
     def names(self, module: Module) -> set[str] | None:
-        """Return the names that a module has once it is imported; None if only running it would show them."""
+        """Return the names that a module has after its import; None: only running it would show them."""
         if module.name not in self._names:
             self._names[module.name] = self._collected_names(module)
         return self._names[module.name]
@@ -180,10 +181,10 @@ class Modules:
         return names_in_module
 
     def definition(self, module: Module, name: str, hops: int = 0) -> tuple[Module, ast.AST] | str:
-        """Return what ``name`` stands for in a module.
+        """Return the definition of ``name`` in a module.
 
-        It is the place in the archive where it is bound, the full name of something that
-        is not in the archive, or an empty text where that is unknown.
+        The result is the place in the archive where the name is bound, the full name of an object that
+        is not in the archive, or an empty text if the definition is unknown.
         """
         head, dot, rest = name.partition(".")
         nodes = module.bindings.get(head)
@@ -220,8 +221,8 @@ class Modules:
             return finding(None, f"is larger than {mega} MB and was not read", "keep data in files of their own", True)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what Python warns of is not what fails
-                # What only the compiler rejects (a return outside of a function) fails an import as well.
+                warnings.simplefilter("ignore")  # a warning of Python's is no failure
+                # Errors that only the compiler finds (a return outside of a function) make an import fail as well.
                 compile(source, "<member>", "exec", dont_inherit=True)
                 tree = ast.parse(source)
         except (RecursionError, MemoryError):
@@ -234,7 +235,7 @@ class Modules:
 
 
 def read_member(content: Content, name: str, limit: int) -> bytes | None:
-    """Return the first ``limit`` bytes of a member; None where it is damaged, which is a finding about the layout."""
+    """Return the first ``limit`` bytes of a member; None: it is damaged, which is a finding about the layout."""
     try:
         with content.open(name) as stream:
             return stream.read(limit)
@@ -252,7 +253,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def bindings(body: Iterable[ast.AST]) -> dict[str, list[ast.AST]]:
-    """Return what binds each name when ``body`` is executed: definitions, imports and assignments."""
+    """Return the definitions, imports and assignments that bind each name when ``body`` is executed."""
     found: dict[str, list[ast.AST]] = {}
     for node, _ in executed(body, classes=False):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -278,15 +279,15 @@ def bindings(body: Iterable[ast.AST]) -> dict[str, list[ast.AST]]:
 
 
 def executed(body: Iterable[ast.AST], *, classes: bool = True) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield everything that runs when ``body`` does, in order, and whether it is certain to run and must not fail.
+    """Yield each node that runs with ``body``, in order, and whether it certainly runs and must not fail.
 
-    Functions are not entered, nor is what only type checkers or ``python handler.py`` run.
+    Functions are not entered, nor are statements that only type checkers or ``python handler.py`` run.
 
     Args:
         body: statements.
-        classes: enter classes.
+        classes: whether to enter classes.
     """
-    # A stack of our own: trees may be deeper than Python's.
+    # An explicit stack: a tree may be deeper than Python's stack.
     waiting = [(node, True) for node in body][::-1]
     while waiting:
         node, certain = waiting.pop()
@@ -306,7 +307,7 @@ def _children(node: ast.AST, classes: bool) -> list[tuple[ast.AST, bool]]:
     if isinstance(node, ast.If):
         if _never(node.test):
             return all_of(node.orelse)
-        # Which branch runs may depend on the machine, its Python or what is installed there.
+        # The branch that runs may depend on the machine, its Python or the installed packages.
         return all_of([node.test]) + all_of([*node.body, *node.orelse], False)
     if isinstance(node, _TRIES):
         must = not any(_catches_import_error(handler) for handler in node.handlers)
@@ -322,7 +323,7 @@ def _children(node: ast.AST, classes: bool) -> list[tuple[ast.AST, bool]]:
 
 
 def _never(test: ast.expr) -> bool:
-    """Return whether an ``if`` is for type checkers or for a run as a script."""
+    """Return whether an ``if`` is for type checkers, or for a module that is run as a script."""
     if isinstance(test, ast.Compare):
         return dotted(test.left) == "__name__"
     return dotted(test).rpartition(".")[2] == "TYPE_CHECKING"

@@ -17,15 +17,15 @@ from torchmar.handler_names import CARRIED_PACKAGE
 from torchmar.manifest import Model
 from torchmar.optimized_section import KEY, PROOF
 
-_MODULE = f"{CARRIED_PACKAGE}/weights/optimized.py"  # which reads the section
+_MODULE = f"{CARRIED_PACKAGE}/weights/optimized.py"  # module that reads the section
 _MAX = 16 << 20  # bytes of a configuration or a proof
 _AGAIN = "run torchmar optimize again, or remove the section optimized"
 
 
 def sections(content: Content, model: Model) -> list[tuple[str, Any]]:
-    """Return the place and the content of each section ``optimized``: in the options of the handler and its stages.
+    """Return the place and content of each section ``optimized`` in the options of the handler and of its stages.
 
-    A handler that is not built on torchmar's has none, for its options are its own.
+    A handler that is not built on torchmar's has no such section: its options are its own.
     """
     carried = any(member.startswith(f"{CARRIED_PACKAGE}/") for member in content.sizes)
     if not carried and not model.handler.startswith(f"{CARRIED_PACKAGE}."):
@@ -44,11 +44,11 @@ def sections(content: Content, model: Model) -> list[tuple[str, Any]]:
 
 
 def check(content: Content, model: Model) -> list[Finding]:
-    """Return what is wrong with the optimised weights of an archive.
+    """Return the problems of the optimised weights of an archive.
 
     Args:
         content: the members of the archive.
-        model: what the manifest says of it.
+        model: the model in the manifest.
     """
     found = sections(content, model)
     findings: list[Finding] = []
@@ -61,30 +61,30 @@ def check(content: Content, model: Model) -> list[Finding]:
 
 
 def files(content: Content, model: Model) -> list[str]:
-    """Return the members that the sections of an archive name as optimised weights, if they are there."""
+    """Return the existing members that the sections of an archive name as optimised weights."""
     named = (_weights(section) for _, section in sections(content, model))
     return [name for name in named if name in content.sizes]
 
 
 def describe(content: Content, model: Model) -> list[str]:
-    """Return a line about each of the optimised weights of an archive; an empty list if it has none.
+    """Return a line about each of the optimised weights of an archive; an empty list: it has none.
 
     Args:
         content: the members of the archive.
-        model: what the manifest says of it.
+        model: the model in the manifest.
     """
     return [_described(content, section) for _, section in sections(content, model)]
 
 
 def original_digests(content: Content, model: Model) -> dict[str, str]:
-    """Return the SHA-256 of every file that decides what an archive's original weights answer, by its name.
+    """Return the SHA-256 of every file that affects the answers of an archive's original weights, by its name.
 
-    These are the weights, the files that keep their tensors, the model file, and the modules that it may import.
-    Optimised weights belong to the original weights with these digests only.
+    These are the weights, the files with their tensors, the model file, and the modules that the model file may import.
+    Optimised weights belong only to original weights with these digests.
 
     Args:
         content: the members of the archive.
-        model: what the manifest says of it.
+        model: the model in the manifest.
     """
     return {name: _sha256(content, name) for name in sorted(set(_original(content, model))) if name in content.sizes}
 
@@ -104,7 +104,7 @@ def _section(content: Content, name: str, place: str, section: Any, *, works: bo
 
 
 def _proof(content: Content, model: Model, has_weights: bool) -> Iterator[Finding]:
-    """Yield that the optimised weights were made of other original weights, or that it cannot be known."""
+    """Yield a finding if the optimised weights were made of other original weights, or if this is unknown."""
     expected = _document(content, PROOF).get("original")
     if not isinstance(expected, Mapping) or not expected:
         if has_weights:
@@ -116,7 +116,8 @@ def _proof(content: Content, model: Model, has_weights: bool) -> Iterator[Findin
     if now != expected:
         changed = sorted(member for member in {*now, *expected} if now.get(member) != expected.get(member))
         cause = f"the optimised weights were made of another {', '.join(changed)} than that in the archive"
-        # With options alone, the weights are those that are there; only what was measured may no longer hold.
+        # Without files, the section has options alone: they apply to the archive's weights, but measurements may be
+        # stale.
         yield Finding(Code.MAR410, PROOF, cause, _AGAIN, works=not has_weights)
 
 
@@ -145,7 +146,7 @@ def _original(content: Content, model: Model) -> Iterator[str]:
             with content.open(name) as stream:
                 for external in formats.identify(stream, name).external:
                     yield str(PurePosixPath(name).parent / external)
-        if name.endswith(".json"):  # the index of safetensors in several files
+        if name.endswith(".json"):  # the index of weights in several safetensors files
             yield from (other for other in content.sizes if other.endswith(".safetensors"))
     if model.model_file:
         yield model.model_file
@@ -158,7 +159,7 @@ def _original(content: Content, model: Model) -> Iterator[str]:
 
 
 def _stages(config: Any) -> list[Mapping[str, Any]]:
-    """Return the stages of the handler ``cascade``, which name their own weights."""
+    """Return the stages of the handler ``cascade``, each with weights of its own."""
     options = config.get("handler") if isinstance(config, Mapping) else None
     stages = options.get("stages") if isinstance(options, Mapping) else None
     return [stage if isinstance(stage, Mapping) else {} for stage in stages] if isinstance(stages, list) else []
@@ -168,7 +169,7 @@ def _config(content: Content, name: str) -> Any:
     try:
         return yaml.safe_load(_read(content, name))
     except (yaml.YAMLError, ValueError, RecursionError):
-        return None  # which is a finding about the configuration
+        return None  # a finding about the configuration reports it
 
 
 def _document(content: Content, name: str) -> Mapping[str, Any]:

@@ -17,31 +17,31 @@ from torchmar.checks.finding import Code, Finding
 from torchmar.checks.pickles import BROKEN, COMPUTED, Budget, TooLarge, allowed, scan, shown
 
 ZIP = b"PK\x03\x04"
-"""How a file begins that torch reads as a zip; it looks no further either."""
+"""The first bytes of a file that torch reads as a zip; torch reads no further either."""
 
 PICKLED = (".pkl", ".pickle", ".joblib", ".bin", ".pt", ".pth", ".ckpt", ".npy", ".npz")
-"""How the names of files end that may hold pickles."""
+"""The suffixes of files that may contain pickles."""
 
 _SURELY_PICKLED = (".pkl", ".pickle", ".joblib", ".debug_pkl")
 
-_MAX_NAMES = 50  # rejected imports, named one by one, of one pickle
+_MAX_NAMES = 50  # rejected imports of one pickle that have a finding each
 
 _MAX_DIRECTORY = 16 << 20  # bytes of a zip's directory
 
 _MAX_CONFIG = 16 << 20
 _MAX_ARRAY_HEADER = 1 << 20
 
-_MAX_DEPTH = 3  # zips in zips
+_MAX_DEPTH = 3  # depth of zips in zips
 
 
 def open_zip(stream: IO[bytes]) -> zipfile.ZipFile:
-    """Open a zip of which every reader sees the same directory.
+    """Open a zip that has the same directory for every reader.
 
-    A comment, or bytes between the directory and its end record, let two readers (Python's and torch's)
+    A comment, or bytes between the directory and its end record, may make two readers (Python's and torch's)
     find two directories in one file; torch writes neither.
 
     Raises:
-        zipfile.BadZipFile: it is damaged or ambiguous, or its directory is larger than any that torch wrote.
+        zipfile.BadZipFile: the zip is damaged or ambiguous, or its directory is larger than any that torch wrote.
     """
     size = stream.seek(0, os.SEEK_END)
     tail_size = min(size, 98)
@@ -75,18 +75,18 @@ def open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
 
 
 def may_hold_pickles(name: str) -> bool:
-    """Return whether by its name a file may hold pickles."""
+    """Return whether the name of a file is that of a file that may contain pickles."""
     return name.lower().endswith((*PICKLED, *_SURELY_PICKLED))
 
 
 class Inspector:
-    """Find what the pickles of several files would import, within one budget.
+    """Find the imports of the pickles in several files, within one budget.
 
     Args:
-        rejected: the code of an import that is not on the list.
-        broken: the code of a pickle that cannot be walked to its end.
-        remedy: what to do about either.
-        budget: what may be spent; shared with other inspectors.
+        rejected: code of an import that is not permitted.
+        broken: code of a pickle that cannot be read to its end.
+        remedy: remedy for both codes.
+        budget: effort that may be spent; shared with other inspectors.
     """
 
     def __init__(self, rejected: Code, broken: Code, remedy: str, budget: Budget) -> None:
@@ -94,10 +94,10 @@ class Inspector:
         self.broken = broken
         self.remedy = remedy
         self.budget = budget
-        self.beyond = ""  # the first opcode that torch.load(weights_only=True) does not read
+        self.beyond = ""  # first opcode that torch.load(weights_only=True) does not read
 
     def file(self, stream: IO[bytes], place: str, *, torchscript: bool = False, depth: int = 0) -> Iterator[Finding]:
-        """Yield what is wrong with the pickles in one file, be it a pickle, a zip or an array of objects."""
+        """Yield the problems of the pickles in a file: a pickle, a zip or an array of objects."""
         for finding in self._file(stream, place, torchscript, depth):
             if self.budget.findings <= 0:
                 return
@@ -106,7 +106,7 @@ class Inspector:
 
     def _file(self, stream: IO[bytes], place: str, torchscript: bool, depth: int) -> Iterator[Finding]:
         try:
-            # A member costs its opening even if there is nothing in it.
+            # Opening a member has a cost even if it is empty.
             self.budget.spend(opcodes=100)
             head = stream.read(512)
             stream.seek(0)
@@ -133,11 +133,11 @@ class Inspector:
             entries = archive.infolist()
             named = self._pickled_by_config(archive)
             for entry in entries:
-                # A field of its own may give an entry a second name, and each reader may take either.
+                # An extra field may give an entry a second name; a reader may take either name.
                 names = (entry.filename, entry.orig_filename)
                 if any(may_hold_pickles(name) or name.endswith(named) for name in names):
                     inside = f"{place}!{shown(entry.orig_filename)}"
-                    # TorchScript's unpickler restores objects of this kind, wherever they lie.
+                    # TorchScript's unpickler restores objects of these classes, in any file.
                     script = torchscript or PurePosixPath(entry.filename).name.startswith("custom_obj_")
                     yield from self._entry(archive, entry, inside, script, depth)
 
@@ -151,7 +151,7 @@ class Inspector:
                     yield from self._file(stream, place, torchscript, depth)
                     return
                 stream.seek(0)
-                # A zip is read back and forth, and an entry of a zip only forth.
+                # A zip needs seeking in both directions, which an entry of a zip does not have.
                 with tempfile.TemporaryFile() as copy:
                     while chunk := stream.read(1 << 20):
                         self.budget.spend(bytes=len(chunk))
@@ -164,7 +164,7 @@ class Inspector:
             yield self._broken(place, f"it is damaged ({shown(str(error))})")
 
     def _pickled_by_config(self, archive: zipfile.ZipFile) -> tuple[str, ...]:
-        """Return the last parts of the names that torch.export unpickles although the names do not show it."""
+        """Return the ends of the names that torch.export unpickles although their suffixes do not show it."""
         parts = {entry.orig_filename.rpartition("/")[2] for entry in archive.infolist()}
         named = [part for part in parts if part.startswith(("custom_obj_", "opaque_obj_"))]
         for entry in archive.infolist():
@@ -183,7 +183,7 @@ class Inspector:
         return tuple(filter(None, named))
 
     def _pickles(self, stream: IO[bytes], place: str, torchscript: bool, *, sure: bool) -> Iterator[Finding]:
-        """Yield the findings of a row of pickles; unless ``sure``, of one that has the look of pickles."""
+        """Yield the findings about a sequence of pickles; unless ``sure``, only if the data look like pickles."""
         result = scan(stream, self.budget)
         names = [imported for imported in result.imports if not allowed(imported.name, torchscript)]
         damaged = result.problem and not result.too_large
@@ -203,7 +203,7 @@ class Inspector:
             yield self._broken(place, result.problem, too_large=result.too_large)
 
     def _broken(self, place: str, problem: str, *, too_large: bool = False) -> Finding:
-        """Return the finding of a file that was not walked to its end; what is only large may load all the same."""
+        """Return the finding about a file that was not read to its end; a file that is only large may still load."""
         cause = f"what it imports is not known to the end: {problem}"
         return Finding(self.broken, place, cause, self.remedy, works=too_large)
 
@@ -218,7 +218,7 @@ def is_tar(head: bytes) -> bool:
 
 
 def _seek_objects(stream: IO[bytes]) -> bool:
-    """Go to the pickle of a ``.npy`` file; False if it holds plain numbers."""
+    """Seek to the pickle of a ``.npy`` file; False: the file contains plain numbers."""
     start = stream.read(10)
     (length,) = struct.unpack("<H", start[8:10])
     if start[6:7] != b"\x01":
@@ -230,5 +230,5 @@ def _seek_objects(stream: IO[bytes]) -> bool:
 
 
 def _plausible(name: str) -> bool:
-    """Return whether a name is one that Python could import, and not random bytes."""
+    """Return whether Python could import a name, and it is not random bytes."""
     return name == COMPUTED or all(part.isidentifier() for part in name.split("."))

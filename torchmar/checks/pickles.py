@@ -1,7 +1,7 @@
 """The imports of the pickles in a file, found without loading any of them.
 
-``pickletools`` of the standard library walks them: fickling and picklescan would be a dependency
-of the base install for verdicts of their own, where the rule here is torch's list of what is admitted.
+``pickletools`` of the standard library reads the opcodes: fickling and picklescan would be a dependency
+of the base install for rules of their own, while the rule here is torch's list of permitted imports.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import IO, Any, cast
 from torchmar.errors import ArchiveError
 
 MAGIC = 0x1950A86A20F9469CFC6C
-"""The number that the first of a legacy torch.save file's pickles is."""
+"""The number in the first pickle of a legacy torch.save file."""
 
 
 BROKEN = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(OSError, EOFError, ValueError, RuntimeError, OverflowError, MemoryError, ArchiveError),
 )
-"""What reading a damaged file raises, be it a member of an archive or not."""
+"""The exceptions of reading a damaged file, a member of an archive or not."""
 
 _DTYPES = """
     bcomplex32 bfloat16 bool bits16 bits1x8 bits2x4 bits4x2 bits8 complex128 complex32 complex64 float16 float32 float64
@@ -61,7 +61,7 @@ ALLOWED = frozenset(
         *(f"torch.{name}Storage" for name in ("QInt32", "QInt8", "QUInt2x4", "QUInt4x2", "QUInt8")),
     ]
 )
-"""What ``torch.load(weights_only=True)`` admits in torch 2.13 to 2.15; a test compares the two."""
+"""The globals that ``torch.load(weights_only=True)`` permits in torch 2.13 to 2.15; a test compares the two lists."""
 
 _SCRIPT_STORAGES = """
     Bits16 Bits1x8 Bits2x4 Bits4x2 Bits8 ComplexHalf Float4_e2m1fn_x2 Float8_e4m3fn Float8_e4m3fnuz Float8_e5m2
@@ -76,7 +76,7 @@ ALLOWED_IN_TORCHSCRIPT = ALLOWED | {
     *(f"torch.{name}Storage" for name in _SCRIPT_STORAGES.split()),
     *(f"torch.jit._pickle.{name}" for name in _SCRIPT_BUILDERS.split()),
 }
-"""What TorchScript's own unpickler knows besides; it is C++ and imports no Python at all."""
+"""Further names that TorchScript's own unpickler permits; it is C++ and imports no Python at all."""
 
 _PROTOCOL_2 = """
     APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST
@@ -94,8 +94,8 @@ _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"
 _MARK = object()
 COMPUTED = "a name that it computes"
 
-# Limits far above what real files need; a file that exceeds one is reported as too large to walk.
-_MAX_ARGUMENT = 64 << 20  # bytes of one string in a pickle
+# Limits far above the needs of real files; a file that exceeds one is reported as too large.
+_MAX_ARGUMENT = 64 << 20  # bytes of a string in a pickle
 _MAX_LINE = 1 << 20
 _MAX_MEMO = 1_000_000
 _MAX_IMPORTS = 10_000
@@ -103,19 +103,19 @@ _MAX_NAME = 200  # characters
 
 
 class TooLarge(Exception):
-    """Say that a file costs more than a check may spend."""
+    """A file would cost more effort than a check may spend."""
 
 
 @dataclass
 class Budget:
-    """The effort that one check may still spend on pickles, whatever their number."""
+    """The effort that one check may still spend on pickles, regardless of their number."""
 
-    opcodes: int = 5_000_000  # some six seconds
+    opcodes: int = 5_000_000  # about six seconds
     bytes: int = 2 << 30
     findings: int = 500
 
     def spend(self, *, opcodes: int = 0, bytes: int = 0) -> None:
-        """Take from the budget. Raises TooLarge."""
+        """Subtract from the budget. Raises TooLarge."""
         self.opcodes -= opcodes
         self.bytes -= bytes
         if self.opcodes < 0 or self.bytes < 0:
@@ -124,7 +124,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Import:
-    """A global that a pickle would import, as ``module.name``, and the byte of the opcode that does."""
+    """A global that a pickle would import, as ``module.name``, and the byte of the opcode that imports it."""
 
     name: str
     offset: int
@@ -132,14 +132,14 @@ class Import:
 
 @dataclass(frozen=True)
 class Scan:
-    """The content of a row of pickles.
+    """The content of a sequence of pickles.
 
     Args:
         imports: every global, once, in the order of the file.
-        problem: why the pickles could not be walked to their end; empty if they were.
-        too_large: whether that is because it would cost too much, and not because they are damaged.
-        beyond: the first opcode that torch.load(weights_only=True) does not read; empty if it reads all.
-        legacy: whether these are the five pickles of a legacy torch.save file; its storages follow them.
+        problem: the reason why the pickles could not be read to their end; empty: they could.
+        too_large: whether the problem is the effort, and not damage.
+        beyond: the first opcode that torch.load(weights_only=True) does not read; empty: it reads all opcodes.
+        legacy: whether the pickles are the five of a legacy torch.save file, before its storages.
     """
 
     imports: tuple[Import, ...]
@@ -150,15 +150,15 @@ class Scan:
 
 
 def scan(stream: IO[bytes], budget: Budget | None = None) -> Scan:
-    """Walk the pickles that follow each other from where ``stream`` is.
+    """Read consecutive pickles from the position of ``stream``.
 
-    Bytes after a pickle that do not begin another one are no problem: no unpickler reads on from there.
+    Other bytes after a pickle are no problem: no unpickler continues there.
     """
     reader = _Reader(stream, budget or Budget())
     walk = _Walk(reader)
     problem, too_large = "", False
     try:
-        # pickletools warns of an escape in a name, which is no matter of whoever runs the check.
+        # pickletools warns of an escape in a name, which does not concern the user of the check.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             walk.one_pickle()
@@ -176,19 +176,19 @@ def scan(stream: IO[bytes], budget: Budget | None = None) -> Scan:
 def allowed(name: str, torchscript: bool = False) -> bool:
     """Return whether a pickle of weights may import ``name``."""
     if torchscript:
-        # Types that the archive's own code/ defines.
+        # The code/ folder of the archive defines these types.
         return name in ALLOWED_IN_TORCHSCRIPT or name.startswith("__torch__.")
     return name in ALLOWED
 
 
 def shown(text: str) -> str:
-    """Return ``text`` so that it can be printed: names in a file may hold anything."""
+    """Return ``text`` in a form that can be printed: a name in a file may contain any character."""
     text = text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."
     return text if text.isprintable() else ascii(text)
 
 
 class _Reader:
-    """Give pickletools bounded reads, and remember the lines that it read last."""
+    """Limit the reads of pickletools, and keep the lines that it read last."""
 
     def __init__(self, stream: IO[bytes], budget: Budget) -> None:
         self._stream = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
@@ -201,7 +201,7 @@ class _Reader:
             return self._took(self._stream.read(size))
         start, left = self._position, size
         while left:
-            # Random bytes may claim any size; what is really there is another matter.
+            # A size in random bytes may be any number; the data are read only as far as they exist.
             if not (skipped := self._took(self._stream.read(min(left, 1 << 20)))):
                 raise EOFError(f"a string of {size} bytes is cut off")
             left -= len(skipped)
@@ -221,7 +221,7 @@ class _Reader:
         return self._stream.peek(1)[:1]
 
     def detach(self) -> None:
-        # The buffer would close the stream, which is not its own.
+        # The buffer would close the stream, which belongs to the caller.
         self._stream.detach()
 
     def _took(self, data: bytes) -> bytes:
@@ -231,7 +231,7 @@ class _Reader:
 
 
 class _Walk:
-    """Follow the stack and the memo of an unpickler as far as strings go, and note what it would import."""
+    """Follow the stack and the memo of an unpickler for strings only, and record the imports."""
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
@@ -243,7 +243,7 @@ class _Walk:
         self.pickles = 0
 
     def one_pickle(self) -> None:
-        """Walk to the next STOP. Raises one of BROKEN, or TooLarge."""
+        """Read to the next STOP. Raises one of BROKEN, or TooLarge."""
         self._stack, self._memo = [], {}
         first: list[Any] = []
         for op, arg, offset in pickletools.genops(cast(Any, self._reader)):
@@ -260,7 +260,7 @@ class _Walk:
     def _step(self, op: pickletools.OpcodeInfo, arg: Any, offset: int) -> None:
         name, stack = op.name, self._stack
         if name in _STRINGS:
-            # A longer one is no name; keeping it would only cost memory.
+            # A longer string is no name and would only take memory.
             stack.append(arg if len(arg) <= _MAX_NAME else None)
         elif name in _PUTS:
             self._remember(int(arg))
@@ -271,7 +271,7 @@ class _Walk:
         elif name == "DUP":
             stack.append(self._top())
         elif name == "POP":
-            # The one opcode that may take a mark for a value.
+            # The only opcode that may take a mark as a value.
             self._top(mark=True)
             stack.pop()
         elif name == "STACK_GLOBAL":
@@ -281,16 +281,16 @@ class _Walk:
             stack.append(None)
         else:
             if name in ("GLOBAL", "INST"):
-                # Not arg, in which pickletools has resolved escapes that an unpickler leaves alone.
+                # Not arg: in it, pickletools has resolved escapes that an unpickler does not resolve.
                 module, what = (line.rstrip(b"\n").decode("utf-8", "replace") for line in self._reader.lines)
-                # Python 2's name of the module, as any unpickler of protocol 2 takes it.
+                # Python 2's name of the module, which any unpickler of protocol 2 knows.
                 self._import(f"{'builtins' if module == '__builtin__' else module}.{what}", offset)
             elif name.startswith("EXT"):
                 self._import(f"extension {arg} of copyreg", offset)
             self._replace(op)
 
     def _replace(self, op: pickletools.OpcodeInfo) -> None:
-        """Take from the stack and put on it what an opcode does that has no strings to follow."""
+        """Apply an opcode without strings to the stack: remove its operands and push its results."""
         before = list(op.stack_before)
         if pickletools.markobject in before:
             while self._top(mark=True) is not _MARK:

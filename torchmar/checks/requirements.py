@@ -17,13 +17,13 @@ from packaging.utils import canonicalize_name
 from torchmar.checks.finding import Code, Content, Finding, printable
 from torchmar.checks.modules import read_member
 
-_MAX = 16 << 20  # bytes; with the hashes of every wheel a file of a large project has one or two million
-# What pip takes for a file, though there is no slash in it.
+_MAX = 16 << 20  # bytes; a large project's file with the hashes of every wheel has one or two million
+# Suffixes of names that pip takes for a file although they contain no slash.
 _ARCHIVES: tuple[str, ...] = (".zip", ".whl", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz")
 _ARCHIVES += (".tar.xz", ".txz", ".tlz", ".tar.lz", ".tar.lzma")
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, with which it begins
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins it
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -37,13 +37,13 @@ _CARRY = "carry it: files: in archive.yaml, --extra-files of torchmar-archiver"
 
 @dataclass(frozen=True)
 class Line:
-    """One logical line of a requirements file: what remains once pip has joined and cut it.
+    """A logical line of a requirements file, after pip's steps: lines joined, comments removed.
 
     Attributes:
-        number: of its first physical line, from 1.
+        number: number of its first physical line, from 1.
         requirement: the text before the first option.
-        options: the options, as pip's option parser reads them.
-        problem: why pip rejects the line; empty if it does not.
+        options: options, as pip's option parser reads them.
+        problem: the reason why pip rejects the line; empty: pip takes it.
     """
 
     number: int
@@ -64,7 +64,7 @@ class _Seen:
 
 
 def check(content: Content, name: str) -> list[Finding]:
-    """Return what is wrong with the requirements file ``name`` and with what it includes."""
+    """Return the problems of the requirements file ``name`` and of the files that it includes."""
     seen = _Seen()
     findings = list(_file(content, name, name, seen, constraint=False))
     if seen.hashes:
@@ -79,17 +79,17 @@ def check(content: Content, name: str) -> list[Finding]:
 
 
 def lines(text: str) -> Iterator[Line]:
-    """Yield the logical lines of a requirements file: continuations joined, comments cut, options parsed."""
+    """Yield the logical lines of a requirements file: continuations joined, comments removed, options parsed."""
     for number, joined in _joined(text):
         if line := re.sub(r"(^|\s+)#.*$", "", joined).strip():
             yield _parsed(number, line)
 
 
 def decode(data: bytes) -> str:
-    """Return the text of a requirements file: by its byte order mark, by its coding comment, or UTF-8.
+    """Return the text of a requirements file, decoded by its byte order mark, by its coding comment, or as UTF-8.
 
     Raises:
-        UnicodeDecodeError, LookupError: it is none of these.
+        UnicodeDecodeError, LookupError: the file has none of these encodings.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark):
@@ -149,7 +149,7 @@ def _line(content: Content, file: str, line: Line, seen: _Seen, *, constraint: b
 def _requirement(content: Content, place: str, line: Line, seen: _Seen, *, constraint: bool) -> Iterator[Finding]:
     text = line.requirement
     if "${" in text:
-        return  # of the server's environment
+        return  # a variable of the server's environment
     if _is_url(text) or _NAMED_URL.match(text):
         if not constraint and not line.options.hashes:
             seen.unhashed.append((place, text))
@@ -198,7 +198,7 @@ def _editable(content: Content, place: str, text: str) -> Iterator[Finding]:
 
 
 def _carried(content: Content, file: str, place: str) -> Iterator[Finding]:
-    """Yield what is wrong with a requirement that is a file or folder; pip runs where the archive was extracted."""
+    """Yield the problems of a requirement that is a file or folder; pip runs in the folder of the extracted archive."""
     path = posixpath.normpath(file)
     if path.startswith("/") or path in content.sizes:
         return  # the server's own, or carried
@@ -230,18 +230,18 @@ def _hint(text: str) -> str:
 
 
 def _name(cause: str) -> str:
-    """Return the package of a finding of MAR508."""
+    """Return the package that a finding of MAR508 concerns."""
     match = re.match(r"['\"]([\w.\-]+)", cause)
     return canonicalize_name(match[1]) if match else ""
 
 
 def _joined(text: str) -> Iterator[tuple[int, str]]:
-    """Yield lines of which a backslash at the end joins the next; a comment ends what is joined."""
+    """Yield lines, joined at a backslash at the end of a line; a comment ends a joined line."""
     first, parts = 0, []
     for number, line in enumerate(text.splitlines(), 1):
         comment = re.match(r"(^|\s+)#.*$", line)
         if not line.endswith("\\") or comment:
-            # A comment that was joined to a word would be taken for a part of it.
+            # A comment that is joined to a word would become part of it.
             parts.append(f" {line}" if comment else line)
             yield first or number, "".join(parts)
             first, parts = 0, []

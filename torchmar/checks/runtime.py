@@ -16,15 +16,15 @@ from torchmar.checks.modules import read_member
 from torchmar.errors import ArchiveError
 from torchmar.recipe import Runtime
 
-_LEAST = (3, 10)  # the Python that the code of worker processes needs
+_LEAST = (3, 10)  # oldest Python that runs the code of worker processes
 _MAX = 16 << 20  # bytes
-# Without these no worker starts, and the server's are not seen.
+# Packages without which no worker starts; the server's own are not visible.
 _NEEDED = ("torch", "torchserve")
 _LOCK = "write it with torchmar lock"
 
 
 def check(content: Content) -> list[Finding]:
-    """Return what is wrong with the environment of an archive; nothing if it asks for none."""
+    """Return the problems of the environment of an archive; none if it asks for no environment."""
     if runtimes.FILE not in content.sizes:
         return []
     try:
@@ -85,7 +85,7 @@ def _missing_wheels(content: Content, runtime: Runtime, locked: list[Requirement
             wheels.add((name, str(version)))
     for requirement in locked:
         if requirement.marker or requirement.url:
-            continue  # it may be for another platform, or comes from elsewhere
+            continue  # it may be for another platform, or be installed from elsewhere
         if not any(
             name == canonicalize_name(requirement.name) and requirement.specifier.contains(version, prereleases=True)
             for name, version in wheels
@@ -101,7 +101,7 @@ def _locked(data: bytes) -> Iterator[Requirement]:
 
 
 def _line_problem(line: requirements.Line) -> str:
-    """Return what keeps a line of a lock file from naming one package with its hash; empty: nothing."""
+    """Return the reason why a line of a lock file does not name one package with its hash; empty: it does."""
     if line.problem:
         return line.problem
     options = line.options

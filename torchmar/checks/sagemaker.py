@@ -1,4 +1,4 @@
-"""Findings about the script of a SageMaker package, read as `torchmar_handlers.sagemaker` will import it."""
+"""Findings about the script of a SageMaker package, read as `torchmar_handlers.sagemaker` imports it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PROGRAM = "inference.py"
 
 
 def check(content: Content, config_file: str | None, requirements: str | None) -> list[Finding]:
-    """Return what is wrong with the script and the modules that it imports.
+    """Return the problems of the script and of the modules that it imports.
 
     Args:
         content: the members of the archive.
-        config_file: the member that is the configuration; None when there is none.
-        requirements: the member that lists the packages to install; None when there is none.
+        config_file: the member that is the configuration; None: there is none.
+        requirements: the member that lists the packages to install; None: there is none.
     """
     named = _program(content, config_file)
     path = _SearchPath(content)
@@ -40,7 +40,7 @@ def check(content: Content, config_file: str | None, requirements: str | None) -
 
 
 class _SearchPath:
-    """The members as Python finds them: those of ``code/`` without this folder, then all others."""
+    """The members as Python finds them: first those of ``code/``, by their names in it, then all others."""
 
     def __init__(self, content: Content) -> None:
         self._content = content
@@ -63,7 +63,7 @@ def _program(content: Content, config_file: str | None) -> str | None:
     try:
         config = yaml.safe_load(text or b"")
     except (yaml.YAMLError, ValueError, RecursionError):
-        return None  # a finding about the configuration
+        return None  # a finding about the configuration reports it
     options = config.get("handler") if isinstance(config, dict) else None
     program = options.get("program") if isinstance(options, dict) else None
     return program if isinstance(program, str) else None

@@ -1,4 +1,4 @@
-"""The parameters of a handler: whether the calls that TorchServe makes fit them."""
+"""The parameters of a handler: whether TorchServe's calls fit them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 Lineage = list[tuple[Module, ast.ClassDef] | str]
 
 _LOADER = {"__init__": (), "initialize": ("context",), "handle": ("data", "context")}
-# What the `handle` of TorchServe's own handlers and of torchmar's calls.
+# Methods that the `handle` of TorchServe's and torchmar's handlers calls.
 _STEPS = {"preprocess": ("data",), "inference": ("data",), "postprocess": ("data",)}
 _PLAIN_DECORATORS = {"abstractmethod", "classmethod", "final", "inference_mode", "no_grad", "override", "staticmethod"}
 
@@ -25,7 +25,7 @@ def check_function(module: Module, function: Function, asynchronous: bool) -> It
 
 
 def check_class(modules: Modules, module: Module, handler: ast.ClassDef, asynchronous: bool) -> Iterator[Finding]:
-    """Check the methods that TorchServe calls, wherever in the archive a base class defines them."""
+    """Check the methods that TorchServe calls, in whichever module of the archive a base class defines them."""
     lineage = list(_lineage(modules, module, handler))
     for name, arguments in _LOADER.items():
         method = _method(lineage, name)
@@ -47,7 +47,7 @@ def check_class(modules: Modules, module: Module, handler: ast.ClassDef, asynchr
 
 
 def is_list(modules: Modules, module: Module, found: ast.ClassDef) -> bool:
-    """Return whether calling a class may make a list, as TorchServe expects it of a function."""
+    """Return whether calling a class may return a list, which TorchServe expects of a function."""
     for base in _lineage(modules, module, found):
         if isinstance(base, str):
             if base in ("list", ""):
@@ -58,7 +58,7 @@ def is_list(modules: Modules, module: Module, found: ast.ClassDef) -> bool:
 
 
 def _lineage(modules: Modules, module: Module, found: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef] | str]:
-    """Yield a class and its bases, the nearest first: where they are in the archive, or their full names."""
+    """Yield a class and its bases, the nearest first; for a base outside of the archive, its full name."""
     waiting: Lineage = [(module, found)]
     seen: set[int] = set()
     while waiting:
@@ -78,7 +78,7 @@ def _lineage(modules: Modules, module: Module, found: ast.ClassDef) -> Iterator[
 
 
 def _method(lineage: Lineage, name: str) -> tuple[Module, Function] | None:
-    """Return the method that a class has by that name; None if it is not in the archive."""
+    """Return the method of a class with that name; None: it is not in the archive."""
     for base in lineage:
         if isinstance(base, str):
             if _provides_methods(base):
@@ -107,7 +107,7 @@ def _may_have(lineage: Lineage, name: str) -> bool:
 
 
 def _provides_methods(base: str) -> bool:
-    """Return whether a base class outside of the archive may have what TorchServe calls; Python's have not."""
+    """Return whether a base class outside of the archive may have the methods that TorchServe calls."""
     if not base:
         return True
     builtin = "." not in base or base.partition(".")[0] in sys.stdlib_module_names
@@ -142,12 +142,12 @@ def _check(
             remedy = "return the whole in place of yielding its parts"
             if bound:
                 remedy += ", or serve with torchmar's server alone, which sends each part"
-            # The first call of a function loads the model, and runs nothing of a generator.
+            # The first call of a function loads the model; of a generator, it would run nothing.
             yield Finding(Code.MAR306, module.place(function), cause, remedy, works=bound)
 
 
 def required_arguments(parameters: ast.arguments) -> list[str]:
-    """Return the names of the parameters that have no default, ``self`` included."""
+    """Return the names of the parameters without a default, ``self`` included."""
     positional = [parameter.arg for parameter in [*parameters.posonlyargs, *parameters.args]]
     required = positional[: len(positional) - len(parameters.defaults)]
     defaults = zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
@@ -174,7 +174,7 @@ def _shown(parameters: ast.arguments) -> str:
 
 
 def _keeps_parameters(decorator: ast.expr) -> bool:
-    # Any other decorator may put a function with other parameters in this one's place.
+    # Any other decorator may replace the function by one with other parameters.
     name = dotted(decorator.func if isinstance(decorator, ast.Call) else decorator)
     return name.rpartition(".")[2] in _PLAIN_DECORATORS
 

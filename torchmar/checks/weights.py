@@ -24,7 +24,7 @@ _SUFFIXES = {
     ".pth": _OF_TORCH,
     ".ts": {Format.TORCHSCRIPT},
     ".ckpt": _OF_TORCH,
-    # Everybody's suffix; raw numbers are no surprise there.
+    # Suffixes that other programs use, too: raw numbers in such a file are no error.
     ".bin": {*_OF_TORCH, Format.PICKLE, Format.OTHER},
     ".onnx": {Format.ONNX},
     ".xml": {Format.OPENVINO},
@@ -33,16 +33,16 @@ _SUFFIXES = {
     ".so": {Format.LIBRARY},
 }
 
-# What torchmar's own handlers load besides TorchScript: by itself, and into the class of a model file.
+# Formats that torchmar's own handlers load in addition to TorchScript: alone, and with the class of a model file.
 _OURS_ALONE = {Format.TORCHSCRIPT, Format.ONNX, Format.OPENVINO, Format.EXPORTED, Format.AOTINDUCTOR}
 _OURS_INTO_A_MODEL = {*_SAVED_BY_TORCH, Format.SAFETENSORS}
 
-# Handlers whose options, or the package that they run, name their weights.
+# Handlers whose weights are named by their options or by the package that they run.
 _NAMES_ITS_OWN = tuple(f"{CARRIED_PACKAGE}.{name}" for name in ("cascade", "mlflow", "sagemaker"))
 
-_IMPOSTORS = ("a git-lfs pointer file", "a web page")  # weights in no suffix and for no handler
+_IMPOSTORS = ("a git-lfs pointer file", "a web page")  # content that is no weights, for no suffix and no handler
 
-# The newest that torch 2.13 writes and reads.
+# The newest versions that torch 2.13 writes and reads.
 
 _MAX_SOURCE = 4 << 20
 
@@ -64,16 +64,16 @@ def check(
     requirements: str | None = None,
     optimized: Sequence[str] = (),
 ) -> list[Finding]:
-    """Return everything that is wrong with an archive's weights, and with what else in it may be a pickle.
+    """Return all problems of an archive's weights and of its other members that may be pickles.
 
     Args:
         content: the archive's members.
-        serialized_file: the weights, as the manifest names them.
-        model_file: the file with the class that a state dict fills, as the manifest names it.
-        handler: the handler, as the manifest names it; what torchmar's and TorchServe's own load
-            is known, any other may load what it likes, or nothing: what is found then is a warning.
-        requirements: the member that lists the packages to install; None when there is none.
-        optimized: members that are served in place of the weights where they can be loaded: what is found there is a
+        serialized_file: member with the weights, as the manifest names it.
+        model_file: member with the class that a state dict fills, as the manifest names it.
+        handler: name of the handler in the manifest; the formats that torchmar's and TorchServe's own load
+            are known; another may load any format, or nothing: its findings are warnings.
+        requirements: the member that lists the packages to install; None: there is none.
+        optimized: members that are served in place of the weights if they can be loaded: a finding about them is a
             warning.
     """
     loads = None
@@ -110,7 +110,7 @@ def _without_weights(model_file: str | None) -> Finding:
 
 
 def _other_pickles(content: Content, weights: Collection[str | None], budget: Budget) -> Iterator[Finding]:
-    """Yield what pickles import in members that are no weights."""
+    """Yield the imports of pickles in members that are no weights."""
     inspector = Inspector(Code.MAR603, Code.MAR603, _OTHERS_REMEDY, budget)
     for name in sorted(content.sizes):
         if name in weights or not may_hold_pickles(name):
@@ -130,7 +130,7 @@ def _module(handler: str) -> str:
 
 
 def is_known(handler: str, content: Content) -> bool:
-    """Return whether it is known what a handler loads: one of torchmar's or of TorchServe's."""
+    """Return whether the formats that a handler loads are known: the handler is torchmar's or TorchServe's."""
     return _is_ours(handler) or _is_torchserves(handler, content)
 
 
@@ -139,9 +139,9 @@ def _is_ours(handler: str) -> bool:
 
 
 def _is_torchserves(handler: str, content: Content) -> bool:
-    """Return whether the weights are loaded by TorchServe's own base handler."""
+    """Return whether TorchServe's own base handler loads the weights."""
     module = _module(handler)
-    # TorchServe looks in the archive first, where a file of that name is a handler of the user's.
+    # TorchServe searches the archive first: a file of that name is a handler of the user's.
     return module in (*STOCK_HANDLERS, "base_handler") and f"{module}.py" not in content.sizes
 
 
@@ -197,7 +197,7 @@ def _suffix(name: str, weights: Weights) -> Finding | None:
 
 
 def _loads_with_ours(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
-    """Yield why torchmar's handlers do not load weights that are whole and well named."""
+    """Yield the reasons why torchmar's handlers do not load weights that are complete and have the right suffix."""
     kind = weights.format
     if kind in _OURS_ALONE and model_file:
         cause = f"{name} is {weights.description}, and a model file is for a state dict or safetensors"
@@ -213,7 +213,7 @@ def _loads_with_ours(name: str, weights: Weights, model_file: str | None, beyond
 
 
 def _loads_optimized(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
-    """Yield why torchmar's handlers do not load optimised weights; the model file is for those that have no code."""
+    """Yield the reasons why torchmar's handlers do not load optimised weights; those without code need a model file."""
     own = None if weights.format in _OURS_ALONE else model_file
     yield from _loads_with_ours(name, weights, own, beyond)
 
@@ -221,7 +221,7 @@ def _loads_optimized(name: str, weights: Weights, model_file: str | None, beyond
 def _needs_openvino(
     content: Content, name: str, requirements: str | None, *, optimized: bool = False
 ) -> Iterator[Finding]:
-    """Yield that weights for OpenVINO need a package that the archive does not list."""
+    """Yield a finding if weights for OpenVINO need a package that the archive does not list."""
     if name.endswith(".xml") and not imports.installed("openvino", imports.distributions(content, requirements)):
         needed = (
             "the original is served without the package openvino"
@@ -239,10 +239,10 @@ def _beyond(name: str, beyond: str) -> Finding:
 
 
 def _loads_with_torchserve(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
-    """Yield why TorchServe's base handler does not load weights that are whole and well named."""
+    """Yield the reasons why TorchServe's base handler does not load weights that are complete and well named."""
     kind = weights.format
     if kind is Format.LIBRARY and name.endswith(".so"):
-        return  # loaded where the configuration has pt2: {export: {aot_compile: true}}
+        return  # loaded if the configuration has pt2: {export: {aot_compile: true}}
     if kind in _SAVED_BY_TORCH:
         if not model_file:
             cause = f"{name} is {weights.description}, and without a model file TorchServe loads TorchScript only"
@@ -269,12 +269,12 @@ def _loads_with_torchserve(name: str, weights: Weights, model_file: str | None, 
 
 
 def _model_file(content: Content, name: str) -> Iterator[Finding]:
-    """Yield why a model file is none from which TorchServe takes the one class."""
+    """Yield the reasons why TorchServe does not take exactly one class from a model file."""
     try:
         with content.open(name) as stream:
             source = stream.read(_MAX_SOURCE)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in strings, which work all the same
+            warnings.simplefilter("ignore")  # about escapes in strings, which are no errors
             tree = ast.parse(source)
         classes = sorted(set(_classes(tree.body)))
     except (SyntaxError, RecursionError, MemoryError, *BROKEN) as error:
@@ -302,7 +302,7 @@ def _model_file(content: Content, name: str) -> Iterator[Finding]:
 
 
 def _constructor(name: str, tree: ast.Module, model: str) -> Iterator[Finding]:
-    """Yield that the one class cannot be built without arguments, where its own constructor requires some."""
+    """Yield a finding if the only class cannot be built without arguments because its own constructor requires some."""
     for node in tree.body:
         if not isinstance(node, ast.ClassDef) or node.name != model or node.decorator_list:
             continue
@@ -328,7 +328,7 @@ def _is_configuration(tree: ast.Module) -> bool:
 
 
 def _classes(body: list[ast.stmt]) -> Iterator[str]:
-    """Yield the names of the classes that a module defines, also those under an ``if`` or a ``try``."""
+    """Yield the names of the classes that a module defines, including those under an ``if`` or a ``try``."""
     for node in body:
         if isinstance(node, ast.ClassDef):
             yield node.name
