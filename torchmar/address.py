@@ -7,7 +7,7 @@ import re
 from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import ip_address
 
-_UNIX_MAX_BYTES = 107  # of a socket's path, on Linux
+_UNIX_MAX_BYTES = 107  # bytes of a socket's path, on Linux
 _WEB = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]\s]+)(?::([0-9]{1,5}))?/?", re.IGNORECASE)
 _UNIX = re.compile(r"unix:(/.+)", re.IGNORECASE)
 
@@ -17,11 +17,11 @@ class Address:
     """An address at which an API listens.
 
     Attributes:
-        host: empty for a Unix socket.
-        port: 0 for a Unix socket.
+        host: the host; empty for a Unix socket.
+        port: the port; 0 for a Unix socket.
         tls: whether connections are encrypted.
         unix: the path of a Unix socket; empty for a host and a port.
-        key: of the configuration that it is read from; two addresses may be equal though their keys differ.
+        key: the configuration key that the address is read from; two addresses may be equal although their keys differ.
     """
 
     host: str = ""
@@ -39,7 +39,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether only this machine can connect to the address."""
         if self.unix:
             return True
         try:
@@ -49,16 +49,16 @@ class Address:
 
 
 def parse(text: str, http_port: int, https_port: int, *, key: str = "") -> Address:
-    """Return the address that a text stands for.
+    """Return the address that a text describes.
 
     Args:
         text: ``http://HOST:PORT``, ``https://HOST:PORT`` or ``unix:/PATH``.
-        http_port: where the text has none, for http.
-        https_port: where the text has none, for https.
-        key: of the configuration that has the text.
+        http_port: port if the text has none, for http.
+        https_port: port if the text has none, for https.
+        key: configuration key whose value is the text.
 
     Raises:
-        ValueError: it is none of these, its port is out of range, or its path too long.
+        ValueError: the text is no address, its port is out of range, or its path is too long.
     """
     if (match := _UNIX.fullmatch(text)) and len(os.fsencode(match[1])) <= _UNIX_MAX_BYTES:
         return Address(unix=match[1], key=key)

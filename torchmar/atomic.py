@@ -1,4 +1,4 @@
-"""Files that atomically replace another when complete."""
+"""Files and folders that replace others atomically when they are complete."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torchmar.errors import TorchmarError
 def temporary_path(destination: Path) -> Path:
     """Return a hidden, unique path in the folder of ``destination``.
 
-    In the same folder a rename is atomic, and with a name of its own one writer never meets another.
+    A rename within a folder is atomic, and unique names keep writers apart.
     """
     return destination.with_name(f".{destination.name}.{os.urandom(4).hex()}.part")
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text; a link is followed.
+    """Write a text to a file; if the path is a link, to the file that it leads to.
 
     Raises:
-        TorchmarError: the file cannot be written, and is as before.
+        TorchmarError: the file cannot be written, and is unchanged.
     """
     part = temporary_path(path.resolve())
     try:

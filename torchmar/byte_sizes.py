@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: ``8GiB``, ``512 MiB``, ``2GB``, ``1048576``."""
+"""Sizes in bytes in the notation of users: ``8GiB``, ``512 MiB``, ``2GB``, ``1048576``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def parse(text: str, *, unit_required: bool = False) -> int:
 
     Args:
         text: the size.
-        unit_required: whether a number alone, which would be one of bytes, is an error.
+        unit_required: whether a number without a unit, which means bytes, is an error.
 
     Raises:
-        ValueError: it is no size above 0; the message, which does not repeat the text, says how to write one.
+        ValueError: the text is no size above 0; the message shows a correct size, and does not repeat the text.
 
     Examples:
         >>> parse("1.5 GiB"), parse("2GB"), parse("1048576")

@@ -11,9 +11,9 @@ from torchmar.recipe import Sample
 
 
 def differences(sample: Sample, answer: Response) -> list[str]:
-    """Return how an answer differs from what a sample expects, in words; empty when it does not.
+    """Return the differences between an answer and the expectation of a sample, in words; empty: there is none.
 
-    Of an object only the keys that are expected are compared, an array has to be as long, and
+    Only the expected keys of an object are compared, arrays must have the same length, and
     numbers are equal within the sample's absolute tolerance.
     """
     if answer.status != sample.status:

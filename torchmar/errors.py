@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 
 class TorchmarError(Exception):
-    """Base of all errors that torchmar raises on purpose."""
+    """Base of all errors that torchmar raises intentionally."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -40,12 +40,12 @@ class TorchmarError(Exception):
 
 
 class PropertiesError(TorchmarError):
-    """Say which key of a ``config.properties`` is wrong."""
+    """A key of a ``config.properties`` is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong in a file: where, what and what to do about it."""
+    """A problem in a file: its place, a description and a hint."""
 
     file: str
     line: int
@@ -66,7 +66,7 @@ class Problem:
 
 
 class RecipeError(TorchmarError):
-    """Carry every problem of a recipe at once, in the order of its lines."""
+    """A recipe has problems; the error contains all of them, in the order of their lines."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
@@ -74,15 +74,15 @@ class RecipeError(TorchmarError):
 
 
 class ManifestError(TorchmarError):
-    """Say what is wrong with a manifest."""
+    """A manifest is missing or wrong."""
 
 
 class ArchiveError(TorchmarError):
-    """Say why an archive cannot be written, opened or extracted."""
+    """An archive cannot be written, opened or extracted."""
 
 
 class WorkerError(TorchmarError):
-    """Say why a worker did not answer; ``log`` is the end of what it printed."""
+    """A worker did not answer; ``log`` is the end of its output."""
 
     def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -90,7 +90,7 @@ class WorkerError(TorchmarError):
 
 
 class LoadError(WorkerError):
-    """Say that a handler failed to import or load; ``traceback`` is its own."""
+    """A handler failed to import or load; ``traceback`` is the handler's own."""
 
     def __init__(self, message: str, *, traceback: str, log: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint, log=log)
@@ -98,7 +98,7 @@ class LoadError(WorkerError):
 
 
 class EngineError(TorchmarError):
-    """Say why a server did not start; ``log`` is the end of what it printed."""
+    """A server did not start or stop; ``log`` is the end of its output."""
 
     def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -106,11 +106,11 @@ class EngineError(TorchmarError):
 
 
 class BindError(EngineError):
-    """Say which address of the server is taken."""
+    """A server cannot listen on one of its addresses."""
 
 
 class ModelFailedError(EngineError):
-    """Say which model did not start; ``traceback`` is its worker's."""
+    """A model did not start; ``traceback`` is that of its worker."""
 
     def __init__(self, message: str, *, traceback: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -118,11 +118,11 @@ class ModelFailedError(EngineError):
 
 
 class InsecureError(TorchmarError):
-    """Say that a token would have travelled in plain text; nothing was sent."""
+    """A token would have been sent in plain text; no request was sent."""
 
 
 class ConnectError(TorchmarError):
-    """No server answers at an address; ``sent``: a request may have reached it all the same."""
+    """No server answers at an address; ``sent``: whether a request may have reached a server."""
 
     def __init__(self, message: str, *, sent: bool = False, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -130,11 +130,11 @@ class ConnectError(TorchmarError):
 
 
 class ResponseTimeoutError(ConnectError):
-    """Say that an answer did not come in time."""
+    """A server did not answer in time."""
 
 
 class CertificateError(ConnectError):
-    """Say why a server's certificate is not trusted; nothing was sent."""
+    """The certificate of a server is not trusted; no request was sent."""
 
 
 class ServerError(TorchmarError):
@@ -147,12 +147,12 @@ class ServerError(TorchmarError):
 
 
 class UnauthorizedError(ServerError):
-    """Say that the token is missing, wrong or expired."""
+    """The token is missing, wrong or expired."""
 
 
 class NotFoundError(ServerError):
-    """Say that a model or version is not registered."""
+    """A model or version is not registered."""
 
 
 class ConflictError(ServerError):
-    """Say that a model version is registered already."""
+    """A model version is registered already."""

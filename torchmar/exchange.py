@@ -17,10 +17,10 @@ class Request:
     """A request, for a worker or a server.
 
     Attributes:
-        body: the bytes that are sent.
-        content_type: their type, for the header ``Content-Type``.
+        body: the sent bytes.
+        content_type: content type of the body, for the header ``Content-Type``.
         explain: whether an explanation is requested instead of a prediction.
-        accept: the type of the response, for the header ``Accept``.
+        accept: accepted content type of the response, for the header ``Accept``.
         headers: further headers.
     """
 
@@ -37,7 +37,7 @@ class Response:
 
     Attributes:
         status: the HTTP status.
-        body: the bytes that were received.
+        body: the received bytes.
         headers: values by lower-case name.
     """
 
@@ -47,17 +47,17 @@ class Response:
 
     @property
     def content_type(self) -> str:
-        """The content type without parameters; empty when there is none."""
+        """The content type without parameters; empty: there is none."""
         return self.headers.get("content-type", "").partition(";")[0].strip()
 
 
 def content_type(name: str) -> str:
-    """Return the content type that a file's suffix stands for."""
+    """Return the content type for the suffix of a file."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
 def read(file: Path, *, explain: bool = False, accept: str = ANY, headers: Mapping[str, str] | None = None) -> Request:
-    """Return a request with the bytes of ``file`` and the content type that its suffix stands for.
+    """Return a request with the bytes of ``file`` and the content type for its suffix.
 
     Raises:
         TorchmarError: the file cannot be read.

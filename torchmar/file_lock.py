@@ -1,4 +1,4 @@
-"""Locks of files beside what they protect, which the last user removes together with it."""
+"""Lock files beside the files that they protect; the last user removes both together."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def acquire(path: Path, kind: int) -> int:
-    """Return the descriptor of a locked file, which is made if it does not exist; to close it releases the lock.
+    """Return the descriptor of a locked file, which is created if it does not exist; closing it releases the lock.
 
     Args:
-        path: of the file; it may be one of another user, or on a file system that is read-only.
+        path: path of the lock file; it may belong to another user, or be on a read-only file system.
         kind: ``fcntl.LOCK_SH`` or ``LOCK_EX``, perhaps with ``LOCK_NB``.
 
     Raises:
-        BlockingIOError: others have it, and ``kind`` has ``LOCK_NB``.
-        OSError: it cannot be opened.
+        BlockingIOError: others have the lock, and ``kind`` includes ``LOCK_NB``.
+        OSError: the file cannot be opened.
     """
     while True:
         try:
@@ -35,4 +35,4 @@ def acquire(path: Path, kind: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was removed meanwhile, and does not lock the next one
+        os.close(descriptor)  # the file was removed meanwhile, and a lock on it does not lock its successor

@@ -32,13 +32,13 @@ def query(
     """Return the values of fields of every GPU, by its index; blocking.
 
     Args:
-        fields: as ``nvidia-smi --help-query-gpu`` lists them.
+        fields: names of the fields in ``nvidia-smi --help-query-gpu``.
         units: whether numbers have their units: ``3 %``, ``612 MiB``.
-        timeout_s: seconds until nvidia-smi is ended.
-        environment: with ``PATH``.
+        timeout_s: seconds after which nvidia-smi is killed.
+        environment: environment variables, including ``PATH``.
 
     Raises:
-        NvidiaSmiError: it is not installed, does not run, or reports no GPU.
+        NvidiaSmiError: nvidia-smi is not installed, does not run, or reports no GPU.
     """
     command = shutil.which("nvidia-smi", path=environment.get("PATH"))
     if command is None:
@@ -57,7 +57,7 @@ def query(
 
 
 def memory_sizes() -> tuple[int, ...]:
-    """Return the bytes of memory of each GPU; empty where there is none, or one does not report its memory."""
+    """Return the bytes of memory of each GPU; empty: there is no GPU, or one does not report its memory."""
     try:
         return tuple(int(total) * 2**20 for (total,) in query("memory.total").values())
     except (NvidiaSmiError, ValueError):
@@ -65,7 +65,7 @@ def memory_sizes() -> tuple[int, ...]:
 
 
 def count(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many GPUs workers can use: those of nvidia-smi, or of ``CUDA_VISIBLE_DEVICES`` if these are less."""
+    """Return the number of GPUs for workers: those of nvidia-smi, or fewer if ``CUDA_VISIBLE_DEVICES`` lists fewer."""
     try:
         installed = len(query(environment=environment))
     except NvidiaSmiError:
@@ -80,7 +80,7 @@ def count(environment: Mapping[str, str] = os.environ) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuUsage:
-    """The usage of a GPU: bytes of memory, and percent of the time in which it computed; None where not reported."""
+    """The usage of a GPU: bytes of memory, and percent of the time in which it computed; None: not reported."""
 
     index: int
     memory_used: int
@@ -89,7 +89,7 @@ class GpuUsage:
 
 
 class Nvml:
-    """NVIDIA's management library, which answers in microseconds; without GPUs if Python lacks it (``pynvml``)."""
+    """NVIDIA's management library, which answers in microseconds; it has no GPUs if Python lacks it (``pynvml``)."""
 
     def __init__(self) -> None:
         self._pynvml: Any = None
@@ -99,7 +99,7 @@ class Nvml:
             self._pynvml = pynvml
 
     def usage(self) -> Iterator[GpuUsage]:
-        """Yield the usage of each GPU that reports its memory; some virtual ones do not."""
+        """Yield the usage of each GPU that reports its memory; some virtual GPUs do not."""
         nvml = self._pynvml
         for index in range(nvml.nvmlDeviceGetCount()) if nvml else ():
             with contextlib.suppress(nvml.NVMLError):

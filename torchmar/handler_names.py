@@ -10,7 +10,7 @@ STOCK_HANDLERS = ("image_classifier", "image_segmenter", "object_detector", "tex
 
 
 def handler_problem(handler: str, folder: Path) -> tuple[str, str] | None:
-    """Return what is wrong with a recipe's ``handler`` and a hint; None when it can be found."""
+    """Return the problem of a recipe's ``handler`` and a hint; None: the handler exists."""
     module, _, _ = handler.partition(":")
     if module.endswith(".py"):
         return None if (folder / module).is_file() else (f"there is no file {folder / module}", "")
@@ -31,7 +31,7 @@ def carried_handlers() -> list[str]:
 
 
 def carried_folder() -> Path:
-    """Return the folder of ``torchmar_handlers``, without importing it (that would need torch)."""
+    """Return the folder of ``torchmar_handlers``, without importing the package (which would need torch)."""
     spec = importlib.util.find_spec(CARRIED_PACKAGE)
     assert spec and spec.submodule_search_locations, "torchmar is installed without its handlers"
     return Path(spec.submodule_search_locations[0])

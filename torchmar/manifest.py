@@ -1,6 +1,6 @@
 """``MAR-INF/MANIFEST.json``: TorchServe's description of an archive, as a value.
 
-The schema is the one that torch-model-archiver 0.12.0 writes and TorchServe's
+The schema is that of torch-model-archiver 0.12.0 and of TorchServe's
 frontend reads (``createdOn``, ``runtime``, ``model``, ``archiverVersion``).
 """
 
@@ -17,12 +17,12 @@ from torchmar.errors import ManifestError
 
 PATH = "MAR-INF/MANIFEST.json"
 
-# torch-model-archiver's rule. TorchServe registers other names too, but then no URL reaches the model: the name is
+# torch-model-archiver's rule. TorchServe registers other names too, but then no URL addresses the model: the name is
 # part of the path.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$"
 
-# The moment and the tool are constants, so that the same inputs give the same bytes
-# whenever and with whichever release they are packed. The moment is zip's earliest.
+# The time and the tool are constants, so that the same inputs give the same bytes
+# at any time and with any release. The time is the earliest of the zip format.
 CREATED_ON = "01/01/1980 00:00:00"
 ARCHIVER_VERSION = "torchmar/1"
 
@@ -33,13 +33,13 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-# A number or a flag is no matter to TorchServe, whose reader takes it as text.
+# TorchServe's reader takes a number or a flag as text.
 Text = Annotated[str, BeforeValidator(_text)]
 OptionalText = Annotated[str | None, BeforeValidator(_text)]
 
 
 class _Record(BaseModel):
-    # Unknown keys are kept: older and newer archivers write some that we have no use for.
+    # Unknown keys are kept: older and newer archivers write keys that torchmar does not use.
     model_config = ConfigDict(
         frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True, protected_namespaces=()
     )
@@ -75,11 +75,11 @@ class Manifest(_Record):
 
     @property
     def version(self) -> str:
-        """The model's version; TorchServe takes an archive without one as ``1.0``."""
+        """The model's version; TorchServe takes ``1.0`` for an archive without one."""
         return self.model.model_version or "1.0"
 
     def to_json(self) -> bytes:
-        """Return the manifest as it stands in an archive: TorchServe's keys, sorted."""
+        """Return the manifest as an archive contains it: TorchServe's keys, sorted."""
         document = self.model_dump(by_alias=True, exclude_none=True)
         return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
@@ -88,10 +88,10 @@ def parse(text: bytes | str) -> Manifest:
     """Return the manifest in ``text``.
 
     Raises:
-        ManifestError: it is no JSON, or not TorchServe's schema; every problem is named.
+        ManifestError: the text is no JSON, or not in TorchServe's schema; every problem is named.
     """
     try:
-        # As TorchServe's readers take it: UTF-8, without a byte order mark.
+        # As TorchServe's readers decode it: UTF-8, without a byte order mark.
         return Manifest.model_validate(json.loads(text.decode() if isinstance(text, bytes) else text))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):

@@ -15,12 +15,12 @@ KEY = "optimized"
 """The name of the section."""
 
 FOLDER = "optimized"
-"""Where `torchmar optimize` puts the files of the chosen variant: beside the recipe, and in the archive."""
+"""The folder of the chosen variant's files, beside the recipe and in the archive."""
 
 PROOF = f"{FOLDER}/proof.json"
 """The report of the optimisation, in the archive."""
 
-# As /proc/cpuinfo of Linux has them; those that matter to the speed or the types of a model's operators.
+# Names from /proc/cpuinfo of Linux: the flags that affect the speed or the types of a model's operators.
 _OF_X86 = (
     *("sse4_1", "sse4_2", "ssse3", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512cd", "avx512dq"),
     *("avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx512_vbmi2", "avx_vnni", "avx_vnni_int8"),
@@ -55,7 +55,7 @@ class Compile(StrictModel):
 
 
 class OptimizedSection(StrictModel):
-    """Weights that are faster on some machines; the original ones are served where these cannot be."""
+    """Weights that are faster on some machines; other machines serve the original weights."""
 
     weights: str | None = Field(
         None, description="Their file in the archive. Without it, they are the original weights with the options below."
@@ -76,7 +76,7 @@ class OptimizedSection(StrictModel):
 
 
 def problems(value: Any) -> list[str]:
-    """Return what is wrong with a section, each in a line; an empty list if nothing is."""
+    """Return the problems of a section, one line each; an empty list: it is valid."""
     if not isinstance(value, dict):
         return [f"{value!r} is not a mapping such as {{weights: {FOLDER}/model.xml}}"]
     try:
@@ -87,7 +87,7 @@ def problems(value: Any) -> list[str]:
 
 
 def without(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration that serves the original weights: without the section of the handler and of its stages."""
+    """Return a configuration that serves the original weights: without the sections of the handler and its stages."""
     options = config.get("handler")
     if not isinstance(options, Mapping):
         return dict(config)

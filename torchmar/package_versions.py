@@ -1,4 +1,4 @@
-"""The versions of installed packages, without an import of them."""
+"""The versions of installed packages, read without importing the packages."""
 
 from __future__ import annotations
 

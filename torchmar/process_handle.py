@@ -13,20 +13,21 @@ import psutil
 
 
 class ProcessHandle:
-    """A process, opened while its number was its; a context manager.
+    """A process, opened while it had its pid; a context manager.
 
-    On Linux 5.3 and later it is a pidfd. Elsewhere the start of the process is compared before each signal.
+    On Linux 5.3 and later, the handle is a pidfd. Elsewhere, the start time of the process is compared before each
+    signal.
 
     Attributes:
-        pid: the number, which is another's once the process has ended and was reaped.
-        identity: what no other process has, of any time: `identify`.
+        pid: pid of the process; another process may have it after this one has ended and was reaped.
+        identity: text that no other process has at any time, by `identify`.
     """
 
     def __init__(self, pid: int) -> None:
         """Open a process.
 
         Raises:
-            ProcessLookupError: there is none of this number.
+            ProcessLookupError: no process has this pid.
         """
         self.pid = pid
         self._descriptor = -1
@@ -44,7 +45,7 @@ class ProcessHandle:
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         if self._descriptor < 0:
             return identify(self.pid) == self.identity
         poll = select.poll()
@@ -52,10 +53,10 @@ class ProcessHandle:
         return not poll.poll(0)
 
     def signal(self, number: int) -> bool:
-        """Send a signal; return whether the process was there to get it.
+        """Send a signal; return whether the process existed.
 
         Raises:
-            PermissionError: it is another user's.
+            PermissionError: the process belongs to another user.
         """
         try:
             if self._descriptor >= 0:
@@ -69,10 +70,10 @@ class ProcessHandle:
         return True
 
     def environment(self, name: str) -> str | None:
-        """Return a variable that the process was started with; None: it has none, or may not be looked at."""
+        """Return an environment variable of the process at its start; None: it is not set, or may not be read."""
         with contextlib.suppress(psutil.Error, OSError):
             value = psutil.Process(self.pid).environ().get(name)
-            if self.runs:  # so that it was its environment
+            if self.runs:  # the variable is certainly that of this process
                 return value
         return None
 
@@ -90,9 +91,10 @@ class ProcessHandle:
 
 
 def identify(pid: int) -> str:
-    """Return a text that identifies a process among all that have had its pid; empty if it does not run.
+    """Return a text that identifies a process among all processes that ever have its pid; empty: it does not run.
 
-    On Linux that is the boot and the clock tick of its start, which do not change with the system's clock.
+    On Linux, the text consists of the boot id and the clock tick of the start, which do not depend on the system's
+    clock.
     """
     try:
         if sys.platform == "linux":

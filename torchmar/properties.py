@@ -1,4 +1,4 @@
-"""``config.properties``: TorchServe's configuration, text in and values out.
+"""``config.properties``: TorchServe's configuration as text and as values.
 
 Keys are not interpreted here, except addresses; `torchmar.server.config.keys` has the catalogue.
 """
@@ -27,13 +27,13 @@ DEFAULTS = {
     "grpc_management_port": "7071",
 }
 
-# The configuration where there is no file: clients with the token can register models.
+# The configuration without a file: clients with the token can register models.
 _WITHOUT_FILE = {"enable_model_api": "true"}
-# TorchServe's ports where an address has none: of http, and of https.
+# TorchServe's ports for addresses without a port: of http, and of https.
 PORTS = {"inference_address": (80, 443), "management_address": (8081, 8444), "metrics_address": (8082, 8445)}
 
 
-_VALUE = re.compile(r"^((?:\\.|[^=\\\n])*=)(.*)$", re.MULTILINE)  # and the key before it
+_VALUE = re.compile(r"^((?:\\.|[^=\\\n])*=)(.*)$", re.MULTILINE)  # the key and the value of a line
 _ESCAPE = re.compile(r"\\(.)")
 
 
@@ -54,7 +54,7 @@ class Properties:
 
     @property
     def serves_metrics(self) -> bool:
-        """Whether the metrics API is served: unless ``enable_metrics_api`` is ``false``."""
+        """Whether the metrics API is served: it is, unless ``enable_metrics_api`` is ``false``."""
         return self.get("enable_metrics_api").strip().lower() != "false"
 
     def addresses(self) -> list[Address]:
@@ -71,7 +71,7 @@ class Properties:
         """Return the address of an API over HTTP as text: ``http(s)://HOST:PORT`` or ``unix:/PATH``.
 
         Raises:
-            PropertiesError: as `addresses`.
+            PropertiesError: for the reasons of `addresses`.
         """
         return str(self._web(key))
 
@@ -98,7 +98,7 @@ def read_or_default(file: Path | None) -> Properties:
     """Return the configuration in ``file``, else in ``./config.properties``, else the default one.
 
     Raises:
-        PropertiesError: as `read`.
+        PropertiesError: for the reasons of `read`.
     """
     if file is None and not Path(FILE_NAME).is_file():
         return Properties(None, _WITHOUT_FILE)
@@ -106,7 +106,7 @@ def read_or_default(file: Path | None) -> Properties:
 
 
 def read(file: Path) -> Properties:
-    """Read a ``config.properties``: UTF-8, or else Latin-1, as which Java reads these files.
+    """Read a ``config.properties`` in UTF-8, or else in Latin-1, the encoding in which Java reads these files.
 
     Raises:
         PropertiesError: the file cannot be read or is not a properties file.
@@ -131,8 +131,8 @@ def read(file: Path) -> Properties:
 def show(values: Mapping[str, str]) -> str:
     """Return ``values`` as the text of a properties file, sorted by key.
 
-    In values, colons and equals signs are written without a backslash, which Java does not need there: people read
-    addresses, and KServe's wrapper of TorchServe reads the lines as they are.
+    Colons and equals signs in values have no backslash, because Java does not need it there: people read
+    addresses, and KServe's wrapper of TorchServe does not remove backslashes.
     """
     text = javaproperties.dumps(dict(values), sort_keys=True, timestamp=False, ensure_ascii=True)
     return _VALUE.sub(lambda line: line[1] + _ESCAPE.sub(_plain, line[2]), str(text))

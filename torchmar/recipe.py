@@ -1,8 +1,8 @@
 """``archive.yaml``: the recipe of one archive, read strictly.
 
-Every problem of a file is reported at once, each with its line and, for a key that
+All problems of a file are reported at once, each with its line and, for a key that
 does not exist, the key that was probably meant. File names in a recipe are relative
-to the folder that the recipe lies in.
+to the folder of the recipe.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_\-.+]*$"
 
 
 def _labels(value: object) -> object:
-    # [0, 1, 2] is what people write for the ten digits.
+    # The short form for the ten digits: [0, 1, 2].
     def plain(item: object) -> bool:
         return isinstance(item, str | int) and not isinstance(item, bool)
 
@@ -78,7 +78,7 @@ class Runtime(StrictModel):
     )
 
     def document(self) -> dict[str, Any]:
-        """Return what an archive carries of it: file names are those in the archive."""
+        """Return the document about the runtime that an archive contains; its file names are those in the archive."""
         files = {"requirements": PurePosixPath(self.requirements).name}
         if self.wheels:
             files["wheels"] = PurePosixPath(self.wheels).name
@@ -86,7 +86,7 @@ class Runtime(StrictModel):
 
 
 class Sample(StrictModel):
-    """A request and what is expected of its answer; archives carry their samples."""
+    """A request and the expectation of its answer; archives contain their samples."""
 
     input: Inside | None = Field(None, description="The file whose bytes are the request's body.")
     json_body: Any = Field(None, alias="json", description="A JSON body, in place of a file.")
@@ -106,7 +106,7 @@ class Sample(StrictModel):
         return self
 
     def document(self) -> dict[str, Any]:
-        """Return the sample as it is written: with the recipe's keys, without what is the default."""
+        """Return the sample with the recipe's keys, without default values."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
@@ -159,10 +159,10 @@ _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def read(path: Path) -> tuple[Recipe, Path]:
-    """Read a recipe; return it and the folder that its file names are relative to.
+    """Read a recipe; return it and the folder to which its file names are relative.
 
     Args:
-        path: an ``archive.yaml``, or the folder that it lies in.
+        path: an ``archive.yaml``, or its folder.
 
     Raises:
         RecipeError: the file is missing, is no YAML or breaks the schema.
@@ -173,12 +173,12 @@ def read(path: Path) -> tuple[Recipe, Path]:
 
 
 def file_of(path: Path) -> Path:
-    """Return the file of a recipe, which is named by itself or by the folder that it lies in."""
+    """Return the file of a recipe from its own path or that of its folder."""
     return path / FILE_NAME if path.is_dir() else path
 
 
 def is_recipe(path: Path) -> bool:
-    """Return whether ``path`` is meant as a recipe (or the folder of one) and not as an archive."""
+    """Return whether ``path`` names a recipe (or its folder), and not an archive."""
     return (path / FILE_NAME).is_file() or path.suffix in (".yaml", ".yml")
 
 
@@ -188,10 +188,10 @@ def parse(text: str, file: str = FILE_NAME, folder: Path | None = None) -> Recip
     Args:
         text: YAML.
         file: the recipe's name in error messages.
-        folder: where the files that the recipe names must exist; None does not look.
+        folder: folder in which the files that the recipe names must exist; None: this is not checked.
 
     Raises:
-        RecipeError: with every problem that was found.
+        RecipeError: the recipe has problems; the error contains all of them.
     """
     document = strict_yaml.parse(text, file, "a recipe is a mapping of keys, such as name: and handler:")
     problems = document.repeated()
@@ -213,7 +213,7 @@ def schema() -> dict[str, Any]:
 
 
 def _sound_part(data: dict[str, Any]) -> Recipe:
-    """Return what there is of a recipe with problems, to go on looking for more."""
+    """Return the valid part of a recipe with problems, in which further problems are searched."""
     sound: dict[str, Any] = {"name": "x", "version": "1", "handler": STOCK_HANDLERS[0]}
     for key in Recipe.model_fields.keys() & data.keys():
         with contextlib.suppress(ValidationError):
@@ -254,7 +254,7 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
 
 
 def _problem(detail: dict[str, Any], document: Document) -> Problem:
-    # Pydantic names the part of a mapping and the arm of a union too, which no reader knows.
+    # Pydantic's location includes the part of a mapping and the member of a union, which mean nothing to the user.
     location = [part for part in detail["loc"] if part not in ("[key]", "keys")]
     line, node = document.find(location)
     message, hint = str(detail["msg"]).removeprefix("Value error, "), ""
@@ -281,7 +281,7 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
 
 
 def config_problems(error: ValidationError) -> list[str]:
-    """Return what is wrong with a server configuration that stands in no recipe, each in a line."""
+    """Return the problems of a server configuration outside of a recipe, one line each."""
     details = ({**detail, "loc": ("config", *detail["loc"])} for detail in error.errors())
     problems = (_problem(detail, Document("", {}, None)) for detail in details)
     return [

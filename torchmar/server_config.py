@@ -1,4 +1,4 @@
-"""``model-config.yaml``: TorchServe's keys and those of the built-in server, typed and in range."""
+"""``model-config.yaml``: the keys of TorchServe and of torchmar's server, with their types and ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from torchmar import byte_sizes, optimized_section
 from torchmar.strict_yaml import StrictModel
 
-_MAX = 2**31 - 1  # TorchServe's integers are Java's; it drops a larger one
+_MAX = 2**31 - 1  # TorchServe's integers are Java's; it drops a larger value
 Count = Annotated[int, Field(ge=0, le=_MAX)]
 Positive = Annotated[int, Field(gt=0, le=_MAX)]
 
@@ -19,7 +19,7 @@ NO_STAGE = "neither preprocess nor postprocess is given, so that there is no sta
 
 
 class Stages(StrictModel):
-    """How many processes of the built-in server do the steps before the model, the model, and the steps after it."""
+    """The numbers of processes for the steps before the model, for the model, and for the steps after it."""
 
     preprocess: Positive | None = Field(None, description="Without it, the processes with the model do these steps.")
     inference: Positive | None = Field(None, description="As many as there are workers without stages, unless given.")
@@ -36,12 +36,12 @@ Amount = Annotated[float, Field(gt=0, le=_MAX, allow_inf_nan=False, strict=False
 
 
 def _bytes(value: object) -> object:
-    """Return a number of bytes for a text such as 4GiB."""
+    """Return the number of bytes for a text such as 4GiB."""
     return byte_sizes.parse(value, unit_required=True) if isinstance(value, str) else value
 
 
 class Replica(StrictModel):
-    """What a node keeps free for each worker, where workers are replicas on a cluster (torchmar serve --engine ray)."""
+    """The resources that a node reserves for each worker, if workers are replicas on a cluster (engine ray)."""
 
     cpus: Amount | None = Field(None, description="Cores; the worker uses as many threads.")
     gpus: Annotated[float, Field(ge=0, le=64, strict=False)] | None = Field(
@@ -65,7 +65,7 @@ class Replica(StrictModel):
 
 
 class TorchmarConfig(StrictModel):
-    """Options of the built-in server alone."""
+    """Options of torchmar's server alone."""
 
     fork: bool | None = Field(
         None,
@@ -78,17 +78,17 @@ class TorchmarConfig(StrictModel):
 
 
 def are_stages(value: object) -> bool:
-    """Return whether a section ``stages`` is the built-in server's, and not one that only the handler knows."""
+    """Return whether a section ``stages`` is that of torchmar's server, and not one that only the handler knows."""
     if not isinstance(value, Mapping):
         return False
     return bool(value.keys() & Stages.model_fields) or all(isinstance(item, int | float) for item in value.values())
 
 
 class ServerConfig(BaseModel):
-    """The archive's ``model-config.yaml``: TorchServe's own keys, typed and in range.
+    """The archive's ``model-config.yaml``: TorchServe's own keys, with their types and ranges.
 
     A section (a mapping) with a name that TorchServe does not know is for the handler,
-    which sees the whole file; ``handler`` is the one that torchmar's handlers read.
+    which reads the whole file; torchmar's handlers read the section ``handler``.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -154,6 +154,6 @@ class ServerConfig(BaseModel):
         return self
 
     def to_yaml(self) -> bytes:
-        """Return the text of ``model-config.yaml``, with the keys that were given, in their order."""
+        """Return the text of ``model-config.yaml``, with the given keys in their order."""
         values = self.model_dump(exclude_none=True)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode() if values else b""

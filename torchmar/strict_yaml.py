@@ -16,19 +16,19 @@ from torchmar.errors import Problem, RecipeError
 
 
 class StrictModel(BaseModel):
-    """A mapping whose keys are all known, and whose values have the types that are written."""
+    """A mapping that permits only known keys, and values of the declared types without conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 @dataclass(frozen=True)
 class Document:
-    """A mapping that YAML has, and where in its file each part stands.
+    """A mapping from YAML, and the place of each part in its file.
 
     Attributes:
-        file: what error messages call it.
+        file: name of the file in error messages.
         data: the mapping.
-        root: the same as YAML's nodes, which know their lines.
+        root: the mapping as YAML's nodes, which have their lines.
     """
 
     file: str
@@ -61,12 +61,12 @@ class Document:
         return keys
 
     def problem(self, location: Sequence[str | int], message: str, hint: str = "") -> Problem:
-        """Return what is wrong at a place."""
+        """Return a problem at a place."""
         line, place = self.find(location)[0], ".".join(map(str, location))
         return Problem(file=self.file, line=line, place=place, message=message, hint=hint)
 
     def repeated(self) -> list[Problem]:
-        """Return a problem for every key that a mapping has twice."""
+        """Return a problem for every key that occurs twice in a mapping."""
         return [
             Problem(file=self.file, line=line, place=place, message="this key is given twice; YAML keeps only the last")
             for place, line in repeated_keys(self.root)
@@ -86,10 +86,10 @@ def _is_key(key: yaml.Node, part: str | int) -> bool:
 
 
 def read(file: Path, missing: str) -> str:
-    """Return the text of a file; ``missing`` is the hint if there is none.
+    """Return the text of a file; ``missing`` is the hint if the file does not exist.
 
     Raises:
-        RecipeError: it is missing or cannot be read.
+        RecipeError: the file is missing or cannot be read.
     """
     try:
         return file.read_text(encoding="utf-8")
@@ -103,10 +103,10 @@ def read(file: Path, missing: str) -> str:
 
 
 def parse(text: str, file: str, otherwise: str) -> Document:
-    """Return the mapping in ``text``; ``otherwise`` is the problem of a file that is none.
+    """Return the mapping in ``text``; ``otherwise`` is the problem of a text that is no mapping.
 
     Raises:
-        RecipeError: it is no YAML, or no mapping.
+        RecipeError: the text is no YAML, or no mapping.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -117,7 +117,7 @@ def parse(text: str, file: str, otherwise: str) -> Document:
         line = mark.line + 1 if mark else 1
         raise RecipeError([Problem(file=file, line=line, message=f"not YAML: {what}")]) from None
     except (ValueError, TypeError, RecursionError) as error:
-        # A date that is none (2026-13-45), a list as a key, or a document nested without end.
+        # An impossible date (2026-13-45), a list as a key, or a document nested without end.
         raise RecipeError([Problem(file=file, line=1, message=f"not YAML: {error}")]) from None
     if not isinstance(data, dict):
         raise RecipeError([Problem(file=file, line=1, message=otherwise)])
@@ -125,15 +125,15 @@ def parse(text: str, file: str, otherwise: str) -> Document:
 
 
 def lines_of_keys(root: yaml.Node | None) -> dict[str, int]:
-    """Return the line of every key at the top of a mapping."""
+    """Return the line of every top-level key of a mapping."""
     nodes = root.value if isinstance(root, yaml.MappingNode) else []
     return {str(key.value): key.start_mark.line + 1 for key, _ in nodes}
 
 
 def meant(key: str, model: type[BaseModel]) -> str:
-    """Return the key of ``model`` that was probably meant by ``key``; empty when none is close."""
+    """Return the key of ``model`` that ``key`` probably means; empty: none is similar."""
     names = [field.alias or name for name, field in model.model_fields.items()]
-    # Keys are compared without case and underscores: batch_size is meant as batchSize.
+    # Keys are compared without case and underscores: batch_size means batchSize.
     plain = {re.sub("[^a-z]", "", name.lower()): name for name in names}
     close = difflib.get_close_matches(re.sub("[^a-z]", "", key.lower()), plain, n=1, cutoff=0.75)
     return plain[close[0]] if close else ""
@@ -146,10 +146,10 @@ def unknown(key: str, model: type[BaseModel]) -> str:
 
 
 def repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
-    """Return every key that a mapping has twice, at any depth, as ``outer.inner``, and the line of the second."""
+    """Return every key that occurs twice in a mapping, at any depth, as ``outer.inner``, with its second line."""
     found: list[tuple[str, int]] = []
     waiting: list[tuple[yaml.Node | None, str]] = [(root, "")]
-    visited: set[int] = set()  # an alias is its anchor's node, which may hold the alias itself
+    visited: set[int] = set()  # an alias is its anchor's node, which may contain the alias itself
     while waiting:
         node, place = waiting.pop()
         if id(node) in visited:
@@ -161,7 +161,7 @@ def repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
                 if not isinstance(key, yaml.ScalarNode):
                     continue
                 here = f"{place}.{key.value}".lstrip(".")
-                merge = key.tag == "tag:yaml.org,2002:merge"  # of several mappings; none is lost
+                merge = key.tag == "tag:yaml.org,2002:merge"  # of several mappings, each of which is read
                 if (key.tag, key.value) in seen and not merge:
                     found.append((here, key.start_mark.line + 1))
                 seen.add((key.tag, key.value))

@@ -1,7 +1,7 @@
 """Tensor elements in the raw contents of the Open Inference Protocol, in row-major order.
 
-Little-endian; before each element of BYTES stand four bytes with its length, as in Triton's binary data extension:
-https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+Elements are little-endian. Four bytes with the length precede each element of BYTES, as in Triton's binary data
+extension: https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# By datatype, as struct has them; BF16 is the upper half of an FP32.
+# Codes of struct by datatype; BF16 is the upper half of an FP32.
 LETTERS = {
     "BOOL": "?",
     **dict(zip(("INT8", "INT16", "INT32", "INT64"), "bhiq", strict=True)),
@@ -21,10 +21,10 @@ BYTES, BF16 = "BYTES", "BF16"
 
 
 def pack(datatype: str, elements: Sequence[Any]) -> bytes:
-    """Return elements as bytes; those of BYTES are bytes or texts.
+    """Return elements as bytes; the elements of BYTES are bytes or texts.
 
     Raises:
-        ValueError: the datatype is none, or does not hold an element.
+        ValueError: the datatype is unknown, or cannot represent an element.
     """
     if datatype == BYTES:
         items = (element.encode() if isinstance(element, str) else element for element in elements)
@@ -36,10 +36,10 @@ def pack(datatype: str, elements: Sequence[Any]) -> bytes:
 
 
 def unpack(datatype: str, content: bytes) -> Sequence[Any]:
-    """Return the elements that stand in bytes; those of BYTES as bytes.
+    """Return the elements in a sequence of bytes; those of BYTES as bytes.
 
     Raises:
-        ValueError: the datatype is none, or the bytes do not end with an element.
+        ValueError: the datatype is unknown, or the bytes end within an element.
     """
     if datatype == BYTES:
         return list(_items(content))

@@ -7,7 +7,7 @@ A test module beside ``archive.yaml`` imports the fixture::
     def test_a_prediction(archive_worker: ArchiveWorker) -> None:
         assert archive_worker.predict({"values": [1, 2]}).json() == {"sum": 3.0}
 
-A module elsewhere names the folder of the recipe, relative to itself: ``ARCHIVE = "../archives/digits"``.
+A test module in another folder names the folder of the recipe, relative to itself: ``ARCHIVE = "../archives/digits"``.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Answer:
     """An answer.
 
     Attributes:
-        status: of HTTP.
-        body: its bytes.
-        content_type: without parameters; empty if there is none.
+        status: HTTP status.
+        body: body as bytes.
+        content_type: content type without parameters; empty: there is none.
     """
 
     status: int
@@ -55,8 +55,8 @@ class ArchiveWorker:
     """An archive in a worker process.
 
     Args:
-        worker: the process.
-        archive: the ``.mar``.
+        worker: process that has loaded the archive.
+        archive: path of the ``.mar``.
     """
 
     def __init__(self, worker: Worker, archive: Path) -> None:
@@ -67,7 +67,7 @@ class ArchiveWorker:
 
         Args:
             body: bytes, a text, the path of a file, or a value that is sent as JSON.
-            content_type: default: that of the body's type, or of the file's suffix.
+            content_type: content type; default: that of the body's type, or of the file's suffix.
         """
         (answer,) = self._answers([_request(body, content_type)])
         return answer
@@ -82,7 +82,7 @@ class ArchiveWorker:
         return self._answers([_request(body) for body in bodies])
 
     def sample_problems(self) -> list[str]:
-        """Return what is wrong with the answers to the archive's samples; empty if all are as expected."""
+        """Return the differences between the answers to the archive's samples and their expectations."""
         with Archive(self.archive) as archive:
             samples, requests = archive.samples, sample_requests(archive)
         problems = []
@@ -99,7 +99,7 @@ class ArchiveWorker:
 
 @pytest.fixture(scope="module")
 def archive_worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArchiveWorker]:
-    """Build the archive whose recipe lies beside the test module, or in its ``ARCHIVE``; load it in a worker."""
+    """Build the archive whose recipe is beside the test module, or in its ``ARCHIVE``; load it in a worker."""
     recipe = request.path.parent / getattr(request.module, "ARCHIVE", "")
     built = build(recipe, tmp_path_factory.mktemp("archive"))
     with Worker(built.path) as worker:

@@ -10,22 +10,22 @@ import yaml
 
 from torchmar.errors import TorchmarError
 
-#: The value of a key that is to be removed.
+#: The value of a key that is removed.
 REMOVED = object()
-_STEP = 2  # spaces of a new level
+_STEP = 2  # spaces for each level of new keys
 
 
 def edit(text: str, changes: Mapping[Sequence[str], Any], name: str) -> str:
-    """Return YAML with other values of some keys; everything else, comments included, stays as it is.
+    """Return YAML with other values for some keys; the rest, comments included, is unchanged.
 
     Args:
         text: a mapping in YAML.
         changes: new values by the path of their keys, such as ``("config", "batchSize")``; `REMOVED` removes a key.
             Mappings on the way are added.
-        name: of the file, for errors.
+        name: name of the file, for errors.
 
     Raises:
-        TorchmarError: the file is written in a way that cannot be edited so; the hint has the values.
+        TorchmarError: the layout of the file cannot be edited; the hint contains the values.
     """
     wanted = yaml.safe_load(text) or {}
     for path, value in changes.items():
@@ -81,7 +81,7 @@ def _edit_one(text: str, path: list[str], value: Any) -> str:
         name, child = entry
         if depth == len(path) - 1:
             return _remove(text, node, name, child) if value is REMOVED else _replace(text, child, value)
-        if isinstance(child, yaml.ScalarNode) and not child.value:  # "config:" without anything
+        if isinstance(child, yaml.ScalarNode) and not child.value:  # "config:" without a value
             if value is REMOVED:
                 return text
             end = _line_end(text, name.end_mark.index)
@@ -93,7 +93,7 @@ def _edit_one(text: str, path: list[str], value: Any) -> str:
 
 def _replace(text: str, node: yaml.Node, value: Any) -> str:
     start, end = node.start_mark.index, node.end_mark.index
-    # The end of a block is the begin of what follows it.
+    # The end of a block is the beginning of the next node.
     written = text[start:end]
     kept = written[len(written.rstrip()) :]
     if "#" in written and not isinstance(node, yaml.ScalarNode):
@@ -124,7 +124,7 @@ def _remove(text: str, parent: yaml.MappingNode, name: yaml.Node, child: yaml.No
 
 
 def _content_end(text: str, node: yaml.Node) -> int:
-    """Return the end of a value without the empty lines and comments that follow it."""
+    """Return the end of a value, without the empty lines and comments after it."""
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         node = last[1] if isinstance(last, tuple) else last
@@ -134,7 +134,7 @@ def _content_end(text: str, node: yaml.Node) -> int:
 
 
 def _line_end(text: str, index: int) -> int:
-    """Return the begin of the line after that of a place."""
+    """Return the beginning of the line after a position."""
     end = text.find("\n", index)
     return len(text) if end < 0 else end + 1
 

@@ -1,1 +1,1 @@
-"""Packages of other tools as recipes, and their installations as a deployment."""
+"""Packages of other tools as recipes, and installations of TorchServe as deployments."""

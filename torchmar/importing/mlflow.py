@@ -21,7 +21,7 @@ FILE = "MLmodel"
 FLAVOR = "pytorch"
 _SAMPLE = "serving_input_example.json"
 _REQUIREMENTS = "requirements.txt"
-# MLflow's descriptions of environments, of which the requirements are kept.
+# MLflow's descriptions of environments; only the requirements are kept.
 _ENVIRONMENTS = ("conda.yaml", "python_env.yaml", "registered_model_meta")
 _CONSTRAINTS = "constraints.txt"
 _USES_CONSTRAINTS = re.compile(r"(-c|--constraint)[\s=]")
@@ -34,8 +34,8 @@ def import_model(path: Path, to: Path, *, name: str | None = None, version: str 
     Args:
         path: the folder with ``MLmodel``.
         to: the folder for the recipe's own folder, usually ``archives``.
-        name: of the model; None: that of the folder.
-        version: of the model.
+        name: name of the model; None: that of the folder.
+        version: version of the model.
 
     Raises:
         TorchmarError: the folder has no model of this flavour, files are missing, or the recipe's folder exists.
@@ -127,7 +127,7 @@ def _reduce_requirements(folder: Path) -> list[str]:
 
 
 def _write_sample(folder: Path, document: Mapping[str, Any]) -> str | None:
-    """Return the file with a request, made of the model's input example where MLflow wrote none; None: no example."""
+    """Return the file with a request, made of the model's input example if MLflow wrote none; None: no example."""
     if (folder / _SAMPLE).is_file():
         return _SAMPLE
     info = document.get("saved_input_example_info")

@@ -17,7 +17,7 @@ from torchmar.archive.layout import MAX_MEMBERS
 from torchmar.errors import TorchmarError
 from torchmar.manifest import NAME_PATTERN
 
-#: Folders and files that tools and operating systems leave beside what is meant.
+#: Names of folders and files that tools and operating systems create beside the user's.
 _LEFT_OUT = ("__pycache__", "__MACOSX", ".DS_Store", ".ipynb_checkpoints", ".git")
 _TAKEN = (recipe.FILE_NAME, handler_names.CARRIED_PACKAGE, "MAR-INF", "model-config.yaml")
 
@@ -27,8 +27,8 @@ class Imported:
     """The result of an import.
 
     Attributes:
-        folder: with the recipe.
-        notes: what is different now, and what is left to the user; a sentence each.
+        folder: the folder with the recipe.
+        notes: changes that the import made, and steps that remain for the user; one sentence each.
     """
 
     folder: Path
@@ -36,10 +36,10 @@ class Imported:
 
 
 def model_name(given: str | None, default: str) -> str:
-    """Return the name of a model: the given one, or what of ``default`` can stand in a URL.
+    """Return the name of a model: the given name, or the characters of ``default`` that a URL may contain.
 
     Raises:
-        TorchmarError: it cannot be a model's name.
+        TorchmarError: the name cannot be a model's.
     """
     name = given if given is not None else re.sub(r"[^A-Za-z0-9_\-.]+", "-", default).lstrip("_-.")
     if not re.fullmatch(NAME_PATTERN, name):
@@ -51,16 +51,16 @@ def model_name(given: str | None, default: str) -> str:
 
 
 def copy(source: Path, folder: Path, *left_out: str) -> None:
-    """Copy a folder to another, which exists, with what links in it lead to.
+    """Copy the content of a folder to another, which exists; links are replaced by their targets.
 
     Args:
         source: the folder.
-        folder: where its content is copied to.
+        folder: folder that receives the content.
         left_out: names that are not copied.
 
     Raises:
-        TorchmarError: a file cannot be read, or is a device or a pipe; a link leads to a folder that it is in; or there
-            are more files than in any package.
+        TorchmarError: a file cannot be read, or is a device or a pipe; a link leads to a folder that contains it; or
+            there are more files than in any package.
     """
     _check_files(source)
     try:
@@ -71,7 +71,7 @@ def copy(source: Path, folder: Path, *left_out: str) -> None:
 
 
 def _check_files(source: Path) -> None:
-    """Raise TorchmarError for what a copy of a folder would read without end."""
+    """Raise TorchmarError for files and links that a copy of a folder would read without end."""
     count = 0
     for folder, names, files in os.walk(source, followlinks=True):
         parent = Path(folder).resolve()
@@ -90,17 +90,17 @@ def _check_files(source: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what tools and operating systems have left in a folder, such as ``__pycache__`` and ``._model.pth``."""
+    """Remove files of tools and operating systems from a folder, such as ``__pycache__`` and ``._model.pth``."""
     for path in sorted(folder.rglob("*")):
         if path.name in _LEFT_OUT or path.name.startswith("._"):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def entries(folder: Path, source: Path) -> dict[str, str]:
-    """Return ``files`` of a recipe: all files and folders at the top of ``folder``.
+    """Return ``files`` of a recipe: all files and folders at the top level of ``folder``.
 
     Raises:
-        TorchmarError: ``source``, which was extracted there, has a name that an archive needs itself.
+        TorchmarError: ``source``, which was extracted there, has a top-level name that archives use themselves.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or any(path.iterdir()))
     if taken := next((name for name in names if name in _TAKEN or name.upper() == "MAR-INF"), None):
@@ -109,10 +109,10 @@ def entries(folder: Path, source: Path) -> dict[str, str]:
 
 
 def write_recipe(document: Mapping[str, Any], folder: Path, source: Path) -> None:
-    """Write ``archive.yaml`` to ``folder``, which has the files that it names; keys without a value are left out.
+    """Write ``archive.yaml`` to ``folder``, which has the files that it names; keys without a value are omitted.
 
     Raises:
-        RecipeError: no recipe can describe this.
+        RecipeError: the document is no valid recipe.
     """
     given = {key: value for key, value in document.items() if value}
     text = f"# Made of {source.name} by torchmar import.\n" + yaml.safe_dump(given, sort_keys=False, allow_unicode=True)

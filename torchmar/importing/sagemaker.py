@@ -20,13 +20,13 @@ CODE = "code"
 PROGRAM = "inference.py"
 _FUNCTIONS = ("model_fn", "transform_fn", "input_fn", "predict_fn", "output_fn", "pre_model_fn", "model_warmup_fn")
 _REQUIREMENTS = "requirements.txt"
-# Packages of the toolkit's containers that scripts import; archives have to list them.
+# Packages of the toolkit's containers that scripts import; archives must list them.
 _TOOLKIT = {
     "sagemaker_inference": "sagemaker-inference",
     "sagemaker_containers": "sagemaker-containers",
     "sagemaker_pytorch_serving_container": "sagemaker-pytorch-inference",
 }
-# What parsing a text that is not Python raises.
+# The exceptions of parsing a text that is not Python.
 _NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
 _NEEDED = f"a package has {CODE}/{PROGRAM}, or a TorchScript model.pt at its top"
 
@@ -40,7 +40,7 @@ def is_package_folder(path: Path) -> bool:
 
 
 def open_package(path: Path) -> Archive | None:
-    """Open a ``.tar.gz`` that is no model archive, for `import_package`; None: the path is something else.
+    """Open a ``.tar.gz`` that is no model archive, for `import_package`; None: the path is another kind of file.
 
     Raises:
         ArchiveError: the ``.tar.gz`` is hostile or damaged.
@@ -52,7 +52,7 @@ def open_package(path: Path) -> Archive | None:
             if stream.read(2) != b"\x1f\x8b":
                 return None
     except OSError:
-        return None  # opening it as an archive says what is wrong
+        return None  # the archive's own errors say what is wrong
     archive = Archive(path)
     if any(str(PurePosixPath(*PurePosixPath(name).parts[-2:])) == manifest.PATH for name in archive.sizes):
         archive.close()
@@ -74,13 +74,13 @@ def import_package(
     Args:
         path: a ``model.tar.gz``, or the folder that it was packed from.
         to: the folder for the recipe's own folder, usually ``archives``.
-        opened: the ``model.tar.gz``, if it is open already: to open it once more takes as long as to decompress it.
-        name: of the model; None: that of the file.
-        version: of the model.
+        opened: the ``model.tar.gz``, if it is open already; opening it again takes as long as decompressing it.
+        name: name of the model; None: that of the file.
+        version: version of the model.
         program: the script with the functions, in ``code/`` or at the top; None: ``inference.py``, if there is one.
 
     Raises:
-        TorchmarError: it is no such package, is hostile or damaged, or the recipe's folder exists.
+        TorchmarError: the path is no such package, the package is hostile or damaged, or the recipe's folder exists.
     """
     model = package.model_name(name, path.resolve().name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz"))
     target = to / model
@@ -112,7 +112,7 @@ def import_package(
 
 def _unpack(path: Path, folder: Path) -> None:
     if path.is_dir():
-        # What a link leads to is packed, as tar -h does.
+        # The targets of links are packed, as by tar -h.
         package.copy(path, folder)
         return
     with Archive(path) as archive:
@@ -120,7 +120,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _script(folder: Path, source: Path, program: str | None) -> Path | None:
-    """Return the script with the functions; None: the toolkit's own are run."""
+    """Return the script with the functions; None: the toolkit's own functions run."""
     name = program or PROGRAM
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
@@ -152,10 +152,10 @@ def _script(folder: Path, source: Path, program: str | None) -> Path | None:
 
 
 def _functions(script: Path, source: Path, folder: Path) -> set[str] | None:
-    """Return which of the functions a script defines; None: only running it would show that.
+    """Return the functions of SageMaker that a script defines; None: only running it would show them.
 
     Raises:
-        TorchmarError: it is not Python, or defines functions that exclude each other.
+        TorchmarError: the script is not Python, or defines functions that exclude each other.
     """
     inside = script.relative_to(folder).as_posix()
     try:
@@ -182,7 +182,7 @@ def _defined(script: Path) -> set[str]:
 
 
 def _names(tree: ast.Module) -> set[str]:
-    """Return the names that a module defines or imports, also under an ``if`` or a ``try``."""
+    """Return the names that a module defines or imports, including those under an ``if`` or a ``try``."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -218,13 +218,13 @@ def _check_default_weights(folder: Path, source: Path, script: Path | None) -> N
 
 
 def _requirements(folder: Path, files: dict[str, str]) -> str | None:
-    """Return the file of the requirements, which the archive has at its top, too; None: there is none."""
+    """Return the file of the requirements, which the archive has at its top level, too; None: there is none."""
     file = folder / CODE / _REQUIREMENTS
     if not file.is_file():
         return None
     top = folder / _REQUIREMENTS
     if top.is_file() and top.read_bytes() != file.read_bytes():
-        # The toolkit does not read the one at the top, but the script may.
+        # The toolkit does not read the file at the top level, but the script may.
         copy = folder / "code-requirements.txt"
         shutil.copyfile(file, copy)
         return copy.name

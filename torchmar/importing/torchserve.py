@@ -1,4 +1,4 @@
-"""An installation of TorchServe as a ``deployment.yaml`` and a ``config.properties``, with what will differ."""
+"""An installation of TorchServe as a ``deployment.yaml`` and a ``config.properties``, with a list of differences."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _NUMBERS = {"minWorkers": "min_workers", "maxWorkers": "max_workers"} | {
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that will not be as under TorchServe, or is left to the user.
+    """A difference from TorchServe's behaviour, or a step that remains for the user.
 
     Attributes:
         place: a key of the configuration, or a model and its version.
-        what: a sentence.
-        id: of a documented difference; empty for others.
-        blocks: whether a model is not served until it is resolved.
+        what: the difference, in a sentence.
+        id: id of a documented difference; empty for other differences.
+        blocks: whether a model is not served until the difference is resolved.
     """
 
     place: str
@@ -48,14 +48,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Installation:
-    """The configuration of a TorchServe, and the models that it would serve when it is started again.
+    """The configuration of a TorchServe, and the models that it would serve after a restart.
 
     Attributes:
-        source: the file that they were read from; a snapshot, if there is one.
-        folder: relative paths in it begin here.
-        values: of the configuration.
+        source: the file that was read: a snapshot, if there is one.
+        folder: the folder to which relative paths in it refer.
+        values: values of the configuration.
         model_store: the folder with the archives.
-        models: in the order of their loading.
+        models: models in the order in which they are loaded.
     """
 
     source: Path
@@ -77,13 +77,13 @@ class Imported:
 
 
 def read(path: Path, model_store: Path | None = None, *, use_snapshots: bool = True) -> Installation:
-    """Read the configuration of an installation, as TorchServe does when it is started again.
+    """Read the configuration of an installation, as TorchServe does at a restart.
 
     The last snapshot in ``logs/config`` precedes ``config.properties``.
 
     Args:
         path: a ``config.properties``, a snapshot (``logs/config/*.cfg``), or the folder that TorchServe was started in.
-        model_store: in place of the configuration's.
+        model_store: folder with the archives, in place of the configuration's; None: the configuration's.
         use_snapshots: whether to look for snapshots.
 
     Raises:
@@ -94,7 +94,7 @@ def read(path: Path, model_store: Path | None = None, *, use_snapshots: bool = T
     folder = path if path.is_dir() else path.parent
     file = path / properties.FILE_NAME if path.is_dir() else path
     if file.suffix == ".cfg" and folder.name == "config" and folder.parent.name == "logs":
-        folder = folder.parent.parent  # where TorchServe was started
+        folder = folder.parent.parent  # the folder in which TorchServe was started
     source = file
     if use_snapshots and file.suffix != ".cfg" and (last := snapshots.latest(folder / "logs" / "config")):
         own = properties.read(file).values if file.is_file() else {}
@@ -110,7 +110,7 @@ def read(path: Path, model_store: Path | None = None, *, use_snapshots: bool = T
 
 
 def import_installation(installation: Installation, to: Path) -> Imported:
-    """Write ``deployment.yaml`` and ``config.properties`` of an installation; nothing of it is changed or copied.
+    """Write ``deployment.yaml`` and ``config.properties`` for an installation, without changing or copying its files.
 
     A server that starts with the configuration serves the same models with the same workers and settings.
 
@@ -172,7 +172,7 @@ def _models(source: Path, values: Mapping[str, str], store: Path) -> tuple[Start
 
 
 def _archives(installation: Installation) -> dict[StartupModel, StoredArchive]:
-    """Return the archive of each model. Raises TorchmarError that names all that are missing."""
+    """Return the archive of each model. Raises TorchmarError, which names all missing archives."""
     stored, missing = {}, []
     for model in installation.models:
         paths = [installation.model_store / Path(model.url).name, installation.model_store / model.url, Path(model.url)]
@@ -215,7 +215,7 @@ def _document(installation: Installation, stored: Mapping[StartupModel, StoredAr
     for model, archive in stored.items():
         name, version = model.name or archive.name, model.version or archive.version
         state = model.state or options.get(name, {}).get(version, {})
-        # Of several that load_models names, the first becomes the default.
+        # If load_models names several archives of a model, the first becomes the default.
         entry = models.setdefault(name, {"default": version, "versions": {}})
         if model.default:
             entry["default"] = version
@@ -235,7 +235,7 @@ def _version(
     if not _sets_workers(archive):
         own.pop("minWorkers", None)
         own.pop("maxWorkers", None)
-    # In models= an archive's own configuration precedes; in a snapshot the snapshot does.
+    # In models=, the archive's own configuration has precedence; in a snapshot, the snapshot has.
     is_snapshot = bool(installation.values.get("model_snapshot", "").strip())
     values = {**own, **state} if is_snapshot else {**state, **own}
     low = values.get("minWorkers", _default_workers(installation))
@@ -259,9 +259,9 @@ def _default_workers(installation: Installation) -> int:
 def _configuration(
     installation: Installation, stored: Mapping[StartupModel, StoredArchive]
 ) -> tuple[dict[str, str], list[Difference]]:
-    """Return the keys of the new configuration, and what differs by the old one's keys.
+    """Return the keys of the new configuration, and the differences that the old keys cause.
 
-    Those of models stay as they are, since both servers read them alike.
+    The keys of models are kept, because both servers read them in the same way.
     """
     base: dict[str, str] = {}
     differences: list[Difference] = []
@@ -316,7 +316,7 @@ def _of_values(
 
 
 def _rejected(base: Mapping[str, str]) -> Iterator[Difference]:
-    """Yield the values with which the built-in server does not start; those of variables are not known."""
+    """Yield the values with which torchmar's server does not start; the values of variables are not known."""
     known = {key: value for key, value in base.items() if "$$" not in value}
     try:
         reader.read(None, {}, **known)

@@ -1,7 +1,7 @@
 """Send the same requests to two engines and compare the responses.
 
 * `torchmar.parity.cases`: the requests;
-* `torchmar.parity.engine_client`: a client that changes nothing;
+* `torchmar.parity.engine_client`: a client that does not change requests or responses;
 * `torchmar.parity.responses`: comparison of two responses;
 * `torchmar.parity.differences`: the documented differences, each with its reason;
 * `torchmar.parity.comparing`: the whole comparison.

@@ -1,4 +1,4 @@
-"""The requests that are sent to both engines: a table of valid and invalid ones.
+"""The requests that are sent to both engines: a table of valid and invalid requests.
 
 Placeholders in paths and headers: ``{name}`` and ``{version}`` of the model, ``{type}``, the content type of its first
 sample. In bodies: ``{name}``, ``{sample}`` and ``{base64}``, the content of that sample. In authorization headers:
@@ -22,12 +22,12 @@ SAMPLE = {"Content-Type": "{type}"}
 KSERVE_V1 = b'{"instances": [{"data": "{base64}"}]}'
 KSERVE_V2 = b'{"id": "1", "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2]}]}'
 
-MAX_REQUEST_SIZE = 6_553_500  # bytes; the engines are started with it, and it is TorchServe's default
+MAX_REQUEST_SIZE = 6_553_500  # bytes; the limit with which the engines are started, TorchServe's default
 
 
 @dataclass(frozen=True)
 class Case:
-    """One request.
+    """A request of the comparison.
 
     Attributes:
         name: a description.
@@ -35,8 +35,8 @@ class Case:
         path: the path and query.
         body: the body.
         headers: the headers, without ``Host``, ``Content-Length`` and ``Accept-Encoding``.
-        api: the API that it is sent to.
-        authorization: the header ``Authorization``; empty: none is sent.
+        api: API that the request is sent to.
+        authorization: header ``Authorization``; empty: it is not sent.
         chunked: whether the body is sent in two chunks.
         settles: whether the next case waits until all workers are ready.
         seconds: the longest time to wait for a response.
@@ -174,7 +174,7 @@ PATHS = (
     Case("describe: a version, customized", "GET", "/models/{name}/{version}?customized=true", api="management"),
 )
 
-# Requests that are not about one model.
+# Requests that do not concern a model.
 SERVER = (
     Case("ping", "GET", "/ping"),
     Case("ping with POST", "POST", "/ping"),
@@ -250,18 +250,18 @@ TOKENS = tuple(
     Case(f"{what}: {credentials}", method, path, api=api, authorization=authorization)
     for what, method, path, api in _GUARDED
     for credentials, authorization in _CREDENTIALS
-    # With the API key this would renew a token, which is a case of its own.
+    # With the API key, this request would renew a token, which is a separate case.
     if (what, credentials) != ("token", "the API key")
 )
 
 
 def _manage(name: str, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Case:
-    # Replicas of a cluster take longer to start than workers.
+    # Replicas of a cluster need more time to start than workers.
     return Case(name, method, path, body, headers or {}, "management", settles=method != "GET", seconds=180.0)
 
 
-# Management calls, in this order: each depends on the ones before. The archives {name}-{version}.mar and {name}-2.0.mar
-# are in the model store, and the first is registered.
+# Management calls, in this order: each depends on the previous ones. The archives {name}-{version}.mar and
+# {name}-2.0.mar are in the model store, and the first is registered.
 MANAGEMENT = (
     _manage("list", "GET", "/models"),
     _manage("list one", "GET", "/models?limit=1"),
@@ -403,7 +403,7 @@ MANAGEMENT = (
     Case("renew nonsense", "GET", "/token?type=nonsense", api="management", authorization="Bearer {API}"),
     Case("renew nothing", "GET", "/token", api="management", authorization="Bearer {API}"),
     Case("renew with POST", "POST", "/token?type=inference", api="management", authorization="Bearer {API}"),
-    # Last, since TorchServe accepts a name that no later path can address.
+    # At the end, because TorchServe accepts a name that no later path can address.
     _manage("register under a bad name", "POST", "/models?url={name}-{version}.mar&model_name=a%20b"),
     _manage("register under a path", "POST", "/models?url={name}-{version}.mar&model_name=../up"),
 )  # fmt: skip

@@ -28,7 +28,7 @@ from torchmar.recipe import Sample
 
 PROTOCOL = "protocol"
 _TOLERANCE = 1e-3
-_METRICS_SECONDS = 5.0  # until metrics of workers have arrived
+_METRICS_SECONDS = 5.0  # seconds until metrics of workers have arrived
 _CORNERS = (*cases.BODIES, *cases.PATHS)
 _FAILS = 'def handle(rows, context):\n    raise ValueError("this handler fails on purpose")\n'
 _CONFIG = {
@@ -54,8 +54,8 @@ class Outcome:
         name: the archive, or ``protocol``.
         cases: the number of requests.
         equal: the number of requests with equal responses.
-        known: by the id of a documented difference, the mismatches that it explains.
-        different: the mismatches that are not documented.
+        known: mismatches that a documented difference explains, by its id.
+        different: mismatches that no documented difference explains.
     """
 
     name: str
@@ -90,12 +90,12 @@ def compare(
     Args:
         archives: archive files.
         between: the reference engine, and the engine to compare with it.
-        protocol: send the requests that are not about one archive: tokens, management, metrics.
-        corners: send every archive more than its samples.
+        protocol: whether to send the requests that do not concern an archive: tokens, management, metrics.
+        corners: whether to send other requests than the samples of an archive.
         more: further requests, by the name of an archive's file without its suffix.
         config: keys of ``config.properties`` for both engines.
-        head: of the cluster, for the engine ray; None: a cluster of this machine alone.
-        on_step: called with a description of each step.
+        head: head of the cluster, for the engine ray; None: a cluster of this machine alone.
+        on_step: callback with a description of each step.
 
     Raises:
         EngineError: an engine does not start.
@@ -150,7 +150,7 @@ class EnginePair:
         self._mismatches: list[Mismatch] = []  # since the last outcome
 
     def protocol(self) -> Outcome:
-        """Compare the requests that are not about one archive: tokens, management, metrics."""
+        """Compare the requests that do not concern an archive: tokens, management, metrics."""
         filling = Filling("echo", "1.0", b'{"data": [1, 2.5, "three"]}', "application/json")
         self._send(PROTOCOL, _register("echo-1.0.mar"), filling)
         for case in (*_CORNERS, *cases.SERVER, *cases.TOKENS, *cases.MANAGEMENT):
@@ -159,11 +159,11 @@ class EnginePair:
         return self._outcome(PROTOCOL)
 
     def archive(self, path: Path, *, corners: bool = True, more: Sequence[Case] = ()) -> Outcome:
-        """Put an archive into the model store and compare how it is registered, answers, and is unregistered.
+        """Put an archive into the model store; compare its registration, its answers and its unregistration.
 
         Args:
-            path: its file or folder.
-            corners: send more than its samples.
+            path: file or folder of the archive.
+            corners: whether to send other requests than its samples.
             more: further requests.
         """
         _copy(self._store, path)
@@ -201,7 +201,7 @@ class EnginePair:
                 break
             time.sleep(0.1)
         self._mismatches += found
-        # No request is sent while a worker that died starts again: whether it is answered would be a matter of luck.
+        # No request is sent while a dead worker restarts: the response would depend on the time of the request.
         if case.settles or max(first.status, second.status) >= 500 or 0 in (first.status, second.status):
             list(self._threads.map(EngineClient.settle, self._clients))
         return first, second
@@ -237,7 +237,7 @@ def _unregister() -> Case:
 
 
 def _own_archives(store: Path) -> None:
-    """Write the archives for the protocol to a model store: a handler that echoes, and one that fails."""
+    """Write the archives for the protocol to a model store: one handler echoes requests, the other fails."""
     echo = Path(__file__).with_name("echo.py").read_text(encoding="utf-8")
     for name, version, code in (("echo", "1.0", echo), ("echo", "2.0", echo), ("fails", "1.0", _FAILS)):
         with tempfile.TemporaryDirectory() as folder:

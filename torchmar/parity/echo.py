@@ -1,6 +1,6 @@
-"""A handler that returns its input, to show how a server passes a request on."""
+"""A handler that returns its input, to show what a server passes to handlers."""
 
-# This file is a handler in an archive, so it imports nothing of torchmar.
+# This file is a handler in an archive: it imports no module of torchmar.
 from typing import Any
 
 
@@ -22,7 +22,7 @@ def handle(rows: Any, context: Any) -> Any:
 
 
 def _headers(headers: Any) -> Any:
-    # Whether a server passes the token on is shown in one case only, not in every response.
+    # Only one case shows whether a server passes the token on; other responses omit it.
     secret = () if "Show-Token" in headers else ("Authorization",)
     return {name: str(value) for name, value in headers.items() if name not in secret}
 

@@ -1,4 +1,4 @@
-"""A client of one engine that sends requests as they are and returns responses as received."""
+"""A client of one engine that sends requests unchanged and returns responses as received."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CUT_OFF = b"<cut off>"
 
 @dataclass(frozen=True)
 class RawResponse:
-    """A response: status, reason phrase, headers by lower-case name, body. With status 0 there is none."""
+    """A response: status, reason phrase, headers by lower-case name, body. The status 0 means no response."""
 
     status: int
     reason: str
@@ -43,7 +43,7 @@ class Filling:
 
 
 class EngineClient:
-    """A client of one engine. Not for use by several threads at once."""
+    """A client of one engine; not thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -53,12 +53,12 @@ class EngineClient:
             "management": _address(engine.server.management),
             "metrics": _address(values.get("metrics_address")),
         }
-        # Values that differ between servers, and the names that replace them.
+        # Values that differ between servers, with the names that replace them.
         self._own = [(f"{host}:{port}", f"<{api}>") for api, (host, port) in self._addresses.items()]
         self._own += [(str(engine.folder), "<run folder>")]
 
     def send(self, case: Case, filling: Filling) -> RawResponse:
-        """Send a case; return the response, with this server's addresses, folder and tokens replaced by names."""
+        """Send a case; return the response, in which names replace this server's addresses, folder and tokens."""
         host, port = self._addresses[case.api]
         connection = http.client.HTTPConnection(host, port, timeout=case.seconds)
         try:
@@ -85,7 +85,7 @@ class EngineClient:
         return RawResponse(response.status, response.reason, neutral, self._plain(body))
 
     def settle(self) -> None:
-        """Wait until all models have their minimum of workers, or for two minutes."""
+        """Wait until all models have their minimum of workers, two minutes at most."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < deadline and not self._settled():
             time.sleep(0.05)
@@ -93,7 +93,7 @@ class EngineClient:
     def _settled(self) -> bool:
         client = self.engine.management
         for name in client.names():
-            with contextlib.suppress(NotFoundError):  # unregistered since, or a name that no path can address
+            with contextlib.suppress(NotFoundError):  # unregistered meanwhile, or a name that no path can address
                 for version in client.describe(name, "all"):
                     if not len(version.workers) == version.ready >= version.min_workers:
                         return False
@@ -128,7 +128,7 @@ class EngineClient:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """Return a body; of one that is cut off, the part that was received, with a mark."""
+    """Return the body of a response; if it is cut off, the received part with a mark."""
     body = b""
     try:
         while part := response.read1(1 << 20):
@@ -139,7 +139,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _keys(file: Path) -> dict[str, str]:
-    """Return the present tokens: a case may have renewed them."""
+    """Return the current tokens, which a case may have renewed."""
     return {kind: str(key["key"]) for kind, key in json.loads(file.read_text(encoding="utf-8")).items()}
 
 

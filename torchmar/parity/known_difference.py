@@ -1,4 +1,4 @@
-"""A documented difference between the responses of TorchServe and of the built-in server."""
+"""A documented difference between the responses of TorchServe and of torchmar's server."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ class KnownDifference:
     """An intended difference; its texts are Markdown.
 
     Attributes:
-        id: its name in reports.
-        what: the subject.
+        id: name of the difference in reports.
+        what: subject of the difference.
         torchserve: the behaviour of TorchServe.
         builtin: the behaviour of the built-in server.
-        reason: why they differ.
-        cases: a regular expression that matches ``MODEL/CASE`` of the cases that show it; empty: no case does.
+        reason: reason for the difference.
+        cases: a regular expression that matches ``MODEL/CASE`` of the cases that show the difference; empty: no case
+            shows it.
         aspects: a regular expression that matches the aspects of the responses that differ: ``status|body``.
-        first: a regular expression to search in TorchServe's value; empty matches every value.
-        second: a regular expression to search in the built-in server's value.
+        first: a regular expression to search for in TorchServe's value; empty: every value matches.
+        second: a regular expression to search for in the built-in server's value.
     """
 
     id: str

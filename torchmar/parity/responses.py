@@ -11,13 +11,13 @@ from typing import Any
 from torchmar import metrics
 from torchmar.parity.engine_client import RawResponse
 
-# Values that differ each time: request ids, tokens, times, processes, measurements.
+# Values that differ in every response: request ids, tokens, times, processes, measurements.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-# A handler may answer with the time (RFC 3339).
+# A time (RFC 3339), which a handler may return.
 _TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
 _VARIES = ("id", "pid", "startTime", "memoryUsage", "gpuUsage", "workerId")
 _TOKEN = ("key", "expiration time")
-# The body is compared, so its length need not be.
+# Without the length of the body: the body itself is compared.
 _IGNORED_HEADERS = ("content-length", "date")
 _MAX_SHOWN = 2000  # characters
 
@@ -52,7 +52,7 @@ def mismatches(case: str, first: RawResponse, second: RawResponse, tolerance: fl
     result = []
     if first.status != second.status:
         result.append(Mismatch(case, "status", str(first.status), str(second.status)))
-    elif first.reason and first.reason != second.reason:  # TorchServe has no phrase for a handler's response
+    elif first.reason and first.reason != second.reason:  # TorchServe sends no phrase with a handler's response
         result.append(Mismatch(case, "reason", first.reason, second.reason))
     bodies = [_read(response) for response in (first, second)]
     if not _equal(bodies[0], bodies[1], tolerance):

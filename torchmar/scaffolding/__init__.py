@@ -1,7 +1,7 @@
 """New archives and projects: folders with a recipe that builds, a handler, a sample and a test.
 
-`archive.py` lays down ``archives/NAME/``, `project.py` the top level around it; `inputs.py` reads from weights what a
-model takes. The files are made of `templates/`.
+`archive.py` creates ``archives/NAME/``, and `project.py` the folders around it. `inputs.py` reads the inputs of a
+model from its weights. `templates/` contains the texts of the files.
 """
 
 from torchmar.scaffolding.archive import Created, Kind, create

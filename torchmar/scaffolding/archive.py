@@ -1,4 +1,4 @@
-"""A new archive: ``archives/NAME/`` with a recipe that builds, a sample and a test, and a handler where it has one."""
+"""A new archive: ``archives/NAME/`` with a recipe that builds, a sample and a test, and a handler if it has its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _SERVED = (Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX, Format.OPENVINO, Format.AOTINDUCTOR)
 _NEEDS_CLASS = (Format.SAVED, Format.LEGACY, Format.SAFETENSORS)
 _KNOWN = "torchmar new -h lists the formats; a handler of your own (--kind custom, without --from) can load any file"
-_SIDE = 224  # pixels of a sample image of a model whose size is not known
+_SIDE = 224  # pixels of a sample image for a model of unknown size
 _ANY = 4  # elements of a sample in a dimension of any size
 
 
@@ -35,10 +35,10 @@ class Created:
 
     Attributes:
         folder: ``archives/NAME``.
-        files: those in it.
-        kind: of the handler.
-        inputs: of the model, if it was read.
-        notes: what is left to the user.
+        files: files in the folder.
+        kind: kind of the handler.
+        inputs: inputs of the model, if they were read.
+        notes: steps that remain for the user.
     """
 
     folder: Path
@@ -49,18 +49,18 @@ class Created:
 
 
 def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind | None = None) -> Created:
-    """Create the folder of an archive, as a whole or not at all.
+    """Create the folder of an archive, complete or not at all.
 
     Args:
-        name: of the model; the folder is ``archives / name``.
+        name: name of the model; the folder is ``archives / name``.
         archives: the folder of recipes; it is created if it does not exist.
-        weights: the file, or the folder of a SavedModel, that the model is in; it is copied. It is loaded in a worker
+        weights: the model's file, or the folder of a SavedModel; it is copied, and loaded in a worker
             process to read its inputs.
-        kind: of the handler; default: ``custom`` without weights; with weights ``image-classifier`` for a model whose
-            one input has the shape of an image, else ``tensors``.
+        kind: kind of the handler; None: ``custom`` without weights; with weights ``image-classifier`` for a model whose
+            only input has the shape of an image, else ``tensors``.
 
     Raises:
-        TorchmarError: the name is not one, the folder exists, or the weights are not ones that can be served.
+        TorchmarError: the name is invalid, the folder exists, or the weights cannot be served.
     """
     check_name(name)
     folder = archives / name
@@ -105,7 +105,7 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
 
 
 def _other_kind(weights: Path, signature: Signature) -> list[str]:
-    """Return a note about a kind that suits the model better, if what lies beside its weights speaks for one."""
+    """Return a note about a kind that suits the model better, if the files beside its weights suggest one."""
     if (weights.parent / text.TOKENIZER).is_file() and any(given.dtype.startswith("int") for given in signature.inputs):
         return [f"{text.TOKENIZER} lies beside the weights: --kind text makes an archive that takes texts"]
     only = signature.inputs[0] if len(signature.inputs) == 1 else None
@@ -115,10 +115,10 @@ def _other_kind(weights: Path, signature: Signature) -> list[str]:
 
 
 def _check(weights: Path) -> tuple[str, ...]:
-    """Check that a file is one that handlers of torchmar load; return the files that an ONNX or OpenVINO model needs.
+    """Check that handlers of torchmar load a file; return the further files that an ONNX or OpenVINO model needs.
 
     Raises:
-        TorchmarError: it cannot be read, or is of another format.
+        TorchmarError: the file cannot be read, or is of another format.
     """
     try:
         with weights.open("rb") as stream:
@@ -146,7 +146,7 @@ def check_name(name: str) -> None:
     """Check the name of a model.
 
     Raises:
-        TorchmarError: it is not one.
+        TorchmarError: the name is invalid.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise TorchmarError(f"{name!r} is not a model name", hint="letters, digits, '.', '_' and '-', such as my-model")
@@ -243,7 +243,7 @@ def _image_classifier(
 
 
 def _may_take_an_image(inputs: tuple[ModelInput, ...]) -> bool:
-    """Return whether a model has one input, of three dimensions as far as the weights say it."""
+    """Return whether a model has one input, of three dimensions if the weights contain its shape."""
     if len(inputs) != 1:
         return not inputs
     shape = inputs[0].shape
@@ -251,7 +251,7 @@ def _may_take_an_image(inputs: tuple[ModelInput, ...]) -> bool:
 
 
 def _image(signature: Signature, *, channels_last: bool = False) -> tuple[int, int, int] | None:
-    """Return channels, height and width of a model that makes scores of one image; None of other models."""
+    """Return channels, height and width for a model that computes scores of one image; None: another model."""
     inputs = signature.inputs
     if signature.outputs and [len(output.shape) for output in signature.outputs] != [1]:
         return None  # one output, with a number for each class

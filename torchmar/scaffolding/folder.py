@@ -1,4 +1,4 @@
-"""A folder of new files, written as a whole or not at all."""
+"""A folder of new files, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmar import atomic
 
 
 def write(folder: Path, files: Mapping[str, bytes], copied: Mapping[str, Path] | None = None) -> None:
-    """Write files to a folder that does not exist; they are written beside its place, then renamed.
+    """Write files to a folder that does not exist; they are written to a temporary folder beside it, which is renamed.
 
     Args:
         folder: the new folder.

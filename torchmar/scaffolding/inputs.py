@@ -22,10 +22,11 @@ class ModelInput:
     """One input of a model.
 
     Attributes:
-        name: empty if the weights do not have it.
-        dtype: ``float32`` and so on; empty if it is not known.
-        shape: of one instance, without the dimension of the batch; None in it is any size, None any shape.
-        guessed: whether the weights do not say the shape, and it is one that the model takes.
+        name: name of the input; empty: the weights have none.
+        dtype: data type, such as ``float32``; empty: not known.
+        shape: shape of one instance, without the dimension of the batch; a size of None is any size, None alone any
+            shape.
+        guessed: whether the shape is not in the weights, but was tried with the model.
     """
 
     name: str
@@ -36,13 +37,13 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """One output of a model, as it was for two inputs.
+    """One output of a model, computed for two inputs.
 
     Attributes:
-        name: of the weights, or ``output``.
-        shape: for one instance.
-        probabilities: whether they are of classes: not negative, with the sum 1.
-        unit: whether it is a vector of the length 1.
+        name: name in the weights, or ``output``.
+        shape: shape for one instance.
+        probabilities: whether the elements are probabilities of classes: not negative, with the sum 1.
+        unit: whether the output is a vector of the length 1.
     """
 
     name: str
@@ -53,14 +54,14 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Signature:
-    """The inputs of a model, and its outputs if it took an input of zeros."""
+    """The inputs of a model, and its outputs if it accepted an input of zeros."""
 
     inputs: tuple[ModelInput, ...]
     outputs: tuple[ModelOutput, ...] = ()
 
 
 def describe(inputs: Sequence[ModelInput]) -> str:
-    """Return names and shapes of inputs, for a message."""
+    """Return the names and shapes of inputs, for a message."""
     return ", ".join(
         f"{given.name or 'input'} {'of any shape' if given.shape is None else [size or 'any' for size in given.shape]}"
         for given in inputs
@@ -68,12 +69,12 @@ def describe(inputs: Sequence[ModelInput]) -> str:
 
 
 def read(weights: Path) -> Signature:
-    """Return the inputs that a model has by its weights, else such as it takes.
+    """Return the inputs that the weights of a model declare, or else inputs that the model accepts.
 
-    The weights are loaded in a worker process, as a server would.
+    The weights are loaded in a worker process, as on a server.
 
     Raises:
-        TorchmarError: they cannot be loaded.
+        TorchmarError: the weights cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="torchmar-new-") as name:
         folder = Path(name)

@@ -12,14 +12,14 @@ from torchmar.scaffolding.templates import render
 
 
 def create_project(folder: Path, name: str) -> tuple[str, ...]:
-    """Create the folder of a project with one custom archive, as a whole or not at all; return its files.
+    """Create the folder of a project with one custom archive, complete or not at all; return its files.
 
     Args:
         folder: the new folder.
-        name: of the archive.
+        name: name of the archive.
 
     Raises:
-        TorchmarError: the name is not one, or the folder exists or cannot be written.
+        TorchmarError: the name is invalid, or the folder exists or cannot be written.
     """
     archive.check_name(name)
     if folder.exists():

@@ -21,17 +21,18 @@ _SAMPLE = "samples/row.json"
 def lay(name: str, weights: Path, signature: Signature, test: str, *, converted: bool) -> Laid:
     """Return the files of the archive.
 
-    The columns are those of ``columns.json`` beside the weights, else numbers called ``column_1`` and so on.
+    The columns are those of ``columns.json`` beside the weights, or else numbers with the names ``column_1``,
+    ``column_2`` and so on.
 
     Args:
-        name: of the model.
-        weights: the file that it is in.
-        signature: of the model.
+        name: name of the model.
+        weights: file of the model.
+        signature: inputs and outputs of the model.
         test: the path of the test module.
-        converted: whether the model is one of Keras or TensorFlow, whose last softmax is left out by the conversion.
+        converted: whether the model is of Keras or TensorFlow; the conversion omits its last softmax.
 
     Raises:
-        TorchmarError: the model does not take one row of numbers, or how many is not known.
+        TorchmarError: the model does not take one row of numbers, or their number is not known.
     """
     width = _width(name, weights, signature)
     file = weights.parent / COLUMNS
@@ -98,10 +99,10 @@ def lay(name: str, weights: Path, signature: Signature, test: str, *, converted:
 
 
 def _width(name: str, weights: Path, signature: Signature) -> int | None:
-    """Return how many numbers of a row the model takes; None if that is not known.
+    """Return the number of values in a row that the model takes; None: not known.
 
     Raises:
-        TorchmarError: it takes something else.
+        TorchmarError: the model takes another input.
     """
     shapes = [given.shape for given in signature.inputs]
     if len(shapes) == 1 and (shapes[0] is None or len(shapes[0]) == 1):
@@ -114,13 +115,13 @@ def _width(name: str, weights: Path, signature: Signature) -> int | None:
 
 
 def _numbers(column: Mapping[str, Any]) -> int:
-    """Return how many numbers the model gets of a column."""
+    """Return the number of the model's inputs that a column becomes."""
     categories = column.get("categories") if column.get("type") == "category" else None
     return len(categories) if isinstance(categories, list) and column.get("encoding", "one_hot") == "one_hot" else 1
 
 
 def _output(signature: Signature) -> ModelOutput | None:
-    """Return the output that answers are made of: of several, the one with probabilities or with the most numbers."""
+    """Return the output for the answers: among several, that with probabilities or with the most numbers."""
     outputs = [output for output in signature.outputs if len(output.shape) <= 1]
     return max(outputs, key=lambda output: (output.probabilities, output.shape[0] if output.shape else 0), default=None)
 
@@ -139,7 +140,7 @@ def _read(file: Path) -> list[Mapping[str, Any]]:
 
 
 def _value(column: Mapping[str, Any]) -> Any:
-    """Return a value that a column takes: its default, its first category, its mean, else a limit or 0."""
+    """Return a value that a column accepts: its default, its first category, its mean, or else a limit or 0."""
     if column.get("default") is not None:
         return column["default"]
     kind = column.get("type", "number")

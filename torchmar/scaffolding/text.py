@@ -14,16 +14,16 @@ from torchmar.scaffolding.weights_recipe import Laid
 TOKENIZER = "tokenizer.json"
 _SAMPLE = "samples/text.txt"
 _VECTOR_NAMES = ("embed", "pooler", "hidden", "vector")
-_MANY = 128  # numbers for each token: more are a vector, and not the classes of a token
+_MANY = 128  # numbers for each token; more numbers are a vector, not the classes of a token
 
 
 def lay(name: str, weights: Path, signature: Signature, test: str) -> Laid:
     """Return the files of the archive.
 
     Args:
-        name: of the model.
-        weights: the file that it is in; ``tokenizer.json`` lies beside it.
-        signature: of the model.
+        name: name of the model.
+        weights: file of the model, with ``tokenizer.json`` beside it.
+        signature: inputs and outputs of the model.
         test: the path of the test module.
 
     Raises:

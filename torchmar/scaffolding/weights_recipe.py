@@ -21,8 +21,8 @@ class Laid:
 
     Attributes:
         files: content by path in the folder of the archive.
-        copied: more files to copy, by path in it.
-        notes: what is left to the user.
+        copied: further files to copy, by their paths in the folder.
+        notes: steps that remain for the user.
     """
 
     files: dict[str, bytes]
@@ -43,11 +43,11 @@ def write(
     """Return a recipe.
 
     Args:
-        name: of the model.
-        weights: the file that the model is in.
-        handler: of torchmar, or a file.
-        sample: the path of the request.
-        description: of the archive.
+        name: name of the model.
+        weights: file of the model.
+        handler: a handler of torchmar, or a file.
+        sample: path of the sample request.
+        description: description of the archive.
         more: further keys of the recipe, in YAML.
         options: further keys of ``config``, in YAML, indented.
     """
@@ -70,11 +70,11 @@ def labels(weights: Path, classes: int) -> tuple[str, list[str]]:
     ``config.json`` of transformers (``id2label``).
 
     Args:
-        weights: the file that the model is in.
-        classes: how many it has; 0 if that is not known.
+        weights: file of the model.
+        classes: number of the model's classes; 0: not known.
 
     Raises:
-        TorchmarError: the file is not JSON.
+        TorchmarError: the file with labels is not JSON.
     """
     count = f"{classes} classes" if classes else "classes"
     missing = f"# labels: labels.json # a list of the {count}, in the order of the model's outputs\n"
@@ -96,7 +96,7 @@ def labels(weights: Path, classes: int) -> tuple[str, list[str]]:
 
 
 def _listed(document: Any) -> list[str] | None:
-    """Return labels in the order of the classes; None if the document has none."""
+    """Return labels in the order of the classes; None: the document has none."""
     if isinstance(document, Mapping):
         document = document.get("id2label", document)
         if not isinstance(document, Mapping) or {str(key) for key in document} != set(map(str, range(len(document)))):

@@ -1,4 +1,4 @@
-"""The files of new archives and projects, with ``${name}`` where a value stands."""
+"""The files of new archives and projects, with ``${name}`` for a value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def render(template: str, **values: str) -> bytes:
 
     Args:
         template: its file name, without ``.tmpl``.
-        values: of every placeholder.
+        values: value of every placeholder.
     """
     text = string.Template((_FOLDER / f"{template}.tmpl").read_text(encoding="utf-8"))
     return text.substitute(values).encode()
