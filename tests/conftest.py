@@ -22,7 +22,7 @@ from tests.support.paths import DIGITS, ROOT, TESTS
 from tests.support.preloaded import fork_processes, unforked
 from tests.support.preloaded.server import loading_variables
 from tests.support.servers import ECHO, ENGINES, write_config
-from torchmar import archive
+from torchmar import archive, openmp
 from torchmar.engines import EngineName, addresses
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
@@ -61,10 +61,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect tests without garbage collections, a fifth of the time: nearly all that is made stays."""
+    """Collect tests without garbage collections, a fifth of the time: nearly all that is made stays.
+
+    Modules of tests import torch meanwhile, whose threads wait as briefly as in workers. What the tests start does not
+    inherit that.
+    """
     gc.disable()
     try:
-        return (yield)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in openmp.short_wait(os.environ).items():
+                patch.setenv(name, value)
+            return (yield)
     finally:
         gc.enable()
 

@@ -429,7 +429,9 @@ def test_onnx_answers_share_their_memory_with_onnx_runtime(load: Callable[..., A
 
 
 def test_onnx_runtime_has_the_configured_threads(load: Callable[..., Any]) -> None:
-    assert load("net.onnx")._session.get_session_options().intra_op_num_threads == 1
+    options = load("net.onnx")._session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
     assert load("net.onnx", {"providers": ["CPUExecutionProvider"]})._session.get_providers() == [
         "CPUExecutionProvider"
     ]

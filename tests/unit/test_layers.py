@@ -40,7 +40,7 @@ LAYERS = (
     ("optimized_section",),
     ("handler_names", "manifest", "properties", "strict_yaml", "yaml_editing"),
     ("atomic", "file_lock"),
-    ("errors", "tensor_elements", "process_handle", "gpus", "address", "byte_sizes", "package_versions"),
+    ("errors", "tensor_elements", "process_handle", "gpus", "address", "byte_sizes", "openmp", "package_versions"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 # The same for the packages and modules of torchmar/server/.

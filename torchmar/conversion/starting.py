@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torchmar
+from torchmar import openmp
 from torchmar.errors import TorchmarError
 
 
@@ -43,7 +44,12 @@ def run(module: str, job: Mapping[str, Any], work: Path, environment: Mapping[st
         [sys.executable, "-m", f"{__package__}.{module}"],
         input=json.dumps(job),
         cwd=work,
-        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env={
+            **openmp.short_wait(os.environ),
+            **os.environ,
+            **environment,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        },
         capture_output=True,
         text=True,
         errors="replace",

@@ -28,6 +28,10 @@ _DTYPES = {
     "tensor(bool)": torch.bool,
 }
 
+# How long a thread without work waits actively, as those of OpenMP do in workers. ONNX Runtime's default is
+# milliseconds, which take the cores of other workers. Versions before 1.26 do not read it.
+_ACTIVE_WAIT_US = "50"
+
 _ON_GPU = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
 
@@ -113,6 +117,7 @@ def load(path: Path, device: torch.device, threads: int, providers: Sequence[str
     chosen = list(providers) or [name for name in usual if name in available]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _ACTIVE_WAIT_US)
     places = [{"device_id": str(device.index or 0)} if name in _ON_GPU else {} for name in chosen]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=chosen, provider_options=places)

@@ -30,6 +30,7 @@ from typing import Literal, get_args
 import pytest
 
 from tests.support.paths import ROOT
+from torchmar import openmp
 from torchmar.worker.environment import worker_environment
 
 Kind = Literal["workers", "commands", "conversions", "exports"]
@@ -107,7 +108,9 @@ def _environment(kind: Kind, home: str) -> dict[str, str]:
     environment = dict(os.environ)
     if kind == "workers":
         environment = worker_environment(environment)
-    elif kind == "conversions":
+    elif kind in ("conversions", "exports"):
+        environment = {**openmp.short_wait(environment), **environment}
+    if kind == "conversions":
         environment |= {"KERAS_BACKEND": "torch", "KERAS_HOME": home, "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
         environment["PYTHONPATH"] = str(ROOT)
     elif kind == "exports":
