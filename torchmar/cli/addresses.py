@@ -18,7 +18,7 @@ def lines(config: Properties, engine: EngineName) -> Iterator[str]:
 
     Args:
         config: the server's configuration.
-        engine: the kind of server; the built-in one has gRPC only if grpcio is installed.
+        engine: kind of server; torchmar's server has gRPC only if grpcio is installed.
     """
     scheme = "grpcs" if config.flag("enable_grpc_ssl") else "grpc"
     grpc = {address.key: f"{scheme}://{address.host}:{address.port}" for address in config.addresses()}

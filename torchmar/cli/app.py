@@ -36,7 +36,7 @@ from torchmar.cli import (
 
 app = typer.Typer(
     name="torchmar",
-    help="Build, prove and serve TorchServe model archives (.mar).",
+    help="Build, test and serve TorchServe model archives (.mar).",
     epilog="A recipe, archives/NAME/archive.yaml, becomes model_store/NAME-VERSION.mar, which a server loads.",
     no_args_is_help=True,
     add_completion=False,
@@ -108,12 +108,12 @@ def _main(
 
 
 def app_for(arguments: Sequence[str]) -> typer.Typer:
-    """Return the application with only the command that arguments name; with all, if they name none.
+    """Return the application with only the command that arguments name; with all commands if they name none.
 
     typer evaluates the annotations of every command of an application before it runs one: a tenth of a second.
 
     Args:
-        arguments: of the command line, without the program.
+        arguments: arguments of the command line, without the program.
     """
     return _narrowed(app, arguments)
 
@@ -130,5 +130,5 @@ def _narrowed(whole: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
 
 
 def _name_of(command: CommandInfo) -> str:
-    """Return the name of a command, as typer makes it of that of its function."""
+    """Return the name of a command, which typer derives from that of its function."""
     return command.name or (get_command_name(command.callback.__name__) if command.callback else "")

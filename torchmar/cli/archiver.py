@@ -1,7 +1,7 @@
 """``torchmar-archiver``: torch-model-archiver's flags, one word to change in a CI script.
 
 The flags, their defaults and the extracted content are those of torch-model-archiver 0.12.0.
-Differences: no file is staged in a shared folder, none is deleted, files that would overwrite one
+Differences: no file is copied to a shared folder, no file is deleted, files that would overwrite one
 another are rejected, the same inputs give the same bytes, ``h.py:fn`` works like ``h:fn``, the content
 is checked, and a ``.mar`` is always stored, never compressed.
 """

@@ -158,7 +158,7 @@ def _show_runtime(runtime: Runtime) -> str:
 
 
 def _proof(archive: Archive) -> str | None:
-    """Return what the report of an optimisation in an archive says of its choice; None: there is no report."""
+    """Return the summary of an optimisation's report in an archive; None: there is no report."""
     from torchmar.optimized_section import PROOF
     from torchmar.optimizing import results
 

@@ -11,7 +11,7 @@ _DEFAULT = "measure"
 
 
 class _Group(TyperGroup):
-    """A group that takes arguments without the name of a command as those of the default command."""
+    """A group that passes arguments without the name of a command to the default command."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         if _DEFAULT in self.commands and args and args[0] not in {*self.commands, "-h", "--help"}:

@@ -30,7 +30,7 @@ SERVER = "A server to start"
 _DEFAULT_CONNECTIONS = (1, 8, 32)
 _INTERRUPTED = 130
 _NEEDED, _NEEDED_BY_GRPC = ("psutil",), ("google", "grpc", "hpack")  # packages of the extra
-_LAST_S = 0.001  # after the last request of a replay
+_LAST_S = 0.001  # seconds after the last request of a replay
 
 
 def _numbers(text: str | None, option: str, kind: type) -> list[Any]:
@@ -64,7 +64,7 @@ def measure(
         str | None,
         typer.Option(
             metavar="N,...",
-            help="Requests a second, sent however fast the answers are: an open loop. One step for each number.",
+            help="Requests a second, sent independently of the answers: an open loop. One step for each number.",
             show_default=False,
             rich_help_panel=LOAD,
         ),
@@ -104,7 +104,7 @@ def measure(
         typer.Option(metavar="SECONDS", min=0, help="Load before each step that is not counted.", rich_help_panel=LOAD),
     ] = 2.0,
     timeout: Annotated[float, in_panel(ResponseTimeout, LOAD)] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of the times of Poisson arrivals.", rich_help_panel=LOAD)] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the times of Poisson arrivals.", rich_help_panel=LOAD)] = 0,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Request explanations instead of predictions.", rich_help_panel=LOAD),
@@ -231,7 +231,7 @@ def _require_packages(protocol: Protocol) -> None:
 def _steps(
     rate: str | None, connections: str | None, replay: Path | None, *, find_limit: bool
 ) -> tuple[list[float], list[int]]:
-    """Return the rates of open loops and the connections of closed loops, or the first rate of a search.
+    """Return the rates of open loops, the connections of closed loops, or the first rate of a search.
 
     Raises:
         typer.BadParameter: a number is wrong, or there are several kinds of load.
@@ -259,7 +259,7 @@ def _check_server(
     """Check that the options name one server and one model.
 
     Raises:
-        typer.BadParameter: they do not.
+        typer.BadParameter: the options name no server or model, or several.
     """
     if path is not None and (not path.startswith("/") or protocol != "torchserve"):
         raise typer.BadParameter("begins with /, and is for requests over HTTP", param_hint="--path")
@@ -277,11 +277,11 @@ def _check_server(
 def _run(
     target: Target, load: Workload, specs: StepSpec | list[StepSpec], first_rate: float | None
 ) -> tuple[Report, int]:
-    """Measure steps, or with one spec search the limit; return the report, and the exit code if that ended early.
+    """Measure the steps, or search the limit from one step; return the report, and the exit code if that ended early.
 
     Raises:
-        KeyboardInterrupt: nothing has been measured yet.
-        ConnectError: the same, and the server does not answer.
+        KeyboardInterrupt: no step has been measured yet.
+        ConnectError: no step has been measured yet, and the server does not answer.
     """
     from torchmar.cli.bench_output import Display
     from torchmar.load.session import Session
@@ -313,7 +313,7 @@ def _write(report: Report, output: Path | None, html: Path | None, *, as_json: b
             results.write(report, output)
         if html:
             write_text(html_report.html(report), html)
-    finally:  # a full disk does not cost what was measured
+    finally:  # a full disk must not cause the loss of the measurements
         if as_json:
             typer.echo(results.text(report), nl=False)
         else:

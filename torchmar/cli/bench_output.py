@@ -1,4 +1,4 @@
-"""The terminal output of a load measurement: progress, the table of steps, what is to be known about them."""
+"""The terminal output of a load measurement: progress, the table of steps, notes about them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SERVER = ("step", "in server", "queue", "pre", "model", "post", "batch", "cores
 class Display:
     """One line of progress on a terminal; a context manager.
 
-    The line is written by itself, because a display that is drawn takes milliseconds, in which no request leaves.
+    The line is written directly, because drawing a display takes milliseconds, in which no request is sent.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Display:
         self._write("")
 
     def begin(self, session: Session) -> None:
-        """Print what is known about the requests before the load."""
+        """Print notes about the requests before the load."""
         if names := session.expectations.varying:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             err.print(
@@ -130,7 +130,7 @@ def _heading(report: Report) -> str:
 
 
 def _steps(report: Report) -> Table:
-    """Return the table of steps; on a terminal that is too narrow, without the columns of `_OPTIONAL`."""
+    """Return the table of steps; if the terminal is too narrow, without the columns of `_OPTIONAL`."""
     headings = ("step", "answers/s", "p50", "p95", "p99", "max", "errors", "wrong")
     rows = [headings, *map(_row, report.steps)]
     used = list(range(len(headings)))
@@ -187,7 +187,7 @@ def _server_rows(report: Report) -> Iterator[tuple[str, ...]]:
 
 
 def _notes(step: Step) -> Iterator[tuple[str, str, str]]:
-    """Yield what is to be known about a step besides its figures: colour, label, text."""
+    """Yield the notes about a step: colour, label, text."""
     name = step_label(step)
     if step.invalid_reasons:
         yield "red", "invalid", f"{name}: {'; '.join(step.invalid_reasons)}"
@@ -234,7 +234,7 @@ def _with(value: float, bounds: Bounds | None) -> str:
 
 
 def _half(bounds: Bounds) -> str:
-    """Return half of the width of an interval with two significant digits; whole from 10."""
+    """Return half of the width of an interval with two significant digits; as a whole number from 10."""
     half = (bounds[1] - bounds[0]) / 2
     return f"{half:,.0f}" if half >= 10 else f"{half:.1f}" if half >= 1 else f"{half:.2f}"
 

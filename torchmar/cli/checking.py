@@ -34,7 +34,7 @@ def check(
 ) -> None:
     """Find what would fail on a server, before any server loads it.
 
-    Nothing of the archive is run, except with --run. Exit code 1: there is an
+    No code of the archive is run, except with --run. Exit code 1: there is an
     error; with --strict also: a warning. docs/checks.md has a section for every
     code.
     """
@@ -78,7 +78,7 @@ def _run_samples(path: Path) -> SampleReport:
 
 
 def _show(path: Path, finding: Finding) -> None:
-    # The place of a finding in a recipe has the file already.
+    # The place of a finding in a recipe contains the file already.
     place = finding.place if finding.place.startswith(str(path)) else f"{path}!{finding.place}".rstrip("!")
     colour = "red" if finding.severity == "error" else "yellow"
     out.print(f"[{colour}]{finding.code.name}[/] {escape(place)}: {escape(finding.cause)}")

@@ -94,11 +94,11 @@ def _show(url: str, open_browser: bool) -> None:
 
 
 def link(server: Endpoint) -> str:
-    """Return the address of the console, with a code that signs a browser in if the server has tokens.
+    """Return the address of the console, with a code that signs a browser in if the server requires tokens.
 
     Raises:
         NotFoundError: the server has no console.
-        TorchmarError: it does not answer, or rejects the call.
+        TorchmarError: the server does not answer, or rejects the call.
     """
     from torchmar.management import ManagementClient
 
@@ -109,7 +109,7 @@ def link(server: Endpoint) -> str:
 
 
 def print_link(server: Endpoint) -> None:
-    """Print the link to the console, as one of the addresses of a server that has just started."""
+    """Print the link to the console as one of the addresses of a started server."""
     if not server.management.startswith("unix:"):
         with contextlib.suppress(TorchmarError):
             out.print(f"  console     {link(server)}", markup=False, soft_wrap=True)
@@ -118,7 +118,7 @@ def print_link(server: Endpoint) -> None:
 def _target(
     server: Endpoint, inference: str | None, metrics: str | None, model_store: Path | None, run_folder: Path | None
 ) -> Target:
-    """Return the server with what is known of it on this machine: its run folder, metrics and model store."""
+    """Return the server and its properties on this machine: its run folder, metrics and model store."""
     from dataclasses import replace
 
     from torchmar import properties
@@ -129,7 +129,7 @@ def _target(
     folder = (run_folder or RUN_FOLDER).resolve()
     of_folder = Endpoint.from_run_folder(folder)
     if not same_server(server.management, of_folder.management):
-        # The other APIs of the run folder's server, or of this machine, are not those of this server.
+        # The other APIs of the run folder's server, or of this machine, belong to another server.
         server = replace(server, inference=inference or beside(server.management, -1))
         if not server.inference:
             raise TorchmarError("the address of the inference API is not known", hint="--inference names it")

@@ -22,7 +22,7 @@ class KindName(str, Enum):
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="The model's name, which is that of its folder.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="The model's name, also the name of its folder.", show_default=False)],
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -36,7 +36,7 @@ def new(
     kind: Annotated[
         KindName | None,
         typer.Option(
-            help="Of the handler; default: what the inputs of the model are, or custom without --from.",
+            help="The kind of the handler; default: by the inputs of the model, or custom without --from.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +52,7 @@ def new(
 ) -> None:
     """Create archives/NAME: a recipe that builds, a handler, a sample and a test.
 
-    With --from the recipe is for a model that exists; without it the handler has a model of its own to replace.
+    With --from, the recipe is for an existing model; without it, the handler contains an example to replace.
     """
     from torchmar import scaffolding
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torchmar.deployment.plan import Plan
 
 PANEL = "Deployment"
-DIFFERENCE = 2  # exit code of plan when there is something to do
+DIFFERENCE = 2  # exit code of plan if there are changes to make
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The desired state.")]
 Gpus = Annotated[
@@ -101,7 +101,7 @@ def apply(
         _show_outcome(report, context.run_folder)
     if report.failure or report.left:
         raise typer.Exit(1)
-    # A second plan shows whether the server really is in its desired state.
+    # A second plan shows whether the server is really in its desired state.
     _check_done(_plan(deployment, context, gpus))
     if not as_json:
         out.print(f"the server is as {file} says", markup=False)
@@ -155,7 +155,7 @@ def deployment_schema() -> None:
 
 
 def _read(file: Path, run_folder: Path | None) -> tuple[Deployment, DeploymentContext]:
-    """Return the desired state in a file, and the server that it is for."""
+    """Return the desired state in a file, and its server."""
     from torchmar.deployment import context, desired
 
     deployment = desired.read(file)
@@ -226,7 +226,7 @@ def _carry_out(plan: Plan, context: DeploymentContext, file: Path, ignored: Sequ
 
 
 def _check_done(rest: Plan) -> None:
-    """Raise TorchmarError if the plan after all steps has further ones, or workers do not answer."""
+    """Raise TorchmarError if the plan after all steps has further steps, or workers do not answer."""
     if rest.actions:
         _show(rest)
         raise TorchmarError("the server is not yet in its desired state", hint="torchmar apply continues from here")

@@ -27,8 +27,8 @@ def doctor(
 ) -> None:
     """Check Java, Python, GPUs, ports, archives, logs and server; suggest corrections.
 
-    If a server runs, its engine counts, not --engine. Nothing is changed, and
-    nothing of an archive is run. Exit code 1: there is an error; warnings do
+    A running server's engine has precedence over --engine. Nothing is changed, and
+    no code of an archive is run. Exit code 1: there is an error; warnings do
     not count.
     """
     from dataclasses import asdict

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """The options of every command that connects to a running server, beside the address.
+    """The options of every command that connects to a running server, in addition to the address.
 
     Attributes:
         run_folder: the run folder of ``torchmar serve``; None: ``.torchmar``.
-        key_file: takes the place of the run folder's and the environment's tokens.
-        ca_file: takes the place of the usual certificates.
-        allow_plain_http: allow tokens over plain HTTP, even if the environment does not.
+        key_file: file with tokens, in place of those of the run folder and the environment.
+        ca_file: file with certificates to trust, in place of the usual ones.
+        allow_plain_http: whether to send tokens over plain HTTP, even if the environment does not permit it.
     """
 
     run_folder: RunFolder = None
@@ -35,10 +35,10 @@ class ServerOptions:
         """Return the endpoint of the server.
 
         Args:
-            field: the field of the endpoint that ``address`` is for: inference, management, grpc_inference or
+            field: field of the endpoint for ``address``: inference, management, grpc_inference or
                 grpc_management.
-            address: None: the run folder's. The token and the certificate of the run folder are not used for another
-                address.
+            address: address of the API; None: the run folder's. The run folder's token and certificate are not used for
+                another address.
         """
         from torchmar.connection import RUN_FOLDER, Endpoint
 
@@ -56,7 +56,7 @@ class ServerOptions:
 
 
 def with_server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter ``server`` of a command, a `ServerOptions`, by the options that it consists of."""
+    """Replace the parameter ``server`` of a command, a `ServerOptions`, by one option for each of its fields."""
     hints = get_type_hints(ServerOptions, include_extras=True)
     signature = inspect.signature(command, eval_str=True)
     parameters = [parameter for name, parameter in signature.parameters.items() if name != "server"]
@@ -77,7 +77,7 @@ def with_server_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def same_server(first: str, second: str) -> bool:
-    """Return whether two addresses are of one server; all addresses of this machine count as one host."""
+    """Return whether two addresses belong to one server; all addresses of this machine count as one host."""
     from torchmar.connection.local import is_local
 
     try:

@@ -13,10 +13,10 @@ from torchmar.errors import EngineError, TorchmarError
 
 @contextlib.contextmanager
 def exit_codes(folder: Path) -> Iterator[None]:
-    """Exit with 1 after an error, which is printed, and with 130 when interrupted.
+    """Print an error and exit with 1; exit with 130 when interrupted.
 
     Args:
-        folder: the run folder, which is named if the system reports an error without a file.
+        folder: run folder, for the message if the system reports an error without a file.
     """
     try:
         yield

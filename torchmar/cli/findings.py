@@ -48,7 +48,7 @@ def has_errors(notes: Iterable[Note], ignore: Sequence[str] = ()) -> bool:
 
 
 def warn(findings: Iterable[Finding]) -> None:
-    """Print the warnings about an archive that may keep it from working once it is loaded."""
+    """Print the warnings about an archive that may keep it from working after it is loaded."""
     show(_note(finding) for finding in findings if finding.works)
 
 

@@ -1,4 +1,4 @@
-"""Replace a command with the server that it has configured: in a container, signals and output are the server's."""
+"""Replace a command with the server that it has configured: in a container, signals and output belong to the server."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torchmar.errors import EngineError
 
 
 def become(values: Mapping[str, str], folder: Path, announce: Callable[[ServerRecord], None]) -> NoReturn:
-    """Replace this process with the built-in server; never returns.
+    """Replace this process with torchmar's server; never returns.
 
     Args:
         values: the server's configuration.
         folder: the run folder.
-        announce: called with the record of the server before it starts; prints where it listens.
+        announce: callback with the record of the server before it starts, which prints its addresses.
 
     Raises:
         EngineError: a server runs in the folder already.

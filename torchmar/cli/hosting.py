@@ -1,4 +1,4 @@
-"""torchmar serve --platform: a server in a container, as the platform that runs the container demands it."""
+"""torchmar serve --platform: a server in a container, as required by the platform that runs the container."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def serve_on(
     check: bool = True,
     ignore: Sequence[str] = (),
 ) -> NoReturn:
-    """Replace this process with the server that a platform demands.
+    """Replace this process with the server that a platform requires.
 
-    Signals and output of the container are the server's, whose log is written to stderr, too. It loads its models
+    The server gets the signals of the container, and also writes its log to stderr. It loads its models
     itself; health checks fail until they are ready.
 
     Args:
         platform: the platform.
-        config: the user's configuration; None: the one that the platform mounts, or else that of the working directory,
+        config: the user's configuration; None: that which the platform mounts, or else that of the working directory,
             if there is one.
         model_store: the folder with the archives; None: the configuration's, or the platform's.
         run_folder: the folder of logs and extracted archives.
         check: whether archives are checked before they are loaded.
-        ignore: codes of checks, or beginnings of codes, to ignore.
+        ignore: codes of checks to ignore, or beginnings of codes.
 
     An error is printed, and the exit code is 1: a variable of the platform has a wrong value, there is no model, or a
     server runs in the folder.

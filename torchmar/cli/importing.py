@@ -14,9 +14,9 @@ from torchmar.cli.terminal import err, out
 if TYPE_CHECKING:
     from torchmar.importing.package import Imported
 
-_PACKAGES = "Of SageMaker and MLflow"
+_PACKAGES = "Packages of SageMaker and MLflow"
 _INSTALLATION = "Of TorchServe"
-_FIRST = "1.0"  # the version of a package, which has none of its own
+_FIRST = "1.0"  # the version of a package, which contains none
 
 
 def import_(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Client = InferenceClient | GrpcInference
 
-_SHOWN_ERRORS = 10  # printed one by one where results are written to a file; the rest are counted
+_SHOWN_ERRORS = 10  # errors that are printed if the results are written to a file; further errors are counted
 _PERMANENT = (400, 413, 415, 422)  # the same input would get the same error again; other errors may be temporary
 
 
@@ -35,10 +35,10 @@ class _Input:
     """One input file.
 
     Attributes:
-        source: its path.
-        recorded: whether the results file has a line for it.
-        recorded_digest: the digest of the content that the line is for; None if the line has none.
-        digest: the digest of the present content, once it has been read.
+        source: path of the input.
+        recorded: whether the results file has a line for the input.
+        recorded_digest: digest of the content in that line; None: the line has none.
+        digest: digest of the current content, after it has been read.
     """
 
     source: str
@@ -58,10 +58,10 @@ class Requests:
     """Requests of one kind for many inputs.
 
     Args:
-        client: makes a client for one thread.
-        name: the model.
-        version: default: the default one.
-        explain_headers: the headers of requests for explanations; None: predictions are requested.
+        client: function that creates a client for a thread.
+        name: name of the model.
+        version: version of the model; None: the default version.
+        explain_headers: headers of requests for explanations; None: predictions are requested.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Requests:
         """Send the requests; return whether every input has an answer now.
 
         Args:
-            inputs: files; a repeated file is sent once.
-            jobs: requests at a time.
-            output: a results file; inputs that have an answer there are not sent again. Default: stdout.
-            in_order: sort the file at the end.
+            inputs: input files; a repeated file is sent once.
+            jobs: number of simultaneous requests.
+            output: a results file; inputs with an answer in it are not sent again. None: stdout.
+            in_order: whether to sort the file at the end.
 
         Raises:
             TorchmarError: every input would fail: no server, no such model, no token, or the file cannot be written.
@@ -126,7 +126,7 @@ class Requests:
                 advance()
 
     def _results(self, items: list[_Input], jobs: int, ordered: bool) -> Generator[_Result, None, None]:
-        """Yield every input with its response or error; with None if it has a result that is up to date."""
+        """Yield every input with its response or error, or with None if its result is up to date."""
         from torchmar.inference import each
 
         jobs = min(jobs, len(items))
@@ -158,7 +158,7 @@ class Requests:
             err.print("more inputs failed; from here on they are only counted")
 
     def _request(self) -> str:
-        """Return the name of these requests in a results file, which has answers to one kind of requests only."""
+        """Return the name of these requests in a results file, which contains answers to one kind of requests only."""
         kind = "predictions" if self._explain_headers is None else "explanations"
         version = f"/{self._version}" if self._version else ""
         options = "&".join(f"{name}={value}" for name, value in sorted((self._explain_headers or {}).items()))
@@ -179,7 +179,7 @@ class Requests:
 def _affects_all(error: TorchmarError) -> bool:
     """Return whether an error would be the same for every input."""
     if isinstance(error, ServerError):
-        # A page or an unknown path comes from something that is no inference API.
+        # A page or an unknown path comes from a server without an inference API.
         wrong_server = error.type in (PAGE, "ResourceNotFoundException") and error.status < 500
         of_one_request = error.status in (413, 429)
         # Any other 404 is from the handler.
@@ -190,7 +190,7 @@ def _affects_all(error: TorchmarError) -> bool:
             or no_model
             or (wrong_server and not of_one_request)
         )
-    # One input may be the reason why a connection breaks. If the server is down, the next request shows it.
+    # An input may be the reason why a connection breaks. If the server is down, the next request shows it.
     return not isinstance(error, _UnreadableError) and not (isinstance(error, ConnectError) and error.sent)
 
 

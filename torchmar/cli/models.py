@@ -172,7 +172,7 @@ def register(
     An archive on this machine is checked first, digests included.
     """
     client = _client(server, address)
-    # The server takes file names in its model store, but people type the path of the file.
+    # The server takes file names in its model store, but users type the path of the file.
     url = Path(archive).name if Path(archive).exists() else archive
     ignored = (ignore or []) if check else ["MAR"]
     _admit(Path(archive), server.run_folder, ignored, remote=address is not None)
@@ -283,7 +283,7 @@ def _versions(client: ManagementClient, name: str, customized: bool) -> list[tup
 
 
 def _admit(archive: Path, run_folder: Path | None, ignored: list[str], *, remote: bool) -> None:
-    """Check the file that the server will load: the one in its model store, or else the named one."""
+    """Check the file that the server will load: the file in its model store, or else the named file."""
     from torchmar.checks.admission import admit
     from torchmar.cli import findings
     from torchmar.deployment.context import local_model_store

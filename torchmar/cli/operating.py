@@ -167,7 +167,7 @@ def _show(server: ServerState) -> None:
 
 
 def _nodes(server: ServerState) -> list[tuple[str, int]]:
-    """Return the nodes of a cluster that have replicas, each with their number; none without a cluster."""
+    """Return the nodes of a cluster with replicas, and the number of replicas on each; none without a cluster."""
     workers = (worker for version in server.versions for worker in version.model.workers)
     return sorted(Counter(worker.node for worker in workers if worker.node).items())
 
@@ -250,7 +250,7 @@ def _worker_document(worker: WorkerState) -> dict[str, object]:
 
 
 def _no_lines(folder: Path, model: str, version: str, worker: str) -> str:
-    """Return a message for a selection without entries; it names the models that have some."""
+    """Return a message for a selection without entries; it names the models that have entries."""
     from torchmar.engines.logs import models
 
     selection = " ".join(filter(None, (model, version, worker)))

@@ -25,7 +25,7 @@ def optimize(
         list[str] | None,
         typer.Option(
             metavar="BOUND",
-            help="What must hold: labels>=0.99, cos>=0.999, relative<=0.05, explanations>=0.9 or check<=0.01. May be "
+            help="The requirements: labels>=0.99, cos>=0.999, relative<=0.05, explanations>=0.9 or check<=0.01. May be "
             "repeated. Default of a classifier: labels>=0.99 and cos>=0.98; an embedding: cos>=0.999; a regression: "
             "relative<=0.02; others: cos>=0.999 and relative<=0.05.",
             show_default=False,
@@ -43,12 +43,12 @@ def optimize(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Inputs to calibrate and to compare answers with, beside the archive's samples.",
+            help="Inputs for calibration and for comparing answers, in addition to the archive's samples.",
             show_default=False,
         ),
     ] = None,
     batch: Annotated[
-        str, typer.Option(metavar="SIZES", help="Batch sizes to measure; the first decides: 1,8.")
+        str, typer.Option(metavar="SIZES", help="Batch sizes to measure, such as 1,8; the first decides.")
     ] = "1,8",
     threads: Annotated[
         int | None,
@@ -67,7 +67,7 @@ def optimize(
     version: Annotated[
         str | None,
         typer.Option(
-            help="With --write, of an archive: the version of the new one, which is written beside it.",
+            help="With --write and an archive: the version of the new archive, written beside it.",
             show_default=False,
         ),
     ] = None,
@@ -83,7 +83,7 @@ def optimize(
 
     Variants of the weights (bfloat16, TorchScript, ONNX Runtime, OpenVINO, int8
     and more) are made, each in a process of its own. Those whose answers differ
-    from the original's by more than --keep allows are rejected, whatever their
+    from the original's by more than --keep allows are rejected, regardless of their
     speed; of the others the fastest is chosen. Exit code 1: the original stays.
     """
     from torchmar import recipe
@@ -132,10 +132,10 @@ def optimize(
 
 
 def _check_version(archive: Path, version: str | None, *, is_recipe: bool, write: bool) -> None:
-    """Check that there is a version for a new archive, and only for that.
+    """Check that a version is given for a new archive, and only for a new archive.
 
     Raises:
-        typer.BadParameter: it is missing, without use, or that of the given archive.
+        typer.BadParameter: the version is missing, has no use, or is that of the given archive.
     """
     from torchmar.archive import Archive
 
@@ -151,7 +151,7 @@ def _check_version(archive: Path, version: str | None, *, is_recipe: bool, write
 
 
 def _write_reports(report: Report, json_file: Path | None, html_file: Path | None) -> None:
-    """Write the report to the files that are given."""
+    """Write the report to the given files."""
     from torchmar.optimizing import html_report
 
     if json_file:
@@ -163,7 +163,7 @@ def _write_reports(report: Report, json_file: Path | None, html_file: Path | Non
 
 
 def _write_choice(optimization: Optimization, archive: Path, version: str | None) -> None:
-    """Write the chosen weights to a recipe, or as an archive of another version."""
+    """Write the chosen weights to a recipe, or to an archive of another version."""
     from torchmar.optimizing import picture, recipe_writing
 
     report, files = optimization.report, optimization.chosen_files
@@ -178,7 +178,7 @@ def _write_choice(optimization: Optimization, archive: Path, version: str | None
 
 
 def _withdraw(report: Report, path: Path) -> None:
-    """Remove what an earlier optimisation chose from a recipe, if it was judged again and the original stays."""
+    """Remove an earlier choice from a recipe, if it was judged again and the original stays."""
     from torchmar.optimizing import recipe_writing
     from torchmar.optimizing.results import Verdict
 

@@ -9,7 +9,7 @@ from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.optimizing.results import Report, Row, Verdict
 from torchmar.tuning.target import milliseconds
 
-_WIDE = 100  # columns of a terminal that has room for the time of loading and the memory, too
+_WIDE = 100  # columns of a terminal with room for the time of loading and the memory, too
 _SHOWN_FLAGS = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
@@ -23,7 +23,7 @@ class Display(StepLine):
 
     def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
         """Print a line for a variant."""
-        if row.verdict is Verdict.SKIPPED:  # for reasons that many have in common, which the table is followed by
+        if row.verdict is Verdict.SKIPPED:  # for reasons that many variants have in common; they follow the table
             return
         self.on_step("")
         count = f"{number}/{total}".rjust(2 * len(str(total)) + 1)
@@ -103,7 +103,7 @@ def _cells(report: Report, row: Row, *, labels: bool, wide: bool) -> list[str]:
 def _show_reasons(report: Report) -> None:
     reasons: dict[str, list[str]] = {}
     for row in report.rows:
-        # How much slower one is, the table shows.
+        # The table shows how much slower a variant is.
         if row.verdict not in (Verdict.BASELINE, Verdict.CHOSEN, Verdict.SLOWER) or "chance" in row.reason:
             reasons.setdefault(f"{row.verdict.value}: {row.reason}", []).append(row.variant)
     for reason, names in reasons.items():
@@ -151,5 +151,5 @@ def _agreement(row: Row, labels: bool) -> str:
     share = row.agreement.labels
     if share is None:
         return ""
-    # A share just below 1 must not read as 100 %.
+    # A share just below 1 must not be shown as 100 %.
     return "100 %" if share == 1 else f"{min(share, 0.999):.1%}".replace("%", " %")

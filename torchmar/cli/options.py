@@ -1,4 +1,4 @@
-"""Arguments and options that several commands take, declared once."""
+"""Arguments and options of several commands, declared once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torchmar.platforms import VARIABLE, PlatformName
 
 
 def in_panel(declared: object, panel: str, help: str = "") -> OptionInfo:
-    """Return an option of several commands, for a panel of the help of one of them.
+    """Return an option of several commands, for a panel in the help of one command.
 
     Args:
-        declared: its type, with the option: ``Annotated[T, in_panel(declared, panel)]``.
-        panel: the title; empty: among the options without one.
-        help: another text than the declared one; empty: the same.
+        declared: the type with the option: ``Annotated[T, in_panel(declared, panel)]``.
+        panel: title of the panel; empty: none.
+        help: text in place of the declared one; empty: the declared text.
     """
     option: OptionInfo = copy.copy(get_args(declared)[1])
     option.rich_help_panel = panel
@@ -32,10 +32,10 @@ def in_panel(declared: object, panel: str, help: str = "") -> OptionInfo:
 
 
 def check_folder(file: Path | None, option: str) -> None:
-    """Check that a file can be created, before what takes minutes; None: there is none to write.
+    """Check that a file can be created, before steps that take minutes; None: there is no file to write.
 
     Raises:
-        typer.BadParameter: its folder does not exist, or cannot be written; it is a folder itself.
+        typer.BadParameter: the folder does not exist, or cannot be written; the file is a folder.
     """
     if file is None:
         return
@@ -54,9 +54,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 ArchiveOrRecipe = Annotated[
     Path, typer.Argument(metavar="ARCHIVE|RECIPE", help="A .mar file, or a recipe or its folder.", show_default=False)
 ]
-Budget = Annotated[str, typer.Option(metavar="TIME", help="How long it may take.")]
+Budget = Annotated[str, typer.Option(metavar="TIME", help="The longest time that the command may take.")]
 
-# A running server, and how to reach it.
+# A running server and its addresses.
 
 WHERE = "Which server"
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
@@ -260,7 +260,9 @@ Steps = Annotated[
 Baseline = Annotated[
     str | None,
     typer.Option(
-        help="What the input is compared with: zeros, mean, blur or values.", show_default=False, rich_help_panel=HOW
+        help="The baseline to compare the input with: zeros, mean, blur or values.",
+        show_default=False,
+        rich_help_panel=HOW,
     ),
 ]
 
@@ -277,7 +279,7 @@ def share(text: str) -> float:
     """Return a share that is written as ``5%`` or ``0.05``.
 
     Raises:
-        typer.BadParameter: it is written otherwise, or negative.
+        typer.BadParameter: the text has another form, or is negative.
     """
     try:
         value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)

@@ -106,7 +106,7 @@ def explain(
     *,
     server: ServerOptions,
 ) -> None:
-    """Request explanations: which parts of an input speak for the prediction.
+    """Request explanations: which parts of an input support the prediction.
 
     Several inputs are handled as by predict.
     """
@@ -130,14 +130,14 @@ def _request(
     """Send a request for every input.
 
     Args:
-        client: makes a client.
-        name: the model.
-        inputs: files.
-        version: default: the default one.
-        explain_headers: the headers of requests for explanations; None: predictions are requested.
-        output: the file for the answers; default: stdout.
-        jobs: requests at a time.
-        in_order: sort ``output`` at the end.
+        client: function that creates a client.
+        name: name of the model.
+        inputs: input files.
+        version: version of the model; None: the default version.
+        explain_headers: headers of requests for explanations; None: predictions are requested.
+        output: file for the answers; None: stdout.
+        jobs: number of simultaneous requests.
+        in_order: whether to sort ``output`` at the end.
     """
     from torchmar.cli import many, responses
     from torchmar.cli.results_file import SUFFIXES

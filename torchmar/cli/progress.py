@@ -16,9 +16,9 @@ _DELAY = 1.0  # seconds before a bar is shown
 
 
 class StepLine:
-    """A line that names the step that is being done, on a terminal only; a context manager that removes it.
+    """A line with the name of the current step, on a terminal only; a context manager that removes the line.
 
-    The line is written once for each step: a display that is drawn again takes time from what is measured.
+    The line is written once for each step: redrawing a display would take time from the measurement.
     """
 
     def __enter__(self) -> Self:
@@ -46,7 +46,7 @@ class Bar:
         self._shown: Progress | None = None
 
     def begin(self, name: str, total: int) -> Bar:
-        """Start to count to ``total`` bytes; return a function to call with the number of each piece's bytes."""
+        """Start to count to ``total`` bytes; return a function that takes the number of bytes of each piece."""
         self._name, self._total, self._done, self._started = name, total, 0, time.monotonic()
         return self
 

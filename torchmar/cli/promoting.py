@@ -66,14 +66,14 @@ def promote(
         typer.Option(help="A folder of requests; default: the samples in the archive.", show_default=False),
     ] = None,
     max_regression: Annotated[
-        str, typer.Option(metavar="SHARE", help="How much slower the median response may be.")
+        str, typer.Option(metavar="SHARE", help="The permitted increase of the median response time.")
     ] = "5%",
     answers: Annotated[
         str,
         typer.Option(help="When two answers agree: exact, an absolute tolerance (0.01), or FILE.py:FUNCTION."),
     ] = "exact",
     max_differences: Annotated[
-        str, typer.Option(metavar="SHARE", help="How many requests may get a different answer.")
+        str, typer.Option(metavar="SHARE", help="The permitted share of different answers.")
     ] = "0%",
     repeat: Annotated[
         int | None,

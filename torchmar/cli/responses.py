@@ -40,7 +40,7 @@ def show(response: exchange.Response, output: Path | None) -> None:
 
     Raises:
         ServerError: the response is an error.
-        TorchmarError: it cannot be written, or it is binary and stdout is a terminal.
+        TorchmarError: the response cannot be written, or is binary and stdout is a terminal.
     """
     if response.status >= 400:
         raise error_of(response)
@@ -78,7 +78,7 @@ def _save(response: exchange.Response, output: Path) -> None:
 
 
 def error_of(response: exchange.Response) -> ServerError:
-    """Return the exception of a response with an error status."""
+    """Return the exception for a response with an error status."""
     try:
         message = str(json.loads(response.body)["message"])
     except (ValueError, KeyError, TypeError):
@@ -89,7 +89,7 @@ def error_of(response: exchange.Response) -> ServerError:
 def line(source: str, content: Mapping[str, Any]) -> bytes:
     """Return the line of JSON for one of many inputs."""
     text = json.dumps({"input": source, **content}, ensure_ascii=False)
-    # File names that are no UTF-8 and single surrogates in answers: the escapes of this error handler are valid JSON.
+    # File names that are no UTF-8, and single surrogates in answers: the escapes of this error handler are valid JSON.
     return f"{text}\n".encode("utf-8", "backslashreplace")
 
 

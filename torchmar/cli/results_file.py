@@ -24,18 +24,18 @@ _OTHER_FILE = "write to another file"
 class ResultsFile:
     """A file of results, one line for each input; a context manager.
 
-    Every line is written as a whole, as soon as there is a result. An incomplete last line (the disk was
+    Every line is written completely, as soon as there is a result. An incomplete last line (the disk was
     full, the machine went down) is removed when the file is opened again. A line has a digest of the
     input's content, so that an input that has been edited since is sent again.
 
     Attributes:
-        answered: by input: True if it was answered, False if it got a permanent error.
-        digests: by input: the digest of the content that was sent; None if the line has none.
-        superseded: whether an input has two lines, of which the later one counts.
+        answered: inputs with a line; True: the input was answered, False: it got a permanent error.
+        digests: digests of the sent contents by input; None: the line has none.
+        superseded: whether an input has two lines; the later line counts.
 
     Args:
-        path: the file; created if it does not exist.
-        request: the kind of requests, ``predictions/NAME``; a file has results of one kind only.
+        path: path of the file, which is created if it does not exist.
+        request: kind of the requests, ``predictions/NAME``; a file contains the results of one kind only.
 
     Raises:
         TorchmarError: the file has other content, another process writes to it, or it cannot be opened.
@@ -82,12 +82,12 @@ class ResultsFile:
         self._record(source, digest, True)
 
     def add_permanent_error(self, source: str, digest: str, status: int, message: str) -> None:
-        """Write that an input got an error that is permanent."""
+        """Write that an input got a permanent error."""
         self._write(source, digest, {"status": status, "error": message})
         self._record(source, digest, False)
 
     def sort(self, order: Iterable[str]) -> None:
-        """Sort the lines by input, one line for each; lines of other inputs follow in their present order."""
+        """Sort the lines by input, one line for each; lines of other inputs follow in their current order."""
         slices: dict[str, tuple[int, int]] = {}
         start = 0
         for raw in self._lines():
@@ -116,7 +116,7 @@ class ResultsFile:
     def _write(self, source: str, digest: str, content: Mapping[str, Any]) -> None:
         left = memoryview(responses.line(source, {"request": self._request, "digest": digest, **content}))
         try:
-            while left:  # a signal or a full disk may cut a write short
+            while left:  # a signal or a full disk may end a write early
                 left = left[os.write(self._stream.fileno(), left) :]
         except OSError as error:
             raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None

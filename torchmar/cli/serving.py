@@ -120,7 +120,7 @@ def serve(
 
 
 def _announce(plan: StartPlan, ignored: Sequence[str]) -> None:
-    """Print what is known before the start: findings in archives that the server loads at once, notes on its state."""
+    """Print findings in archives that the server loads itself, and notes about its state."""
     from torchmar.checks.admission import admit
     from torchmar.cli import findings
 
@@ -138,7 +138,7 @@ def _load_models(server: Server, plan: StartPlan, ignored: list[str]) -> list[bo
     """
     from torchmar.cli import startup_output
 
-    # Before any registration, which would conflict with the server's own one of the same archive.
+    # Before any registration, which would conflict with the server's own registration of the same archive.
     report = _wait_for_startup(server)
     if plan.state:
         startup_output.show_restored(server, plan.state)
@@ -171,7 +171,7 @@ def _wait_for_end(server: Server) -> None:
 
 
 def _pass_reloads(server: Server) -> None:
-    """Pass SIGHUP to the built-in server; of a terminal that has gone, it ends this command."""
+    """Pass SIGHUP to torchmar's server; if its terminal has closed, SIGHUP ends this command."""
     from torchmar.engines.builtin import Builtin
 
     if isinstance(server, Builtin) and not (sys.stdin and sys.stdin.isatty()):
@@ -207,7 +207,7 @@ def stop(
 
 
 def _wait_for_startup(server: Server) -> StartupReport | None:
-    """Return how the server loaded its models at the start; None after a timeout, or for TorchServe."""
+    """Return the report of the models that the server loaded at its start; None after a timeout, or for TorchServe."""
     from torchmar.cli.startup_output import LOAD_SECONDS
     from torchmar.engines.builtin import Builtin
 

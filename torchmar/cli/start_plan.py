@@ -1,4 +1,4 @@
-"""The models that ``serve`` starts a server with, from its configuration, its last run, or the model store."""
+"""The models with which ``serve`` starts a server: from its configuration, its last run, or the model store."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from torchmar.server.models.state_file import State
 
 @dataclass(frozen=True, kw_only=True)
 class StartPlan:
-    """The archives that a server loads at its start, and those that are registered after it.
+    """The archives that a server loads at its start, and those that are registered later.
 
     Attributes:
         config: the user's configuration.
         store: the model store.
         at_startup: archives that the server loads itself, because ``load_models`` names them.
-        to_register: archives that are registered when the server has started.
-        configured: whether ``load_models`` or ``model_snapshot`` names the models, not the command or the store.
+        to_register: archives that are registered after the server has started.
+        configured: whether ``load_models`` or ``model_snapshot`` names the models, and neither the command nor the
+            store.
         watching: whether the server watches the model store, and serves all its models.
-        state: of the last run, which the server restores; None: it does not.
-        overrides: keys of the configuration that differ from the user's.
+        state: state of the last run, which the server restores; None: the server restores no state.
+        overrides: keys of the configuration with other values than the user's.
     """
 
     config: Properties
@@ -54,18 +55,18 @@ def plan(
     """Plan the start of a server.
 
     Args:
-        names: models that the user names; empty: those of the configuration, of the last run, or of the store.
+        names: names of models from the user; empty: the models of the configuration, of the last run, or of the store.
         config: the user's configuration.
         store_folder: the model store.
-        run_folder: of the server; it may have the state of the last run.
+        run_folder: run folder of the server; it may contain the state of the last run.
         engine: the kind of server.
         fresh: whether the state of the last run is ignored.
-        watch: whether the server watches the model store, even if the configuration does not demand it.
+        watch: whether the server watches the model store, even if the configuration does not require it.
 
     Raises:
         typer.BadParameter: ``watch`` with an engine that does not watch, or names with a watched store.
         TorchmarError: no archive can be registered in this configuration, the state cannot be read, or there is no
-            archive of such a name.
+            archive with such a name.
     """
     watching = watch or config.get("torchmar_watch").strip() in ("latest", "all")
     if watch and engine == "torchserve":

@@ -1,4 +1,4 @@
-"""Lines that ``serve`` prints of a server that has started: addresses, models, and what is missing."""
+"""Output of ``serve`` about a started server: addresses, models, and missing files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torchmar.server.models.startup_report import StartupReport
     from torchmar.server.models.state_file import State
 
-LOAD_SECONDS = 300.0  # to wait for the models that the server loads at its start
+LOAD_SECONDS = 300.0  # limit of the wait for the models that the server loads at its start
 
 
 def show_server(server: Engine) -> None:
@@ -54,12 +54,14 @@ def show_restored(server: Engine, state: State) -> None:
 
 
 def show_startup(server: Engine, plan: StartPlan, report: StartupReport | None) -> None:
-    """Print the problems of models that the server loads at its start; those of registered archives have been printed.
+    """Print the problems of models that the server loads at its start; those of registered archives are printed
+    already.
 
     Args:
-        server: that has started.
-        plan: of its start.
-        report: how it loaded its models; None: it is still loading them, or is TorchServe.
+        server: the started server.
+        plan: plan of its start.
+        report: report of the models loaded at the start; None: they are still being loaded, or the server is
+            TorchServe.
     """
     if not isinstance(server, Builtin):
         for message in _missing(plan.config.get("load_models"), server.model_store):
@@ -77,7 +79,7 @@ def show_startup(server: Engine, plan: StartPlan, report: StartupReport | None) 
 
 
 def show_next_step(server: Engine, plan: StartPlan) -> None:
-    """Print the models of a watched store, or how models are loaded if none was registered."""
+    """Print the models of a watched store, or the command that loads a model if none was registered."""
     if plan.watching:
         for name in server.management.names():
             show_model(server.management.describe(name)[0])

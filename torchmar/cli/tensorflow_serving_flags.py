@@ -1,6 +1,6 @@
 """``torchmar-tfserving``: the flags of tensorflow_model_server, one word to change in a container's entrypoint.
 
-It serves archives that lie as SavedModels do below a base path, ``1/`` or ``2.mar``, in the foreground, and new ones
+It runs in the foreground, serves archives in place of SavedModels below a base path (``1/`` or ``2.mar``), and new ones
 when they appear. Differences: it listens on loopback unless ``--host`` or TORCHMAR_HOST names another host; a flag that
 concerns TensorFlow has no effect, and is named in a warning.
 
@@ -27,9 +27,9 @@ from torchmar.errors import PropertiesError, TorchmarError
 from torchmar.server.config import available_versions, base_paths, reader
 from torchmar.server.config.base_paths import BasePath, VersionPolicy
 
-_VERSION = "2.19.1"  # of TensorFlow Serving, whose flags these are
+_VERSION = "2.19.1"  # of TensorFlow Serving, to which these flags belong
 _GRPC_PORT, _REST_PORT = 8500, 8501
-#: Flags that concern TensorFlow, or what the built-in server does by itself.
+#: Flags that concern TensorFlow, or functions that torchmar's server always has.
 _IGNORED = (
     *("allow_version_labels_for_unavailable_models", "batching_parameters_file", "enable_batching"),
     *("enable_model_warmup", "enable_per_model_batching_parameters", "flush_filesystem_caches"),
@@ -103,7 +103,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
 def _other_ports(last: int) -> dict[str, str]:
     """Return addresses of the APIs that TensorFlow Serving does not have: the three ports after its own.
 
-    So a second server needs no other flags than a second one of TensorFlow Serving, and a run folder of its own.
+    So a second server needs only the flags of a second TensorFlow Serving, and its own run folder.
     """
     return {
         "management_address": f"http://127.0.0.1:{last + 1}",
@@ -128,7 +128,7 @@ def _model_config_file(file: Path) -> tuple[BasePath, ...]:
     """Return the models of a ModelServerConfig in protobuf's text format.
 
     Raises:
-        PropertiesError: the file cannot be read, or is not one.
+        PropertiesError: the file cannot be read, or is no ModelServerConfig.
     """
     from google.protobuf import text_format
 
@@ -177,22 +177,25 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog=f"Accepted without effect: {', '.join(f'--{name}' for name in _IGNORED)}.",
     )
     add = parser.add_argument
-    add("--port", type=int, default=_GRPC_PORT, help="of gRPC; default: %(default)s")
-    add("--rest_api_port", type=int, default=_REST_PORT, help="of REST; default: %(default)s")
+    add("--port", type=int, default=_GRPC_PORT, help="the port of gRPC; default: %(default)s")
+    add("--rest_api_port", type=int, default=_REST_PORT, help="the port of REST; default: %(default)s")
     add(
         "--host",
         default=os.environ.get("TORCHMAR_HOST") or "127.0.0.1",
-        help="where both listen; default: TORCHMAR_HOST, or 127.0.0.1; 0.0.0.0 in a container",
+        help="the host of both ports; default: TORCHMAR_HOST, or 127.0.0.1; 0.0.0.0 in a container",
     )
-    add("--model_name", help="of the one model; default: MODEL_NAME, or model")
-    add("--model_base_path", help="its folder of versions; default: MODEL_BASE_PATH/MODEL_NAME, or /models/MODEL_NAME")
-    add("--model_config_file", help="a ModelServerConfig with several models, in place of the one")
+    add("--model_name", help="the name of the only model; default: MODEL_NAME, or model")
+    add(
+        "--model_base_path",
+        help="the folder of its versions; default: MODEL_BASE_PATH/MODEL_NAME, or /models/MODEL_NAME",
+    )
+    add("--model_config_file", help="a ModelServerConfig with several models, in place of the only model")
     add(
         "--file_system_poll_wait_seconds",
         type=int,
         default=1,
         metavar="SECONDS",
-        help="between two looks at the folders; 0: only at the start; default: %(default)s",
+        help="the time between two searches of the folders; 0: one search at the start; default: %(default)s",
     )
     add(
         "--rest_api_enable_cors_support",
@@ -207,7 +210,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add(
         "--run-folder",
         metavar="FOLDER",
-        help="where the server writes: logs, extracted archives; default: TORCHMAR_RUN_FOLDER, or .torchmar",
+        help="the folder for logs and extracted archives; default: TORCHMAR_RUN_FOLDER, or .torchmar",
     )
     add("--version", action="store_true", help="print the version of TensorFlow Serving whose flags these are")
     for name in _IGNORED:

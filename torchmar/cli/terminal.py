@@ -21,7 +21,7 @@ class LastingConsole(Console):
     """A console that ignores a closed pipe (``| head``), so that the command continues its work."""
 
     def on_broken_pipe(self) -> None:
-        """Stop writing; redirect what Python flushes at exit to /dev/null."""
+        """Stop writing; redirect the data that Python flushes at exit to /dev/null."""
         self.quiet = True
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, self.file.fileno())
@@ -29,7 +29,7 @@ class LastingConsole(Console):
 
 
 out = Console(highlight=False, soft_wrap=True)
-#: For commands that start a server: the server must not end when a reader of their output does.
+#: For commands that start a server: the server must not end when a reader of their output ends.
 lasting_out = LastingConsole(highlight=False, soft_wrap=True)
 err = LastingConsole(stderr=True, highlight=False, soft_wrap=True)
 
@@ -71,7 +71,7 @@ def wrapped(text: str, first: str = "    ", then: str = "    ") -> str:
 
 
 def show_table(content: Table) -> None:
-    """Print a table to stdout: as wide as the terminal; in a pipe as wide as its content."""
+    """Print a table to stdout: as wide as the terminal; in a pipe, as wide as its content."""
     if sys.stdout.isatty():
         Console(width=out.width, highlight=False).print(content)
         return

@@ -1,7 +1,7 @@
 """``torchmar-serve``: torchserve's flags, one word to change in a start script or a container's entrypoint.
 
-The flags, their precedence and the search for a configuration are those of torchserve 0.12.0; the server is the
-built-in one. Differences: the command returns when the models are loaded, logs and key file are in the run
+The flags, their precedence and the search for a configuration are those of torchserve 0.12.0; the server is
+torchmar's own. Differences: the command returns when the models are loaded, logs and key file are in the run
 folder ``.torchmar`` (with a link to the key file where TorchServe has it), and flags for Java have no effect.
 """
 
@@ -36,7 +36,7 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.models import snapshots
 
 _PID_FILE = ".model_server.pid"  # torchserve's file, in the temporary folder: one server for each machine
-_LOAD_SECONDS = 300.0  # to wait for models
+_LOAD_SECONDS = 300.0  # seconds to wait for models
 _RUN_FOLDER_VARIABLE = "TORCHMAR_RUN_FOLDER"  # the same as for torchmar's commands
 _IGNORED = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
 
@@ -57,7 +57,7 @@ def start(options: argparse.Namespace) -> None:
     """Start a server; return when it answers. With ``--foreground`` this process becomes the server.
 
     Raises:
-        TorchmarError: the configuration is wrong, a server is running already, or this one did not start.
+        TorchmarError: the configuration is wrong, a server is running already, or the new server did not start.
     """
     folder = _run_folder(options.run_folder)
     if process := _running(options.run_folder):
@@ -93,7 +93,7 @@ def stop(run_folder: str | None) -> None:
     """Stop the server of a run folder; without a run folder, the server that this command started in any folder.
 
     Raises:
-        TorchmarError: the server is another user's, or TorchServe itself.
+        TorchmarError: the server belongs to another user, or is TorchServe itself.
     """
     process = _running(run_folder)
     if process is None:
@@ -179,7 +179,7 @@ def _link_key_file(folder: Path) -> Path:
     part = temporary_path(Path(KEY_FILE))
     try:
         part.symlink_to(os.path.relpath(folder / KEY_FILE))
-        part.replace(KEY_FILE)  # TorchServe overwrites an existing one
+        part.replace(KEY_FILE)  # TorchServe overwrites an existing file
     except OSError:  # a folder that cannot be written, as in a container
         return folder / KEY_FILE
     return Path(KEY_FILE)
@@ -217,7 +217,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]:
-    """Return the server's configuration: absolute paths, since it starts in another folder, and no environment."""
+    """Return the server's configuration without the environment, with absolute paths: it starts in another folder."""
     values = {**texts, "torchmar_envvars_read": "true", "model_store": str(configured.model_store)}
     for api in ("inference", "management", "metrics"):
         values[f"{api}_address"] = str(getattr(configured, api))
@@ -234,7 +234,7 @@ def _running(run_folder: str | None) -> psutil.Process | None:
 
 
 def _has_pid(process: psutil.Process, pid: int | None) -> bool:
-    """Return whether the pid file is of a process, not of an earlier one with the same pid."""
+    """Return whether the pid file belongs to a process, and not to an earlier process with the same pid."""
     if process.pid != pid:
         return False
     with contextlib.suppress(OSError, psutil.Error):
@@ -253,7 +253,7 @@ def _write_pid(pid: int) -> None:
     try:
         part.write_text(str(pid), encoding="utf-8")
         part.replace(_pid_file())
-    except OSError as error:  # the temporary folder is shared: the file may be another user's
+    except OSError as error:  # the temporary folder is shared: the file may belong to another user
         part.unlink(missing_ok=True)
         err.print(f"warning: {_pid_file()}: {error.strerror}; --stop works in this folder only", markup=False)
 

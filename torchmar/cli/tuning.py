@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchmar.tuning.trials import Trial
 
 _RECORDS = "tune"  # in the run folder
-_PURPOSES = {"probe": "first", "again": "again", "repeat": "again"}  # as the table calls them
+_PURPOSES = {"probe": "first", "again": "again", "repeat": "again"}  # names in the table
 
 
 def tune(
@@ -69,7 +69,7 @@ def tune(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="How long each setting is measured; default: 10s, longer as the percentile needs.",
+            help="The time of each measurement; default: 10s, or longer if the percentile requires it.",
             show_default=False,
         ),
     ] = None,
@@ -80,14 +80,16 @@ def tune(
         Path | None,
         typer.Option(metavar="FILE", help="Draw all settings, by rate and latency, as SVG.", show_default=False),
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Measure again what an earlier run has recorded.")] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Measure again, even if an earlier run has recorded results.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the number of workers, the threads and the batch size for a latency target.
 
     Batches are timed in a worker, all settings are predicted by simulation, and
-    the few that could be the best are measured on a server of its own. A run
-    that was interrupted continues where it stopped. Exit code 1: no setting
+    the few that could be the best are measured on a separate server. A run
+    that was interrupted continues where it ended. Exit code 1: no setting
     keeps the target.
     """
     from torchmar import recipe
@@ -267,7 +269,7 @@ def _headings(tuning: Tuning) -> tuple[str, ...]:
 
 
 def _rows(tuning: Tuning) -> list[tuple[str, ...]]:
-    """Return a row for each measurement; the first of a trial has its number and its setting."""
+    """Return a row for each measurement; the first row of a trial has its number and its setting."""
     from torchmar.tuning.trials import numbers
 
     trials, rows, last = tuning.record.trials, [], 0

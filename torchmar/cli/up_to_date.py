@@ -28,7 +28,7 @@ def print_if_up_to_date(arguments: Sequence[str]) -> bool:
 
 
 def _parsed(arguments: list[str]) -> tuple[list[Path] | None, Path]:
-    """Return the recipes and the store; None for the recipes if there is any option but ``--store``."""
+    """Return the recipes and the store; None for the recipes if there is another option than ``--store``."""
     store = Path("model_store")
     if "--store" in arguments[:-1]:
         index = arguments.index("--store")

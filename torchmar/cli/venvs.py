@@ -1,4 +1,4 @@
-"""The commands about environments of archives: ``torchmar lock``, and ``torchmar venv`` for those on this machine."""
+"""The commands for environments of archives: ``torchmar lock``, and ``torchmar venv`` for those on this machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Folder = Annotated[
 
 
 def lock(
-    recipe: Annotated[Path, typer.Argument(help="archive.yaml, or the folder that it lies in.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="archive.yaml, or its folder.", show_default=False)],
     requirements: Annotated[
         Path | None,
         typer.Option(
@@ -51,13 +51,13 @@ def lock(
         bool, typer.Option("--wheelhouse", help="Download the wheels, too, for servers without a network.")
     ] = False,
     upgrade: Annotated[
-        bool, typer.Option("--upgrade", help="Lock the newest versions, not those of the present lock file.")
+        bool, typer.Option("--upgrade", help="Lock the newest versions, not those of the current lock file.")
     ] = False,
 ) -> None:
     """Write the lock file of a recipe's runtime: every package with version and hashes.
 
-    What is locked is requires: of the runtime and the requirements file, with
-    what workers need: torch, TorchServe's loader and what they require.
+    Locks requires: of the runtime and the requirements file, with
+    the packages of workers: torch, TorchServe's loader and their requirements.
 
     torchmar lock archives/digits --wheelhouse
     """
@@ -137,7 +137,8 @@ def list_(folder: Folder = None, as_json: AsJson = False) -> None:
 def clean(
     folder: Folder = None,
     unused_days: Annotated[
-        float, typer.Option("--unused-days", metavar="DAYS", min=0, help="Keep those that were used since.")
+        float,
+        typer.Option("--unused-days", metavar="DAYS", min=0, help="Keep environments that were used in these days."),
     ] = 0,
 ) -> None:
     """Remove the environments that no server or command uses now.

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from torchmar.metrics import Load, Reading
 
 _HEADINGS = ("model", "version", "ready", "queue", "req/s", "mean", "wait", "p50", "p99")
-_OPTIONAL = ("wait", "p50", "p99", "queue", "mean")  # left out in this order where a terminal is too narrow
+_OPTIONAL = ("wait", "p50", "p99", "queue", "mean")  # omitted in this order if the terminal is too narrow
 _GAP = 3
 _SHORTEST = 8  # characters of a model's name
-_TALL = 20  # lines of a terminal from which on the legend is shown
+_TALL = 20  # lines of a terminal that also has room for the legend
 _LEGEND = """\
-mean, wait: mean ms of a request since the last reading: in all, in the queue
+mean, wait: mean ms of a request since the last reading: in total, in the queue
 p50, p99: ms of a batch in the handler, if it measures HandlerSeconds"""
 
 
@@ -83,7 +83,7 @@ def _live(folder: Path, interval: float, quits: Callable[[float], bool]) -> None
 
     before: _Snapshot | None = None
     console = Console(highlight=False)
-    # The alternate screen: its end brings the previous content of the terminal back.
+    # The alternate screen: its end restores the previous content of the terminal.
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             head = Text(f"{folder}  {time.strftime('%H:%M:%S')}  every {interval:g} s, q ends", style="bold")
@@ -112,7 +112,7 @@ def _sleep(seconds: float) -> bool:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits some seconds and returns whether q was typed; keys are not echoed meanwhile."""
+    """Yield a function that waits some seconds and returns whether q was typed; typed keys are not shown."""
     if not sys.stdin.isatty():
         yield _sleep
         return
@@ -168,7 +168,7 @@ def _compare(before: _Snapshot, now: _Snapshot) -> _LoadReport:
 
 
 def _table(report: _LoadReport, width: int | None = None, height: int | None = None) -> Table:
-    """Return the load as a table that fits; if there are too many versions, the busiest are shown."""
+    """Return the load as a table that fits; if there are too many versions, only the busiest."""
     loads = report.loads
     if height is not None and len(loads) > max(height, 2):
         busiest = sorted(loads, key=lambda row: (not row[0].failure, -row[1].requests, not row[0].default))
@@ -194,7 +194,7 @@ def _table(report: _LoadReport, width: int | None = None, height: int | None = N
 
 
 def _fit(rows: list[tuple[str, ...]], headings: list[str], width: int) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Return a table without the columns that do not fit; the middle of a name that is too long is left out."""
+    """Return a table without the columns that do not fit; a name that is too long loses its middle."""
     widths = [max(len(row[number]) for row in [*rows, tuple(headings)]) for number in range(len(headings))]
     kept = list(range(len(headings)))
 

@@ -76,7 +76,7 @@ def export_weights(
         typer.Option(
             metavar="N",
             min=1,
-            help="Of ONNX; default: the newest that torch writes and ONNX Runtime reads.",
+            help="The opset of ONNX; default: the newest that torch writes and ONNX Runtime reads.",
             show_default=False,
         ),
     ] = None,
