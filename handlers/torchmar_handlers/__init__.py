@@ -1,15 +1,15 @@
-"""Handlers for TorchServe that handle each request of a batch by itself.
+"""Handlers for TorchServe that handle each request of a batch independently.
 
-This package travels inside archives, whole, and imports nothing of torchmar: only the
-standard library, torch, NumPy, Pillow and TorchServe's own ``ts``. One file, one
-handler; each extends `torchmar_handlers.base.BaseHandler`:
+Archives carry this whole package. It imports no module of torchmar: only the
+standard library, torch, NumPy, Pillow and TorchServe's own ``ts``. Each file is one
+handler, which extends `torchmar_handlers.base.BaseHandler`:
 
 * images: `image_classifier`, `image_segmenter`, `object_detector`;
 * texts: `text_classifier`, `token_classifier`, `text_embedder`;
 * tables: `tabular_classifier`, `tabular_regressor`;
-* anything: `tensors`, named tensors in and out; `cascade`, two models of one archive in sequence.
+* other data: `tensors`, named tensors in and out; `cascade`, two models of one archive in sequence.
 
-A handler of your own needs one import and the parts that differ::
+A handler of your own needs one import, and overrides the methods that differ::
 
     from torchmar_handlers.base import BaseHandler
 

@@ -1,4 +1,4 @@
-"""The base class of all handlers: TorchServe's own, with each request of a batch handled by itself."""
+"""The base class of all handlers: TorchServe's own, but each request of a batch is handled independently."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape 
 _CPU = torch.device("cpu")
 _LABELS = "index_to_name.json"
 _SAMPLES_FAIL = "a sample of the archive fails with them, with the error above"
-_MOST_THREADS = 1_024  # a typing error should not overload the machine
+_MOST_THREADS = 1_024  # limit of threads, because a typing error should not overload the machine
 
 
 class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
-    """A handler that handles each request of a batch by itself.
+    """A handler that handles each request of a batch independently.
 
     The methods that a handler overrides, in the order of their calls:
 
     * ``decode(request)``: one request to one input; ``BadRequest`` fails that request only;
-    * ``preprocess(inputs)``: the inputs of a batch to what the model takes;
+    * ``preprocess(inputs)``: the inputs of a batch to the model's input;
     * ``inference(batch)``: the model;
     * ``postprocess(output)``: the model's output to a list with one answer per request;
     * ``explain_handle(batch, requests)``: one explanation per request;
@@ -64,29 +64,29 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     and those of `torchmar_handlers.weights`.
     """
 
-    #: Whether ``decode`` may run in several threads at once; worth it where it lets go of the GIL.
+    #: Whether ``decode`` may run in several threads at once, which is useful if it releases the GIL.
     parallel_decode: ClassVar[bool] = False
-    #: Whether a body may have tensors as bytes (``Inference-Header-Content-Length``), and an answer too.
+    #: Whether bodies of requests and answers may contain tensors as bytes (``Inference-Header-Content-Length``).
     takes_binary_tensors: ClassVar[bool] = True
-    #: Whether an instance of named columns or tensors stays a mapping when there is only one of them.
+    #: Whether an instance of named columns or tensors stays a mapping if it has only one of them.
     named: bool = False
-    #: The weights that ``model`` has; None where ``load_model`` is overridden and sets a model of its own.
+    #: The weights of ``model``; None: ``load_model`` is overridden and sets another model.
     served_weights: optimized.ServedWeights | None = None
     _fault_of_optimized = ""
 
     def initialize(self, context: Any) -> None:
         """Load the model; ``options`` is the ``handler`` section of the configuration.
 
-        Torch gets this worker's share of the cores, since workers that each use all of them
+        Torch gets this worker's share of the cores, because workers that all use every core
         are slower together than one alone.
 
         Raises:
-            OptionError: an option has a value that it cannot have.
+            OptionError: an option has an invalid value.
             torchmar_handlers.weights.LoadError: the weights cannot be loaded.
         """
         config = context.model_yaml_config or {}
         properties = context.system_properties
-        manifest = context.manifest or {"model": {}}  # a folder without one, as SageMaker lays models out
+        manifest = context.manifest or {"model": {}}  # a folder without a manifest, in SageMaker's layout
         model = manifest["model"]
         folder = Path(properties.get("model_dir"))
         self.context, self.manifest, self.model_yaml_config = context, manifest, config
@@ -109,7 +109,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.initialized = True
 
     def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
-        """Set ``model`` from files of the archive, which lies in ``folder``."""
+        """Set ``model`` from files of the archive in ``folder``."""
         self.model_pt_path = str(folder / serialized_file) if serialized_file else None
         self.served_weights = optimized.load(
             folder,
@@ -124,7 +124,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.model, self.dtype = self.served_weights.model, self.served_weights.dtype
 
     def load_labels(self, folder: Path) -> Any:
-        """Return the names of the classes, from ``index_to_name.json`` of the archive; None if it has none."""
+        """Return the names of the classes, from ``index_to_name.json`` of the archive; None: it has none."""
         return load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
 
     def label(self, index: int) -> str:
@@ -132,10 +132,10 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return str((self.mapping or {}).get(str(index), index))
 
     def reject_optimized(self, fault: str) -> bool:
-        """Keep optimised weights from being loaded again; ``initialize`` then loads the original ones.
+        """Prevent optimised weights from being loaded again; ``initialize`` then loads the original ones.
 
         Args:
-            fault: what is wrong with them, for the log.
+            fault: the problem of the weights, for the log.
 
         Returns:
             Whether optimised weights are served now.
@@ -148,7 +148,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     def explaining(self, requests: Sequence[Request]) -> optimized.Explaining:
         """Return the model that explains: ``model`` unless it has optimised weights without gradients.
 
-        If it is another one, the header ``Explain-Weights`` of the responses names its weights.
+        If it is another model, the header ``Explain-Weights`` of the responses names its weights.
         """
         if self.served_weights is None:
             return optimized.Explaining(self.model, self.dtype)
@@ -159,17 +159,17 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return explaining
 
     def warm_up(self, context: Any) -> None:
-        """Answer the archive's samples, alone and in a full batch; the last thing to do in ``initialize``.
+        """Answer the archive's samples, one by one and in a full batch, as the last step of ``initialize``.
 
-        What is slow at first (TorchScript compiles in the first calls of every shape) is paid here
-        and not by the first clients. Explanations are left out: most workers never compute
-        one. Option ``warm_up: false`` skips it all.
+        Steps that are slow at first (TorchScript compiles in the first calls of every shape) run here,
+        and do not delay the first clients. Explanations are omitted: most workers never compute
+        one. The option ``warm_up: false`` disables the warm-up.
 
         Raises:
             OptionError: the configuration has an option that a handler of this package does not know.
         """
         wanted = self.options.flag("warm_up", True)
-        # A handler of a user's own may read more options later.
+        # A user's handler may read further options later.
         if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
             self.options.reject_unknown()
         properties = context.system_properties
@@ -179,30 +179,31 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
             for _ in range(_WARM_CALLS):
                 replies = batches.answer(self, batch)
                 if any(reply.status >= 500 for reply in replies) and self.reject_optimized(_SAMPLES_FAIL):
-                    # What a handler has read of the model, such as names of inputs, was that of the optimised weights.
+                    # Properties that a handler has read from the model, such as names of inputs, were those of the
+                    # optimised weights.
                     self.initialize(context)
                     return
 
     def sample_requests(self) -> list[Request]:
-        """Return those of the archive's samples that are predictions."""
+        """Return the samples of the archive that request predictions."""
         requests = samples.read(self.context.system_properties.get("model_dir"))
         return [request for request in requests if not request.wants_explanation]
 
     def typical_inputs(self) -> Iterator[Any]:
-        """Yield decoded inputs that the model may take, for archives without samples.
+        """Yield decoded inputs that the model may accept, for archives without samples.
 
-        One that it takes shows that an input for which it fails is to blame, and not the model. Here they are tensors
+        If the model accepts one of them, its failure for another input is a fault of that input. Here they are tensors
         of zeros that the first layer of the model suggests.
         """
         for tensor in first_layer.typical_inputs(self.model) if isinstance(self.model, torch.nn.Module) else ():
             yield tensor[0]
 
     def decode(self, request: Request) -> Any:
-        """Return the input of one request; the row itself unless overridden."""
+        """Return the input of one request: the row itself, unless overridden."""
         return request.row
 
     def group(self, decoded: Any) -> Hashable:
-        """Return what inputs must have in common to share a forward pass: shape and type of tensors."""
+        """Return the properties that inputs must have in common for one forward pass: shape and type of tensors."""
         if isinstance(decoded, torch.Tensor | np.ndarray):
             return tuple(decoded.shape), decoded.dtype
         return None
@@ -215,7 +216,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         if self.device.type != "cuda":
             return torch.stack([torch.as_tensor(value) for value in inputs]).to(self.device)
         tensors = [torch.as_tensor(value) for value in inputs]
-        # Pinned memory is copied without the driver's own staging copy, and while the CPU goes on.
+        # Pinned memory is copied without the driver's own staging copy, and while the CPU continues.
         shape = (len(tensors), *tensors[0].shape)
         batch = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True)
         return torch.stack(tensors, out=batch).to(self.device, non_blocking=True)
@@ -234,7 +235,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
         """Return one prediction per request: ``postprocess_handle(inference(batch), requests)`` unless overridden.
 
-        A server can run the steps before and after the model in other processes only where this is not overridden.
+        A server can run the steps before and after the model in other processes only if this method is not overridden.
         """
         return self.postprocess_handle(self.inference(batch), requests)
 
@@ -248,14 +249,14 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         raise PredictionException(f"{type(self).__name__} has no explanations", 501)
 
     def rows(self, request: Request) -> list[Any] | None:
-        """Return the instances of a plain body that holds several; None (as here) where it is always one."""
+        """Return the instances of a plain body with several; None: the body is one instance (here always)."""
         return None
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return answers as named columns, for clients of the Open Inference Protocol and of TensorFlow Serving.
 
-        Here they are the outputs that `signature` names, where every answer is an object that has them. None, which
-        is all else, makes them one called ``output``, of numbers, of texts, or of JSON.
+        Here, these are the outputs that `signature` names, if every answer is an object with these keys. Otherwise
+        None is returned: the answers become one column ``output`` of numbers, of texts, or of JSON.
         """
         names = [output["name"] for output in self.signature()["outputs"]]
         if not names or not all(isinstance(answer, Mapping) and answer.keys() >= set(names) for answer in answers):
@@ -263,19 +264,19 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return {name: [answer[name] for answer in answers] for name in names}
 
     def error_keys(self, status: int, message: str) -> Mapping[str, Any]:
-        """Return the keys of an error beside TorchServe's ``code``, ``type`` and ``message``; none unless overridden.
+        """Return further keys of an error, in addition to TorchServe's ``code``, ``type`` and ``message``; here none.
 
-        They are for clients that expect errors in a form of their own, such as
+        They are for clients that expect another form of errors, such as
         ``{"success": false, "error": message}``. Errors that the server itself sends do not have them.
         """
         return {}
 
     def signature(self) -> signatures.Signature:
-        """Return what the model takes and gives as tensors of the Open Inference Protocol.
+        """Return the inputs and outputs of the model as tensors of the Open Inference Protocol.
 
         Returns:
             ``inputs`` and ``outputs``: a list each of ``name``, ``datatype`` and ``shape``, where -1 is any size; an
-            empty list (as both are here) where they are not known.
+            empty list (here both) if they are not known.
         """
         return signatures.of()
 
@@ -285,12 +286,12 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return str(model.get("modelName", "")), str(model.get("modelVersion", ""))
 
     def described_weights(self) -> dict[str, Any]:
-        """Return which weights are served, for descriptions; empty if the archive has no optimised ones."""
+        """Return the weights that are served, for descriptions; empty: the archive has no optimised weights."""
         served = self.served_weights
         return {"weights": served.description()} if served and (served.optimized or served.reason) else {}
 
     def handle(self, data: Sequence[Any], context: Any) -> list[Any]:
-        """Answer a batch; the list that returns is as long as ``data``, whatever happened."""
+        """Answer a batch; the returned list always has the length of ``data``."""
         started = time.perf_counter()
         self.context = context
         self._inference_seconds = 0.0
@@ -308,8 +309,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         """Answer a batch of the simplest requests in fewer steps than `handle`, with the same replies.
 
         Returns:
-            When all inputs were decoded, by `time.perf_counter`, and the replies. None, as here: `handle` is to answer,
-            since there are other requests, or an error.
+            The time at which all inputs were decoded, by `time.perf_counter`, and the replies. None (here always):
+            `handle` answers, because there are other requests, or an error.
         """
         return None
 
@@ -322,15 +323,15 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return decoded, replies
 
     def _answer_each(self, requests: Sequence[Request]) -> tuple[float, list[Reply]]:
-        self._inference_seconds = 0.0  # without what `answer_plain` has tried
+        self._inference_seconds = 0.0  # without the time of the attempt in `answer_plain`
         halves = batches.decode(self, requests)
         decoded = time.perf_counter()
         return decoded, batches.finish(self, halves)
 
     def _readable_by_torchserve(self, requests: Sequence[Request], replies: Sequence[Reply]) -> list[Reply]:
-        """Return replies in which errors are as TorchServe can send them over gRPC."""
+        """Return replies in which errors have a form that TorchServe can send over gRPC."""
         if len(replies) == 1 and open_inference.from_torchserves_grpc(requests[0]):
-            # There is no other request that would fail with it, and TorchServe makes a status of it.
+            # No other request of the batch would fail with it, and TorchServe turns the exception into a status.
             raise PredictionException(replies[0].message, replies[0].status)
         return [
             open_inference.readable_by_torchserve(request, reply, self)
@@ -338,12 +339,12 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         ]
 
     def prepare_handle(self, data: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]:
-        """Do the half of `handle` that needs no model, for servers that do it in processes of its own.
+        """Run the first half of `handle`, without the model, for servers that run it in separate processes.
 
         Returns:
-            What `finish_handle` takes, and the answers of requests that are answered already, since they are rejected;
-            both by index in ``data``, where each request is in one of the two. The former can be pickled, but for
-            this handler itself, which the process that unpickles it has to put in its place.
+            The input of `finish_handle`, and the answers to requests that are already answered, because they are
+            rejected; both by index in ``data``; each request is in one of the two. The former can be pickled, except
+            for this handler itself, which the unpickling process must replace with its own.
         """
         started = time.perf_counter()
         self.context = context
@@ -358,9 +359,9 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return waiting, {index: reply.send(context, index) for index, reply in replies.items()}
 
     def finish_handle(self, prepared: Sequence[Any], context: Any) -> list[Any]:
-        """Do the other half of `handle`, for requests that `prepare_handle` has left, be it in several calls.
+        """Run the second half of `handle` for the results of `prepare_handle`, of one or several calls.
 
-        ``context`` is that of the batch that they are now.
+        ``context`` belongs to the batch that they form now.
         """
         started = time.perf_counter()
         self.context = context
@@ -373,10 +374,10 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return bodies
 
     def start_handle(self, data: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]:
-        """Do the steps of `handle` up to the model, for servers that do the steps after it in other processes.
+        """Run the steps of `handle` up to the model, for servers that run the steps after it in other processes.
 
         Returns:
-            As `inference_handle`.
+            The same as from `inference_handle`.
         """
         started = time.perf_counter()
         self.context = context
@@ -384,17 +385,17 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return self._infer(halves, [(time.perf_counter() - started) / len(halves)] * len(halves), context)
 
     def inference_handle(self, prepared: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]:
-        """Run the model for requests that `prepare_handle` has left, be it in several calls.
+        """Run the model for the results of `prepare_handle`, of one or several calls.
 
         Returns:
-            What `reply_handle` takes, which can be pickled as that of `prepare_handle`, and the answers of requests
-            that need no other step, such as failed ones; both by index in ``prepared``.
+            The input of `reply_handle`, which can be pickled like that of `finish_handle`, and the answers to requests
+            that need no further step, such as failed ones; both by index in ``prepared``.
         """
         self.context = context
         return self._infer([half for half, _ in prepared], [seconds for _, seconds in prepared], context)
 
     def reply_handle(self, outputs: Sequence[Any], context: Any) -> list[Any]:
-        """Do the steps of `handle` after the model, for requests that `inference_handle` or `start_handle` has left."""
+        """Run the steps of `handle` after the model, for the results of `inference_handle` or `start_handle`."""
         started = time.perf_counter()
         self.context = context
         replies = batches.conclude(self, [inferred for inferred, _ in outputs])
@@ -407,7 +408,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     def _infer(
         self, halves: Sequence[batches.Decoded | Reply], decoding: Sequence[float], context: Any
     ) -> tuple[dict[int, Any], dict[int, Any]]:
-        """Return what waits for `reply_handle`, each with its seconds so far: in all, for decoding, for the model."""
+        """Return the input of `reply_handle`, each with its seconds so far: in total, for decoding, for the model."""
         started = time.perf_counter()
         self._inference_seconds = 0.0
         results = batches.infer(self, halves)
@@ -432,11 +433,11 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
 
 
 class _Decoders:
-    """Threads that decode, each of which runs torch's operators by itself.
+    """Threads that decode; each runs torch's operators without further threads.
 
-    Each thread that starts a parallel operator gets a team of threads of its own from OpenMP; with
-    one for every decoder there would be more of them than cores, each spinning for the others.
-    The threads are started when they are first needed, and end before the process forks.
+    OpenMP creates a separate team of threads for each thread that starts a parallel operator. With
+    a team for each decoder, there would be more threads than cores, which wait actively for each other.
+    The threads are started when they are needed first, and end before the process forks.
     """
 
     def __init__(self, threads: int) -> None:
@@ -452,9 +453,9 @@ class _Decoders:
             os.register_at_fork(before=end_threads)
 
     def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
-        """Return what the function makes of each value, in order."""
+        """Return the results of a function for all values, in order."""
         if self._pool is None:
-            # The number is also the process's own, which is set anew: no thread may start after that.
+            # The number is also that of the process, which is set again: no thread may start after that.
             before = torch.get_num_threads()
             self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
             barrier = threading.Barrier(self._threads)
@@ -463,14 +464,14 @@ class _Decoders:
         return self._pool.map(function, values)
 
     def end(self) -> None:
-        """End the threads, if there are any."""
+        """End the threads, if they were started."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
 
 def _device(gpu: Any) -> torch.device:
-    """Return the device that the server has given to this worker."""
+    """Return the device that the server has assigned to this worker."""
     if gpu is not None and torch.cuda.is_available():
         return torch.device("cuda", int(gpu))
     if gpu is not None and torch.backends.mps.is_available():
@@ -479,6 +480,6 @@ def _device(gpu: Any) -> torch.device:
 
 
 def _share_of_cores(workers: Any) -> int:
-    """Return how many of the cores that this process may use are a worker's, one at least."""
+    """Return a worker's share of the cores that this process may use, one core at least."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // workers) if isinstance(workers, int) and workers > 0 else cores

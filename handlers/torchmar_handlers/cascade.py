@@ -1,4 +1,4 @@
-"""Two models in one archive, combined: crops of detected objects, a fallback for unsure answers, or the mean."""
+"""Two models in one archive, combined: crops of detected objects, a second model for uncertain answers, or the mean."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Cascade(BaseHandler):
 
     With ``crops`` an answer is that of the detector, and each object has the second's as ``answer``;
     where the request accepts ``image/png``, it is the image with boxes that are labelled so. A region
-    is widened beyond the edges of the image by repeating its outermost pixels. The other modes take
-    handlers that answer ``{label: probability}``, and answer so themselves.
+    is widened beyond the edges of the image by repeating the outermost pixels. The other modes need
+    handlers that answer ``{label: probability}``, and give such answers themselves.
     """
 
     parallel_decode = True
@@ -72,7 +72,7 @@ class Cascade(BaseHandler):
 
     def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
         """Load both stages from the archive in ``folder``."""
-        self.model: Any = None  # the stages have theirs
+        self.model: Any = None  # the stages have their own
         self.dtype = None
         self.mode = self.options.text("mode", "", choices=_MODES)
         given = self.options.get("stages")
@@ -96,7 +96,7 @@ class Cascade(BaseHandler):
         return rows
 
     def decode(self, request: Request) -> Any:
-        """Return what the mode needs of a request: pixels, or what one stage or both decode."""
+        """Return the input for the mode of the cascade: pixels, or the decoded input of one or both stages."""
         if self.mode == "crops":
             pixels = self.first.inputs.pixels(request)
             return pixels, self.first.inputs.fit(pixels)
@@ -105,25 +105,25 @@ class Cascade(BaseHandler):
         return self.first.decode(request)
 
     def group(self, decoded: Any) -> Hashable:
-        """Return what the stages that answer every request want in common."""
+        """Return the common properties that the stages need for one forward pass."""
         if self.mode == "mean":
             return self.first.group(decoded[0]), self.second.group(decoded[1])
         group: Hashable = self.first.group(decoded[1] if self.mode == "crops" else decoded)
         return group
 
     def typical_inputs(self) -> Iterator[Any]:
-        """Yield those of the stages that answer every request; of ``crops`` none are known."""
+        """Yield the typical inputs of the stages that answer every request; none for ``crops``."""
         if self.mode == "mean":
             yield from zip(self.first.typical_inputs(), self.second.typical_inputs(), strict=False)
         elif self.mode == "unsure":
             yield from self.first.typical_inputs()
 
     def preprocess(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Return the inputs as they are; each stage has its own."""
+        """Return the inputs unchanged; each stage has its own."""
         return inputs
 
     def predict_handle(self, batch: Sequence[Any], requests: Sequence[Request]) -> Sequence[Any]:
-        """Return the answers of both stages together."""
+        """Return the combined answers of both stages."""
         answer: Callable[[Sequence[Any], Sequence[Request]], Sequence[Any]] = getattr(self, f"_{self.mode}")
         stages = self.first, self.second
         before = sum(stage._inference_seconds for stage in stages)
@@ -132,19 +132,19 @@ class Cascade(BaseHandler):
         return answers
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the answers as the first stage does; those to crops as JSON, for they differ in number."""
+        """Return the answers as columns of the first stage; answers to crops as JSON, because their number differs."""
         if self.mode == "crops":
             return {"output": [in_json(answer) for answer in answers]}
         columns: Mapping[str, Any] | None = self.first.columns(answers)
         return columns
 
     def described_weights(self) -> dict[str, Any]:
-        """Return which weights each stage serves; empty if none has optimised ones."""
+        """Return the weights that each stage serves; empty: no stage has optimised weights."""
         stages = [stage.described_weights().get("weights") for stage in (self.first, self.second)]
         return {"weights": stages} if any(stages) else {}
 
     def signature(self) -> signatures.Signature:
-        """Return what the first stage takes and gives, which is what the second gives in its place."""
+        """Return the inputs and outputs of the first stage, which are also those of the second stage in its place."""
         signature: signatures.Signature = self.first.signature()
         return signature
 
@@ -155,7 +155,7 @@ class Cascade(BaseHandler):
             for (pixels, _), detection in zip(batch, detections, strict=True)
             for box in detection["boxes"]
         ]
-        # The client's Accept header is about the whole answer, not about its parts.
+        # The client's Accept header concerns the whole answer, not its parts.
         answers = iter(_predict(self.second, crops, [Request(0, {}, {})] * len(crops)))
         replies: list[Any] = []
         for request, (pixels, _), detection in zip(requests, batch, detections, strict=True):
@@ -171,7 +171,7 @@ class Cascade(BaseHandler):
             index for index, answer in enumerate(answers) if max(_probabilities(answer).values()) < self.threshold
         ]
         left = [requests[index] for index in unsure]
-        # This runs in the worker's main thread, so that the pool is free.
+        # This runs in the worker's main thread: the threads of the pool are free.
         decoded = self.executor.map(self.second.decode, left) if self.executor else map(self.second.decode, left)
         for index, answer in zip(unsure, _predict(self.second, list(decoded), left), strict=True):
             answers[index] = answer
@@ -207,7 +207,7 @@ class Cascade(BaseHandler):
         return Reply(boxes.draw(as_array(pixels).transpose(2, 0, 1), drawn), PNG)
 
     def _stage(self, index: int, given: Any, folder: Path, threads: int) -> Any:
-        """Return the handler of a stage, loaded."""
+        """Return the loaded handler of a stage."""
         where = f"stages[{index}]"
         if not isinstance(given, Mapping):
             raise OptionError(where, "a mapping with handler and weights is expected")
@@ -240,7 +240,7 @@ class Cascade(BaseHandler):
 
 
 def _predict(stage: Any, inputs: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
-    """Return a stage's answers to decoded inputs, as few passes as their groups allow."""
+    """Return a stage's answers to decoded inputs, with one forward pass for each group."""
     groups: dict[Hashable, list[int]] = {}
     for index, value in enumerate(inputs):
         groups.setdefault(stage.group(value), []).append(index)
@@ -267,7 +267,7 @@ def _handler(where: str, name: Any) -> Any:
     if plain in names and plain != "cascade":
         module = importlib.import_module(f"{_PACKAGE}.{plain}")
         for value in vars(module).values():
-            # The one class of the file, not one that it builds on.
+            # The only class that the file defines, not one that it imports.
             is_handler = isinstance(value, type) and issubclass(value, BaseHandler) and value is not BaseHandler
             if is_handler and value.__module__ == module.__name__:
                 return value()

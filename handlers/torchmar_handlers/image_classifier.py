@@ -1,4 +1,4 @@
-"""An image in, probabilities by label out; explained pixel by pixel."""
+"""A handler that returns the probabilities of labels for an image; explanations are per pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchmar_handlers.request import NotFinite, Request
 
 logger = logging.getLogger(__name__)
 
-_COMPARED = 4  # samples of an archive, by the gradients of one type and of another
+_COMPARED = 4  # samples of an archive for the comparison of two types of gradients
 
 
 class ImageClassifier(BaseHandler):
@@ -52,18 +52,18 @@ class ImageClassifier(BaseHandler):
     layer           the last convolution        the layer that Grad-CAM looks at, by its dotted name
     =============== =========================== =============================================================
 
-    By default this answers as TorchServe's own ``image_classifier`` does. The model takes floats,
+    By default, the answers are those of TorchServe's own ``image_classifier``. The model takes floats,
     ``(n, channels, height, width)``, and gives scores, ``(n, classes)``.
 
     A request is an image file, raw or in base64; pixels as an array, bytes ``(height, width, channels)``,
-    or floats from 0 to 1 in this shape; or floats ``(channels, height, width)`` that go to the model as they are.
+    or floats from 0 to 1 in this shape; or floats ``(channels, height, width)`` that are passed to the model unchanged.
 
     A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
-    is the tensors ``label`` and ``probability``, of the most probable one. With ``output: probabilities`` it is
-    an array, ``(classes,)``, and the tensor ``probabilities``, as clients of TensorFlow models expect.
-    An explanation is JSON with ``attributions`` of the shape of the model's input, channels first; or, where the
-    request accepts ``application/x-npy`` these alone, or ``image/png`` the picture of it. Requests may set
-    ``method``, ``n_steps``, ``baseline`` and ``target`` (class index or label; the class predicted unless set).
+    consists of the tensors ``label`` and ``probability``, those of the most probable label. With ``output:
+    probabilities`` it is an array, ``(classes,)``, and the tensor ``probabilities``, as clients of TensorFlow models
+    expect. An explanation is JSON with ``attributions`` of the shape of the model's input, channels first; or, if the
+    request accepts ``application/x-npy``, these alone, or, for ``image/png``, a picture. Requests may set
+    ``method``, ``n_steps``, ``baseline`` and ``target`` (class index or label; by default the predicted class).
     """
 
     parallel_decode = True
@@ -93,7 +93,7 @@ class ImageClassifier(BaseHandler):
         return self.inputs.read(request)
 
     def group(self, decoded: Input) -> Hashable:
-        """Return shape and type: images that went through the same options share a pass."""
+        """Return shape and type: images with the same values share a pass."""
         return super().group(decoded.values)
 
     def preprocess(self, inputs: Sequence[Input]) -> torch.Tensor:
@@ -153,10 +153,10 @@ class ImageClassifier(BaseHandler):
         return answers
 
     def _explains_alike(self, dtype: torch.dtype) -> bool:
-        """Return whether gradients in another type give the same explanations of the archive's samples; log why not."""
+        """Return whether gradients in another type give the same explanations of the archive's samples."""
         batches = []
         for request in self.sample_requests():
-            with contextlib.suppress(PredictionException):  # a sample that is to be rejected
+            with contextlib.suppress(PredictionException):  # a sample that the handler rejects
                 batches.append(self.preprocess([self.decode(request)]))
         if not batches:
             logger.warning("gradient_dtype: gradients are computed in float32: the archive has no samples to compare")
@@ -187,7 +187,7 @@ class ImageClassifier(BaseHandler):
         return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
 
     def signature(self) -> signatures.Signature:
-        """Return an image file in, the most probable label out; arrays are taken too."""
+        """Return an image file as input, and the most probable label as output; arrays are accepted, too."""
         probabilities = [signatures.tensor("probabilities", "FP32", len(self.mapping) if self.mapping else None)]
         outputs = probabilities if self.output == "probabilities" else signatures.best_class()
         return signatures.of([signatures.tensor("image", "BYTES")], outputs)

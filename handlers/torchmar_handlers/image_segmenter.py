@@ -1,4 +1,4 @@
-"""An image in, the class of every pixel out."""
+"""A handler that returns the class of every pixel of an image."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class ImageSegmenter(BaseHandler):
 
     The model takes floats, ``(n, channels, height, width)``, and gives scores of classes for every pixel,
     ``(n, classes, height, width)``, or a mapping with these as ``out``; of a single class, 1 is where the
-    score is above 0. A request is what `torchmar_handlers.image_classifier` takes.
+    score is above 0. Requests are those of `torchmar_handlers.image_classifier`.
 
-    An answer is the class map, run by run, and what is in it::
+    An answer contains the class map as runs, and its classes::
 
         {"shape": [120, 160],
          "runs": [[0, 4023], [3, 11], ...],
          "classes": {"board": {"index": 0, "pixels": 17012, "probability": 0.998}, ...}}
 
-    A run is a class and how many pixels it goes on for, row after row without a break between rows;
-    ``probability`` is the mean of the softmax of the pixels in that class. Where the request accepts
-    ``image/png``, the answer is a PNG whose palette indices are the classes; where it accepts
+    A run is a class and the number of its consecutive pixels, which continue in the next row;
+    ``probability`` is the mean of the softmax of the pixels in that class. If the request accepts
+    ``image/png``, the answer is a PNG whose palette indices are the classes; if it accepts
     ``application/x-npy``, the map as bytes. In the Open Inference Protocol it is the tensor ``class_map``.
-    The class and the probability of each pixel as two floats, which is what TorchServe's own
-    ``image_segmenter`` answers, are a hundred times as much, and not offered.
+    The class and the probability of each pixel as two floats, the answer of TorchServe's own
+    ``image_segmenter``, have a hundred times the size, and are not offered.
     """
 
     parallel_decode = True
@@ -75,7 +75,7 @@ class ImageSegmenter(BaseHandler):
         return super().group(decoded.values)
 
     def preprocess(self, inputs: Sequence[Input]) -> tuple[torch.Tensor, Sequence[Input]]:
-        """Return a normalised batch, ``(n, channels, height, width)``, and what it was made of."""
+        """Return a normalised batch, ``(n, channels, height, width)``, and the inputs in it."""
         return self.inputs.normalise(super().preprocess([image.values for image in inputs])), inputs
 
     def inference(
@@ -107,13 +107,13 @@ class ImageSegmenter(BaseHandler):
         return class_map.document(classes, probabilities, self.mapping or {})
 
     def signature(self) -> signatures.Signature:
-        """Return an image file in, the class of each pixel out; arrays are taken too."""
+        """Return an image file as input, and the class of each pixel as output; arrays are accepted, too."""
         return signatures.of(
             [signatures.tensor("image", "BYTES")], [signatures.tensor("class_map", "INT32", None, None)]
         )
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the class maps as one tensor, where they are of one shape."""
+        """Return the class maps as one tensor, if they have the same shape."""
         if any(not isinstance(answer, Mapping) or answer["shape"] != answers[0]["shape"] for answer in answers):
             return None
         return {"class_map": np.stack([class_map.of_runs(answer["runs"], answer["shape"]) for answer in answers])}

@@ -20,13 +20,13 @@ from torchmar_handlers.request import JSON, BadRequest, Request
 class MLflow(Adapter):
     """Serve an MLflow model without MLflow.
 
-    The archive is the model's folder: ``MLmodel``, whose signature requests are held to, ``data/`` and ``code/``.
-    Bodies are those that ``/invocations`` of ``mlflow models serve`` takes (see
+    The archive is the model's folder: ``MLmodel``, whose signature requests must match, ``data/`` and ``code/``.
+    Bodies are those of ``/invocations`` of ``mlflow models serve`` (see
     `torchmar_handlers.adapters.mlflow_input`), and answers are ``{"predictions": ...}``. Errors have MLflow's
     ``error_code`` and ``message``.
 
-    Without a signature, numbers with fractions become the type of the model's weights, where MLflow passes float64,
-    which most models reject.
+    Without a signature, numbers with fractions are converted to the type of the model's weights, while MLflow passes
+    float64, which most models reject.
     """
 
     def load_package(self, folder: Path) -> None:
@@ -56,16 +56,16 @@ class MLflow(Adapter):
         return Reply(json.dumps({"predictions": predictions}), JSON)
 
     def preprocess(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Return the inputs as they are: each request is a call of its own."""
+        """Return the inputs unchanged: each request is a separate call."""
         return inputs
 
     def typical_inputs(self) -> Iterator[Any]:
-        """Yield those that the first layer of the model suggests."""
+        """Yield inputs that the first layer of the model suggests."""
         for tensor in super().typical_inputs():
             yield ModelInput(tensor.unsqueeze(0).numpy())
 
     def error_keys(self, status: int, message: str) -> Mapping[str, Any]:
-        """Return the key of MLflow's errors that TorchServe's lack."""
+        """Return the key of MLflow's errors that TorchServe's errors lack."""
         return {"error_code": "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"}
 
     def _step(self, batch: Sequence[ModelInput], requests: Sequence[Request]) -> list[Any]:

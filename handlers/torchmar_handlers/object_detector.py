@@ -1,4 +1,4 @@
-"""An image in, boxes with labels and scores out."""
+"""A handler that returns boxes with labels and scores for an image."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class ObjectDetector(BaseHandler):
     exif           false                 turn photographs as their camera was held
     ============== ===================== ================================================================
 
-    By default this answers as TorchServe's own ``object_detector`` does. The model has the contract of
-    torchvision's: a list of floats ``(channels, height, width)`` from 0 to 1 in, for each a mapping with
-    ``boxes`` ``(k, 4)`` as x1 y1 x2 y2, ``labels`` and ``scores`` ``(k,)`` out. Stacked, it may give the
-    three as tensors with the images first. A request is what `torchmar_handlers.image_classifier` takes.
+    By default, the answers are those of TorchServe's own ``object_detector``. The model has the interface of
+    torchvision's models: a list of floats ``(channels, height, width)`` from 0 to 1 in, for each a mapping with
+    ``boxes`` ``(k, 4)`` as x1 y1 x2 y2, ``labels`` and ``scores`` ``(k,)`` out. With ``stacked``, it may return the
+    three as tensors with the images first. Requests are those of `torchmar_handlers.image_classifier`.
 
-    An answer is a list of ``{label: [x1, y1, x2, y2], "score": s}``, in pixels of the image as it came,
-    the highest score first; or, where the request accepts ``image/png``, the image with the boxes.
+    An answer is a list of ``{label: [x1, y1, x2, y2], "score": s}``, in pixels of the original image,
+    the highest score first; or, if the request accepts ``image/png``, the image with the boxes.
     """
 
     parallel_decode = True
@@ -66,16 +66,16 @@ class ObjectDetector(BaseHandler):
         return self.inputs.read(request)
 
     def group(self, decoded: Input) -> Hashable:
-        """Return what images have in common that share a pass: sides that are within a factor of two.
+        """Return the common property of images that share a pass: sides that are within a factor of two.
 
-        A model of lists fills up small images to the size of the largest, in time and in memory.
+        A model of lists pads small images to the size of the largest, which takes time and memory.
         """
         if self.stacked:
             return super().group(decoded.values)
         return tuple(side.bit_length() for side in decoded.values.shape[1:])
 
     def preprocess(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """Return the images as they are: they may differ in size."""
+        """Return the images unchanged: they may differ in size."""
         return inputs
 
     def predict_handle(self, batch: Sequence[Input], requests: Sequence[Request]) -> list[Any]:
@@ -86,7 +86,7 @@ class ObjectDetector(BaseHandler):
     def detect(self, batch: Sequence[Input]) -> list[dict[str, np.ndarray]]:
         """Return for each image ``boxes`` ``(k, 4)``, ``labels`` and ``scores`` ``(k,)``, the highest score first.
 
-        Those below the threshold are left out. Boxes are in pixels of the images as they came.
+        Boxes below the threshold are omitted. Boxes are in pixels of the original images.
         """
         if self.stacked:
             values: Any = self.inputs.normalise(super().preprocess([item.values for item in batch]))
@@ -96,15 +96,15 @@ class ObjectDetector(BaseHandler):
         return [self._kept(detection, image) for detection, image in zip(detected, batch, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the objects of each image as JSON: they differ in number, which tensors cannot."""
+        """Return the objects of each image as JSON: their numbers differ, which tensors do not permit."""
         return {"output": [in_json(answer) for answer in answers]}
 
     def signature(self) -> signatures.Signature:
-        """Return an image file in, JSON out; arrays are taken too."""
+        """Return an image file as input, and JSON as output; arrays are accepted, too."""
         return signatures.of([signatures.tensor("image", "BYTES")], [signatures.tensor("output", "BYTES")])
 
     def document(self, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Return what was found in an image as JSON."""
+        """Return the objects in an image as JSON."""
         rows = zip(found["labels"].tolist(), found["boxes"].tolist(), found["scores"].tolist(), strict=True)
         return [
             {self.label(label): [round(corner, 2) for corner in box], "score": round(score, 6)}

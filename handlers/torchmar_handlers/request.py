@@ -17,42 +17,42 @@ FORM = "application/x-www-form-urlencoded"
 #: Content types of JSON lines: one document on each line.
 JSON_LINES = ("application/jsonlines", "application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
-# Form fields and JSON keys that stand beside the input, and are never it.
+# Form fields and JSON keys in addition to the input; they are never the input itself.
 _BESIDE = frozenset({"method", "target", "n_steps", "baseline", "parameters", "model_name"})
 _URL_SAFE = str.maketrans("-_", "+/")
-_FIELD = re.compile(r"[A-Za-z_][\w.\-\[\]]*")  # what a field of a form is called, and JSON or a text is not
+_FIELD = re.compile(r"[A-Za-z_][\w.\-\[\]]*")  # a name of a form field, which JSON or a text is not
 _B64 = "b64"
-#: Types for `isinstance`: a union of them would be made anew for every call, and a dict that is compared with Mapping
-#: alone takes the way of abstract classes.
+#: Types for `isinstance`. A union would be made again in each call, and the check of a dict against Mapping
+#: alone is slow, because Mapping is an abstract class.
 TEXTS = (bytes, bytearray, str)
 MAPPINGS = (dict, Mapping)
-#: Keys that an object may have a file under.
+#: Keys of an object that may contain a file.
 FILE_KEYS = ("data", "image", "image_bytes")
 
 
 class BadRequest(PredictionException):  # type: ignore[misc]
-    """Refuse one request: it gets ``code`` (400 unless another is given) and ``message``, its neighbours do not."""
+    """One request is rejected: it gets ``code`` (400 by default) and ``message``; other requests are not affected."""
 
     def __init__(self, message: str, code: int = 400) -> None:
         super().__init__(message, code)
 
 
 class NotFinite(PredictionException):  # type: ignore[misc]
-    """The model answers one request with NaN or infinity: 503, or 400 where its input turns out to be the reason."""
+    """The model answers one request with NaN or infinity: 503, or 400 if the input is the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 503)
 
 
-@dataclass(slots=True)  # frozen it would take three times as long to make, and there are five such records a request
+@dataclass(slots=True)  # frozen, it would take three times as long to create, and a request has five such records
 class Request:
     """The row that TorchServe passes for one client: ``row`` maps ``body``, ``data`` or form fields to values."""
 
     index: int
     row: Mapping[str, Any]
     headers: Mapping[str, Any]
-    whole: Request | None = None  # the request that this one is an instance of
-    as_bytes: bool = False  # whether the client takes arrays as bytes, which hold NaN and infinity, too
+    whole: Request | None = None  # the request that contains this instance
+    as_bytes: bool = False  # whether the client accepts arrays as bytes, which may contain NaN and infinity, too
 
     @classmethod
     def of(cls, index: int, row: Any, context: Any) -> Request:
@@ -61,17 +61,17 @@ class Request:
         return cls(index, row if isinstance(row, MAPPINGS) else {"body": row}, headers)
 
     def part(self, instance: Any) -> Request:
-        """Return one instance of a request that holds several, as a request of its own."""
+        """Return one instance of a request with several, as a separate request."""
         return Request(self.index, {"body": instance}, self.headers, self, self.as_bytes)
 
     @property
     def wants_explanation(self) -> bool:
-        """Whether it came by ``/explanations``."""
+        """Whether the path of the request was ``/explanations``."""
         return self.headers.get("explain") == "True"
 
     @property
     def wants_description(self) -> bool:
-        """Whether it is a customized describe of the management API."""
+        """Whether the request is a customized describe of the management API."""
         return self.headers.get("describe") == "True"
 
     def accepts(self, content_type: str) -> bool:
@@ -83,18 +83,18 @@ class Request:
 
     @property
     def media_type(self) -> str:
-        """The content type of the request's body in lower case, without parameters; empty if it has none."""
+        """The content type of the request's body in lower case, without parameters; empty: it has none."""
         return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
     def sends(self, content_type: str) -> bool:
-        """Return whether the request's body is of ``content_type``, whatever its parameters are."""
+        """Return whether the request's body is of ``content_type``, with any parameters."""
         return self.media_type == content_type
 
     @property
     def payload(self) -> Any:
-        """The ``data`` field or the body: bytes, text or parsed JSON; None when there is neither.
+        """The ``data`` field or the body: bytes, text or parsed JSON; None: there is neither.
 
-        Of a form (and of TorchServe's gRPC, whose inputs have names) it is the only field, whatever its name is.
+        For a form (and for TorchServe's gRPC, whose inputs have names), it is the only field, of any name.
         """
         row = self.row
         if (value := row.get("data")) is not None or (value := row.get("body")) is not None:
@@ -103,12 +103,12 @@ class Request:
         return row[inputs[0]] if len(inputs) == 1 else None
 
     def fields(self) -> list[str]:
-        """Return the names of a form's fields that may be the input: the only one, or all but known options."""
+        """Return the names of a form's fields that may be the input: the only field, or all except known options."""
         names = list(self.row)
         return names if len(names) == 1 else [name for name in names if name not in _BESIDE]
 
     def check_form(self) -> None:
-        """Check that a form has one input, and is a form.
+        """Check that a form has one input, and that the body is a form.
 
         Raises:
             BadRequest: it has no field or several that may be the input, or another body was sent as a form.
@@ -117,7 +117,7 @@ class Request:
             return
         names = self.fields()
         if self.sends(FORM) and not (names and all(map(_FIELD.fullmatch, self.row))):
-            # curl -d and --data-binary send any body so by default.
+            # curl -d and --data-binary send any body as a form by default.
             raise BadRequest(
                 f"the body was sent as a form ({FORM}) and is none: send JSON with -H 'Content-Type: {JSON}', "
                 "a file with -H 'Content-Type: application/octet-stream', a text with -H 'Content-Type: text/plain'"
@@ -130,9 +130,9 @@ class Request:
         raise BadRequest(f"the form has the fields {message}; send the input as the only one, or call it 'data'")
 
     def option(self, name: str) -> Any:
-        """Return what a client asks for beside the input, as text or JSON value; None if it is not set.
+        """Return an option of a request, as text or JSON value; None: it is not set.
 
-        Looked for as a form field, as a key of a JSON body or of its ``parameters``, and as the
+        The option is searched as a form field, as a key of a JSON body or of its ``parameters``, and as the
         header ``Explain-NAME``, with dashes for underscores.
         """
         value = self.row.get(name)
@@ -147,19 +147,19 @@ class Request:
         return bytes(value).decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else value
 
     def json(self) -> Any:
-        """Return the body as JSON. Raises BadRequest when it is none."""
+        """Return the body as JSON. Raises BadRequest if it is not JSON."""
         payload = self.payload
         if not isinstance(payload, bytes | bytearray | str):
             return payload
         return loads(payload)
 
     def text(self) -> str:
-        """Return the text that was sent raw, as a form field or in JSON.
+        """Return the text in a request: the raw body, a form field, or JSON.
 
         In JSON it is ``"..."``, ``{"text": "..."}`` or ``{"data": "..."}``, or UTF-8 in base64, ``{"b64": "..."}``.
 
         Raises:
-            BadRequest: there is none, or it is not UTF-8.
+            BadRequest: there is no text, or it is not UTF-8.
         """
         payload = self._file(("text", "data"))
         if isinstance(payload, str):
@@ -173,13 +173,13 @@ class Request:
             raise BadRequest(f"the text is not UTF-8: byte {error.start} is {payload[error.start]:#04x}") from None
 
     def content(self) -> bytes:
-        """Return the bytes of a file that was sent raw, as a form field or in base64.
+        """Return the bytes of a file in a request: the raw body, a form field, or base64.
 
-        Base64 is taken as text or in JSON: ``"..."``, ``{"b64": "..."}``, and either of these as ``data``, ``image``
+        Base64 is accepted as text or in JSON: ``"..."``, ``{"b64": "..."}``, and either of these as ``data``, ``image``
         or ``image_bytes``. It may be URL-safe, without its padding, and have a ``data:`` URL before it.
 
         Raises:
-            BadRequest: there is nothing, or it is none of these.
+            BadRequest: there is no file, or it has none of these forms.
         """
         payload = self._file(FILE_KEYS)
         if isinstance(payload, bytes | bytearray):
@@ -189,7 +189,7 @@ class Request:
         return from_base64(payload)
 
     def value(self, keys: tuple[str, ...]) -> Any:
-        """Return the payload; of a JSON object the first of ``keys`` that it has, itself where it has none.
+        """Return the payload; for a JSON object, the value of the first of ``keys`` in it, or the object itself.
 
         ``{"b64": "..."}`` is decoded, as the payload and as the value of a key.
 
@@ -206,7 +206,7 @@ class Request:
         return payload
 
     def _file(self, keys: tuple[str, ...]) -> Any:
-        """Return the payload, out of one of ``keys`` (or ``body``) where it is an object."""
+        """Return the payload; for an object, the value of one of ``keys`` (or of ``body``)."""
         payload = self.value((*keys, "body"))
         if isinstance(payload, Mapping):
             raise BadRequest(f"the JSON body has no {keys[0]!r}")
@@ -214,14 +214,14 @@ class Request:
             raise BadRequest("the body is empty")
         body = self.row.get("body")
         if isinstance(body, bytes | bytearray) and payload is body and self.sends(JSON) and not self.whole:
-            # TorchServe hands over as bytes what it could not parse.
+            # TorchServe passes bodies that it could not parse as bytes.
             loads(body)
             raise BadRequest("the body is not JSON")
         return payload
 
 
 def loads(text: bytes | bytearray | str) -> Any:
-    """Return a JSON document. Raises BadRequest when it is none, or several."""
+    """Return a JSON document. Raises BadRequest if the text is not JSON, or several documents."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -232,10 +232,10 @@ def loads(text: bytes | bytearray | str) -> Any:
 
 
 def from_base64(text: str) -> bytes:
-    """Return what base64 stands for: of either alphabet, with or without padding, white space and a ``data:`` URL.
+    """Return the decoded base64: of both alphabets, with or without padding, white space and a ``data:`` URL.
 
     Raises:
-        BadRequest: it is not base64.
+        BadRequest: the text is not base64.
     """
     if text.startswith("data:"):
         text = text.partition(",")[2]

@@ -25,16 +25,16 @@ class SageMaker(Adapter):
     accept         application/json      the content type of answers for which a request names none
     ============== ===================== ================================================================
 
-    Where an option is missing, the variables of the toolkit are read: SAGEMAKER_PROGRAM and
+    If an option is missing, the variables of the toolkit are read: SAGEMAKER_PROGRAM and
     SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT.
 
-    The archive is what ``model.tar.gz`` holds, and its folder is the ``model_dir`` of ``model_fn``. Functions that
+    The archive has the content of ``model.tar.gz``, and its folder is the ``model_dir`` of ``model_fn``. Functions that
     the script does not define are the toolkit's: see `torchmar_handlers.adapters.sagemaker_defaults`. Each gets
     ``context`` as its last argument if it takes one more argument than the toolkit's. ``transform_fn``,
-    ``pre_model_fn`` and ``model_warmup_fn`` are run as the toolkit runs them.
+    ``pre_model_fn`` and ``model_warmup_fn`` run as in the toolkit.
 
-    An exception of these functions is answered with its ``status_code`` and ``message``, if it has both, as those of
-    ``sagemaker_inference.errors`` have, or else with 500 and its text, as by the toolkit, but without the traceback,
+    The answer to an exception of these functions has its ``status_code`` and ``message``, if it has both, as those of
+    ``sagemaker_inference.errors`` have, or else 500 and its text, as in the toolkit, but without the traceback,
     which is in the log.
     """
 
@@ -48,7 +48,7 @@ class SageMaker(Adapter):
         self._call("model_warmup_fn", str(folder), self.model, default=None)
 
     def answer(self, request: Request) -> Reply:
-        """Return what ``transform_fn`` answers, or the other three."""
+        """Return the answer of ``transform_fn``, or of the other three functions."""
         own = self.functions.keys() & {"input_fn", "transform_fn"}
         # Only functions of the script need the text of JSON.
         decoded = not own and decoded_by_server(request)
@@ -65,16 +65,16 @@ class SageMaker(Adapter):
             answer = self._transform(body, content_type, accept)
         if isinstance(answer, tuple):
             return Reply(answer[0], str(answer[1]))
-        # The toolkit repeats the header, which may be a list or have wildcards.
+        # The toolkit returns the header itself, which may be a list or have wildcards.
         first = accept.partition(",")[0].partition(";")[0].strip()
         return Reply(answer, self.accept if "*" in first else first)
 
     def body_of_instances(self, instances: Sequence[Any]) -> Any:
-        """Return the instances themselves, an array as the default ``input_fn`` takes it."""
+        """Return the instances themselves, an array for the default ``input_fn``."""
         return instances
 
     def status_and_message(self, error: Exception) -> tuple[int, str]:
-        """Return those of the toolkit."""
+        """Return the status and message of the toolkit."""
         status, message = getattr(error, "status_code", None), getattr(error, "message", None)
         if isinstance(status, int) and 400 <= status < 600 and isinstance(message, str):
             return status, message
@@ -83,7 +83,7 @@ class SageMaker(Adapter):
             return status, message
         text = str(error)
         if "TorchScript interpreter" in text:
-            text = text.strip().splitlines()[-1]  # what precedes it is a traceback
+            text = text.strip().splitlines()[-1]  # a traceback precedes it
         return 500, f"{type(error).__name__}: {text}".removesuffix(": ")
 
     def _transform(self, body: Any, content_type: str | None, accept: str) -> Any:

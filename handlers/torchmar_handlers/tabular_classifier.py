@@ -1,4 +1,4 @@
-"""A row of a table in, probabilities by label out; explained by column."""
+"""A handler that returns the probabilities of labels for a row of a table; explanations are per column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 
 
 class TabularClassifier(TabularHandler):
-    """Classify rows; options in the ``handler`` section of the configuration, beside those of `TabularHandler`.
+    """Classify rows; options in the ``handler`` section of the configuration, in addition to those of `TabularHandler`.
 
     ============== ======================== ==========================================================
     option         default                  meaning
@@ -28,11 +28,11 @@ class TabularClassifier(TabularHandler):
     topk           5                        labels in an answer at the most
     ============== ======================== ==========================================================
 
-    A model with one output is one of two classes: the score speaks for the second label. With more
-    outputs, ``sigmoid`` gives each label a probability of its own.
+    A model with one output has two classes: its score is for the second label. With more
+    outputs, ``sigmoid`` gives each label an independent probability.
 
     A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol
-    it is the tensors ``label`` and ``probability``, of the most probable one. An explanation is about
+    it consists of the tensors ``label`` and ``probability``, those of the most probable label. An explanation is for
     the most probable label, unless the request has a ``target`` (class index or label).
     """
 
@@ -75,7 +75,7 @@ class TabularClassifier(TabularHandler):
         return scores.sigmoid() if self.activation == "sigmoid" else scores.softmax(1)
 
     def targets(self, scores: torch.Tensor, wanted: Sequence[Any]) -> torch.Tensor:
-        """Return the class of each row's explanation: the one wanted, else the most probable."""
+        """Return the class of each row's explanation: the requested one, else the most probable."""
         targets = scores.argmax(1)
         for position, target in enumerate(wanted):
             if target is not None:
@@ -104,7 +104,7 @@ class TabularClassifier(TabularHandler):
         return signatures.best_class()
 
     def _class(self, target: Any) -> int:
-        """Return the class index that a request's ``target``, a label or an index, means."""
+        """Return the class index for a request's ``target``, a label or an index."""
         text = str(target)
         if text in self.labels:
             return self.labels.index(text)

@@ -1,4 +1,4 @@
-"""A row of a table in, one or more numbers out; explained by column."""
+"""A handler that returns one or more numbers for a row of a table; explanations are per column."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torchmar_handlers.tables.handler import TabularHandler
 
 
 class TabularRegressor(TabularHandler):
-    """Predict numbers; options in the ``handler`` section of the configuration, beside those of `TabularHandler`.
+    """Predict numbers; options in the ``handler`` section of the configuration, in addition to those of
+    `TabularHandler`.
 
     =========================== =========== ==========================================================
     option                      default     meaning
@@ -24,9 +25,9 @@ class TabularRegressor(TabularHandler):
                                             one for each: an answer is ``output * std + mean``
     =========================== =========== ==========================================================
 
-    A prediction is ``{name: value}``; without a name the value itself, or an array of several. An
-    explanation is about the first output, unless the request has a ``target`` (index or name), and
-    in the unit of that.
+    A prediction is ``{name: value}``; without a name, the value itself or an array of several values. An
+    explanation is for the first output, unless the request has a ``target`` (index or name), and
+    in its unit.
     """
 
     ends = ("lower", "higher")
@@ -63,12 +64,12 @@ class TabularRegressor(TabularHandler):
         return output * self.output_std + self.output_mean
 
     def targets(self, scores: torch.Tensor, wanted: Sequence[Any]) -> torch.Tensor:
-        """Return the output of each row's explanation: the one wanted, else the first."""
+        """Return the output of each row's explanation: the requested one, else the first."""
         chosen = [0 if target is None else self._index(target) for target in wanted]
         return torch.tensor(chosen, device=scores.device)
 
     def predictions(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
-        """Return the name, if there is one, and the value of each row's target."""
+        """Return the name, if it has one, and the value of each row's target."""
         values = scores.gather(1, targets[:, None])[:, 0].tolist()
         return [
             {**({"label": self.names[target]} if self.names else {}), "value": _short(value)}
@@ -80,19 +81,19 @@ class TabularRegressor(TabularHandler):
         return f"{prediction.get('label', 'value')}  {prediction['value']:.6g}"
 
     def predicted(self, answers: Sequence[Any]) -> Mapping[str, Any]:
-        """Return one tensor for each output that has a name, one for all of them where they have none."""
+        """Return a tensor for each output with a name, or one tensor for all outputs without names."""
         if self.names:
             return {name: [answer[name] for answer in answers] for name in self.names}
         return {"output": answers}
 
     def predicted_signature(self) -> list[signatures.Tensor]:
-        """Return the descriptions of the outputs by name, or of the one that holds them all."""
+        """Return the descriptions of the outputs by name, or of the tensor that contains all."""
         if self.names:
             return [signatures.tensor(name, "FP64") for name in self.names]
         return [signatures.tensor("output", "FP64", *([] if self.outputs == 1 else [self.outputs]))]
 
     def _each(self, name: str, default: float) -> list[float]:
-        """Return an option that is a number, or one for each output."""
+        """Return an option that is a number, or a number for each output."""
         if isinstance(self.options.get(name), list):
             return self.options.numbers(name, (), count=self.outputs)
         return [self.options.number(name, default)] * self.outputs
@@ -108,5 +109,5 @@ class TabularRegressor(TabularHandler):
 
 
 def _short(value: float) -> float:
-    """Return a float32 without the digits that it does not have."""
+    """Return a float32 without the digits beyond its precision."""
     return float(f"{value:.7g}")

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out, for a model of any kind that needs nothing else."""
+"""A handler that returns tensors for tensors, for models of any kind that need no other steps."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from torchmar_handlers.protocols.tensors import datatype
 from torchmar_handlers.request import MAPPINGS, TEXTS, BadRequest, NotFinite, Request
 from torchmar_handlers.weights import Input, first_layer
 
-_SIZES = (1, 8, 32)  # of dimensions that may have any, to try a model with
-_BESIDE = "parameters"  # what a JSON object may hold that is no input
-_STEPS_OF_PLAIN = ("rows", "decode", "group", "preprocess", "predict_handle")  # what `answer_plain` does in fewer steps
+_SIZES = (1, 8, 32)  # sizes of dimensions of any size, for trial runs of a model
+_BESIDE = "parameters"  # key of a JSON object that is no input
+_STEPS_OF_PLAIN = ("rows", "decode", "group", "preprocess", "predict_handle")  # steps that `answer_plain` shortens
 
 
 class TensorHandler(BaseHandler):
@@ -43,13 +43,13 @@ class TensorHandler(BaseHandler):
                                             request, ``null`` puts null in their place
     ============== ======================== ==========================================================
 
-    ONNX models and exported programs know their inputs; of TorchScript and eager models the names
-    are known; numbers in JSON are then taken for float32 if any has a fraction, else for int64, and
-    an array for one instance.
+    ONNX models and exported programs declare their inputs; of TorchScript and eager models, only the names
+    are known. Numbers in JSON are then float32 if any has a fraction, else int64, and
+    an array is one instance.
 
-    An instance is the array itself, in JSON or ``.npy``, where the model has one input, or
+    An instance is the array itself, in JSON or ``.npy``, if the model has one input, or
     ``{name: array}``. A body with one dimension more is many instances, as is an array of objects;
-    KServe's and TensorFlow Serving's protocols have theirs. One output is answered as the array
+    KServe's and TensorFlow Serving's protocols have their own forms. One output is returned as the array
     itself (in ``.npy`` if that was sent, or is accepted), several as ``{name: array}``. Instances
     of different shapes share no forward pass. There are no explanations.
     """
@@ -63,7 +63,7 @@ class TensorHandler(BaseHandler):
         self.by_name = {tensor.name for tensor in self.inputs} <= set(weights.input_names(self.model))
         self.output_names = specification.output_names(self.options.get("outputs"))
         self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
-        # Numbers that are not finite are an error here, for which the model may run once more.
+        # An error for numbers that are not finite would make the model run once more.
         own = all(getattr(type(self), name) is getattr(TensorHandler, name) for name in _STEPS_OF_PLAIN)
         self._plain = own and len(self.inputs) == 1 and self.non_finite == "refuse"
         self._taken, self._given = signatures.Observed(), signatures.Observed()
@@ -89,7 +89,7 @@ class TensorHandler(BaseHandler):
         return list(payload) if len(self.inputs) == 1 and is_many(payload, self.inputs[0]) else None
 
     def typical_inputs(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield zeros of the shapes that are known, or that the first layer of the model suggests."""
+        """Yield zeros of the known shapes, or of the shapes that the first layer of the model suggests."""
         if all(known.shape is not None for known in self.inputs):
             for size in _SIZES:
                 yield {
@@ -128,7 +128,7 @@ class TensorHandler(BaseHandler):
         return {tensor.name: array_of(named[tensor.name], tensor) for tensor in self.inputs}
 
     def answer_plain(self, data: Sequence[Any], context: Any) -> tuple[float, list[Reply]] | None:
-        """Answer a batch of arrays in JSON, all of one shape and each one instance of the only input.
+        """Answer a batch of arrays in JSON, all of the same shape, and each one instance of the only input.
 
         For a small model, the steps of other requests take longer than the model.
         """
@@ -152,7 +152,7 @@ class TensorHandler(BaseHandler):
             if not is_finite(output):
                 return None
             replies = [Reply.json(answer) for answer in output.tolist()]
-        except Exception:  # `handle` repeats it, and finds whose fault it is
+        except Exception:  # `handle` repeats it, and distinguishes faults of the input and of the model
             return None
         self.known_inputs.keep({spec.name: arrays[0]})
         return decoded, replies
@@ -187,9 +187,9 @@ class TensorHandler(BaseHandler):
         return {names[0]: answers}
 
     def signature(self) -> signatures.Signature:
-        """Return inputs as the options or the weights describe them, and outputs as the samples were answered.
+        """Return the inputs that the options or the weights describe, and the outputs of the samples.
 
-        What neither tells of an input is that of the samples. Outputs have sizes where all inputs have.
+        Missing properties of an input are taken from the samples. Outputs have sizes if all inputs have.
         """
         inputs = [self._specified(spec) for spec in self.inputs]
         known = [spec for spec in inputs if spec is not None]
@@ -198,7 +198,7 @@ class TensorHandler(BaseHandler):
         return signatures.of(known if len(known) == len(inputs) else [], outputs)
 
     def describe_handle(self) -> dict[str, Any]:
-        """Return names, types and shapes, as far as they are known; null stands for any size."""
+        """Return the known names, types and shapes; null means any size."""
         inputs = [
             {
                 "name": tensor.name or None,
@@ -253,7 +253,7 @@ class TensorHandler(BaseHandler):
         return next(iter(answer.values())) if len(answer) == 1 else answer
 
     def _specified(self, spec: Input) -> signatures.Tensor | None:
-        """Return the description of an input; None where its type or its dimensions are not known."""
+        """Return the description of an input; None: its type or its dimensions are not known."""
         seen = self._taken.tensor(spec.name, sizes=False)
         kind = datatype(numpy_dtype(spec.dtype)) if spec.dtype is not None else seen["datatype"] if seen else None
         shape = spec.shape if spec.shape is not None else seen["shape"][1:] if seen else None
@@ -270,7 +270,7 @@ class TensorHandler(BaseHandler):
 
 
 def _payload(request: Request) -> Any:
-    """Return what was sent, JSON of no declared type included."""
+    """Return the payload, including JSON without a declared type."""
     payload = request.payload
     if isinstance(payload, TEXTS):
         if not payload:

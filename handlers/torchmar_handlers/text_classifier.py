@@ -1,4 +1,4 @@
-"""A text in, probabilities by label out; explained word by word."""
+"""A handler that returns the probabilities of labels for a text; explanations are per word."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ class TextClassifier(TextHandler):
 
     and those of `torchmar_handlers.texts.handler.TextHandler`. The model gives scores, ``(n, classes)``.
 
-    An archive of TorchServe's own ``text_classifier``, which has a ``source_vocab.pt`` in the place of
-    ``tokenizer.json``, is answered as there, with its clean-up and its pairs of words: all classes, in their
+    An archive of TorchServe's own ``text_classifier``, which has a ``source_vocab.pt`` instead of
+    ``tokenizer.json``, gets the same answers, with TorchServe's clean-up and pairs of words: all classes, in their
     order. See `torchmar_handlers.texts.vocabulary`.
 
     A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
-    is the tensors ``label`` and ``probability``, of the most probable one.
+    consists of the tensors ``label`` and ``probability``, those of the most probable label.
 
     An explanation has ``tokens``: ``{"text", "start", "end", "value"}``, the largest absolute values first, for
-    (above 0) or against the label; or, where the request accepts ``image/png``, it is the picture of the text.
-    With a vocabulary the places are those of ``text``, what is left of the text when it is cleaned, and the value of a
+    (above 0) or against the label; or, if the request accepts ``image/png``, it is a picture of the text.
+    With a vocabulary, the places refer to ``text``, the text after the clean-up, and the value of a
     pair of words is shared by them. Requests may set ``method``, ``n_steps``, ``baseline`` and ``target``
-    (class index or label; the class predicted unless set).
+    (class index or label; by default the predicted class).
     """
 
     def initialize(self, context: Any) -> None:
@@ -68,7 +68,7 @@ class TextClassifier(TextHandler):
         self.warm_up(context)
 
     def read_with(self, folder: Path) -> Reader:
-        """Return the tokenizer of the archive, or the vocabulary of an archive of TorchServe's handler."""
+        """Return the tokenizer of the archive, or the vocabulary of an archive for TorchServe's handler."""
         ngrams = self.options.integer("ngrams", 2, low=1, high=10)
         file = folder / str(self.manifest["model"].get("sourceVocab") or vocabulary.FILE)
         self.has_vocabulary = file.is_file() and not (folder / tokenizer.FILE).is_file()
@@ -138,7 +138,7 @@ class TextClassifier(TextHandler):
         return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
 
     def signature(self) -> signatures.Signature:
-        """Return a text in, the most probable label out."""
+        """Return a text as input, and the most probable label as output."""
         return signatures.of([signatures.tensor("text", "BYTES")], signatures.best_class())
 
     def _scored(self, arguments: tuple[torch.Tensor, ...], rows: int, explaining: Explaining) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A text in, a vector out; texts that mean the same get vectors that lie close together."""
+"""A handler that returns a vector for a text; texts with similar meanings have similar vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POOLINGS = ("mean", "first", "last")
 
 
 class TextEmbedder(TextHandler):
-    """Make vectors of texts; options in the ``handler`` section of the configuration.
+    """Convert texts to vectors; options in the ``handler`` section of the configuration.
 
     ============== ======================== ===============================================================
     option         default                  meaning
@@ -35,8 +35,8 @@ class TextEmbedder(TextHandler):
     and those of `torchmar_handlers.texts.handler.TextHandler`. The model gives vectors, ``(n, width)``, or one
     for each token, ``(n, length, width)``.
 
-    A prediction is ``{"embedding": [...]}`` with seven significant digits of the largest number; where the
-    client accepts ``application/x-npy`` the array itself, float32 ``(width,)``, or ``(n, width)`` for
+    A prediction is ``{"embedding": [...]}`` with seven significant digits of the largest number; if the
+    client accepts ``application/x-npy``, the array itself, float32 ``(width,)``, or ``(n, width)`` for
     an array of texts.
     """
 
@@ -45,7 +45,7 @@ class TextEmbedder(TextHandler):
         self.normalize = self.options.flag("normalize", True)
         self.pooling = self.options.text("pooling", POOLINGS[0], choices=POOLINGS)
         self.output = self.options.text("output", "")
-        self.width: int | None = None  # of the vectors; known from the first on
+        self.width: int | None = None  # width of the vectors; known after the first vector
         if self.output and self.output_names and self.output not in self.output_names:
             raise OptionError("output", f"the model has no {self.output!r}; it has {', '.join(self.output_names)}")
         self.warm_up(context)
@@ -72,11 +72,11 @@ class TextEmbedder(TextHandler):
         return {"embedding": np.array(rows, np.float32)}
 
     def signature(self) -> signatures.Signature:
-        """Return a text in, a vector out; as wide as those of the samples, if there are any."""
+        """Return a text as input, and a vector as output, with the width of the samples' vectors, if there are any."""
         return signatures.of([signatures.tensor("text", "BYTES")], [signatures.tensor("embedding", "FP32", self.width)])
 
     def _pooled(self, states: torch.Tensor, batch: Sequence[Encoded]) -> torch.Tensor:
-        """Return one vector of those of each text's tokens, special ones with them."""
+        """Return one vector for each text from the vectors of its tokens, including special ones."""
         rows = self.pieces.rows(states, batch)
         if self.pooling == "mean":
             return torch.stack([row.mean(0) for row in rows])
@@ -84,7 +84,7 @@ class TextEmbedder(TextHandler):
 
 
 def _rounded(vector: np.ndarray) -> list[float]:
-    """Return numbers with the seven digits that float32 has, which print short."""
+    """Return numbers with the seven digits of float32, whose decimal form is short."""
     exact = vector.astype(np.float64)
     largest = float(np.abs(exact).max(initial=0))
     decimals = 6 - math.floor(math.log10(largest)) if largest else 0

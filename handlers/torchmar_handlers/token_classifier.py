@@ -1,4 +1,4 @@
-"""A text in, labelled spans of it out."""
+"""A handler that returns labelled spans of a text."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class TokenClassifier(TextHandler):
 
     A prediction is ``{"entities": [{"label", "text", "start", "end", "score"}]}`` in the order of the text, with
     places in characters and the mean probability of the tokens. Labels ``B-NAME`` and ``I-NAME`` make spans
-    called ``NAME``; with labels without prefixes neighbours of one label are a span; ``O`` is none.
-    Where the text was cut, ``truncated_to`` is the part that was seen, ``[start, end]``.
+    called ``NAME``; with labels without prefixes, neighbours with the same label are a span; ``O`` is no span.
+    If the text was cut, ``truncated_to`` is the part that the model got, ``[start, end]``.
     """
 
     empty_texts = True
@@ -42,7 +42,7 @@ class TokenClassifier(TextHandler):
 
     def predict_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[dict[str, Any]]:
         """Return the spans of each text."""
-        if batch[0].is_empty:  # as all of the batch then are
+        if batch[0].is_empty:  # then all texts of the batch are empty
             return [{"entities": []} for _ in batch]
         ids, mask, _ = self.pieces.tensors(batch)
         output = self.inference(self.pieces.called_with(ids, mask))
@@ -52,14 +52,14 @@ class TokenClassifier(TextHandler):
         return [self._answer(encoded, labels.tolist(), scores.tolist()) for encoded, labels, scores in rows]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the entities of each text, and the part of it that was seen (or ``null``), as JSON."""
+        """Return the entities of each text, and the part of it that the model got (or ``null``), as JSON."""
         return {
             "entities": [in_json(answer["entities"]) for answer in answers],
             "truncated_to": [in_json(answer.get("truncated_to")) for answer in answers],
         }
 
     def signature(self) -> signatures.Signature:
-        """Return a text in, JSON out."""
+        """Return a text as input, and JSON as output."""
         outputs = [signatures.tensor("entities", "BYTES"), signatures.tensor("truncated_to", "BYTES")]
         return signatures.of([signatures.tensor("text", "BYTES")], outputs)
 

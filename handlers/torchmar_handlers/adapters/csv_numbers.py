@@ -1,4 +1,4 @@
-"""Numbers in CSV without a header, in the shapes that NumPy's ``genfromtxt`` gives them."""
+"""Numbers in CSV without a header, in the shapes of NumPy's ``genfromtxt``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torchmar_handlers.request import BadRequest
 
 
 def read(text: str) -> np.ndarray:
-    """Return the numbers of a CSV text: of one row or one column one dimension, of one number none.
+    """Return the numbers of a CSV text: with one dimension for one row or one column, and none for one number.
 
-    Blank lines, and what follows ``#``, are left out. Unlike in ``genfromtxt``, a cell without a number is an error,
-    and neither NaN nor -1.
+    Blank lines, and the text after ``#``, are ignored. Unlike in ``genfromtxt``, a cell without a number is an error,
+    not NaN or -1.
 
     Raises:
         BadRequest: a cell is no number, or a row is shorter or longer than the first.

@@ -1,4 +1,4 @@
-"""A handler that answers each request by itself, from its body and its content type as the client sent them."""
+"""A handler that answers each request independently, from its body and content type as the client sent them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Adapter(BaseHandler):
     """A handler for a package of another tool, whose own code or protocol reads the bodies of requests.
 
     A request is not divided into instances, and requests of a batch share no forward pass, because only the package
-    knows what a body holds. There are no explanations.
+    knows the content of a body. There are no explanations.
 
     Subclasses override ``load_package`` and ``answer``.
     """
@@ -39,19 +39,19 @@ class Adapter(BaseHandler):
         self.warm_up(context)
 
     def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
-        """Load the package, whose own files say what its weights are."""
+        """Load the package, whose own files describe its weights."""
         self.dtype = None
         if self.device.type == "cuda":
-            # Code that says "cuda" then means this worker's GPU.
+            # Code that uses the device "cuda" then runs on this worker's GPU.
             torch.cuda.set_device(self.device)
         self.load_package(folder)
 
     def load_package(self, folder: Path) -> None:
-        """Set ``model`` from the package, which lies in ``folder``."""
+        """Set ``model`` from the package in ``folder``."""
         raise NotImplementedError
 
     def load_labels(self, folder: Path) -> Any:
-        """Return None: a file of this name is the package's own."""
+        """Return None: a file of this name belongs to the package."""
         return None
 
     def answer(self, request: Request) -> Reply:
@@ -65,7 +65,7 @@ class Adapter(BaseHandler):
         return 503, "Prediction failed"
 
     def warm_up(self, context: Any) -> None:
-        """Answer the archive's samples, so that the first clients do not wait for what is slow at first."""
+        """Answer the archive's samples, so that the first clients do not wait for steps that are slow at first."""
         wanted = self.options.flag("warm_up", True)
         self.options.reject_unknown()
         for request in self.sample_requests() if wanted else ():
@@ -73,7 +73,7 @@ class Adapter(BaseHandler):
                 self._reply(request)
 
     def handle(self, data: Sequence[Any], context: Any) -> list[Any]:
-        """Answer each request of a batch; one that fails does not change the answers of the others."""
+        """Answer each request of a batch; a request that fails does not change the answers of the others."""
         started = time.perf_counter()
         self.context = context
         if envelopes.has_instances():
@@ -87,11 +87,11 @@ class Adapter(BaseHandler):
         return bodies
 
     def body_of_instances(self, instances: Sequence[Any]) -> Any:
-        """Return the JSON of the one request that the instances of an envelope become."""
+        """Return the JSON of the single request that replaces the instances of an envelope."""
         return {"instances": instances}
 
     def _answer_instances(self, instances: Sequence[Any], context: Any) -> list[Any]:
-        """Return an answer for each instance that one of TorchServe's envelopes has taken out of a body.
+        """Return an answer for each instance that one of TorchServe's envelopes has taken from a body.
 
         Raises:
             PredictionException: the request is rejected, or its answer has another number of values.
@@ -131,16 +131,16 @@ def body_of(request: Request) -> bytes | bytearray:
     """Return a request's body as bytes.
 
     A server decodes JSON and texts, unless ``decode_input_request=false`` is in its configuration. Texts are encoded
-    as they were; JSON is written anew, with the same values.
+    with their original encoding; JSON is written again, with the same values.
 
     Raises:
-        BadRequest: there is none, or it is a form (415).
+        BadRequest: there is no body, or it is a form (415).
     """
     if "body" not in request.row and (request.sends(FORM) or request.media_type.startswith("multipart/")):
         raise BadRequest(
             f"a form ({request.media_type}) is not taken: send the body with its own Content-Type, such as {JSON}", 415
         )
-    # Beside a body, other fields are parameters of the URL.
+    # In addition to a body, other fields are parameters of the URL.
     payload = request.row.get("body", request.payload)
     if isinstance(payload, bytes | bytearray):
         return payload
@@ -155,7 +155,7 @@ def text_of(body: bytes | bytearray) -> str:
     """Return a body as text.
 
     Raises:
-        BadRequest: it is not UTF-8.
+        BadRequest: the body is not UTF-8.
     """
     try:
         return body.decode()

@@ -32,11 +32,11 @@ _EXPECTED = f"send an object with one of {', '.join(_FORMATS)}"
 
 @dataclass(frozen=True)
 class ModelInput:
-    """The arguments that a model is called with.
+    """The arguments for a call of the model.
 
     Attributes:
         values: the array.
-        is_table: whether it was sent as a table, which the answer is, too.
+        is_table: whether the input was sent as a table; the answer is then a table, too.
         arguments: parameters of the call.
     """
 
@@ -51,7 +51,7 @@ def read(body: Any, media_type: str, signature: Signature) -> ModelInput:
     Args:
         body: a text, or JSON that the server has decoded.
         media_type: its content type, without parameters.
-        signature: of the model.
+        signature: signature of the model.
 
     Raises:
         BadRequest: the body has none of the formats, or does not fit the signature; 415: it is of another type.
@@ -80,7 +80,7 @@ def read(body: Any, media_type: str, signature: Signature) -> ModelInput:
 
 
 def _table(values: np.ndarray, signature: Signature, arguments: Mapping[str, Any]) -> ModelInput:
-    # What the signature makes a tensor of is answered as one.
+    # Data of a tensor in the signature are answered as a tensor.
     return ModelInput(values, not signature.tensors, arguments)
 
 

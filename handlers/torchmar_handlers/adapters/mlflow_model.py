@@ -1,4 +1,4 @@
-"""A model that MLflow's pytorch flavour has saved: its ``MLmodel`` file, and its weights."""
+"""A model saved by MLflow's pytorch flavour: its ``MLmodel`` file, and its weights."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ FLAVOR = "pytorch"
 
 
 def load(folder: Path, device: torch.device) -> tuple[nn.Module, Signature]:
-    """Return the model on ``device``, in eval mode, and its signature. A pickle runs code of whoever made it.
+    """Return the model on ``device``, in eval mode, and its signature. A pickle runs code of its author.
 
     Raises:
-        LoadError: there is no such model, it cannot be loaded, or it takes what cannot be made of a request.
+        LoadError: there is no such model, it cannot be loaded, or a request cannot contain its input.
     """
     document = _document(folder)
     flavor = document["flavors"][FLAVOR]
@@ -80,7 +80,7 @@ def _weights(folder: Path, device: torch.device) -> nn.Module:
 
 
 def _pickle_module(folder: Path) -> ModuleType:
-    """Return the module that reads the pickle; that of MLflow reads as Python's own does."""
+    """Return the module that reads the pickle; MLflow's module reads as Python's own does."""
     file = folder / "pickle_module_info.txt"
     name = file.read_text(encoding="utf-8").strip() if file.is_file() else "pickle"
     return pickle if name.startswith("mlflow.") or name in ("pickle", "cloudpickle") else importlib.import_module(name)

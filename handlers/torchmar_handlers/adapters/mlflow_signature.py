@@ -1,4 +1,4 @@
-"""The signature of an MLflow model: the columns or the tensor that it takes, and its parameters."""
+"""The signature of an MLflow model: its input columns or its input tensor, and its parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from torchmar_handlers.request import BadRequest
 
-_WHOLE: Mapping[str, int] = {"integer": 31, "long": 63}  # and their bits
+_WHOLE: Mapping[str, int] = {"integer": 31, "long": 63}  # types of whole numbers, with their bits
 _NUMBERS = (*_WHOLE, "float", "double", "boolean")
 _CASTS: Mapping[str, type] = {
     "boolean": bool,
@@ -25,17 +25,17 @@ _CASTS: Mapping[str, type] = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; ``name`` is empty where columns have positions only."""
+    """A column of a table; the ``name`` is empty if columns have only positions."""
 
     name: str
     type: str
     required: bool = True
 
     def number(self, value: Any, where: str) -> float:
-        """Return a cell as a number; a missing one, which only columns of other than whole numbers may have, is NaN.
+        """Return a cell as a number; a missing number is NaN, and is an error in columns of whole numbers.
 
         Raises:
-            BadRequest: it has another type.
+            BadRequest: the cell has another type.
         """
         if value is None and self.type not in _WHOLE:
             return float("nan")
@@ -44,7 +44,7 @@ class Column:
         fits = isinstance(value, bool) if self.type == "boolean" else isinstance(value, int | float)
         if fits and self.type in _WHOLE:
             most = 1 << _WHOLE[self.type]
-            # Infinity is none of them.
+            # Infinity belongs to none of these types.
             fits = not isinstance(value, bool) and -most <= value < most and value == int(value)
         try:
             if fits:
@@ -66,7 +66,7 @@ class TensorSpec:
         """Return JSON as an array of this type and shape.
 
         Raises:
-            BadRequest: it is none.
+            BadRequest: the value is no such array.
         """
         found = array(value)
         if self.dtype.kind in "iu" and found.dtype.kind == "f" and not bool(np.all(found == np.trunc(found))):
@@ -86,14 +86,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a request; ``default`` is passed to the model where a request has none."""
+    """A parameter of a request; ``default`` is passed to the model if a request does not set it."""
 
     name: str
     type: str
     default: Any
 
     def cast(self, value: Any) -> Any:
-        """Return a value as this parameter's type. Raises BadRequest if it is of another."""
+        """Return a value in this parameter's type. Raises BadRequest if it has another type."""
         kind = _CASTS.get(self.type)
         values = value if isinstance(value, list) else [value]
         whole = kind is not float or not any(isinstance(item, bool) for item in values)
@@ -106,17 +106,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """The inputs of a model; without columns and tensors, a table or a tensor of any kind."""
+    """The inputs of a model; without columns and tensors, any table or tensor."""
 
     columns: tuple[Column, ...] = ()
     tensors: tuple[TensorSpec, ...] = ()
     parameters: tuple[Parameter, ...] = ()
 
     def arguments(self, given: Any) -> dict[str, Any]:
-        """Return the parameters of a request, with defaults; those that the signature does not name are left out.
+        """Return the parameters of a request, with defaults, and without parameters that the signature does not name.
 
         Raises:
-            BadRequest: they are no object, or one has another type.
+            BadRequest: the parameters are no object, or one has another type.
         """
         if given is not None and not isinstance(given, Mapping):
             raise BadRequest("params is no object")
@@ -131,7 +131,7 @@ def parse(document: Any) -> Signature:
     """Return the signature in an ``MLmodel`` file's ``signature``.
 
     Raises:
-        ValueError: it is of a kind that the model cannot be served with.
+        ValueError: the model cannot be served with this kind of signature.
     """
     if not document:
         return Signature()
@@ -168,7 +168,7 @@ def array(value: Any) -> np.ndarray:
     """Return JSON as an array of numbers.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: the value is no array.
     """
     try:
         found = np.array(value)
@@ -180,7 +180,7 @@ def array(value: Any) -> np.ndarray:
 
 
 def number(value: Any, where: str) -> float:
-    """Return a cell of a column without a type as a number; a missing one is NaN. Raises BadRequest if it is none."""
+    """Return a cell of a column without a type as a number; a missing cell is NaN. Raises BadRequest otherwise."""
     if value is None:
         return float("nan")
     try:
@@ -190,7 +190,7 @@ def number(value: Any, where: str) -> float:
 
 
 def _listed(value: Any) -> Sequence[Mapping[str, Any]]:
-    # A text of JSON inside of the YAML.
+    # A JSON text inside the YAML.
     entries = json.loads(value) if isinstance(value, str) else value
     return [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
 

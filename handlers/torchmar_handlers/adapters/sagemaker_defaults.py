@@ -1,8 +1,9 @@
-"""The functions that SageMaker's PyTorch toolkit runs where a package does not define its own.
+"""The functions of SageMaker's PyTorch toolkit for packages that do not define their own.
 
-They are those of sagemaker-pytorch-inference 2.0.25 over sagemaker-inference 1.10.1, with these differences: a content
-type may have parameters, ``Accept`` a wildcard; an unsupported one is 415 or 406 and not 500; ``.npy`` files with
-pickled objects, whose loading would run what a client sends, are rejected, as is CSV with cells that are no numbers.
+They do the same as those of sagemaker-pytorch-inference 2.0.25 over sagemaker-inference 1.10.1, with these differences:
+a content type may have parameters, ``Accept`` a wildcard; an unsupported one gets 415 or 406, not 500; ``.npy`` files
+with pickled objects, whose loading would run a client's code, are rejected, and so is CSV with cells that are no
+numbers.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from torchmar_handlers.weights.load_error import LoadError
 
 CSV = "text/csv"
 ANY = "*/*"
-#: The content types whose bodies functions get as text.
+#: The content types whose bodies the functions get as text.
 TEXTS = (JSON, CSV)
 _WEIGHTS = "model.pt"
 _SUFFIXES = (".pt", ".pth")
 
 
 def model_fn(folder: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """Return the TorchScript module of ``model.pt``, or else of the only ``.pt`` or ``.pth`` file at the top.
+    """Return the TorchScript module of ``model.pt``, or else of the only ``.pt`` or ``.pth`` file at the top level.
 
     Raises:
-        LoadError: there is no such file, there are several, or it is no TorchScript.
+        LoadError: there is no such file, there are several, or the file is no TorchScript.
     """
     file = folder / _WEIGHTS
     if not file.is_file():
@@ -51,9 +52,9 @@ def model_fn(folder: Path, device: torch.device) -> torch.jit.ScriptModule:
 
 
 def input_fn(body: Any, content_type: str | None, device: torch.device) -> torch.Tensor:
-    """Return the tensor of a JSON, CSV or ``.npy`` body: of JSON and CSV float32, of ``.npy`` as it is.
+    """Return the tensor of a JSON, CSV or ``.npy`` body: float32 for JSON and CSV, the type of the file for ``.npy``.
 
-    JSON may be a text, or decoded by the server.
+    JSON may be a text, or already decoded by the server.
 
     Raises:
         BadRequest: the body is damaged, or of another content type (415).
@@ -76,7 +77,7 @@ def input_fn(body: Any, content_type: str | None, device: torch.device) -> torch
 
 
 def predict_fn(data: Any, model: Any, device: torch.device) -> Any:
-    """Return what the model makes of the data, without gradients."""
+    """Return the model's output for the data, without gradients."""
     with torch.no_grad():
         model = model.to(device)
         model.eval()
@@ -84,15 +85,15 @@ def predict_fn(data: Any, model: Any, device: torch.device) -> Any:
 
 
 def output_fn(prediction: Any, accept: str, default: str) -> tuple[Any, str]:
-    """Return a prediction as JSON, CSV or ``.npy``, whichever ``accept`` names first, and its content type.
+    """Return a prediction as JSON, CSV or ``.npy``, by the first of these in ``accept``, and its content type.
 
     Args:
-        prediction: a tensor, or what NumPy makes an array of.
-        accept: the request's header.
-        default: the content type that a wildcard stands for.
+        prediction: a tensor, or a value that NumPy converts to an array.
+        accept: header of the request.
+        default: content type for a wildcard.
 
     Raises:
-        BadRequest: ``accept`` names none of them (406).
+        BadRequest: ``accept`` contains none of them (406).
     """
     value = prediction.detach().tolist() if isinstance(prediction, torch.Tensor) else prediction
     for choice in accept.split(","):

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 CODE = "code"
 PROGRAM = "inference.py"
-#: The functions that a script may define, with the numbers of their arguments besides ``context``.
+#: The functions that a script may define, with the numbers of their arguments without ``context``.
 ARGUMENTS: Mapping[str, int] = {
     "pre_model_fn": 1,
     "model_fn": 1,
@@ -33,16 +33,16 @@ Function = Callable[..., Any]
 def load(folder: Path, program: str | None) -> dict[str, Function]:
     """Import the script of a package, and return its functions, each of which takes ``context`` first.
 
-    The folder ``code`` is put first on the path, so that the script finds the modules beside it.
+    The folder ``code`` becomes the first entry of the path, so that the script finds the modules beside it.
 
     Args:
-        folder: of the extracted archive.
+        folder: folder of the extracted archive.
         program: the script, ``inference.py``, or a module, in ``code`` or at the top; None: ``inference.py``, which
             need not exist.
 
     Raises:
         OptionError: there is no such script.
-        LoadError: its functions cannot be called, or not together.
+        LoadError: its functions cannot be called, or exclude each other.
     """
     code = folder / CODE
     if code.is_dir():
@@ -60,7 +60,7 @@ def load(folder: Path, program: str | None) -> dict[str, Function]:
     scripts = [script for root in (code, folder) if (script := (root / path).with_suffix(".py")).is_file()]
     imported = getattr(module, "__file__", None)
     if scripts and not (imported and any(script.samefile(imported) for script in scripts)):
-        # Its functions would be missing, and the default ones run in their place.
+        # Otherwise its functions would be missing, and the default functions would run in their place.
         raise LoadError(f"the script {name}.py has the name of a module of Python or of a package: rename it")
     functions = {
         function: _with_context(function, given, count)
@@ -75,12 +75,12 @@ def load(folder: Path, program: str | None) -> dict[str, Function]:
 
 
 def _with_context(name: str, function: Any, count: int) -> Function:
-    """Return a function that takes ``context`` first, and passes it on as the last argument if there is room for it."""
+    """Return a function that takes ``context`` first, and passes it on as the last argument if there is one for it."""
     if not callable(function):
         raise LoadError(f"{name} is no function")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a function that is not written in Python
+    except (TypeError, ValueError):  # a function that is not written in Python
         return lambda context, *arguments: function(*arguments)
     if len(signature.parameters) == count + 1:
         return lambda context, *arguments: function(*arguments, context)

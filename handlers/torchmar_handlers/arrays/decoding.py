@@ -14,7 +14,7 @@ from torchmar_handlers.request import BadRequest
 from torchmar_handlers.weights import Input
 from torchmar_handlers.weights.exported_model import has_shape
 
-_TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # the kinds of numbers that can stand for another's
+_TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # kinds of numbers that are accepted for another kind
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 
@@ -37,7 +37,7 @@ def array_of(value: Any, spec: Input) -> np.ndarray:
     """Return the array of one input.
 
     Raises:
-        BadRequest: it is none, or one of another type or shape.
+        BadRequest: the value is no array, or has another type or shape.
     """
     try:
         array = np.asarray(value)
@@ -57,7 +57,7 @@ def array_of(value: Any, spec: Input) -> np.ndarray:
 @functools.cache
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """Return the type of arrays for a type of torch."""
-    # NumPy knows no bfloat16; from float32 the model casts it itself.
+    # NumPy has no bfloat16; the model converts float32 itself.
     numpy_dtype: np.dtype = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
     return numpy_dtype
 
@@ -91,13 +91,13 @@ def _cast(array: np.ndarray, dtype: np.dtype, spec: Input) -> np.ndarray:
             raise BadRequest(f"{called(spec)} has {number:g}, which {dtype} does not hold")
     else:
         cast = np.ascontiguousarray(array, dtype)
-    # A view of a request's bytes is read-only, which torch does not know.
+    # A view of a request's bytes is read-only, but torch ignores this.
     cast = cast if cast.flags.writeable else cast.copy()
     return cast if cast.shape == array.shape else cast.reshape(array.shape)
 
 
 def _fits_float32(array: np.ndarray) -> bool:
-    """Return whether all numbers are known to be finite as float32; a square of one that is not would tell."""
+    """Return whether all numbers are certainly finite as float32: otherwise the sum of squares is not finite."""
     flat = array.ravel()
     return bool(flat.dot(flat) <= _LARGEST_SQUARE)
 

@@ -16,7 +16,7 @@ def to_numpy(value: Any, name: str, rows: int) -> np.ndarray:
     shape = value.shape
     if not shape or shape[0] != rows:
         raise ValueError(f"the output {name!r} has the shape {list(shape)}, whose first size is not {rows}")
-    if value.dtype == torch.bfloat16:  # NumPy knows none
+    if value.dtype == torch.bfloat16:  # NumPy has no bfloat16
         value = value.float()
     array: np.ndarray = (value if value.is_cpu else value.cpu()).numpy()
     return array
@@ -26,6 +26,6 @@ def is_finite(array: np.ndarray) -> bool:
     """Return whether no number of an array is NaN or infinite."""
     if array.dtype.kind != "f":
         return True
-    # The sum of squares is computed in a fraction of the time; it is finite only if all numbers are.
+    # The sum of squares takes a fraction of the time; it is finite only if all numbers are finite.
     flat = array.ravel()
     return math.isfinite(flat.dot(flat)) or bool(np.isfinite(array).all())

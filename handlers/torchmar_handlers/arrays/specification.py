@@ -1,4 +1,4 @@
-"""The inputs of a model, as it declares them or the options of the handler do, and in words."""
+"""The inputs of a model, from its weights or the options of the handler, and their descriptions in words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def declared(model: torch.nn.Module) -> list[Input]:
 
 
 def of_option(given: Any, known: Sequence[Input]) -> list[Input]:
-    """Return the inputs of an instance: those of the option ``inputs``, else those that the model declares.
+    """Return the inputs of an instance: those of the option ``inputs``, or else those that the model declares.
 
     Raises:
         OptionError: the option is wrong, or names inputs that the model does not have.
@@ -58,7 +58,7 @@ def of_option(given: Any, known: Sequence[Input]) -> list[Input]:
         inputs[read.name] = read
     names = [entry.name for entry in known if entry.name]
     unknown = [name for name in inputs if name not in names]
-    # All of them may be called anew, in the model's order; if only some are, they are probably misspelt.
+    # New names may be given to all inputs, in the model's order; if only some differ, they are probably misspelt.
     if names and unknown and (len(unknown) < len(inputs) or len(inputs) > len(names)):
         raise OptionError("inputs", f"the model has no input {unknown[0]!r}; it has {', '.join(names)}")
     return list(inputs.values())
@@ -82,10 +82,10 @@ def _entry(position: int, entry: Any) -> Input:
 
 
 def output_names(given: Any) -> tuple[str, ...]:
-    """Return the names of the option ``outputs``; empty: it is not set.
+    """Return the names in the option ``outputs``; empty: it is not set.
 
     Raises:
-        OptionError: it is no list of names.
+        OptionError: the option is no list of names.
     """
     if given is None:
         return ()
@@ -95,12 +95,12 @@ def output_names(given: Any) -> tuple[str, ...]:
 
 
 def called(spec: Input) -> str:
-    """Return what an error calls an input."""
+    """Return the name of an input for an error."""
     return f"the input {spec.name!r}" if spec.name else "the input"
 
 
 def described(spec: Input) -> str:
-    """Return what an input takes, in words."""
+    """Return the type and shape of an input, in words."""
     dtype = str(spec.dtype).removeprefix("torch.") if spec.dtype else "numbers"
     shape = (
         "" if spec.shape is None else f" of the shape [{', '.join('*' if s is None else str(s) for s in spec.shape)}]"

@@ -1,4 +1,4 @@
-"""Answer a batch of requests with as many replies; no request changes the reply to another."""
+"""Answer a batch of requests with the same number of replies; no request changes the reply to another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class HandlerProtocol(faults.Handler, Protocol):
-    """The part of a handler that answering a batch uses."""
+    """The methods and attributes of a handler that are needed to answer a batch."""
 
     max_forward_batch: int
     executor: Executor | None
@@ -43,7 +43,7 @@ class _Failure:
 
 @dataclass(slots=True)
 class Decoded:
-    """A request half way: its instances decoded, one input each, and how their answers become one."""
+    """A request before the model: the decoded input of each instance, and the function that combines their answers."""
 
     parsed: protocols.ParsedRequest
     inputs: Sequence[Any]
@@ -51,7 +51,7 @@ class Decoded:
 
 @dataclass(slots=True)
 class Inferred:
-    """A request after the model: for each instance its `_Output`, which may be that of several, or its answer."""
+    """A request after the model: for each instance, its answer or its `_Output`, which several instances may share."""
 
     parsed: protocols.ParsedRequest
     outcomes: Sequence[Any]
@@ -66,7 +66,7 @@ class _Output:
 
 @dataclass(slots=True)
 class _Part:
-    """One instance of one request, its decoded input and its answer or failure; ``owner`` is the request's index."""
+    """One instance of one request: decoded input, and answer or failure; ``owner`` is the index of the request."""
 
     request: Request
     input: Any
@@ -75,18 +75,18 @@ class _Part:
 
 
 def answer(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Reply]:
-    """Return one reply per request, whatever happens to any of them.
+    """Return one reply per request, even if some requests fail.
 
-    Every instance is decoded by itself; then predictions and explanations run, each group of
-    like inputs at once. A group that fails is repeated instance by instance, so that only the
-    culprit fails: with its own code (``PredictionException``), 400 where the model takes another input
+    Every instance is decoded independently. Then predictions and explanations run, each group of
+    similar inputs at once. A group that fails is repeated instance by instance, so that only the
+    faulty instance fails: with its own code (``PredictionException``), 400 if the model accepts another input
     right after (see `torchmar_handlers.common.faults`), 507 (out of memory) or 503, as in TorchServe.
     """
     return finish(handler, decode(handler, requests))
 
 
 def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decoded | Reply]:
-    """Return each request decoded, or the answer of one that needs no model: an error, or a description."""
+    """Return each decoded request, or the reply to a request that needs no model: an error, or a description."""
     read = [_read(handler, request) for request in requests]
     parts: list[Request] = []
     for parsed in read:
@@ -101,14 +101,14 @@ def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decode
             continue
         start, end = end, end + len(parsed.parts)
         own = inputs[start:end]
-        # One bad instance fails its request; the others of that request need not be computed.
+        # One invalid instance fails its request; its other instances need not be computed.
         failed = _Failure in map(type, own)
         halves.append(_reply(handler, parsed, own) if failed else Decoded(parsed, own))
     return halves
 
 
 def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Reply]:
-    """Return the replies to what `decode` returned, be it that of several calls."""
+    """Return the replies to requests from `decode`, of one or several calls."""
     own = _parts(halves)
     for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
         _run(handler, handler.explain_handle if explain else handler.predict_handle, chosen)
@@ -119,7 +119,7 @@ def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[
 
 
 def infer(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Inferred | Reply]:
-    """Return each request of `decode` with the model's output, or the reply to one that needs no other step."""
+    """Return each request from `decode` with the model's output, or the reply if it needs no further step."""
     own = _parts(halves)
     for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
         if explain:
@@ -140,7 +140,7 @@ def infer(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[I
 
 
 def conclude(handler: HandlerProtocol, inferred: Sequence[Inferred]) -> list[Reply]:
-    """Return the replies to what `infer` returned, be it that of several calls."""
+    """Return the replies to requests from `infer`, of one or several calls."""
     replies = []
     for request in inferred:
         outcomes = list(request.outcomes)
@@ -168,7 +168,7 @@ def _parts(halves: Sequence[Decoded | Reply]) -> list[list[_Part]]:
 
 
 def _read(handler: HandlerProtocol, request: Request) -> protocols.ParsedRequest | Reply:
-    """Return the instances of a request, or the answer of one that needs no model."""
+    """Return the instances of a request, or the reply to a request that needs no model."""
     try:
         if request.wants_description:
             return Reply.of(_description(handler))
@@ -179,7 +179,7 @@ def _read(handler: HandlerProtocol, request: Request) -> protocols.ParsedRequest
 
 
 def _description(handler: HandlerProtocol) -> Any:
-    """Return a handler's description, with which weights are served where there are several."""
+    """Return a handler's description, with the weights that are served if there are several."""
     description, of_weights = handler.describe_handle(), handler.described_weights()
     if of_weights and (description is None or isinstance(description, Mapping)):
         return {**(description or {}), **of_weights}
@@ -199,7 +199,7 @@ def _decode(handler: HandlerProtocol, parts: Sequence[Request]) -> list[Any]:
 
 
 def _groups(handler: HandlerProtocol, parts: Iterable[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
-    """Yield the parts that can share a forward pass, no more at once than the handler takes."""
+    """Yield the parts that can share a forward pass, in groups of at most the handler's limit."""
     parts = list(parts)
     if len(parts) == 1:
         yield parts[0].request.wants_explanation, parts
@@ -222,7 +222,7 @@ def _run(
     step: Callable[[Any, Sequence[Request]], Sequence[Any]],
     parts: Sequence[_Part],
 ) -> None:
-    """Have ``step`` answer all parts at once and, if that fails, each alone."""
+    """Answer all parts with one call of ``step`` or, if that fails, with one call for each."""
     try:
         batch = handler.preprocess([part.input for part in parts])
         answers = step(batch, [part.request for part in parts])
@@ -244,14 +244,14 @@ def _run(
 
 
 def _infer(handler: HandlerProtocol, parts: Sequence[_Part]) -> None:
-    """Run the model on all parts at once, and where that fails, or its output has no row for each, on each alone."""
+    """Run the model on all parts at once; if this fails, or its output has no row for each, on each part alone."""
     owned = [list(members) for _, members in itertools.groupby(parts, key=lambda part: part.owner)]
     try:
         output = handler.inference(handler.preprocess([part.input for part in parts]))
         outputs = rows.split(output, [len(members) for members in owned])
     except Exception:
         if len(parts) == 1:
-            # It fails again, or is answered completely.
+            # This call fails again, or answers the instance completely.
             _run(handler, handler.predict_handle, parts)
             return
         outputs = None
@@ -267,7 +267,7 @@ def _infer(handler: HandlerProtocol, parts: Sequence[_Part]) -> None:
 
 
 def _conclude(handler: HandlerProtocol, output: Any, requests: Sequence[Request]) -> Sequence[Any]:
-    """Return the answers to instances with one output, and where that fails, to each alone."""
+    """Return the answers to the instances of one output; if this fails, to each instance alone."""
 
     def answer() -> Sequence[Any]:
         answers = handler.postprocess_handle(output, requests)
@@ -282,7 +282,7 @@ def _conclude(handler: HandlerProtocol, output: Any, requests: Sequence[Request]
             known, step = handler.known_inputs, handler.predict_handle
             outcome = faults.of_step(handler, known, step, requests[0], None, error, again=lambda: answer()[0])
             return [_Failure(outcome) if isinstance(outcome, Exception) else outcome]
-    # Only outputs with rows are those of several instances.
+    # Only an output with rows belongs to several instances.
     separate = rows.split(output, [1] * len(requests)) or ()
     return [_conclude(handler, *pair)[0] for pair in zip(separate, ([request] for request in requests), strict=True)]
 
@@ -302,7 +302,7 @@ def _status_and_message(handler: HandlerProtocol, error: Exception) -> tuple[int
     if isinstance(error, PredictionException):
         return error.error_code, error.message
     logger.error("%s failed", type(handler).__name__, exc_info=error)
-    # The same two cases, by the same signs, as in TorchServe's service.
+    # The same two cases, recognised in the same way, as in TorchServe's service.
     if isinstance(error, MemoryError) or "CUDA" in str(error):
         return 507, "Out of resources"
     return 503, "Prediction failed"

@@ -1,8 +1,8 @@
-"""TorchServe's request envelopes around a handler: batches of instances, where the handler expects requests.
+"""TorchServe's request envelopes around a handler: they pass batches of instances in place of requests.
 
-The envelopes ``json`` (of Vertex AI's PyTorch containers) and ``kserve`` take the ``instances`` out of bodies and put
+The envelopes ``json`` (of Vertex AI's PyTorch containers) and ``kserve`` take the ``instances`` from bodies and put
 the handler's answers into ``predictions``. The handlers here read such bodies themselves, with their ``parameters``,
-but a server may be configured so.
+but a server may be configured with an envelope.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torchmar_handlers.request import JSON, Request
 _PACKAGE = "ts.torch_handler.request_envelope."
 _INSTANCES = ("json", "kserve")
 _BASE = f"{_PACKAGE}base"
-_MAX_DEPTH = 4  # calls between the envelope and `has_instances`: overridden methods call those of the base
+_MAX_DEPTH = 4  # calls between the envelope and `has_instances`: overridden methods call those of the base class
 
 
 def has_instances() -> bool:
-    """Return whether the handler is called by an envelope that gives it instances; TorchServe does not say so."""
-    if _BASE not in sys.modules:  # only TorchServe's loader imports it, where an envelope is configured
+    """Return whether an envelope calls the handler with instances; TorchServe has no flag for it."""
+    if _BASE not in sys.modules:  # only TorchServe's loader imports it, if an envelope is configured
         return False
     frame = sys._getframe(1)
     for _ in range(_MAX_DEPTH):
@@ -38,7 +38,7 @@ def has_instances() -> bool:
 
 
 def headers(context: Any) -> dict[str, Any]:
-    """Return the headers of the first request of a batch, whose instances are JSON whatever it was sent as."""
+    """Return the headers of the first request of a batch, with JSON as the type of its instances."""
     return {**Request.of(0, {}, context).headers, "content-type": JSON}
 
 
@@ -46,10 +46,10 @@ def requests(instances: Sequence[Any], context: Any, limit: int) -> list[Request
     """Return the instances of an envelope as requests, with the headers of the first of the batch.
 
     Args:
-        instances: of all requests of the batch, which only the envelope tells apart.
-        context: TorchServe's.
-        limit: the instances that a request may have; those of several requests are divided, so that none is rejected
-            for the others.
+        instances: instances of all requests of the batch, which only the envelope can distinguish.
+        context: TorchServe's context.
+        limit: the largest number of instances in a request; the instances are divided into requests of this size, so
+            that none is rejected.
     """
     size = limit if len(context.request_processor) > 1 else max(1, len(instances))
     parts = [list(instances[start : start + size]) for start in range(0, len(instances), size)] or [[]]
@@ -57,10 +57,10 @@ def requests(instances: Sequence[Any], context: Any, limit: int) -> list[Request
 
 
 def answers(reply: Reply) -> list[Any]:
-    """Return the answers to the instances of one of `requests`, which the envelope distributes to the requests.
+    """Return the answers to the instances of one of `requests`, which the envelope assigns to the clients' requests.
 
     Raises:
-        PredictionException: the reply is an error; which request it is about only the envelope knows, so that all of
+        PredictionException: the reply is an error; only the envelope knows the request that it concerns, so that all of
             the batch fail. The built-in server repeats such a batch request by request.
     """
     if reply.status >= 400:

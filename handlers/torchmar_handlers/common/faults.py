@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Step = Callable[[Any, Sequence[Request]], Sequence[Any]]
 
 _SAMPLES = 4
-_MODULE = "torch.nn.modules.module"  # calls every model, TorchScript and exported programs with them
+_MODULE = "torch.nn.modules.module"  # the module that calls every model, including TorchScript and exported programs
 _RESOURCES = ("CUDA", "allocate memory", "out of memory")  # in the words of torch's allocators
 _LIBRARIES = ("torch", "onnxruntime", "openvino")
 _LONGEST = 300  # characters of an error that a client gets
@@ -37,10 +37,10 @@ class Handler(protocols.HandlerInfo, Protocol):
 
 
 class KnownInputs:
-    """Inputs that a handler's model is known, or likely, to take: the archive's samples, or typical ones.
+    """Inputs that a handler's model accepts, or probably accepts: the archive's samples, or typical inputs.
 
     Args:
-        handler: whose they are.
+        handler: handler of the model.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -53,12 +53,12 @@ class KnownInputs:
         """Keep the first input that was answered, for archives without samples."""
         if self._keeps:
             self._keeps = False
-            # A copy, for its memory may be a buffer that is used again; what cannot be copied is not kept.
+            # A copy, because its memory may be a buffer that is used again; an input that cannot be copied is not kept.
             with contextlib.suppress(Exception):
                 self._answered.append(copy.deepcopy(value))
 
     def samples(self) -> list[tuple[Request, Any]]:
-        """Return an instance of each of the archive's samples, decoded; those that are rejected are left out."""
+        """Return a decoded instance of each of the archive's samples, except samples that are rejected."""
         if self._samples is None:
             samples = []
             for sample in self._handler.sample_requests()[: 2 * _SAMPLES]:
@@ -71,7 +71,7 @@ class KnownInputs:
         return self._samples[:_SAMPLES]
 
     def __iter__(self) -> Iterator[tuple[Request, Any, bool]]:
-        """Yield a request, its decoded input, and whether a client has sent such, or the archive holds it."""
+        """Yield a request, its decoded input, and whether it comes from a client or from the archive's samples."""
         for request, value in self.samples():
             yield request, value, True
         for value in self._answered:
@@ -90,21 +90,21 @@ def of_step(
     *,
     again: Callable[[], Any] | None = None,
 ) -> Any:
-    """Return what to answer a request with that failed alone with ``error``.
+    """Return the answer or the exception for a request that failed alone with ``error``.
 
-    If the model takes another input right after, and fails for this one again, the input is to blame.
+    If the model then accepts another input, and fails for this one again, the fault is in the input.
 
     Args:
-        handler: that failed.
-        known: inputs that it should take.
-        step: that failed: of a prediction or an explanation.
-        request: whose options the explanation of another input is to have, too.
+        handler: handler that failed.
+        known: inputs that the model should accept.
+        step: method that failed: of a prediction or an explanation.
+        request: request whose options also apply to the explanation of another input.
         value: the decoded input; None: this process does not have it.
-        error: what was raised.
-        again: returns the answer, in place of ``step`` with the input.
+        error: exception that was raised.
+        again: function that returns the answer, in place of ``step`` with the input.
 
     Returns:
-        The answer, where the step succeeds this time; else an exception: BadRequest, or ``error`` itself.
+        The answer, if the step succeeds this time; else an exception: BadRequest, or ``error`` itself.
     """
     if not _may_be_the_input(error) or not (isinstance(error, NotFinite) or _is_of_the_model(error)):
         return error
@@ -124,7 +124,7 @@ def of_step(
 
 
 def of_reading(known: KnownInputs, error: Exception) -> Exception:
-    """Return what to answer a request with that cannot be read: BadRequest if a sample can, else ``error`` itself."""
+    """Return the exception for a request that cannot be read: BadRequest if a sample can, else ``error`` itself."""
     if isinstance(error, PredictionException) or not _may_be_the_input(error) or not known.samples():
         return error
     logger.info("an input cannot be read, and a sample can", exc_info=error)
@@ -132,7 +132,7 @@ def of_reading(known: KnownInputs, error: Exception) -> Exception:
 
 
 def _may_be_the_input(error: Exception) -> bool:
-    """Return whether an error may be due to what a request holds, and not to memory, files or other resources."""
+    """Return whether the content of a request may cause an error, and not memory, files or other resources."""
     if isinstance(error, PredictionException):
         return isinstance(error, NotFinite)
     if isinstance(error, MemoryError | OSError | torch.cuda.OutOfMemoryError):
@@ -142,9 +142,9 @@ def _may_be_the_input(error: Exception) -> bool:
 
 
 def _is_of_the_model(error: Exception) -> bool:
-    """Return whether an error was raised while the model ran, and not by what a handler makes of its output.
+    """Return whether an error was raised while the model ran, and not while a handler processed its output.
 
-    A label that is missing for a class is the archive's fault, whatever the input was.
+    A missing label of a class is a fault of the archive, for any input.
     """
     names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     return _MODULE in names or names[-1].partition(".")[0] in _LIBRARIES
@@ -166,7 +166,7 @@ def _bad_request(value: Any, reference: Any, error: Exception, is_sent: bool) ->
 
 
 def shape(value: Any, *, dtypes: bool = False) -> str:
-    """Return the shapes of a decoded input as text, ``[1, 28, 28]``; empty where it has none.
+    """Return the shapes of a decoded input as text, ``[1, 28, 28]``; empty: it has none.
 
     Args:
         value: a tensor or an array, an object with such ``values``, or several by name or position.
@@ -185,12 +185,12 @@ def shape(value: Any, *, dtypes: bool = False) -> str:
 
 
 def _inner(value: Any) -> Any:
-    """Return the ``values`` of an object that has such, as inputs of images do; tensors have a method called so."""
+    """Return the ``values`` of an object that has them, as inputs of images do; tensors have a method of this name."""
     return value if isinstance(value, torch.Tensor | np.ndarray | Mapping) else getattr(value, "values", value)
 
 
 def _kinds(value: Any) -> list[bool]:
-    """Return of each tensor whether it has whole numbers: bytes of an image stand for floats."""
+    """Return for each tensor whether it has whole numbers, or bytes of an image, which the model takes as floats."""
     value = _inner(value)
     if isinstance(value, torch.Tensor | np.ndarray):
         return [not str(value.dtype).removeprefix("torch.").startswith(("float", "bfloat", "uint8"))]

@@ -1,4 +1,4 @@
-"""One forward pass of a batch, whatever kind of weights the model came from."""
+"""One forward pass of a batch, for all kinds of weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def forward(model: torch.nn.Module, batch: Any, *, device: torch.device, dtype: 
     """Return the model's output for a batch.
 
     Args:
-        model: what `torchmar_handlers.weights.load` returned.
+        model: model from `torchmar_handlers.weights.load`.
         batch: a tensor, a tuple of positional tensors, or a mapping of named ones, each ``(n, ...)``;
-            anything else (a list of images of different sizes) is handed over as it is.
-        device: where the tensors are moved if they are not there.
-        dtype: what floating tensors are converted to (a model in half precision); None leaves them.
-            Outputs then come back as float32.
+            any other value (a list of images of different sizes) is passed unchanged.
+        device: device of the tensors, which are moved to it if necessary.
+        dtype: type to which floating tensors are converted (a model in half precision); None: they are unchanged.
+            Outputs are then converted to float32.
 
-    A model that was exported with a fixed batch size gets batches of that size, the last one
-    filled up with copies of its last row, whose outputs are dropped.
+    A model that was exported with a fixed batch size gets batches of that size; the last one is
+    filled with copies of its last row, whose outputs are dropped.
     """
     if dtype is not None or not _all_on(batch, device):
         batch = _each(batch, lambda tensor: _moved(tensor, device, dtype))
@@ -55,7 +55,7 @@ def _call(model: Callable[..., Any], batch: Any) -> Any:
 
 
 def _all_on(batch: Any, device: torch.device) -> bool:
-    """Return whether a batch is a tensor, or tensors by name or position, of which none has to be moved."""
+    """Return whether a batch is a tensor, or tensors by name or position, and no tensor has to be moved."""
     tensors = batch.values() if isinstance(batch, MAPPINGS) else batch if isinstance(batch, tuple) else (batch,)
     elsewhere = [tensor for tensor in tensors if not isinstance(tensor, torch.Tensor) or tensor.device != device]
     return not elsewhere
@@ -74,7 +74,7 @@ def _filled(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return ``value`` with its tensors changed, through tuples, lists and mappings."""
+    """Return ``value`` with its tensors changed, inside tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple | list):

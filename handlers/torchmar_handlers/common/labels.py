@@ -1,4 +1,4 @@
-"""Labels of classes: the class that a request means, and the most probable ones of an answer."""
+"""Labels of classes: the class that a request names, and the most probable classes of an answer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torchmar_handlers.request import BadRequest
 
 
 def class_of(target: Any, classes: int, mapping: Mapping[str, Any] | None) -> int:
-    """Return the class index that a request's ``target``, an index or a label, means.
+    """Return the class index for a request's ``target``, an index or a label.
 
     Args:
-        target: as the request has it.
-        classes: their number.
+        target: target in the request.
+        classes: number of classes.
         mapping: the labels, by class index as text; None: there are none.
 
     Raises:
@@ -33,8 +33,8 @@ def most_probable(probabilities: torch.Tensor, count: int, label: Callable[[int]
 
     Args:
         probabilities: ``(n, classes)``.
-        count: labels of a row, at the most.
-        label: returns the label of a class.
+        count: largest number of labels for a row.
+        label: function that returns the label of a class.
     """
     values, classes = probabilities.topk(min(count, probabilities.shape[1]))
     answers: list[dict[str, float]] = []

@@ -9,15 +9,15 @@ from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
 # A metric is a line of log that the server parses, 30 to 60 microseconds each: for a small model
-# six lines a batch would cost as much as the model. Gauges are read every few seconds only.
+# six lines a batch would cost as much as the model. Gauges are read only every few seconds.
 _SECONDS_BETWEEN = 0.25
 
 
 class Metrics:
-    """The measures of a worker's batches.
+    """The measurements of a worker's batches.
 
-    Updated for every batch: ``HandlerSeconds`` (a histogram, from which percentiles come; in seconds, since
-    that is what the bounds of TorchServe's are made for) and ``RejectedRequests`` if there are some. Updated at
+    Updated for every batch: ``HandlerSeconds`` (a histogram for percentiles; in seconds, because
+    the bounds of TorchServe's histograms are in seconds) and ``RejectedRequests`` if there are some. Updated at
     most four times a second, as means of the batches since: ``HandlerTime``, ``DecodeTime``, ``InferenceTime``,
     ``PostprocessTime`` (milliseconds) and ``RequestBatchSize``.
     """
@@ -33,16 +33,16 @@ class Metrics:
         """Add one batch to the metrics.
 
         Args:
-            metrics: those of TorchServe's context.
-            size: requests in the batch.
-            rejected: requests that were answered with 4xx.
+            metrics: metrics of TorchServe's context.
+            size: number of requests in the batch.
+            rejected: number of requests that were answered with 4xx.
             total: seconds for the whole batch.
-            decoding: seconds of these for decoding.
-            inference: seconds of these for the model.
+            decoding: seconds for decoding, part of the total.
+            inference: seconds for the model, part of the total.
         """
         if metrics is not self._metrics:
             self._metrics, self._seconds = metrics, _histogram(metrics, "HandlerSeconds", "s")
-        # As metrics.add_metric does, which looks up metric and dimensions each time.
+        # The same as metrics.add_metric, which searches metric and dimensions in each call.
         request_ids = ",".join(metrics.request_ids.values()) if metrics.request_ids else ""
         self._seconds.add_or_update(round(total, 6), [metrics.model_name, "Model"], request_ids)
         if rejected:

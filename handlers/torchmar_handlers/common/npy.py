@@ -13,23 +13,23 @@ MAGIC = b"\x93NUMPY"
 CONTENT_TYPE = "application/x-npy"
 
 
-_HEADER = 1 << 17  # bytes: more than a header of NumPy's has
+_HEADER = 1 << 17  # bytes, more than NumPy's headers have
 
 
 def read(content: bytes | bytearray) -> np.ndarray:
-    """Return the array of a ``.npy`` body; it shares the memory of ``content``, and can be written to if this can be.
+    """Return the array of a ``.npy`` body; it shares the memory of ``content``, and is writable if ``content`` is.
 
     NumPy's own reader allocates the size in the header before it compares it with the size of the file.
 
     Raises:
-        BadRequest: the file is damaged, or has anything but numbers, booleans and texts of fixed length.
+        BadRequest: the file is damaged, or contains values other than numbers, booleans and texts of fixed length.
     """
     stream = io.BytesIO(memoryview(content)[:_HEADER])
     try:
         version = np.lib.format.read_magic(stream)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(stream)
-    except Exception as error:  # a header is Python text, and its faults raise what they like
+    except Exception as error:  # a header is Python text, whose errors raise any exception
         raise BadRequest(f"the .npy file is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
     if dtype.kind not in "biufUS" or dtype.itemsize == 0:
         raise BadRequest(f"a .npy file of {dtype} is not taken; send numbers")
@@ -49,6 +49,6 @@ def write(array: np.ndarray) -> bytes:
     if array.dtype.hasobject or not (array.flags.c_contiguous or array.flags.f_contiguous):
         np.save(stream, array, allow_pickle=False)
         return stream.getvalue()
-    # As np.save does it, but for the content, which that copies twice.
+    # As np.save does it, except for the content, which np.save copies twice.
     np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
     return b"".join([stream.getvalue(), array.ravel(order="K").view(np.uint8).data])

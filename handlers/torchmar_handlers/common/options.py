@@ -11,14 +11,14 @@ _MISSING = object()
 
 
 class OptionError(ValueError):
-    """An option that cannot be used; the model does not load with it."""
+    """An option is wrong; the model does not load with it."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"model-config.yaml: handler.{name}: {problem}")
 
 
 class Options(Mapping[str, Any]):
-    """A mapping that records which of its keys were read, so that a misspelt one is found."""
+    """A mapping that records the keys that were read, so that a misspelt key is found."""
 
     def __init__(self, values: Any = None) -> None:
         if values is not None and not isinstance(values, Mapping):
@@ -51,7 +51,7 @@ class Options(Mapping[str, Any]):
         return float(self._within(name, value, low, high))
 
     def numbers(self, name: str, default: Sequence[float], *, count: int | None = None) -> list[float]:
-        """Return a list of numbers, ``count`` of them where that is given."""
+        """Return a list of numbers, of the length ``count`` if it is given."""
         value = self._given(name, default)
         plain = isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value)
         if not plain or (count is not None and len(value) != count):
@@ -67,7 +67,7 @@ class Options(Mapping[str, Any]):
         return value
 
     def text(self, name: str, default: str, *, choices: Sequence[str] = ()) -> str:
-        """Return a text, one of ``choices`` where they are given."""
+        """Return a text, one of ``choices`` if they are given."""
         value = self._given(name, default)
         if not isinstance(value, str):
             raise OptionError(name, f"{value!r} is not a text")

@@ -12,7 +12,7 @@ import numpy as np
 
 try:
     import orjson
-except ImportError:  # the same answers, more slowly
+except ImportError:  # the same answers, but slower
     orjson = None  # type: ignore[assignment]
 
 from torchmar_handlers.common import npy
@@ -23,7 +23,7 @@ PNG = "image/png"
 
 @dataclass(slots=True)
 class Reply:
-    """The response to one request; with an empty content type TorchServe sets it."""
+    """The response to one request; TorchServe sets a content type that is empty."""
 
     body: Any
     content_type: str = ""
@@ -32,7 +32,7 @@ class Reply:
 
     @classmethod
     def of(cls, answer: Any) -> Reply:
-        """Return the reply for a handler's answer: bytes, text and tensors as they are, all else as JSON.
+        """Return the reply for a handler's answer: bytes, text and tensors unchanged, other values as JSON.
 
         Raises:
             ValueError: a number is NaN or infinite, which JSON cannot represent.
@@ -40,7 +40,7 @@ class Reply:
         """
         if isinstance(answer, Reply):
             return answer
-        # A tensor goes out as torch.save writes it, which TorchServe does by itself.
+        # TorchServe sends a tensor as torch.save writes it.
         if isinstance(answer, bytes | bytearray | str) or type(answer).__name__ == "Tensor":
             return cls(answer)
         return cls.json(answer)
@@ -48,7 +48,7 @@ class Reply:
     @classmethod
     def json(cls, answer: Any) -> Reply:
         """Return an answer as compact JSON, NumPy's arrays and numbers as lists and numbers."""
-        # A whole array at once: for NumPy's numbers orjson would call ``_plain`` one by one.
+        # A whole array at once: for NumPy's numbers, orjson would call ``_plain`` for each.
         plain = answer.tolist() if isinstance(answer, np.ndarray) else answer
         if orjson is not None:
             try:
@@ -68,15 +68,15 @@ class Reply:
 
     @classmethod
     def error(cls, status: int, message: str, **more: Any) -> Reply:
-        """Return an error in the shape of TorchServe's own: ``code``, ``type``, ``message``; and ``more`` keys."""
-        # The names that TorchServe gives its own errors, so that a client reads both alike.
+        """Return an error in the form of TorchServe's: ``code``, ``type``, ``message``; with the keys of ``more``."""
+        # The names of TorchServe's own errors, so that a client reads both in the same way.
         kind = "BadRequestException" if status < 500 else "InternalServerException"
         answer = cls.json({"code": status, "type": kind, "message": message, **more})
         return cls(answer.body, JSON, status)
 
     @property
     def message(self) -> str:
-        """The message of an error that `error` has made; empty for other answers."""
+        """The message of an error from `error`; empty for other answers."""
         return str(json.loads(self.body)["message"]) if self.status >= 400 else ""
 
     def send(self, context: Any, index: int) -> Any:

@@ -11,11 +11,11 @@ import torch
 
 
 def split(output: Any, sizes: Sequence[int]) -> list[Any] | None:
-    """Return the model's output for a batch as an output for each of several parts of the batch, on the CPU.
+    """Return the model's output for each of several parts of a batch, on the CPU.
 
     Args:
-        output: a tensor or an array with a row for each instance, or a mapping, tuple or list of such.
-        sizes: how many instances each part has, in their order. The output for a single instance may be anything.
+        output: a tensor or an array with a row for each instance, or a mapping, tuple or list of them.
+        sizes: number of instances of each part, in their order. The output for a single instance may be any value.
 
     Returns:
         The outputs, of the same structure; None: the output has no row for each instance.
@@ -36,7 +36,7 @@ def _rows(output: Any, rows: slice) -> Any:
 def _has_rows(value: Any, count: int) -> bool:
     """Return whether a value consists of tensors and arrays with ``count`` rows.
 
-    A list of as many tensors is none: each may be the output of one instance.
+    A list of ``count`` tensors does not count: each may be the output of one instance.
     """
     if isinstance(value, torch.Tensor | np.ndarray):
         return value.ndim > 0 and value.shape[0] == count
@@ -49,7 +49,7 @@ def _has_rows(value: Any, count: int) -> bool:
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a value with its tensors and arrays changed, through mappings, tuples and lists."""
+    """Return a value with its tensors and arrays changed, inside mappings, tuples and lists."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return change(value)
     if isinstance(value, Mapping):

@@ -19,15 +19,15 @@ def tensor(name: str, datatype: str, *shape: int | None) -> Tensor:
     """Return a tensor's description.
 
     Args:
-        name: of the input or output.
-        datatype: the protocol's: FP32, BYTES and so on.
-        shape: of one instance, without the dimension of the batch; None or -1 is any size.
+        name: name of the input or output.
+        datatype: datatype of the protocol, such as FP32 or BYTES.
+        shape: shape of one instance, without the dimension of the batch; None or -1 is any size.
     """
     return {"name": name, "datatype": datatype, "shape": [ANY, *(ANY if size is None else size for size in shape)]}
 
 
 def of(inputs: Iterable[Tensor] = (), outputs: Iterable[Tensor] = ()) -> Signature:
-    """Return a signature; what is unknown is empty."""
+    """Return a signature; unknown parts are empty."""
     return {"inputs": list(inputs), "outputs": list(outputs)}
 
 
@@ -37,7 +37,7 @@ def best_class() -> list[Tensor]:
 
 
 def by_key(answers: Sequence[Any]) -> Mapping[str, Any] | None:
-    """Return objects that have the same keys, whatever their values are, as a column for each; None for others."""
+    """Return objects with the same keys as one column for each key, of any values; None: the keys differ."""
     first = answers[0]
     if not isinstance(first, Mapping) or any(
         not isinstance(answer, Mapping) or answer.keys() != first.keys() for answer in answers
@@ -47,13 +47,13 @@ def by_key(answers: Sequence[Any]) -> Mapping[str, Any] | None:
 
 
 class Observed:
-    """Names, datatypes and shapes of the arrays that a model has taken or given, the instances first."""
+    """Names, datatypes and shapes of the arrays that a model has received or returned, with the batch first."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, tuple[str, list[int]]] = {}
 
     def see(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add arrays; a dimension that was of another size before is of any size from then on."""
+        """Add arrays; a dimension that had another size before has any size from now on."""
         for name, array in arrays.items():
             datatype, shape = tensors.datatype(array.dtype), list(array.shape[1:])
             before = self._arrays.get(name)
@@ -62,7 +62,7 @@ class Observed:
             self._arrays[name] = datatype, shape
 
     def tensor(self, name: str, *, sizes: bool = True) -> Tensor | None:
-        """Return the description of an array, without its sizes if they may be others; None: it was not seen."""
+        """Return the description of an array, without its sizes if they may vary; None: it was not seen."""
         seen = self._arrays.get(name)
         return seen and tensor(name, seen[0], *(size if sizes else ANY for size in seen[1]))
 

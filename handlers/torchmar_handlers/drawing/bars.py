@@ -10,9 +10,9 @@ from torchmar_handlers.drawing import page
 
 _WIDTH = 1040
 _ROW, _BAR = 38, 24  # heights
-_MOST = 15  # bars
+_MOST = 15  # largest number of bars
 _LABELS = 400  # width of names with their values
-_VALUE = 150  # of that, a value's at the most
+_VALUE = 150  # largest width of a value in it
 _GAP = 10
 
 
@@ -26,11 +26,11 @@ def draw(
     """Return a PNG: the 15 strongest features, red to the right for the target and blue to the left against it.
 
     Args:
-        features: name, value as it is shown (empty: none), and attribution of each. What is beyond 15 is one bar,
-            the sum of all others. What is not finite counts as 0.
-        title: what was explained.
-        note: how.
-        ends: what blue and red mean.
+        features: name, shown value (empty: none), and attribution of each feature. Features beyond 15 are one bar,
+            the sum of all others. Values that are not finite count as 0.
+        title: subject of the explanation.
+        note: method of the explanation.
+        ends: meanings of blue and red.
     """
     rows = [(name, shown, float(np.nan_to_num(value, posinf=0, neginf=0))) for name, shown, value in features]
     rows.sort(key=lambda row: -abs(row[2]))
@@ -42,7 +42,7 @@ def draw(
     values = [value for _, _, value in rows]
     lowest, highest = min([0.0, *values]), max([0.0, *values])
     numbers = max((page.width_of(page.number(value), page.NOTE) for value in values), default=0) + _GAP
-    # Numbers stand beyond the ends of their bars.
+    # Numbers are written beyond the ends of their bars.
     first = left + (numbers if lowest < 0 else 0)
     scale = (right - first - (numbers if highest > 0 else 0)) / (highest - lowest or 1.0)
     zero = round(first - lowest * scale)
@@ -79,7 +79,7 @@ def _bar(sheet: page.Page, top: int, zero: int, value: float, scale: float, *, i
     above = top + (_ROW - _BAR) // 2
     if end != zero:
         edges = (min(zero, end), above, max(zero, end), above + _BAR)
-        # The sum of many is no feature: its bar is hollow.
+        # The sum of several features is no feature: its bar is hollow.
         sheet.pen.rectangle(edges, fill=page.PAPER if is_rest else colour, outline=colour, width=2)
     document = page.number(value)
     place = end - page.width_of(document, page.NOTE) - _GAP + 2 if value < 0 else end + _GAP - 1
@@ -87,7 +87,7 @@ def _bar(sheet: page.Page, top: int, zero: int, value: float, scale: float, *, i
 
 
 def _key(sheet: page.Page, base: int, ends: tuple[str, str]) -> None:
-    """Draw the meaning of the two colours at the foot."""
+    """Draw the meaning of the two colours at the bottom."""
     left = float(page.MARGIN)
     for colour, document in zip((page.AGAINST, page.FOR), ends, strict=True):
         sheet.pen.rectangle((left, base - 12, left + 12, base), fill=colour)

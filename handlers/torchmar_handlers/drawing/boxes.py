@@ -27,7 +27,7 @@ _COLOURS: tuple[page.Colour, ...] = (
 
 @dataclass(frozen=True)
 class Box:
-    """One object: ``corners`` x1 y1 x2 y2 in pixels of the image, the number of its class, and what to write."""
+    """One object: its ``corners`` x1 y1 x2 y2 in pixels of the image, the number of its class, and its label."""
 
     corners: Sequence[float]
     kind: int
@@ -37,7 +37,7 @@ class Box:
 def draw(image: np.ndarray, boxes: Sequence[Box]) -> bytes:
     """Return a PNG of the image with boxes, each with its label on a tag of its class's colour.
 
-    Small images are enlarged, so that the tags leave something to see, and huge ones are made smaller.
+    Small images are enlarged, so that the tags do not hide them, and huge images are reduced.
 
     Args:
         image: bytes, ``(channels, height, width)`` with 1 or 3 channels.
@@ -54,7 +54,7 @@ def draw(image: np.ndarray, boxes: Sequence[Box]) -> bytes:
     drawn = [_drawn(box, scale, picture.size) for box in reversed(boxes)]
     for corners, colour, _ in drawn:
         pen.rectangle(corners, outline=colour, width=3)
-    # Tags after all boxes: no line goes through a word.
+    # Tags after all boxes: no line crosses a word.
     for corners, colour, label in drawn:
         _tag(pen, corners, colour, label, picture.size)
     stream = io.BytesIO()
@@ -76,12 +76,12 @@ def _tag(
     label: str,
     size: tuple[int, int],
 ) -> None:
-    """Write a label above a box, or within it where there is no room above."""
+    """Write a label above a box, or inside it if there is no room above."""
     label = page.shortened(label, page.NOTE, size[0] - 2 * _PAD)
     wide, high = round(page.width_of(label, page.NOTE)) + 2 * _PAD, page.NOTE + 2 * _PAD
     left = max(0, min(corners[0], size[0] - wide))
     top = corners[1] - high + 1 if corners[1] >= high else corners[1]
     pen.rectangle((left, top, left + wide, top + high - 1), fill=colour)
-    # Luma as in ITU-R BT.601.
+    # Luma by ITU-R BT.601.
     bright = (299 * colour[0] + 587 * colour[1] + 114 * colour[2]) / 1000 > 120
     page.write(pen, (left + _PAD, top + high - 1 - _PAD - 2), label, page.NOTE, page.INK if bright else page.PAPER)

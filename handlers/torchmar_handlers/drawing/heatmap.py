@@ -7,22 +7,22 @@ from PIL import Image
 
 from torchmar_handlers.drawing import page
 
-_SIDE = 480  # pixels of a panel's longer side; of a wide image's panel, whose heat map stands below it, twice that
-_LEAST = 24  # and of its shorter side, where that would be a line
-_LEGEND = 300  # least width of the legend
+_SIDE = 480  # pixels of a panel's longer side; a wide image's panel, with the heat map below it, is twice as wide
+_LEAST = 24  # smallest length of its shorter side
+_LEGEND = 300  # smallest width of the legend
 
 
 def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str, signed: bool = True) -> bytes:
-    """Return a PNG: the input, and over its grey shadow red for and blue against the target.
+    """Return a PNG: the input, and on its grey copy red for the target and blue against it.
 
     Args:
         image: bytes, ``(channels, height, width)`` with 1 or 3 channels.
-        attributions: floats, ``(channels, height, width)``, of as many channels or of one; the channels are
-            summed. Colours end at the 99th percentile of the absolute values, so that one pixel does not bleach
-            the rest. What is not finite counts as 0.
-        title: what was explained.
-        note: how.
-        signed: False for values that are neither for nor against: red is from the smallest to the largest.
+        attributions: floats, ``(channels, height, width)``, with the channels of the image or one channel; the channels
+            are summed. Colours end at the 99th percentile of the absolute values, so that one pixel does not make
+            the rest pale. Values that are not finite count as 0.
+        title: subject of the explanation.
+        note: method of the explanation.
+        signed: False for values that are neither for nor against the target: red is from the smallest to the largest.
     """
     pixels = np.moveaxis(np.asarray(image, np.uint8), 0, -1)
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]).convert("RGB")
@@ -34,13 +34,13 @@ def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str, 
     is_wide = picture.width > 2 * picture.height
     scale = _SIDE * (2 if is_wide else 1) / max(picture.size)
     width, height = (max(_LEAST, round(side * scale)) for side in picture.size)
-    # Small inputs keep their pixels visible: smoothing would show detail that is not there.
+    # Small inputs keep their pixels visible: smoothing would show detail that does not exist.
     smooth = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.BICUBIC
     shown = picture.resize((width, height), smooth)
     strength = Image.fromarray(np.clip((values - low) / limit, -1, 1).astype(np.float32)).resize(
         (width, height), smooth
     )
-    # On white, so that both colours stand out on any input.
+    # On white, so that both colours are visible on any input.
     shadow = 235 - np.asarray(shown.convert("L"), np.float64)[:, :, None] * (110 / 255)
     coloured = Image.fromarray(page.tinted(shadow.repeat(3, 2), np.clip(np.asarray(strength), -1, 1)))
 

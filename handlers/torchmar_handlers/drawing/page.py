@@ -1,4 +1,4 @@
-"""The page that all pictures are drawn on: its type, colours, margins, heading and legend."""
+"""The page of all pictures: its type, colours, margins, heading and legend."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PAPER: Colour = (255, 255, 255)
 FOR: Colour = (178, 24, 43)
 AGAINST: Colour = (33, 102, 172)
 
-MARGIN = 36  # pixels; type is given in pixels too
+MARGIN = 36  # pixels; type sizes are in pixels, too
 TITLE, TEXT, NOTE = 30, 20, 17
 LEGEND = 46  # height of a legend
 
 _DPI = 200  # a page of 1000 pixels is five inches wide in print
-_COMPRESSION = 4  # a heat map in 60 % of the time that 6, the default, takes, and 3 % larger
+_COMPRESSION = 4  # 60 % of the time of the default level, 6, for a heat map that is 3 % larger
 _RAMP = 12  # height of a legend's colours
-# What Pillow's own font, which knows little more than ASCII, leaves out is taken from one of these, if there is one.
+# Pillow's own font has little more than ASCII: other letters are taken from one of these fonts, if one is installed.
 _MORE_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -38,16 +38,16 @@ _MORE_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "Arial Unicode.ttf",
 )
-# And what none has is written plainly, if that can be.
+# Letters that no font has are written in a plain form, if there is one.
 _PLAIN = {"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "x", "•": "·", "„": "“", "‚": "‘", "→": "->"}
 _PLAIN |= {"ß": "ss", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ı": "i"}
 
 
 class Page:
-    """A white page with a title and a note; ``top`` is where its body begins."""
+    """A white page with a title and a note; ``top`` is the beginning of its body."""
 
     def __init__(self, width: int, height: int, *, title: str, note: str) -> None:
-        """Make a page ``width`` pixels wide whose body is ``height`` pixels high."""
+        """Create a page ``width`` pixels wide with a body ``height`` pixels high."""
         self.width, self.inner = width, width - 2 * MARGIN
         lines = [(line, TITLE, INK) for line in wrapped(title, TITLE, self.inner, 2)]
         lines += [(line, NOTE, FAINT) for line in wrapped(note, NOTE, self.inner, 2)]
@@ -61,12 +61,12 @@ class Page:
             below += line_height
 
     def legend(self, left: int, top: int, width: int, limit: float) -> None:
-        """Draw the colours from against to for, which end at ``limit`` on either side; ``LEGEND`` pixels high."""
+        """Draw the colours from "against" to "for", which end at ``limit`` on both sides; ``LEGEND`` pixels high."""
         base = self._ramp(left, top, width, -1, ("against", number(-limit)), (number(limit), "for"))
         write(self.pen, (left + width / 2 - width_of("0", NOTE) / 2, base), "0", NOTE, FAINT)
 
     def scale(self, left: int, top: int, width: int, low: float, high: float) -> None:
-        """Draw the colours from none to red, which stand for ``low`` to ``high``; ``LEGEND`` pixels high."""
+        """Draw the colours from white to red, which represent ``low`` to ``high``; ``LEGEND`` pixels high."""
         low_text, high_text = (number(value).removeprefix("+") for value in (low, high))
         self._ramp(left, top, width, 0, ("least", low_text), (high_text, "most"))
 
@@ -75,7 +75,8 @@ class Page:
     ) -> float:
         """Draw colours of the strengths from ``start`` to 1, with words and numbers at both ends; return the base line.
 
-        The numbers, the second of ``low`` and the first of ``high``, are left out where there is no room for them.
+        The second text of ``low`` and the first of ``high`` are the numbers, which are omitted if there is no room for
+        them.
         """
         ramp = np.broadcast_to(np.linspace(start, 1, width), (_RAMP, width))
         self.image.paste(Image.fromarray(tinted(np.full((_RAMP, width, 3), 255.0), ramp)), (left, top))
@@ -96,14 +97,14 @@ class Page:
 
 
 def tinted(ground: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Return a ground ``(..., 3)`` of 0 to 255 under red where ``strength`` is positive and blue where it is negative.
+    """Return colours ``(..., 3)`` of 0 to 255, tinted red if ``strength`` is positive and blue if it is negative.
 
     Args:
         ground: colours.
-        strength: -1 to 1, of the ground's shape without its last axis; 0 leaves the ground as it is.
+        strength: -1 to 1, of the ground's shape without its last axis; 0 does not change the ground.
     """
     colour = np.where(strength[..., None] > 0, np.array(FOR, np.float64), np.array(AGAINST, np.float64))
-    # Below one, so that what is weak shows.
+    # Below one, so that weak values are visible.
     alpha = np.abs(strength[..., None]) ** 0.7
     mixed: np.ndarray = (ground * (1 - alpha) + colour * alpha).astype(np.uint8)
     return mixed
@@ -118,7 +119,7 @@ def number(value: float) -> str:
 
 
 def write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: Colour = INK) -> None:
-    """Write one line from ``place``, the left end of its base line; what no font has is a box."""
+    """Write one line from ``place``, the left end of its base line; a letter that no font has is a box."""
     left, base = place
     for piece, font in _pieces(text, size):
         if font is None:
@@ -132,13 +133,13 @@ def write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size:
 
 
 def width_of(text: str, size: int) -> float:
-    """Return how wide a line is, in pixels."""
+    """Return the width of a line in pixels."""
     pieces = _pieces(text, size)
     return sum(len(piece) * _box(size) if font is None else font.getlength(piece) for piece, font in pieces)
 
 
 def shortened(text: str, size: int, width: float) -> str:
-    """Return a text that fits, its end replaced by dots if need be."""
+    """Return a text that fits, with dots in place of its end if necessary."""
     text = " ".join(text.splitlines())
     if width_of(text, size) <= width:
         return text
@@ -150,7 +151,7 @@ def shortened(text: str, size: int, width: float) -> str:
 
 
 def wrapped(text: str, size: int, width: float, most: int) -> list[str]:
-    """Return a text in ``most`` lines at the most, broken at spaces; the last is shortened."""
+    """Return a text in at most ``most`` lines, broken at spaces; the last line is shortened."""
     if width_of(text, size) <= width and len(text.splitlines()) == 1:
         return [text]
     words = text.split()
@@ -169,10 +170,10 @@ def _box(size: int) -> float:
 
 
 def _pieces(text: str, size: int) -> Iterator[tuple[str, ImageFont.FreeTypeFont | None]]:
-    """Cut a line where the font changes; None is no font at all."""
+    """Cut a line at changes of the font; None is no font at all."""
     fonts = _fonts(size)
     held, held_index = "", -1
-    # Composed, since a letter and its accent may not be of two fonts.
+    # In composed form, because a letter and its accent may be from two fonts.
     for letter in unicodedata.normalize("NFC", text):
         shown, index = _shown(letter)
         if index != held_index and held:
@@ -185,7 +186,7 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, ImageFont.FreeTypeFont 
 
 @functools.lru_cache(maxsize=4096)
 def _shown(letter: str) -> tuple[str, int]:
-    """Return what is written for a letter and the number of its font; -1 for a box."""
+    """Return the written form of a letter and the number of its font; -1: a box."""
     if letter.isspace():
         return (" ", 0)
     fonts = _fonts(TEXT)
@@ -193,7 +194,7 @@ def _shown(letter: str) -> tuple[str, int]:
         if _has(font, letter):
             return letter, index
     kind = unicodedata.category(letter)
-    if kind in ("Mn", "Me", "Cf"):  # marks upon other letters, and what is invisible
+    if kind in ("Mn", "Me", "Cf"):  # combining marks and invisible characters
         return "", 0
     plain = _PLAIN.get(letter) or "".join(
         part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part)
@@ -204,13 +205,13 @@ def _shown(letter: str) -> tuple[str, int]:
 
 
 def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    # A font draws one and the same sign for all that it lacks; U+FFFF is no letter in any.
+    # A font draws the same sign for all letters that it lacks; U+FFFF is in no font.
     return letter.isprintable() and bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
 
 
 @functools.lru_cache(maxsize=32)
 def _fonts(size: int) -> Sequence[ImageFont.FreeTypeFont]:
-    # A bitmap font only where Pillow was built without FreeType, which no wheel of it is.
+    # A bitmap font only if Pillow was built without FreeType, unlike all of its wheels.
     fonts = [cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))]
     for name in _MORE_FONTS:
         try:

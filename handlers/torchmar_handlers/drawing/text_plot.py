@@ -14,11 +14,11 @@ from torchmar_handlers.drawing import page
 _WIDTH = 1040
 _LINE = 34  # height of a line
 _MOST_LINES = 40
-_MOST_LETTERS = 10_000  # of so many lines, even if all are as narrow as "i"
+_MOST_LETTERS = 10_000  # letters in these lines, even if all are as narrow as "i"
 _PAD = 2  # between a token's letters and its edges
 _LEGEND = 340
 _BREAKS = re.compile(r"\r\n?|\n|[^\S\r\n]+|\S+")
-_DARK = 150  # the brightness of a ground below which its letters are white
+_DARK = 150  # the brightness of a background below which its letters are white
 
 
 @dataclass
@@ -32,17 +32,17 @@ class _Piece:
 
 
 def draw(text: str, spans: Sequence[tuple[int, int, float]], *, title: str, note: str) -> bytes:
-    """Return a PNG: the text as it was sent, red behind what speaks for the target and blue behind what does not.
+    """Return a PNG: the text as it was sent, red behind the tokens for the target and blue behind those against it.
 
-    White space and line breaks are kept; a line ends where a word would pass the margin. What no
-    font has is a box. After 40 lines the rest is counted.
+    White space and line breaks are kept; a line ends before a word that would cross the margin. A letter that no
+    font has is a box. After 40 lines, the remaining letters are counted.
 
     Args:
         text: the text.
-        spans: begin and end of each token in the text, in characters, and its value. What no span covers
-            has no colour. Colours end at the largest absolute value; what is not finite counts as 0.
-        title: what was explained.
-        note: how.
+        spans: begin and end of each token in the text, in characters, and its value. Text outside of all spans
+            has no colour. Colours end at the largest absolute value; values that are not finite count as 0.
+        title: subject of the explanation.
+        note: method of the explanation.
     """
     values = np.nan_to_num([value for _, _, value in spans], posinf=0, neginf=0).astype(np.float64)
     limit = float(np.abs(values).max(initial=0)) or 1.0
@@ -67,7 +67,7 @@ def draw(text: str, spans: Sequence[tuple[int, int, float]], *, title: str, note
 
 
 def _lines(text: str, tokens: np.ndarray) -> tuple[list[list[_Piece]], int]:
-    """Return the lines that are shown, and how many characters of the text are in them."""
+    """Return the lines that are shown, and the number of the text's characters in them."""
     width = _WIDTH - 2 * page.MARGIN
     lines: list[list[_Piece]] = [[]]
     for match in _BREAKS.finditer(text, 0, _MOST_LETTERS):
@@ -79,25 +79,25 @@ def _lines(text: str, tokens: np.ndarray) -> tuple[list[list[_Piece]], int]:
             is_space, wide = word.isspace(), sum(piece.right for piece in pieces)
             if not is_space and lines[-1] and lines[-1][-1].right + wide > width:
                 lines.append([])
-            if wide > width:  # breaks where it must
+            if wide > width:  # a word that must be broken
                 pieces = [_piece(piece.token, letter, 0.0) for piece in pieces for letter in piece.text]
             for piece in pieces:
                 left = lines[-1][-1].right if lines[-1] else 0.0
                 if left + piece.right > width:
-                    if is_space:  # hangs over the margin
+                    if is_space:  # may cross the margin
                         break
                     lines.append([])
                     left = 0.0
                 _append(lines[-1], piece, left)
         if len(lines) > _MOST_LINES:
-            # A word too long for a line may have begun on those that are shown.
+            # A word too long for a line may begin on the shown lines.
             over = sum(len(piece.text) for line in lines[_MOST_LINES:] for piece in line)
             return lines[:_MOST_LINES], match.end() - over
     return lines, min(len(text), _MOST_LETTERS)
 
 
 def _pieces(word: str, tokens: np.ndarray) -> Iterator[_Piece]:
-    """Cut a word where the token changes; each piece begins at 0."""
+    """Cut a word at changes of the token; each piece begins at 0."""
     cuts = [0, *(np.flatnonzero(np.diff(tokens)) + 1).tolist(), len(word)]
     for begin, end in itertools.pairwise(cuts):
         yield _piece(int(tokens[begin]), word[begin:end], 0.0)
@@ -119,7 +119,7 @@ def _write(sheet: page.Page, piece: _Piece, top: int, ground: page.Colour | None
     left, right = page.MARGIN + piece.left, page.MARGIN + piece.right
     is_dark = False
     if ground:
-        # A pixel of paper separates a token from the next.
+        # A pixel of the page separates a token from the next.
         edges = (round(left), top, max(round(right) - 2, round(left)), top + _LINE - 5)
         sheet.pen.rounded_rectangle(edges, 4, fill=ground)
         red, green, blue = ground

@@ -1,17 +1,17 @@
 """Explanations: the share of each part of an input in an answer, for or against it.
 
-From a request to its answer, in the order of the modules:
+The modules, in the order of their use from a request to its answer:
 
 * `explain_options`: the options of a request (method, target, steps, baseline), parsed and limited;
-* `baseline`: the input that stands for "nothing", made from these options;
-* `engine`: ``explain`` for images and tables, a batch of requests in few passes;
-* `tokens`: ``explain_tokens`` for text, by way of the embeddings;
+* `baseline`: the input that represents "nothing", made from these options;
+* `engine`: ``explain`` for images and tables, for a batch of requests in few passes;
+* `tokens`: ``explain_tokens`` for text, through the embeddings;
 * `gradients`, `perturbation`, `grad_cam`, `attention_rollout`: the methods themselves;
-* `explanation`: the result, with ``document`` to make JSON of it.
+* `explanation`: the result, with ``document`` for its JSON.
 
-They are computed here, equal to captum's and faster (the tests compare them).
+The results equal captum's, and are computed faster (tests compare them).
 
-Two rules hold for all methods: a row's values never depend on the other rows of its batch, and
+Two rules apply to all methods: the values of a row never depend on the other rows of its batch, and
 the same request gives the same values each time.
 """
 

@@ -1,4 +1,4 @@
-"""Attention rollout: how much of each patch of an image reaches a vision transformer's output.
+"""Attention rollout: the share of each patch of an image that reaches the output of a vision transformer.
 
 Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020: the mean of the heads of each layer, mixed
 half and half with the identity for the residual connection, multiplied from the first layer to the last. It depends on
@@ -25,13 +25,13 @@ def attribute(
 
     Attention weights are the outputs of the model's modules of the class `torch.nn.Softmax`, ``(k, heads, tokens,
     tokens)``, in the order in which they are computed. The tokens are the patches, row by row, after a class token
-    if there is one.
+    if the model has one.
 
     Args:
-        score: maps ``(k, channels, height, width)`` to ``(k, outputs)`` by way of ``model``.
+        score: maps ``(k, channels, height, width)`` to ``(k, outputs)`` through ``model``.
         inputs: ``(n, channels, height, width)``.
         model: an eager model; hooks do not reach into TorchScript.
-        max_forward_batch: rows of a pass at the most.
+        max_forward_batch: largest number of rows in a pass.
 
     Raises:
         NoGradientError: there is no eager model, or no attention over the patches of an image in it.
@@ -49,7 +49,7 @@ def attribute(
 
 
 def rollout(attention: list[torch.Tensor]) -> torch.Tensor:
-    """Return how much of each token reaches each token of the last layer, ``(n, tokens, tokens)``; rows have the sum 1.
+    """Return the share of each token that reaches each token of the last layer, ``(n, tokens, tokens)``; rows sum to 1.
 
     Args:
         attention: the weights of each layer, ``(n, heads, tokens, tokens)``.
@@ -92,7 +92,7 @@ def _patches(attention: list[torch.Tensor], aspect: float) -> torch.Tensor:
         count = tokens - has_class
         height = round(math.sqrt(count * aspect))
         if height and count % height == 0 and math.isclose(height / (count // height), aspect, rel_tol=0.2):
-            # Without a class token, models take the mean of all tokens.
+            # Without a class token, models use the mean of all tokens.
             values = total[:, 0, 1:] if has_class else total.mean(1)
             values = values / values.sum(-1, keepdim=True)
             return values.reshape(len(values), 1, height, count // height)

@@ -1,4 +1,4 @@
-"""Baselines: values that stand for "nothing there" in an input."""
+"""Baselines: values that represent "nothing" in an input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from torchmar_handlers.request import BadRequest
 
-_BLUR = 8  # a blurred image keeps no detail finer than an eighth of its side
+_BLUR = 8  # a blurred image has no detail finer than an eighth of its side
 
 
 def of(choice: Any, row: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
@@ -18,7 +18,7 @@ def of(choice: Any, row: torch.Tensor, mean: torch.Tensor | None = None) -> torc
         choice: ``zeros``; ``mean``; ``blur``; a number for every value; or numbers that
             broadcast to the row's shape.
         row: an image ``(channels, height, width)`` or the values of a table's row ``(features,)``.
-        mean: what ``mean`` is, for instance the columns' means of the training data; by default an
+        mean: values for ``mean``, for instance the columns' means of the training data; by default an
             image's own mean colour.
 
     Raises:

@@ -20,12 +20,12 @@ from torchmar_handlers.explanations.explanation import Explanation
 from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
 from torchmar_handlers.request import BadRequest
 
-_SAME = 1e-3  # of a score: what the order of additions changes
+_SAME = 1e-3  # share of a score that may change with the order of additions
 _OF_A_LAYER = ("grad_cam", "attention_rollout")  # methods that need layers of a certain kind
 
 
 class Computed(NamedTuple):
-    """The attributions of each row and, where the method has them, their convergence deltas and steps."""
+    """The attributions of each row and, if the method has them, the convergence deltas and steps."""
 
     values: torch.Tensor | Sequence[torch.Tensor]
     deltas: Sequence[float] | None = None
@@ -50,30 +50,31 @@ def explain(
     max_forward_batch: int = 256,
     dtype: torch.dtype | None = None,
 ) -> list[Explanation]:
-    """Explain one output for each row; rows that ask for the same method and steps are computed together.
+    """Explain one output for each row; rows with the same method and steps are computed together.
 
-    Where the usual method needs gradients and the weights give none, a perturbation takes its place:
-    occlusion for images, feature ablation for tables, and the explanation names both. A method that the
-    client named is not replaced, but rejected.
+    If the usual method needs gradients and the weights have none, a perturbation replaces it:
+    occlusion for images, feature ablation for tables, and the explanation names both methods. A method that the
+    client requested is not replaced, but rejected.
 
     Args:
-        score: maps ``(k, ...)`` to scores ``(k, outputs)``; differentiable if that can be.
+        score: maps ``(k, ...)`` to scores ``(k, outputs)``; differentiable if possible.
         inputs: floats, ``(n, channels, height, width)`` or ``(n, features)``, in the model's units.
         targets: index of the output of each row, ``(n,)``.
         requested: the options of each row's explanation; their targets are ignored.
-        scores: ``score(inputs)``, where that is known already.
-        baselines: shaped like ``inputs``; by default made by the options, in the model's units.
-        mean: what the baseline ``mean`` is, in the shape of a row; by default an image's own mean colour.
+        scores: ``score(inputs)``, if it is known already.
+        baselines: baselines in the shape of ``inputs``; by default made from the options, in the model's units.
+        mean: values of the baseline ``mean``, in the shape of a row; by default an image's own mean colour.
         groups: for tables, the number of each column's group, ``(features,)``, for feature ablation.
         model: the module that ``score`` runs, for Grad-CAM and attention rollout.
         layer: the name of the layer for Grad-CAM; by default the last ``Conv2d``.
         differentiable: False if the weights are known to have no gradients.
-        weights: what the weights are called where they are not those of predictions, as `Explanation` has it.
+        weights: name of the weights if they are not those of predictions, as in `Explanation`.
         max_forward_batch: the most rows of a forward pass.
-        dtype: of convolutions and matrix products where gradients are computed, such as bfloat16; None: the model's.
+        dtype: type of convolutions and matrix products when gradients are computed, such as bfloat16; None: the
+            model's.
 
     Raises:
-        BadRequest: a client named a method that these weights cannot answer, or gave a baseline that does not fit.
+        BadRequest: a client requested a method that these weights do not support, or a baseline that does not fit.
     """
     if not requested:
         return []
@@ -81,9 +82,9 @@ def explain(
         wanted = zip(requested, inputs, strict=True)
         baselines = torch.stack([baseline.of(options.baseline, row, mean) for options, row in wanted])
     with executing():
-        # Copies: what a handler made in inference mode takes no part in gradients.
+        # Copies: tensors that a handler made in inference mode take no part in gradients.
         inputs, baselines, targets = (tensor.detach().clone() for tensor in (inputs, baselines, targets))
-        # Computed before any gradient, so that an error of the model is not taken for a lack of gradients.
+        # Computed before any gradient, so that an error of the model is not taken for missing gradients.
         reached = pick(_forward(score, inputs, max_forward_batch) if scores is None else scores.detach(), targets)
 
         def compute(method: str, options: ExplainOptions, indices: torch.Tensor) -> Computed:
@@ -131,14 +132,14 @@ def settle(
     Args:
         requested: the options of each row's explanation.
         targets: index of the output of each row, ``(n,)``.
-        compute: raises NoGradientError when a method cannot be had.
-        substitute: the method that takes the place of a usual one then.
+        compute: function that computes a group; raises NoGradientError if a method is not available.
+        substitute: method that replaces a usual method that is not available.
         differentiable: False if the weights are known to have no gradients.
-        weights: what the weights are called where they are not those of predictions.
-        alike: rows share a group only if this is the same for both.
+        weights: name of the weights if they are not those of predictions.
+        alike: value that rows must have in common to share a group.
 
     Raises:
-        BadRequest: a client named a method that cannot be had.
+        BadRequest: a client requested a method that is not available.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, options in enumerate(requested):
@@ -178,16 +179,16 @@ def settle(
 
 @contextlib.contextmanager
 def executing() -> Iterator[None]:
-    """Leave the inference mode, and have TorchScript run as it stands.
+    """Leave the inference mode, and run TorchScript without its profiling executor.
 
-    Its profiling executor would compile anew for every number of rows, which takes longer than it saves.
+    The executor would compile again for every number of rows, which takes longer than it saves.
     """
     with torch.inference_mode(False), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         yield
 
 
 def differences(values: torch.Tensor, expected: torch.Tensor) -> list[float]:
-    """Return what the sum of each row's attributions is off what it should be."""
+    """Return the difference between the sum of each row's attributions and its expected value."""
     deltas: list[float] = (values.double().flatten(1).sum(1) - expected.double()).tolist()
     return deltas
 
@@ -206,8 +207,8 @@ def _arranged(
 ) -> tuple[torch.memory_format, folding.Plan]:
     """Return the layout in which gradients are computed, and the batch norms that are folded.
 
-    On a CPU, the layout of images has the channels last if it can: convolutions, and what is between them, take 15 to
-    35 % less time so. Code that depends on the layout, such as ``view``, fails or computes something else. The score of
+    On a CPU, the layout of images has the channels last if possible: convolutions, and the layers between them, take 15
+    to 35 % less time. Code that depends on the layout, such as ``view``, fails or computes another result. The score of
     a row is therefore compared.
     """
     nothing = folding.Plan({}, ())
@@ -228,7 +229,7 @@ def _arranged(
 
 
 def _forward(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, max_forward_batch: int) -> torch.Tensor:
-    """Return the scores of rows, ``(n, outputs)``; those of rows that are all the same, computed once."""
+    """Return the scores of rows, ``(n, outputs)``; equal rows are computed once."""
     if len(rows) > 1 and bool((rows == rows[:1]).all()):
         return _forward(score, rows[:1], max_forward_batch).expand(len(rows), -1)
     most = rows_in_a_pass(rows[0].numel(), rows.device, max_forward_batch)

@@ -18,7 +18,7 @@ PERTURBATIONS = ("occlusion", "feature_ablation")
 METHODS = (*GRADIENT_METHODS, *PERTURBATIONS)
 IMAGE_METHODS = (*METHODS, "attention_rollout")
 TOKEN_METHODS = tuple(method for method in METHODS if method != "grad_cam")
-STEPPED = ("integrated_gradients", "gradient_shap")  # the methods that n_steps means something to
+STEPPED = ("integrated_gradients", "gradient_shap")  # methods that use n_steps
 
 BASELINES = ("zeros", "mean", "blur")
 USUAL_STEPS, MOST_STEPS = 50, 1000
@@ -30,12 +30,12 @@ class ExplainOptions:
 
     Attributes:
         method: one of ``IMAGE_METHODS``.
-        target: the output to explain, as the client sent it: class index or label; None for the one predicted.
+        target: the output to explain, as the client sent it: class index or label; None: the predicted output.
         n_steps: points of the Gauss-Legendre quadrature (integrated gradients) or samples (gradient SHAP); None
             (``auto``): as many points as the gradients need, or ``USUAL_STEPS`` samples.
-        baseline: a word (``zeros``, ``mean``, ``blur``, or what the handler offers), a number, or a nested
+        baseline: a word (``zeros``, ``mean``, ``blur``, or another one of the handler), a number, or a nested
             list of the input's shape.
-        explicit: whether the client named the method; what it named is never replaced by another.
+        explicit: whether the client named the method, which is then never replaced.
     """
 
     method: str = "integrated_gradients"
@@ -46,7 +46,7 @@ class ExplainOptions:
 
     @property
     def baseline_name(self) -> str | int | float:
-        """The baseline in an answer: its word or number; ``given`` for values of the client's own."""
+        """The baseline in an answer: its word or number; ``given`` for the client's own values."""
         return self.baseline if isinstance(self.baseline, str | int | float) else "given"
 
 
@@ -59,17 +59,17 @@ def read(
 ) -> ExplainOptions:
     """Read the options ``method``, ``target``, ``n_steps`` and ``baseline`` of a request.
 
-    Each may come as text or as JSON: ``"20"`` and 20, ``"[0, 0]"`` and ``[0, 0]`` are the same.
+    Each may be text or JSON: ``"20"`` and 20, ``"[0, 0]"`` and ``[0, 0]`` are the same.
 
     Args:
         request: the request.
-        methods: those that the handler offers.
-        defaults: ``method``, ``n_steps`` and ``baseline`` of requests that name none; without them
+        methods: methods that the handler offers.
+        defaults: ``method``, ``n_steps`` and ``baseline`` of requests that do not set them; by default
             ``integrated_gradients``, 50 and ``zeros``.
-        baselines: the words that the handler offers.
+        baselines: words that the handler offers.
 
     Raises:
-        BadRequest: a value is none of those allowed, which it lists.
+        BadRequest: a value is not allowed; the message lists the allowed values.
     """
     usual = {
         "method": ExplainOptions.method,
@@ -89,10 +89,10 @@ def read(
 
 
 def usual_steps(options: Options) -> int | None:
-    """Read the option ``n_steps`` of a handler; None is ``auto``.
+    """Read the option ``n_steps`` of a handler; None means ``auto``.
 
     Raises:
-        OptionError: it is neither ``auto`` nor a whole number from 1 to 1000.
+        OptionError: the option is neither ``auto`` nor a whole number from 1 to 1000.
     """
     value = options.get("n_steps")
     if value == "auto":
@@ -147,7 +147,7 @@ def _baseline(value: Any, words: Sequence[str]) -> Any:
 
 
 def _number(value: Any) -> int | float | None:
-    """Return a finite number that was sent as such or as text, whole ones as int; None for all else."""
+    """Return a finite number that was sent as a number or as text, a whole number as int; None for other values."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:

@@ -1,4 +1,4 @@
-"""One explanation, and the JSON of it."""
+"""One explanation, and its JSON."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Explanation:
     """The shares of the parts of one input in one output, for and against it.
 
     Attributes:
-        method: what was computed.
+        method: method of the explanation.
         target: index of the output that is explained.
-        attributions: floats; positive speaks for the target if `signed`. Shaped like the input, but ``(1, height,
+        attributions: floats; positive is for the target if `signed`. The shape is that of the input, but ``(1, height,
             width)`` for Grad-CAM and attention rollout, and ``(tokens,)`` for text.
-        baseline: word or number of what stood for "nothing there"; ``given`` for values of the client's own.
-        n_steps: points or samples; None where the method has none.
-        delta: the sum of the attributions less the difference of scores that it should equal; None where the
+        baseline: word or number of the baseline; ``given`` for the client's own values.
+        n_steps: points or samples; None: the method has none.
+        delta: the sum of the attributions minus the difference of scores that it should equal; None: the
             method promises no such sum.
-        instead_of: the usual method, if that could not be had.
-        reason: why it could not.
-        weights: ``original`` where predictions are those of optimised weights, which have no gradients, and the
-            attributions are those of the original ones; None: both are of the same weights.
-        dtype: the type that gradients were computed in, if that is another one than the model's.
+        instead_of: usual method, if it was not available.
+        reason: reason why the usual method was not available.
+        weights: ``original`` if predictions are those of optimised weights, which have no gradients, and the
+            attributions are those of the original ones; None: both have the same weights.
+        dtype: type in which gradients were computed, if it is not the model's.
     """
 
     method: str
@@ -43,18 +43,18 @@ class Explanation:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise NotFinite where an attribution, or what they miss of the score, is NaN or infinite."""
+        """Raise NotFinite if an attribution, or the delta, is NaN or infinite."""
         if not (np.isfinite(self.attributions).all() and math.isfinite(self.delta or 0)):
             raise NotFinite("the explanation of this input is not a number")
 
     @property
     def signed(self) -> bool:
-        """Whether attributions speak for or against the target; those of attention rollout do neither."""
+        """Whether attributions are for or against the target; those of attention rollout are neither."""
         return self.method != "attention_rollout"
 
     @property
     def note(self) -> str:
-        """How it was made, in one line for under a picture."""
+        """The method of the explanation, in one line for a caption."""
         parts = [self.method.replace("_", " ")]
         if self.n_steps is not None:
             parts.append(f"{self.n_steps} {'samples' if self.method == 'gradient_shap' else 'steps'}")
@@ -72,12 +72,12 @@ class Explanation:
 def document(explanation: Explanation, **more: Any) -> dict[str, Any]:
     """Return an explanation as a dictionary for JSON.
 
-    What is None is left out. Attributions are rounded to four significant digits of the
-    largest: more is noise of the integral, and megabytes of it.
+    Values of None are omitted. Attributions are rounded to four significant digits of the
+    largest: further digits are noise of the integral, and take megabytes.
 
     Args:
         explanation: the explanation.
-        more: further keys (``label``, ``probability``), which stand between ``target`` and ``shape``.
+        more: further keys (``label``, ``probability``), between ``target`` and ``shape``.
     """
     delta = explanation.delta
     document = {
@@ -98,10 +98,10 @@ def document(explanation: Explanation, **more: Any) -> dict[str, Any]:
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """Return values rounded to four significant digits of the largest, as float64, which prints them short."""
+    """Return values rounded to four significant digits of the largest, as float64, whose decimal form is short."""
     exact = np.asarray(values, np.float64)
     largest = float(np.abs(exact).max(initial=0))
     if largest == 0 or not math.isfinite(largest):
         return exact
-    # Beyond 300 decimals NumPy's power of ten overflows; what is smaller than that is zero.
+    # Beyond 300 decimals, NumPy's power of ten overflows; smaller values become zero.
     return np.round(exact, min(3 - math.floor(math.log10(largest)), 300)) + 0.0  # no "-0.0"

@@ -1,8 +1,8 @@
-"""The convolution that an image model begins with, found in the graph of its gradients.
+"""The first convolution of an image model, found in the graph of its gradients.
 
-The gradients along a path are summed in the end, and a convolution is linear: the gradients of its output can
-be summed instead, and be propagated back through it once in place of once for each point. A ResNet-18 saves an
-eighth of its time.
+The gradients along a path are summed at the end, and a convolution is linear: the gradients of its output can
+be summed instead, and be propagated back through it once instead of once for each point. This saves an eighth of
+the time of a ResNet-18.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 @dataclass(frozen=True)
 class FirstConvolution:
-    """A convolution whose input needs gradients; those of its ``output`` are computed instead."""
+    """A convolution whose input needs gradients; the gradients of its ``output`` are computed instead."""
 
     output: GradientEdge
     weight: torch.Tensor
@@ -31,7 +31,7 @@ class FirstConvolution:
 
 
 def find(score: torch.Tensor, points: torch.Tensor) -> FirstConvolution | None:
-    """Return the convolution by which alone a score depends on points; None if there is no such."""
+    """Return the convolution through which alone a score depends on points; None: there is none."""
     users: list[tuple[Any, int]] = []
     seen: set[Any] = set()
     waiting: list[Any] = [score.grad_fn]
@@ -43,7 +43,7 @@ def find(score: torch.Tensor, points: torch.Tensor) -> FirstConvolution | None:
             elif source is not None and source not in seen:
                 seen.add(source)
                 waiting.append(source)
-    # Input, weight, bias: the points must be the first of a convolution's.
+    # Input, weight, bias: the points must be the first of a convolution's inputs.
     if len(users) != 1 or users[0][1] != 0 or not users[0][0].name().startswith("ConvolutionBackward"):
         return None
     names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
@@ -51,5 +51,5 @@ def find(score: torch.Tensor, points: torch.Tensor) -> FirstConvolution | None:
     try:
         geometry = tuple(getattr(node, f"_saved_{name}") for name in names)
         return FirstConvolution(GradientEdge(node, 0), node._saved_weight.detach(), geometry)
-    except AttributeError:  # a torch that saves other things
+    except AttributeError:  # another version of torch, which saves other values
         return None

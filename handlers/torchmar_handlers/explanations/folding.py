@@ -1,8 +1,8 @@
 """Batch norms multiplied into the convolutions before them, while gradients of an eager model are computed.
 
 A batch norm in evaluation is a factor and a summand for each channel. Multiplied into the convolution, it takes no pass
-over the pixels, forward or backward, and the numbers are the same but for roundings. Calls of torch's functions are
-replaced, not modules, so that the model itself stays as it is.
+over the pixels, forward or backward, and the results are the same except for rounding. Calls of torch's functions are
+replaced, not modules, so that the model itself is not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
 _RECTIFIERS = (functional.relu, functional.relu6, functional.hardtanh)
-# What reads no value of a tensor; batch norms of torch ask for the number of dimensions.
+# Functions that read no value of a tensor; torch's batch norms ask for the number of dimensions.
 _METADATA = (torch.Tensor.dim, torch.Tensor.size)
 
 
@@ -28,13 +28,13 @@ class UnexpectedCallError(Exception):
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with the batch norm behind it.
+    """A convolution with the batch norm after it.
 
     Attributes:
-        original: the weight that the model has.
-        weight: with the batch norm.
-        bias: likewise.
-        overwritten: whether a rectifier alone uses the result, and may overwrite it.
+        original: weight of the model.
+        weight: weight with the batch norm.
+        bias: bias with the batch norm.
+        overwritten: whether only a rectifier uses the result, and may overwrite it.
     """
 
     original: torch.Tensor
@@ -48,9 +48,9 @@ class Plan:
     """The batch norms that are folded in each pass of a model.
 
     Attributes:
-        convolutions: by the identity of their original weights.
-        functions: that the model calls, in their order.
-        usable: false once it has called others.
+        convolutions: convolutions by the identity of their original weights.
+        functions: functions that the model calls, in their order.
+        usable: false after the model has called other functions.
     """
 
     convolutions: Mapping[int, Convolution]
@@ -58,7 +58,7 @@ class Plan:
     usable: bool = True
 
     def score(self, score: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor) -> torch.Tensor:
-        """Return the scores of points; without folding if the model calls other functions than those."""
+        """Return the scores of points; without folding if the model calls other functions."""
         if self.usable and self.convolutions:
             try:
                 with Folding(self):
@@ -70,7 +70,7 @@ class Plan:
 
 @dataclass
 class _Call:
-    """A convolution that was recorded, or the batch norm that uses it, and the functions that use its output."""
+    """A recorded convolution, or the batch norm that uses it, and the functions that use its output."""
 
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
@@ -80,7 +80,7 @@ class _Call:
 
 
 class Recorder(TorchFunctionMode):
-    """Records the convolutions of a pass, and what uses their outputs."""
+    """Records the convolutions of a pass, and the functions that use their outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def plan(self) -> Plan:
-        """Return the convolutions that a batch norm alone uses."""
+        """Return the convolutions whose output only a batch norm uses."""
         used = Counter(id(call.args[1]) for call in self._calls.values() if call.before is None)
         found = {}
         for norm in self._calls.values():
@@ -131,7 +131,7 @@ class Folding(TorchFunctionMode):
     """Runs convolutions with their batch norms.
 
     Raises:
-        UnexpectedCallError: the model calls another function than it did when it was recorded, so that something else
+        UnexpectedCallError: the model calls another function than in the recorded pass, so that another function
             may use the output of a convolution.
     """
 

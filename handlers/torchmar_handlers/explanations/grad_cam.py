@@ -1,7 +1,7 @@
 """Grad-CAM: the gradient-weighted sum of a convolution's maps.
 
 Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks", ICCV 2017; without the last
-ReLU of the paper, so that what speaks against the target shows too.
+ReLU of the paper, so that parts against the target are visible, too.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def attribute(
     """Return the map of each image, ``(n, 1, height, width)``.
 
     Args:
-        score: maps ``(k, channels, height, width)`` to ``(k, outputs)`` by way of ``model``.
+        score: maps ``(k, channels, height, width)`` to ``(k, outputs)`` through ``model``.
         inputs: ``(n, channels, height, width)``.
         targets: ``(n,)``.
         model: an eager model; hooks do not reach into TorchScript.
         layer: the name of the convolution in the model; by default its last ``Conv2d``.
-        max_forward_batch: rows of a pass at the most.
+        max_forward_batch: largest number of rows in a pass.
 
     Raises:
         NoGradientError: there is no eager model, or no convolution in it.
-        AttributeError: the model has no layer of that name.
+        AttributeError: the model has no layer with this name.
     """
     if model is None or isinstance(model, torch.jit.ScriptModule):
         raise NoGradientError("grad_cam needs an eager model")
@@ -52,11 +52,11 @@ def attribute(
 def _of_layer(
     score: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, targets: torch.Tensor, module: torch.nn.Module
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the output of a layer and the gradients of the targets' scores with respect to it."""
+    """Return the output of a layer, and the gradients of the targets' scores with respect to it."""
     outputs: list[torch.Tensor] = []
 
     def on_output(module: torch.nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
-        # Gradients begin here, so that the layers before it record none.
+        # Gradients begin here: the layers before it record none.
         outputs.append(output.detach().requires_grad_())
         return outputs[-1].clone()  # the next layer may work in place
 

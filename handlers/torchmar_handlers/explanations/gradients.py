@@ -1,6 +1,6 @@
 """Attribution by gradients: integrated gradients, saliency and gradient SHAP.
 
-Captum has all three; here they take several rows with a target and a baseline each, in passes
+Captum has all three methods. Here they take several rows with a target and a baseline each, in passes
 of a size that fits the processor's cache, and draw the same samples for every row.
 """
 
@@ -15,20 +15,20 @@ from torchmar_handlers.explanations import quadrature
 from torchmar_handlers.explanations.explain_options import USUAL_STEPS, ExplainOptions
 from torchmar_handlers.explanations.first_convolution import FirstConvolution, find
 
-# Maps points (k, ...), and the index of the row (k,) that each belongs to, to scores (k, outputs).
+# Maps points (k, ...), and the index of the row (k,) of each point, to scores (k, outputs).
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_VALUES_AT_ONCE = 2**20  # of a pass on a CPU; seven images of 224x224, which was the fastest on a ResNet-18
+_VALUES_AT_ONCE = 2**20  # values of a pass on a CPU: seven images of 224x224, the fastest number on a ResNet-18
 _SEED = 0
-# Points of an integral whose number is ``auto``. The first are enough where gradients are smooth, so that weights for a
-# curve and for straight lines give the same.
+# Points of an integral for ``auto``. The first are enough if gradients are smooth: then the weights for a
+# curve and for straight lines give the same result.
 _FIRST_POINTS, _ALL_POINTS = 16, 48
 _CURVE = 5  # degree of the polynomials that the weights of the first points integrate exactly
-_SETTLED = 1e-3  # of the attributions' norm, and of the difference of scores that they sum up to
+_SETTLED = 1e-3  # share of the attributions' norm, and of the difference of scores that is their sum
 
 
 class NoGradientError(Exception):
-    """A method cannot be had, for want of gradients; the message says why."""
+    """A method is not available, because there are no gradients; the message contains the reason."""
 
 
 def attribute(
@@ -49,16 +49,16 @@ def attribute(
       gradients at ``n_steps`` random points between baseline and input. The points are those that captum
       draws for one row after ``numpy.random.seed(0)``, and the same for all rows.
     * ``saliency``: Simonyan, Vedaldi and Zisserman, "Deep Inside Convolutional Networks", 2013; the gradient
-      with its sign, which tells for from against (captum's default drops it).
+      with its sign, which distinguishes for and against (captum's default drops it).
 
     Args:
-        score: of points.
+        score: function that computes the scores of points.
         inputs: ``(n, ...)``; the points have their layout in memory.
-        baselines: shaped like ``inputs``.
+        baselines: baselines in the shape of ``inputs``.
         targets: ``(n,)``.
-        gaps: of methods with steps, the difference of the target's scores of input and baseline, ``(n,)``.
-        options: of all rows.
-        max_forward_batch: rows of a pass at the most.
+        gaps: differences of the target's scores of input and baseline, ``(n,)``, for methods with steps.
+        options: options of all rows.
+        max_forward_batch: largest number of rows in a pass.
 
     Raises:
         NoGradientError: the scores have no gradient.
@@ -91,10 +91,10 @@ def _integrated(
     gap: float,
     max_forward_batch: int,
 ) -> tuple[torch.Tensor, int]:
-    """Return the integrated gradients of a row and the number of points: a third of them where that is enough.
+    """Return the integrated gradients of a row and the number of points: a third of them if this is enough.
 
-    The convergence delta alone does not show that: it is a sum of errors of either sign, and often small by chance.
-    Rows are computed one by one, so that rounding cannot make the choice another one than among other rows.
+    The convergence delta alone does not show this: it is a sum of errors of both signs, and often small by chance.
+    Rows are computed one by one, so that rounding cannot make the choice depend on other rows.
     """
     start, span = baselines[row], inputs[row] - baselines[row]
     most = rows_in_a_pass(span.numel(), span.device, max_forward_batch)
@@ -102,7 +102,7 @@ def _integrated(
     first: FirstConvolution | None = None
 
     def add(alphas: np.ndarray, weights: np.ndarray) -> None:
-        """Add the gradients at some points to the totals, each with weights of its own, ``(totals, points)``."""
+        """Add the gradients at some points to the totals, each with its own weights, ``(totals, points)``."""
         nonlocal first
         for piece in pieces(len(alphas), most):
             shares = torch.as_tensor(alphas[piece], dtype=span.dtype, device=span.device)
@@ -141,12 +141,12 @@ def path(
     weights: np.ndarray,
     max_forward_batch: int,
 ) -> torch.Tensor:
-    """Return for each row the weighted sum of its score's gradients at points between two ends, shaped like them."""
+    """Return for each row the weighted sum of its score's gradients at points between two ends, in their shape."""
     steps, layout = len(alphas), _layout(ends)
     shape = (-1, *[1] * (ends.dim() - 1))
     share = torch.as_tensor(alphas, dtype=ends.dtype, device=ends.device)
     spans = ends - starts
-    # Sums of the gradients of each row, and of what its first convolution gave.
+    # Sums of the gradients of each row, and of the outputs of its first convolution.
     direct: dict[int, torch.Tensor] = {}
     behind: dict[int, torch.Tensor] = {}
     first: FirstConvolution | None = None
@@ -178,7 +178,7 @@ def _weighted(slopes: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
     if slopes.is_contiguous():
         total = torch.tensordot(torch.as_tensor(weights, dtype=slopes.dtype, device=slopes.device), slopes, 1)
         return total
-    # One by one: the channels are last, and a product would copy all of them.
+    # One by one: the channels are last, and a product would copy all values.
     total = slopes[0] * float(weights[0])
     for slope, weight in zip(slopes[1:], weights[1:].tolist(), strict=True):
         total.add_(slope, alpha=weight)
@@ -193,7 +193,7 @@ def _layout(tensor: torch.Tensor) -> torch.memory_format:
 def _gradient(
     score: Score, points: torch.Tensor, row: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, FirstConvolution | None]:
-    """Return the gradients of points, or those of the output of the convolution that they go into."""
+    """Return the gradients of points, or of the output of the convolution whose inputs they are."""
     points = points.requires_grad_()
     try:
         with torch.enable_grad():
@@ -201,7 +201,7 @@ def _gradient(
             first = find(chosen, points) if points.dim() == 4 and chosen.requires_grad else None
             (slopes,) = torch.autograd.grad(chosen, points if first is None else first.output)
     except RuntimeError as error:
-        # What lacks memory or a device would lack them without gradients too.
+        # A lack of memory or of a device would also occur without gradients.
         if "memory" in str(error) or "CUDA" in str(error):
             raise
         document = str(error).partition("\n")[0]
@@ -215,14 +215,14 @@ def pick(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def rows_in_a_pass(values: int, device: torch.device, max_forward_batch: int) -> int:
-    """Return how many rows of so many values go through the model at once."""
+    """Return the number of rows, of this number of values, that a pass contains."""
     if device.type == "cpu":
         max_forward_batch = min(max_forward_batch, _VALUES_AT_ONCE // max(values, 1))
     return max(1, max_forward_batch)
 
 
 def pieces(total: int, most: int) -> Iterator[slice]:
-    """Cut ``total`` rows into the fewest pieces of ``most`` at the most, as equal as can be."""
+    """Cut ``total`` rows into the smallest number of pieces of at most ``most``, of similar sizes."""
     count = -(-total // most)
     for index in range(count):
         yield slice(total * index // count, total * (index + 1) // count)

@@ -1,4 +1,4 @@
-"""Attribution by leaving parts of the input out, for models of any kind.
+"""Attribution by replacing parts of the input, for models of any kind.
 
 Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
 """
@@ -26,25 +26,25 @@ def attribute(
     groups: torch.Tensor | None,
     max_forward_batch: int,
 ) -> torch.Tensor:
-    """Return how much the target's score loses when a part is replaced by the baseline, shaped like ``inputs``.
+    """Return the loss of the target's score when a part is replaced by the baseline, in the shape of ``inputs``.
 
-    * ``occlusion``: windows that slide over the image, all channels at once; a pixel has the mean of the windows
+    * ``occlusion``: windows that slide over the image, all channels at once; a pixel gets the mean of the windows
       that cover it.
     * ``feature_ablation``: patches of a grid or, in tables, columns. Every value of a patch or of a group of
       columns has the loss of the whole.
 
-    The parts of all rows share forward passes. A part that equals its baseline already loses nothing, and takes none.
+    The parts of all rows share forward passes. A part that equals its baseline has no loss, and needs no pass.
 
     Args:
         score: maps ``(k, ...)`` to ``(k, outputs)``.
         inputs: ``(n, channels, ...)`` or, for tables, ``(n, features)``.
-        baselines: shaped like ``inputs``.
+        baselines: baselines in the shape of ``inputs``.
         targets: ``(n,)``.
-        reached: the target's score of each row, ``(n,)``.
+        reached: target's score of each row, ``(n,)``.
         method: ``occlusion`` or ``feature_ablation``.
         groups: for tables, the number of each column's group, ``(features,)``; columns of one group (a one-hot
-            encoding) are left out together.
-        max_forward_batch: rows of a forward pass at the most.
+            encoding) are replaced together.
+        max_forward_batch: largest number of rows in a forward pass.
     """
     sides = inputs.shape[2:] if inputs.dim() > 2 else inputs.shape[1:]
     if method == "occlusion":
@@ -58,7 +58,7 @@ def attribute(
     if inputs.dim() > 2:
         differs = differs.any(1)
     counts = differs.float()
-    for axis in reversed(axes):  # the last dimension is replaced, and moves to the front of the parts
+    for axis in reversed(axes):  # the last dimension is replaced, and becomes the first of the parts
         counts = torch.movedim(counts @ axis.float().T, -1, 1)
     places = counts.nonzero().unbind(1)
     lost = torch.zeros_like(counts)
@@ -79,7 +79,7 @@ def attribute(
 
 
 def _outer(masks: list[torch.Tensor]) -> torch.Tensor:
-    """Return the values that lie in the part along every axis, ``(k, ...sides)``, of masks ``(k, side)``."""
+    """Return the values inside the part along every axis, ``(k, ...sides)``, from masks ``(k, side)``."""
     result = masks[0]
     for mask in masks[1:]:
         result = result[..., None] & mask.view(len(mask), *[1] * (result.dim() - 1), -1)
@@ -87,7 +87,7 @@ def _outer(masks: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _windows(side: int, *, images: bool) -> torch.Tensor:
-    """Return which values each of the overlapping windows along a side covers, ``(windows, side)``."""
+    """Return the values that each of the overlapping windows along a side covers, ``(windows, side)``."""
     width = math.ceil(side / _WINDOW) if images else 1
     stride = max(1, width // 2)
     starts = torch.arange(1 + math.ceil((side - width) / stride))[:, None] * stride
@@ -96,6 +96,6 @@ def _windows(side: int, *, images: bool) -> torch.Tensor:
 
 
 def _intervals(side: int, *, images: bool) -> torch.Tensor:
-    """Return which values each of the intervals that a side is cut into covers, ``(intervals, side)``."""
+    """Return the values that each of the intervals of a side covers, ``(intervals, side)``."""
     count = min(side, _GRID) if images else side
     return torch.arange(side) * count // side == torch.arange(count)[:, None]

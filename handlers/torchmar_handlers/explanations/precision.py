@@ -1,4 +1,4 @@
-"""The type of floats that gradients are computed in: bfloat16 where it gives the attributions of float32."""
+"""The type of floats for gradients: bfloat16 if it gives the attributions of float32."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _STEPS = 8
 def largest_error(
     score: Callable[[torch.Tensor], torch.Tensor], inputs: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> float:
-    """Return how far integrated gradients in another type are from those in float32, where they are farthest.
+    """Return the largest difference between integrated gradients in another type and in float32.
 
     Args:
-        score: as `torchmar_handlers.explanations.explain` has it.
-        inputs: batches of any rows, ``(n, ...)``; of each row, the highest score is explained.
+        score: as in `torchmar_handlers.explanations.explain`.
+        inputs: batches of any rows, ``(n, ...)``; the highest score of each row is explained.
         dtype: the other type.
 
     Returns:

@@ -1,10 +1,10 @@
 """Explanations of a batch of texts, token by token.
 
-Gradients are taken with respect to the token embeddings, in eager models and in TorchScript
-alike, where hooks do not work: the table of embeddings is replaced, for one call, by one that has
+Gradients are computed with respect to the token embeddings, in the same way in eager models and in TorchScript,
+where hooks do not work: the table of embeddings is replaced, for one call, by a table that has
 a row for every position of the batch, and the token ids by the numbers of those rows. The gradient of
-a row of that table is the gradient of one position. A model that does not answer the same then (one that
-looks at ids in another way) is explained by leaving tokens out.
+a row of that table is the gradient of one position. If the model then gives other answers (because it
+uses the ids in another way), it is explained by replacing tokens.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from torchmar_handlers.request import BadRequest
 # Maps token ids and their mask, both (k, tokens), to scores (k, outputs).
 Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_REACH = {"feature_ablation": 0, "occlusion": 1}  # tokens left out with one, on either side
-_WIDTH = 64  # of a token, in the reckoning of rows that go through a model of unknown insides at once
-_SAME = 1e-4  # of the largest score: what changing the order of additions does, and no more
+_REACH = {"feature_ablation": 0, "occlusion": 1}  # tokens replaced together with one, on each side
+_WIDTH = 64  # assumed width of a token, for the number of rows in a pass of a model of unknown structure
+_SAME = 1e-4  # share of the largest score that may change with the order of additions
 
 
 def explain_tokens(
@@ -46,14 +46,14 @@ def explain_tokens(
     weights: str | None = None,
     max_forward_batch: int = 256,
 ) -> list[Explanation]:
-    """Explain one output for each text; texts of one length that ask for the same are computed together.
+    """Explain one output for each text; texts of the same length and options are computed together.
 
-    The values of a text have the shape ``(tokens,)``, without its padding, and never depend on how
-    far its neighbours made it be padded: every text is computed without padding.
+    The values of a text have the shape ``(tokens,)``, without its padding, and never depend on
+    the padding that other texts require: every text is computed without padding.
 
     * Integrated gradients, saliency and gradient SHAP: of the embeddings, summed over their dimensions.
-    * Feature ablation: what the score loses when a token is replaced.
-    * Occlusion: the same with the tokens beside it; the mean of the three windows that hold a token.
+    * Feature ablation: the loss of the score when a token is replaced.
+    * Occlusion: the same with the two neighbours of the token; the mean of the three windows that contain a token.
 
     Args:
         model: maps ids ``(k, tokens)`` and a mask of the same shape to scores ``(k, outputs)``.
@@ -63,16 +63,16 @@ def explain_tokens(
         requested: the options of each text's explanation. A baseline is ``zeros`` (of the embedding) or a name in
             ``replacements``.
         replacements: ids of neutral tokens, by name: ``{"mask": 103, "pad": 0}``. The first replaces
-            tokens where the baseline is ``zeros``, which has no id.
-        module: where the embeddings are; ``model`` itself if that is a module.
-        special: 1 for tokens that are no part of the text (``[CLS]``), ``(n, tokens)``; they get zeros.
-        one_length: whether the model takes texts of just this length; then they stay padded.
+            tokens if the baseline is ``zeros``, which has no id.
+        module: module with the embeddings; ``model`` itself if that is a module.
+        special: 1 for tokens that do not belong to the text (``[CLS]``), ``(n, tokens)``; they get zeros.
+        one_length: whether the model accepts only texts of this length, which then stay padded.
         differentiable: False if the weights are known to have no gradients.
-        weights: what the weights are called where they are not those of predictions, as `Explanation` has it.
+        weights: name of the weights if they are not those of predictions, as in `Explanation`.
         max_forward_batch: the most rows of a forward pass.
 
     Raises:
-        BadRequest: a client named a method that these weights cannot answer, or a baseline that is none.
+        BadRequest: a client requested a method that these weights do not support, or an unknown baseline.
     """
     if not requested:
         return []
@@ -134,10 +134,10 @@ def bags(model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Model:
 
 @dataclass(frozen=True, kw_only=True)
 class _Texts:
-    """Texts of one length: ids, mask, and which tokens may be changed, all ``(n, tokens)``."""
+    """Texts of one length: ids, mask, and the tokens that may be changed, all ``(n, tokens)``."""
 
     model: Model
-    known: Collection[int]  # ids that a model may look out for
+    known: Collection[int]  # ids that have a meaning for the model
     ids: torch.Tensor
     mask: torch.Tensor
     free: torch.Tensor
@@ -151,7 +151,7 @@ class _Texts:
 
     @property
     def most(self) -> int:
-        """The most texts in a forward pass of a model of unknown width."""
+        """The largest number of texts in a forward pass of a model of unknown width."""
         return rows_in_a_pass(self.ids.shape[1] * _WIDTH, self.ids.device, self.max_forward_batch)
 
 
@@ -165,7 +165,7 @@ def _replacement(choice: object, replacements: Mapping[str, int]) -> int | None:
 
 
 def _left_out(texts: _Texts, targets: torch.Tensor, others: Sequence[int], reach: int) -> torch.Tensor:
-    """Return what each text's score loses without each token, ``(n, tokens)``."""
+    """Return the loss of each text's score without each token, ``(n, tokens)``."""
     reached = pick(texts.scores(), targets).float()
     other = torch.as_tensor(others, device=texts.ids.device)[:, None]
     rows, places = texts.free.nonzero(as_tuple=True)
@@ -199,7 +199,7 @@ def _by_embeddings(
     if options.method in STEPPED:
         begun = torch.cat([score.without_gradient(starts, rows) for rows in score.passes()])
         gaps = pick(reached, targets) - pick(begun, targets)
-    # In evaluation mode, cuDNN's recurrent networks have no gradients, and torch's own have.
+    # In evaluation mode, cuDNN's recurrent networks have no gradients; torch's own have.
     with torch.backends.cudnn.flags(enabled=False):
         values, steps = gradients.attribute(score, score.ends, starts, targets, gaps, options, texts.max_forward_batch)
     values = values.sum(2) * texts.free
@@ -213,11 +213,11 @@ def _score_of_positions(texts: _Texts, module: torch.nn.Module | None, reached: 
     tables = _embeddings(module, int(texts.ids.max()))
     for embedding in tables:
         score, shifted = _Positions(texts, embedding), _Positions(texts, embedding, shift=texts.ids.shape[1])
-        # With a table that is not the tokens', ids may lie beyond the end of the tokens' own; CUDA does not survive it.
+        # In a table of other ids, token ids may be beyond the end, and CUDA would not survive such an access.
         others = [len(_table(other)) for other in tables if other is not embedding]
         if texts.ids.is_cuda and others and shifted.size(texts.ids.shape[1]) > min(others):
             continue
-        # One text first, which reveals most wrong tables; with other numbers, since the first may be right by chance.
+        # One text first, which reveals most wrong tables; with other numbers, because the first may be right by chance.
         checks = [(shifted, slice(0, 1)), *((score, rows) for rows in score.passes())]
         with contextlib.suppress(RuntimeError, IndexError):
             if all(_alike(way.without_gradient(way.ends, rows), reached[rows]) for way, rows in checks):
@@ -230,10 +230,10 @@ def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def _embeddings(module: torch.nn.Module, highest: int) -> list[torch.nn.Module]:
-    """Return the tables of embeddings in which an id can be looked up, the largest first; a vocabulary mostly is."""
+    """Return the tables of embeddings that contain an id, the largest first, which usually is the vocabulary."""
     tables = []
     for part in module.modules():
-        # What torch.jit loads has the name of its class left, and no more.
+        # Of the class of a module, torch.jit keeps only the name.
         if "Embedding" in getattr(part, "original_name", type(part).__name__) or isinstance(part, torch.nn.Embedding):
             weight = dict(part.named_parameters(recurse=False)).get("weight")
             if weight is not None and weight.dim() == 2 and len(weight) > highest:
@@ -249,9 +249,9 @@ def _table(embedding: torch.nn.Module) -> torch.Tensor:
 class _Positions:
     """The scores of texts as a function of the embeddings of their positions, ``(k, tokens, width)``.
 
-    Padding and special tokens keep their ids and their rows of the table, since models look out for them. The
-    other tokens get the numbers that are left, but the first ``shift``, and but those that may be the
-    ``padding_idx`` of the embedding, whose row has no gradient: a traced module does not contain which it is, but 0
+    Padding and special tokens keep their ids and their rows of the table, because models treat them specially. The
+    other tokens get the remaining numbers, except the first ``shift``, and except possible values of the
+    ``padding_idx`` of the embedding, whose row has no gradient: a traced module does not contain this value, but 0
     and 1 are usual.
     """
 
@@ -265,7 +265,7 @@ class _Positions:
         self.kept = torch.as_tensor(sorted(kept), device=texts.ids.device)
 
     def __call__(self, points: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        """Return the scores ``(k, outputs)`` of points; ``row`` is the text of each, ``(k,)``."""
+        """Return the scores ``(k, outputs)`` of points; ``row`` is the index of each point's text, ``(k,)``."""
         free = self.texts.free[row]
         numbers = self._numbers(int(free.sum()))
         table = points.new_zeros(self.size(len(numbers)), points.shape[2])
@@ -276,7 +276,7 @@ class _Positions:
             return self.texts.model(ids, self.texts.mask[row])
 
     def without_gradient(self, points: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Return the scores of some of the texts with the embeddings ``points``, those of all."""
+        """Return the scores of some of the texts with the embeddings ``points`` of all texts."""
         row = torch.arange(len(points), device=points.device)[rows]
         with torch.no_grad():
             return self(points[rows], row).reshape(len(row), -1)
@@ -287,7 +287,7 @@ class _Positions:
         return pieces(len(self.ends), most)
 
     def size(self, count: int) -> int:
-        """Return how many rows the table has when ``count`` tokens are in it."""
+        """Return the number of rows that the table has with ``count`` tokens."""
         return max(self.least, int(self._numbers(count)[-1]) + 1 if count else 0)
 
     def _numbers(self, count: int) -> torch.Tensor:
@@ -302,7 +302,7 @@ def _replaced(embedding: torch.nn.Module, table: torch.Tensor) -> Iterator[None]
     scripted = isinstance(embedding, torch.jit.ScriptModule)
     try:
         if not scripted:
-            del embedding.weight  # a parameter gives way to nothing but a parameter
+            del embedding.weight  # only a parameter can replace a parameter
         embedding.weight = table
         yield
     finally:

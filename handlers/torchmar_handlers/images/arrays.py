@@ -1,4 +1,4 @@
-"""Images that come as numbers: pixels to be prepared as a file's are, or what the model takes as it stands."""
+"""Images that are sent as numbers: pixels, which are prepared like those of a file, or the model's input."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def read(
 ) -> tuple[Pixels | None, np.ndarray | None]:
     """Return either pixels or the model's input, float32 ``(channels, height, width)``; the other is None.
 
-    Bytes (``uint8``) are pixels, channels last or first. With the channels last, so are whole numbers from 0 to 255,
-    which is what JSON makes of bytes, and floats from 0 to 1, shares of 255, which clients of TensorFlow models send.
-    Any other numbers with the channels first are the model's input, resized and normalised by the client, which is
-    what TorchServe's own handlers take.
+    Bytes (``uint8``) are pixels, channels last or first. With the channels last, whole numbers from 0 to 255 (bytes in
+    JSON) and floats from 0 to 1 (shares of 255, which clients of TensorFlow models send) are pixels, too.
+    Any other numbers with the channels first are the model's input, resized and normalised by the client, as
+    TorchServe's own handlers accept it.
 
     Args:
         payload: an array, or nested lists.
@@ -32,12 +32,12 @@ def read(
         sides: height and width of the model's input, for messages; None if they differ.
 
     Raises:
-        BadRequest: it is none of these, or has too many pixels (413).
+        BadRequest: the payload is none of these, or has too many pixels (413).
     """
     array = _array(payload)
     channels = len(mode)
     if array.ndim == 2 and channels == 1:
-        # For a grey image only the type distinguishes the two kinds.
+        # For a grey image, only the type distinguishes pixels and inputs.
         array = array[:, :, None] if array.dtype == np.uint8 else array[None]
     first = array.ndim == 3 and array.shape[0] == channels
     last = array.ndim == 3 and array.shape[2] in (1, 3, 4) and not first
@@ -80,7 +80,7 @@ def _array(payload: Any) -> np.ndarray:
 
 
 def _pixels(array: np.ndarray, mode: str) -> Pixels:
-    """Return pixels with one, three or four channels in the mode wanted."""
+    """Return pixels with one, three or four channels in the given mode."""
     if array.shape[2] == len(mode):
         return np.ascontiguousarray(array)
     return converted(as_image(np.ascontiguousarray(array)), mode)

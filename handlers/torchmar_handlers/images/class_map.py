@@ -16,28 +16,28 @@ def most_probable(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the probability and the class of every pixel, both ``(n, height, width)``.
 
     Args:
-        scores: ``(n, classes, height, width)``; with one class, its score against all else.
+        scores: ``(n, classes, height, width)``; with one class, its score against the background.
 
     Raises:
-        ValueError: there are more than 65,536 classes, or the shape is another.
+        ValueError: there are more than 65,536 classes, or the shape is wrong.
     """
     if scores.dim() != 4 or scores.shape[1] > 1 << 16:
         raise ValueError(f"scores of {tuple(scores.shape)} are not (n, classes, height, width)")
     if scores.shape[1] == 1:
         scores = torch.cat([torch.zeros_like(scores), scores], 1)
     best, classes = scores.max(1)
-    # The softmax of the highest score, without that of the others.
+    # The softmax of the highest score only.
     probabilities = (best - scores.logsumexp(1)).exp()
     return probabilities, classes.to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
 
 
 def nearest(wanted: int, size: int) -> np.ndarray:
-    """Return which of ``there`` pixels of a side are the nearest to the centres of ``wanted`` ones."""
+    """Return the indices of the pixels of a side that are nearest to the centres of ``wanted`` pixels."""
     return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(np.int64), size - 1)
 
 
 def runs(classes: np.ndarray) -> list[list[int]]:
-    """Return a class map ``(height, width)`` as pairs of a class and how many pixels it goes on for, row by row."""
+    """Return a class map ``(height, width)`` as pairs of a class and its number of consecutive pixels, row by row."""
     flat = classes.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=len(flat))
@@ -45,19 +45,19 @@ def runs(classes: np.ndarray) -> list[list[int]]:
 
 
 def of_runs(pairs: Sequence[Sequence[int]], shape: Sequence[int]) -> np.ndarray:
-    """Return the class map that `runs` was made of, int32."""
+    """Return the class map for the runs from `runs`, int32."""
     classes, lengths = np.array(pairs, np.int32).T
     return np.repeat(classes, lengths).reshape(shape)
 
 
 def document(classes: np.ndarray, probabilities: np.ndarray, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Return a class map as JSON: shape, runs, and of each class in it the pixels and their mean probability.
+    """Return a class map as JSON: shape, runs, and for each class in it the pixels and their mean probability.
 
     Args:
         classes: ``(height, width)``.
-        probabilities: of the class of each pixel, of the same shape.
-        labels: the names of classes by their index as text. Classes without one, and those that share
-            one, are called by their index.
+        probabilities: probability of the class of each pixel, in the same shape.
+        labels: the names of classes by their index as text. Classes without a name, and classes with
+            the same name, get their index as name.
     """
     pixels = np.bincount(classes.ravel())
     sums = np.bincount(classes.ravel(), probabilities.ravel())
@@ -74,7 +74,7 @@ def document(classes: np.ndarray, probabilities: np.ndarray, labels: Mapping[str
 
 
 def png(classes: np.ndarray) -> bytes:
-    """Return a class map as a PNG with a palette: a pixel's index is its class.
+    """Return a class map as a PNG with a palette: the index of a pixel is its class.
 
     Raises:
         BadRequest: there are more classes than a palette has colours (406).

@@ -1,4 +1,4 @@
-"""The part of an image that a model sees, resized and cropped as torchvision does it."""
+"""The part of an image that a model gets, resized and cropped as in torchvision."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import numpy as np
 
 from torchmar_handlers.images.reading import Pixels, as_array, as_image, size
 
-_WASTE = 4  # pixels resized for one that is kept, at the most
-_HANDED = 1 << 20  # pixels of an image of Pillow's that is worth copying for torch, at the most
+_WASTE = 4  # largest number of resized pixels for each kept pixel
+_HANDED = 1 << 20  # largest number of pixels of a Pillow image for which a copy for torch saves time
 
 
 @dataclass(frozen=True)
 class Geometry:
     """``Resize(resize)``, then ``CenterCrop(crop)``, of torchvision, with bilinear filtering.
 
-    ``resize`` is the short side, or height and width; ``crop`` is height and width; None leaves either out.
-    The pixels are those of torchvision with a Pillow image, but for roundings: at most one of 255 levels off.
+    ``resize`` is the short side, or height and width; ``crop`` is height and width; None omits a step.
+    The pixels are those of torchvision with a Pillow image, except for rounding: the difference is at most one of 255
+    levels.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -28,11 +29,11 @@ class Geometry:
 
     @property
     def fixed(self) -> tuple[int, int] | None:
-        """Height and width that the model sees of every image; None if they depend on the image."""
+        """Height and width of the model's image for every input; None: they depend on the image."""
         return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height before the crop, of an image with these sides."""
+        """Return width and height before the crop, for an image with these sides."""
         if self.resize is None:
             return width, height
         if not isinstance(self.resize, int):
@@ -41,11 +42,11 @@ class Geometry:
         return (short, long) if width <= height else (long, short)
 
     def apply(self, pixels: Pixels, original: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the pixels that the model sees: bytes, ``(height, width, channels)``.
+        """Return the pixels for the model: bytes, ``(height, width, channels)``.
 
         Args:
-            pixels: of an image.
-            original: its width and height, if ``pixels`` were decoded at a scale.
+            pixels: pixels of an image.
+            original: width and height of the image, if ``pixels`` were decoded at a scale.
         """
         wide, high = self.resized(*(original or size(pixels)))
         if self.crop is None:
@@ -59,7 +60,7 @@ class Geometry:
 
 
 def _centre(side: int, wanted: int) -> tuple[int, int, int, int]:
-    """Return where a side is cut, start and end, and what is added before and after: CenterCrop's arithmetic."""
+    """Return start and end of the crop of a side, and the padding before and after: CenterCrop's arithmetic."""
     if side < wanted:
         return 0, side, (wanted - side) // 2, (wanted - side + 1) // 2
     start = round((side - wanted) / 2.0)
@@ -75,16 +76,16 @@ def _part(pixels: Pixels, whole: tuple[int, int], region: tuple[int, int, int, i
     rows_first = _rows_first((width, height), whole)
     kept = (right - left) * (bottom - top)
     held = isinstance(pixels, np.ndarray) or width * height <= _HANDED
-    # Three channels at once are what the vector code of torch is for.
+    # Three channels at once, the case for which torch has vector code.
     if held and not rows_first and not _grey(pixels) and whole[0] * whole[1] <= _WASTE * kept and _vectors():
         return _by_torch(as_array(pixels), whole)[top:bottom, left:right]
-    # Pillow computes nothing but the region.
+    # Pillow computes only the region.
     from PIL import Image
 
     across, down = width / whole[0], height / whole[1]
     image, first, last = as_image(pixels), 0, height
     if _rows_first((width, height), (right - left, bottom - top)) and not rows_first:
-        # Without the rows that are not looked at, the order is that of the whole.
+        # Without the other rows, the order of the two steps would change; it must be that for the whole image.
         reach = max(1.0, down) + 1
         first, last = max(0, math.floor(top * down - reach)), min(height, math.ceil(bottom * down + reach))
         image = image.crop((0, first, width, last))
@@ -93,14 +94,14 @@ def _part(pixels: Pixels, whole: tuple[int, int], region: tuple[int, int, int, i
 
 
 def _rows_first(given: tuple[int, int], wanted: tuple[int, int]) -> bool:
-    """Return whether Pillow (newer ones) resizes the rows before the columns; the order changes the roundings."""
+    """Return whether Pillow (newer versions) resizes the rows before the columns; the order changes the rounding."""
     return given[1] - wanted[1] > max(0, 2 * (given[0] - wanted[0]))
 
 
 def _by_torch(array: np.ndarray, whole: tuple[int, int]) -> np.ndarray:
     import torch
 
-    # Arrays of Pillow's are not writable, of which torch would warn; nothing here writes.
+    # Pillow's arrays are not writable, and torch would warn of this; no code here writes to them.
     array = array if array.flags.writeable else array.copy()
     planes = torch.from_numpy(array).permute(2, 0, 1)[None]
     resized: Any = torch.nn.functional.interpolate(planes, whole[::-1], mode="bilinear", antialias=True)
@@ -113,7 +114,7 @@ def _grey(pixels: Pixels) -> bool:
 
 @functools.cache
 def _vectors() -> bool:
-    """Return whether torch has vector code for this processor; without, it is slower than Pillow."""
+    """Return whether torch has vector code for this processor; without it, torch is slower than Pillow."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

@@ -1,4 +1,4 @@
-"""A model's input made of a request, by the options of a handler."""
+"""A model's input for a request, by the options of a handler."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torchmar_handlers.request import FILE_KEYS, BadRequest, Request
 _SIDE = 224  # pixels
 _MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-_NOTHING = object()  # the option is not there, which is not the same as null
+_NOTHING = object()  # the option is not set, which is different from null
 
 
 @dataclass(frozen=True)
 class Input:
-    """One image: ``values`` is bytes, or floats that the client has made, ``(channels, height, width)``.
+    """One image: ``values`` is bytes, or floats from the client, ``(channels, height, width)``.
 
-    ``width`` and ``height`` are those of the image as it came.
+    ``width`` and ``height`` are those of the original image.
     """
 
     values: torch.Tensor
@@ -33,7 +33,7 @@ class Input:
 
 
 class Inputs:
-    """Make inputs of requests, and batches of inputs.
+    """Make inputs from requests, and batches from inputs.
 
     =============== =========================== =============================================================
     option          default                     meaning
@@ -50,13 +50,13 @@ class Inputs:
     =============== =========================== =============================================================
 
     Args:
-        options: those of the handler.
-        device: where batches go.
-        resize: the default of that option.
-        normalised: whether mean and std are ImageNet's where they are not given.
+        options: options of the handler.
+        device: device of the batches.
+        resize: default of the option ``resize``.
+        normalised: whether the default mean and std are ImageNet's.
 
     Raises:
-        OptionError: a value that cannot be.
+        OptionError: an option has an invalid value.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Inputs:
         self._reader = Reader(self.mode, self.max_pixels, exif=exif, resized=resized)
 
     def read(self, request: Request) -> Input:
-        """Return the input that a request holds: a file, pixels in numbers, or what the model takes.
+        """Return the input in a request: a file, pixels as numbers, or the model's input.
 
         Raises:
-            BadRequest: there is no image in it, or one with too many pixels (413).
+            BadRequest: the request has no image, or an image with too many pixels (413).
         """
         pixels, values, original = self._opened(request)
         if pixels is not None:
@@ -92,16 +92,16 @@ class Inputs:
         return Input(torch.from_numpy(values), values.shape[2], values.shape[1])
 
     def typical(self) -> Input:
-        """Return a black image of the size that the geometry makes of any, or of 224 pixels where it makes none."""
+        """Return a black image of the fixed size of the geometry, or of 224 pixels if there is none."""
         side = self.geometry.resize if isinstance(self.geometry.resize, int) else _SIDE
         height, width = self.geometry.fixed or (side, side)
         return self.fit(np.zeros((height, width, len(self.mode)), np.uint8))
 
     def pixels(self, request: Request) -> Pixels:
-        """Return the pixels that a request holds, as they came.
+        """Return the original pixels of a request.
 
         Raises:
-            BadRequest: there is no image in it, or one with too many pixels (413).
+            BadRequest: the request has no image, or an image with too many pixels (413).
         """
         pixels, _, _ = self._opened(request, whole=True)
         if pixels is None:
@@ -111,14 +111,14 @@ class Inputs:
         return pixels
 
     def fit(self, pixels: Pixels, original: tuple[int, int] | None = None) -> Input:
-        """Return the input that pixels of the right mode become.
+        """Return the input for pixels of the right mode.
 
         Args:
-            pixels: of an image.
-            original: its width and height, if ``pixels`` were decoded at a scale.
+            pixels: pixels of an image.
+            original: width and height of the image, if ``pixels`` were decoded at a scale.
 
         Raises:
-            BadRequest: it would have too many pixels (413).
+            BadRequest: the input would have too many pixels (413).
         """
         width, height = original or size(pixels)
         if self.geometry.crop is None:
@@ -127,7 +127,7 @@ class Inputs:
         return Input(torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C")), width, height)
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return a batch of bytes as the model takes it, float32 of the same shape; floats as they are.
+        """Return a batch of bytes as the model's input, float32 of the same shape; floats unchanged.
 
         The same operations, in the same order, as torchvision's: the same floats.
         """
@@ -137,14 +137,14 @@ class Inputs:
         return values if self._plain else values.sub_(self._mean).div_(self._std)
 
     def restore(self, batch: torch.Tensor) -> np.ndarray:
-        """Return the pixels that a normalised batch came from: bytes, of the same shape."""
+        """Return the pixels of a normalised batch: bytes, of the same shape."""
         values = batch.float() * self._std + self._mean
         return np.asarray((values * 255).round_().clamp_(0, 255).byte().cpu().numpy())
 
     def _opened(
         self, request: Request, *, whole: bool = False
     ) -> tuple[Pixels | None, np.ndarray | None, tuple[int, int] | None]:
-        """Return either pixels or what the model takes, the other is None; and width and height of a file."""
+        """Return either pixels or the model's input, the other is None; and width and height of a file."""
         payload = request.value(FILE_KEYS)
         if arrays.is_array(payload):
             return *arrays.read(payload, self.mode, self.max_pixels, self.geometry.fixed), None
@@ -153,7 +153,7 @@ class Inputs:
 
 
 def _sides(name: str, value: Any) -> Any:
-    """Return a number of pixels or (height, width) or None."""
+    """Return a number of pixels, (height, width) or None."""
 
     def side(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 16

@@ -1,6 +1,6 @@
-"""JPEG by libjpeg-turbo itself, where ``simplejpeg`` is installed: an array without a copy.
+"""JPEG by libjpeg-turbo itself, if ``simplejpeg`` is installed: an array without a copy.
 
-Pillow is built with the same library, but keeps four bytes for each pixel, which are copied to
+Pillow is built with the same library, but stores four bytes for each pixel, which are copied to
 three for the resize by torch. The pixels are the same.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 
 
 def decode(content: bytes, width: int = 0, height: int = 0) -> np.ndarray | None:
-    """Return the pixels of a JPEG in colour, ``(height, width, 3)``; None where that is left to Pillow.
+    """Return the pixels of a JPEG in colour, ``(height, width, 3)``; None: Pillow must decode it.
 
     Args:
         content: the file.
-        width: of the result at least, which is scaled down by the library to the next larger size; 0: as it is.
-        height: likewise.
+        width: minimum width of the result, which the library scales down to the next larger size; 0: the original size.
+        height: minimum height of the result, in the same way.
     """
     decoder = _decoder()
     if decoder is None:
@@ -27,7 +27,7 @@ def decode(content: bytes, width: int = 0, height: int = 0) -> np.ndarray | None
     try:
         pixels: np.ndarray = decoder(content, min_width=width, min_height=height)
     except Exception:
-        return None  # damaged, or strange: Pillow knows what to make of it
+        return None  # damaged or unusual: Pillow reads more files
     return pixels
 
 
@@ -35,7 +35,7 @@ def decode(content: bytes, width: int = 0, height: int = 0) -> np.ndarray | None
 def _decoder() -> Callable[..., Any] | None:
     from PIL import features
 
-    # Another libjpeg rounds in another way: with or without simplejpeg, an answer is to be the same.
+    # Another libjpeg rounds differently, and an answer must not depend on simplejpeg.
     if not features.check_feature("libjpeg_turbo"):
         return None
     try:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-_MAIN = ("logits", "out")  # beside the outputs of auxiliary heads
+_MAIN = ("logits", "out")  # names of scores beside the outputs of auxiliary heads
 
 
 def only(output: Any) -> torch.Tensor:
-    """Return the one tensor that counts: of a mapping ``logits``, ``out`` or the first, of a tuple the first.
+    """Return the main tensor: of a mapping ``logits``, ``out`` or the first, of a tuple the first.
 
     Raises:
-        ValueError: it is no tensor.
+        ValueError: the output is no tensor.
     """
     if isinstance(output, Mapping):
         output = next((output[name] for name in _MAIN if name in output), next(iter(output.values()), None))
@@ -28,11 +28,11 @@ def only(output: Any) -> torch.Tensor:
 def detections(output: Any, images: int) -> list[dict[str, torch.Tensor]]:
     """Return for each image its ``boxes`` ``(k, 4)``, ``labels`` and ``scores`` ``(k,)``, on the CPU.
 
-    Torchvision's detectors put out a list of these, in TorchScript after their (empty) losses; models
-    of stacked batches also the three as tensors with the images first, by name or in this order.
+    Torchvision's detectors return a list of these, in TorchScript after the (empty) losses; models
+    of stacked batches may also return three tensors with the images first, by name or in this order.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the output has none of these forms.
     """
     names = ("boxes", "labels", "scores")
     if isinstance(output, tuple | list) and len(output) == 2 and isinstance(output[1], list):

@@ -1,4 +1,4 @@
-"""Bytes of an image file to its pixels, within limits."""
+"""The pixels of an image file, within limits."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 #: A Pillow image, or bytes ``(height, width, channels)``.
 Pixels: TypeAlias = "Image.Image | np.ndarray"
 
-# Not what Pillow hands to other programs (EPS, to Ghostscript) or what no client sends.
+# Without formats that Pillow passes to other programs (EPS, to Ghostscript), and formats that no client sends.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")  # of either alphabet
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")  # of both alphabets
 _ORIENTATION = 274  # the tag of EXIF
 _LYING = (5, 6, 7, 8)  # orientations whose rows are the columns of the file
-_SCALES = (8, 4, 2)  # at which libjpeg decodes fast, as shares of the sides
-_MARGIN = 2  # sides of a file that is decoded at a scale, at least, in sides after the resize
+_SCALES = (8, 4, 2)  # scales at which libjpeg decodes fast, as divisors of the sides
+_MARGIN = 2  # smallest sides of a file that is decoded at a scale, in multiples of the resized sides
 
 
 class Reader:
@@ -35,9 +35,9 @@ class Reader:
     Args:
         mode: ``RGB`` or ``L``.
         max_pixels: larger images are rejected before they are decoded.
-        exif: turn photographs as their camera was held; torchvision and TorchServe do not.
-        resized: width and height after the resize, from those of the file. JPEG files that are at least four times as
-            large are decoded at a scale; None: never.
+        exif: whether to turn photographs by the orientation of the camera; torchvision and TorchServe do not.
+        resized: function that returns width and height after the resize, for those of the file. JPEG files at least
+            four times as large are decoded at a scale; None: no file is.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class Reader:
         self._resized = resized
         self.max_pixels = max_pixels
         self.exif = exif
-        # What Pillow looks at itself, images within images too; it raises from twice that on.
+        # The limit of Pillow itself, also for images inside images; Pillow raises an error from twice this limit on.
         Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     def read(self, content: bytes, *, whole: bool = False) -> tuple[Pixels, tuple[int, int]]:
-        """Return the pixels of a file, of an animation those of the first frame, and width and height of the file.
+        """Return the pixels of a file (of an animation, those of the first frame), and width and height of the file.
 
         Transparency is dropped, 16 bits are cut to 8, CMYK and palettes become ``mode``. A file in base64 is decoded
-        first: tensors of strings are bytes, and clients of models with ``tf.io.decode_base64`` send such.
+        first: tensors of strings are bytes, and clients of models with ``tf.io.decode_base64`` send base64.
 
         Args:
             content: the file.
-            whole: whether all pixels are needed, and none may be decoded at a scale.
+            whole: whether all pixels are needed, so that the file is not decoded at a scale.
 
         Raises:
             BadRequest: the file is no image of a known format, damaged, or has too many pixels (413).
@@ -91,7 +91,7 @@ class Reader:
             raise
         except Image.DecompressionBombError as error:
             raise BadRequest(str(error), 413) from None
-        except Exception as error:  # what a damaged file makes Pillow's readers raise is any of a dozen kinds
+        except Exception as error:  # Pillow's readers raise a dozen kinds of errors for a damaged file
             raise BadRequest(f"the image is damaged: {error}") from None
 
     def _decoded(self, image: Image.Image, content: bytes, *, whole: bool) -> tuple[Pixels, tuple[int, int]]:
@@ -104,7 +104,7 @@ class Reader:
             width, height = (-(-side // scale) for side in (image.width, image.height))
             if orientation == 1:
                 pixels = jpeg.decode(content, width, height) if scale > 1 else jpeg.decode(content)
-                # Pillow has read the header: a decoder that sees another image is not to be believed.
+                # Pillow has read the header: a decoder that finds another size must not be trusted.
                 if pixels is not None and pixels.shape[:2] == (height, width):
                     return pixels, original
             if scale > 1:
@@ -115,7 +115,7 @@ class Reader:
         return converted(image, self.mode), original
 
     def _scale(self, width: int, height: int) -> int:
-        """Return by how much the sides of a JPEG may be divided when it is decoded; 1: not at all."""
+        """Return the divisor for the sides of a JPEG when it is decoded; 1: it is decoded at full size."""
         if self._resized is None:
             return 1
         wide, high = (_MARGIN * side for side in self._resized(width, height))
@@ -133,7 +133,7 @@ def converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("an image of floating numbers is not taken; send 8 or 16 bits per channel")
     if image.mode.startswith("I"):
-        # 16 bits: the upper eight. Pillow has cut all above 255 to white in some of its versions.
+        # 16 bits: the upper eight. Some versions of Pillow cut all values above 255 to white.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image if image.mode == mode else image.convert(mode)
 
@@ -159,7 +159,7 @@ def size(pixels: Pixels) -> tuple[int, int]:
 
 
 def check_pixel_count(width: int, height: int, limit: int) -> None:
-    """Raise BadRequest (413) where an image has more pixels than are allowed."""
+    """Raise BadRequest (413) if an image has more pixels than are allowed."""
     if width * height > limit:
         raise BadRequest(f"the image has {width}x{height} pixels; {limit} are allowed", 413)
 
@@ -173,7 +173,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _from_base64(content: bytes) -> bytes:
-    """Return the file that a text in base64 stands for; empty if it is no such text."""
+    """Return the file that a text in base64 encodes; empty: it is no such text."""
     try:
         return from_base64(content.decode()) if _BASE64.fullmatch(content) else b""
     except BadRequest:

@@ -10,18 +10,18 @@ from torchmar_handlers.images.reading import Pixels, as_array, as_image, convert
 
 
 def cut(pixels: Pixels, box: np.ndarray, mode: str, square: bool, margin: float) -> Pixels:
-    """Return the pixels around a box; what lies beyond the image repeats its outermost pixels.
+    """Return the pixels around a box; beyond the edges of the image, its outermost pixels are repeated.
 
     Args:
         pixels: the image.
         box: x1 y1 x2 y2, in its pixels.
-        mode: ``RGB`` or ``L``, of what returns.
-        square: widen the shorter side to the longer one, the box in the middle.
-        margin: what is added on every side, as a part of the longer side.
+        mode: ``RGB`` or ``L``, the mode of the result.
+        square: whether to widen the shorter side to the longer one, with the box in the middle.
+        margin: space added on every side, as a part of the longer side.
     """
     array = as_array(pixels)
     height, width = array.shape[:2]
-    # What a model thinks lies outside counts for nothing, and may be anything.
+    # The part of a box outside of the image has no meaning, and may have any size.
     x1, x2 = np.clip(np.nan_to_num(box[[0, 2]].astype(float)), 0, width)
     y1, y2 = np.clip(np.nan_to_num(box[[1, 3]].astype(float)), 0, height)
     longer = max(x2 - x1, y2 - y1)

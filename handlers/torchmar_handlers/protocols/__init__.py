@@ -10,8 +10,8 @@ TF Serving column          ``{"inputs": {name: [...]}}``             ``{"outputs
 Open Inference (KServe v2) ``{"inputs": [{name, shape, ...}]}``      ``{"outputs": [{name, shape, ...}]}``
 ========================== ========================================= ===================================
 
-A request of any protocol becomes one or more instances, each a `Request` of its own, so that
-handlers decode one input at a time and know nothing of this.
+A request of any protocol becomes one or more instances, each a separate `Request`, so that
+handlers decode one input at a time, and do not know protocols.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _BINARY = open_inference.HEADER_LENGTH.lower()
 
 
 def read(request: Request, served: HandlerInfo) -> ParsedRequest:
-    """Return the instances of a request and how its answer is put together.
+    """Return the instances of a request, and the function that combines their answers.
 
     Raises:
-        BadRequest: the body breaks its protocol, or a limit (413).
+        BadRequest: the body violates its protocol, or a limit (413).
     """
     if _BINARY in request.headers:
         return open_inference.read_binary(request, request.headers[_BINARY], served)
     if "body" not in request.row:
         request.check_form()
         if (payload := request.payload) is not None:
-            # A form's input: from here on it is the body, whatever the field is called.
+            # A form's input: from here on it is the body, for any name of the field.
             kept = {name: value for name, value in request.row.items() if value is not payload}
             request = replace(request, row={**kept, "body": payload})
     if request.media_type in JSON_LINES:
@@ -67,9 +67,9 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
 
 
 def plain_json(context: Any, index: int) -> bool:
-    """Return whether request ``index`` is a prediction for JSON, to be answered in JSON, by its headers.
+    """Return whether request ``index`` is a prediction with JSON in request and answer, by its headers.
 
-    If its body is an array, it is of no protocol but the plain one.
+    If its body is an array, its protocol is the plain one.
     """
     given = context.get_all_request_header(index)
     headers = dict(zip(map(str.lower, given), given.values(), strict=True))
@@ -83,16 +83,16 @@ def plain_json(context: Any, index: int) -> bool:
 
 
 def _document(request: Request) -> Any:
-    """Return the body as parsed JSON; None for other bodies, which the handler decodes."""
+    """Return the body as parsed JSON; None: it is another body, which the handler decodes."""
     payload = request.row.get("body")
     if not isinstance(payload, TEXTS):
         return payload
-    # TorchServe parses only what is called application/json to the letter.
+    # TorchServe parses a body only if its type is exactly application/json.
     start = payload[:200].lstrip()[:1]
     if start not in (b"{", "{", b"[", "[") or not (request.sends(JSON) or _may_be_ours(payload)):
         return None
     if str(request.headers.get("content-type", "")).startswith("text/"):
-        return None  # a text, which may be about JSON
+        return None  # a text, which may look like JSON
     if request.sends(JSON):
         return loads(payload)
     try:
@@ -119,7 +119,7 @@ def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
 
 
 def _may_be_ours(payload: bytes | bytearray | str) -> bool:
-    """Return whether a body of no declared type could be JSON of a protocol (and not, say, a text in braces)."""
+    """Return whether a body without a declared type could be JSON of a protocol (and not, for example, a text)."""
     keys = ("instances", "inputs")
     return any((f'"{key}"' if isinstance(payload, str) else f'"{key}"'.encode()) in payload for key in keys)  # type: ignore[operator]
 
@@ -130,7 +130,7 @@ def _check_json_depth(value: Any, limit: int) -> None:
         below: list[Any] = []
         for item in level:
             values = item if type(item) is list else item.values()
-            # Most are numbers only, which this finds without a step of Python for each.
+            # Most bodies contain only numbers, which this check finds without a step of Python for each.
             if not _NESTED.isdisjoint(map(type, values)):
                 below += [element for element in values if type(element) in _NESTED]
         if not below:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, which is KServe's v2, Triton's and others': named tensors in and out.
+"""The Open Inference Protocol (KServe's v2, Triton's and others'): named tensors in and out.
 
 https://github.com/kserve/open-inference-protocol, with Triton's extensions for binary data and classification:
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
@@ -37,8 +37,8 @@ class _Output:
     """An output that a client names.
 
     Attributes:
-        binary: whether as bytes after the JSON; None: as the request specifies for all outputs.
-        classes: how many of the highest values to answer with, as ``value:index``; 0: the output itself.
+        binary: whether to send it as bytes after the JSON; None: as for all outputs of the request.
+        classes: number of the highest values to return, as ``value:index``; 0: the output itself.
     """
 
     name: str
@@ -48,7 +48,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """The outputs that a client requests: those that it names (none: all), and whether the others are binary."""
+    """The outputs that a client requests: the named ones (none: all), and whether the others are binary."""
 
     named: Sequence[_Output]
     binary: bool
@@ -70,7 +70,7 @@ def speaks(body: Mapping[str, Any]) -> bool:
 def read_binary(request: Request, header_length: Any, served: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request with tensors as bytes after the JSON."""
     payload = request.row.get("body")
-    if isinstance(payload, Mapping):  # all of it is JSON, which the worker has read
+    if isinstance(payload, Mapping):  # all of the body is JSON, which the worker has parsed
         return read(request, payload, served)
     if not isinstance(payload, bytes | bytearray):
         raise BadRequest("a body with binary tensors has to be sent as application/octet-stream")
@@ -87,7 +87,7 @@ def read_binary(request: Request, header_length: Any, served: HandlerInfo) -> Pa
 def read(
     request: Request, body: Mapping[str, Any], served: HandlerInfo, binary: memoryview | None = None
 ) -> ParsedRequest:
-    """Return a request's instances: item i of every tensor is of instance i."""
+    """Return a request's instances: item i of every tensor belongs to instance i."""
     if not isinstance(body.get("inputs"), list) or not body["inputs"]:
         raise BadRequest("inputs is not an array of tensors, or empty")
     parameters = _parameters(body, "the request")
@@ -119,18 +119,19 @@ def read(
 
 
 def from_torchserves_grpc(request: Request) -> bool:
-    """Return whether TorchServe has made a request of one over gRPC: BYTES are in base64 then.
+    """Return whether TorchServe has made a request from a gRPC call: BYTES are then in base64.
 
-    Such a request has no header of a client, and the body names the model.
+    Such a request has no headers of a client, and the body names the model.
     """
     body, headers = request.row.get("body"), list(request.headers.values())
     return isinstance(body, Mapping) and "model_name" in body and headers == [{"content-type": JSON}]
 
 
 def readable_by_torchserve(request: Request, reply: Reply, served: HandlerInfo) -> Reply:
-    """Return an error as TorchServe can send it over gRPC: in an output; any other answer as it is.
+    """Return an error in a form that TorchServe can send over gRPC, in an output; other answers unchanged.
 
-    After an answer that breaks the protocol TorchServe ends the worker, and the other requests of the batch fail, too.
+    After an answer that violates the protocol, TorchServe ends the worker, and the other requests of the batch fail,
+    too.
     """
     if reply.status < 400 or not from_torchserves_grpc(request):
         return reply
@@ -145,8 +146,8 @@ def outputs(answers: Sequence[Any], columns: Mapping[str, Any] | None) -> dict[s
 
     Args:
         answers: one for each instance.
-        columns: what the handler makes of them; None: one array called ``output``. Names taken from the answers
-            themselves would depend on their values.
+        columns: the answers as the handler's columns; None: one array with the name ``output``. Names taken from the
+            answers themselves would depend on their values.
     """
     if columns is not None:
         return {name: _stack(column) for name, column in columns.items()}
@@ -205,7 +206,7 @@ def _parameters(holder: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return the parameters of a request, an input or an output.
 
     Raises:
-        BadRequest: they are no object; 501, they refer to shared memory.
+        BadRequest: they are no object; 501: they refer to shared memory.
     """
     parameters = holder.get("parameters")
     if parameters is None:
@@ -228,7 +229,7 @@ def _classes(array: np.ndarray, output: _Output) -> np.ndarray:
 
 
 def _array(tensor: Any, position: int, binary: memoryview | None) -> tuple[str, np.ndarray, memoryview | None]:
-    """Return an input's name and array, and the binary data that is left."""
+    """Return an input's name and array, and the remaining binary data."""
     if not isinstance(tensor, Mapping):
         raise BadRequest(f"inputs[{position}] is not an object with name, shape, datatype and data")
     name, shape, datatype = (tensor.get(key) for key in ("name", "shape", "datatype"))
@@ -267,15 +268,15 @@ def _decoded(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _instance(value: Any) -> Any:
-    """Return one instance of a tensor: a Python value where it is a single one."""
+    """Return one instance of a tensor; a single element as a Python value."""
     if not isinstance(value, np.ndarray):
         return value.item() if isinstance(value, np.generic) else value
-    # Texts are often sent with a dimension of their own: (n, 1).
+    # Texts often have an additional dimension: (n, 1).
     return value.item() if value.dtype == object and value.size == 1 else value
 
 
 def _stack(values: Any) -> np.ndarray:
-    """Return one array of a value per instance: of numbers or texts where they are such, of JSON where not."""
+    """Return one array with a value for each instance: of numbers or texts if all are, else of JSON."""
     with np.errstate(all="ignore"):
         try:
             if isinstance(values, np.ndarray):
@@ -289,5 +290,5 @@ def _stack(values: Any) -> np.ndarray:
             if array.dtype.kind == "U":
                 return array.astype(object)
         except ValueError:
-            pass  # of uneven lengths
+            pass  # of different lengths
     return tensors.objects([value if isinstance(value, str) else in_json(value) for value in values])

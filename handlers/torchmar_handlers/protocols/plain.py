@@ -18,7 +18,7 @@ _BYTES = (bytes, bytearray)
 
 
 def read(request: Request, served: HandlerInfo) -> ParsedRequest:
-    """Return a request's one instance, or the rows that the handler finds in its body."""
+    """Return a request's only instance, or the rows that the handler finds in its body."""
     payload = request.payload
     sent = isinstance(payload, _BYTES) and payload[: len(npy.MAGIC)] == npy.MAGIC
     if sent:
@@ -32,9 +32,9 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
 
 
 def read_lines(request: Request, documents: list[Any], served: HandlerInfo) -> ParsedRequest:
-    """Return the instances of a request that holds several documents, each an instance.
+    """Return the instances of a request with several documents, each of which is an instance.
 
-    They are answered with an array, or on lines of their own where the client accepts such.
+    The answer is an array, or separate lines if the client accepts JSON lines.
     """
     values = instances(documents, "the body", served.max_instances)
     lines = next(filter(request.accepts, JSON_LINES), "")
@@ -63,7 +63,7 @@ def _together(answers: Sequence[Any]) -> Any:
 
 
 def bare(answer: Any) -> Any:
-    """Return an answer that is to stand in JSON with others: of a file its bytes in base64."""
+    """Return an answer for a JSON document with several answers; the bytes of a file in base64."""
     if not isinstance(answer, Reply):
         return answer
     import base64
@@ -72,7 +72,7 @@ def bare(answer: Any) -> Any:
 
 
 def in_json(answer: Any) -> str:
-    """Return an answer as JSON that stands in a tensor of texts."""
+    """Return an answer as JSON for a tensor of texts."""
     text: str = Reply.json(bare(answer)).body.decode()
     return text
 

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST API, of which the row form is KServe's v1 protocol too.
+"""TensorFlow Serving's REST API, whose row form is also KServe's v1 protocol.
 
 https://www.tensorflow.org/tfx/serving/api_rest and
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
@@ -29,7 +29,7 @@ def speaks_columns(body: Mapping[str, Any]) -> bool:
 
 
 def read_rows(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
-    """Return a request's ``instances``, to be answered with ``predictions`` (or ``explanations``)."""
+    """Return a request's ``instances``, whose answers are ``predictions`` (or ``explanations``)."""
     _check_signature(body)
     if speaks_columns(body):
         raise BadRequest("the body has both instances and inputs; send one of them")
@@ -40,7 +40,7 @@ def read_rows(request: Request, body: Mapping[str, Any], served: HandlerInfo) ->
 
 
 def read_columns(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
-    """Return the rows of a request's ``inputs``, to be answered with ``outputs``."""
+    """Return the rows of a request's ``inputs``, whose answers are ``outputs``."""
     _check_signature(body)
     inputs = body["inputs"]
     columns = isinstance(inputs, Mapping)
@@ -73,9 +73,9 @@ def _listed(answers: Sequence[Any], *, key: str) -> Reply:
 
 
 def _outputs(answers: Sequence[Any], *, served: HandlerInfo) -> Reply:
-    """Return the answers as the columns that the handler makes of them; a single one of no objects without its name.
+    """Return the answers as the handler's columns; a single column without objects has no name.
 
-    Which columns there are depends on the handler alone, never on what it predicts.
+    The names of the columns depend on the handler alone, never on its predictions.
     """
     columns = served.columns(answers)
     if columns is None or (len(columns) == 1 and not isinstance(answers[0], Mapping)):

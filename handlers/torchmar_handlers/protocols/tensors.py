@@ -24,19 +24,19 @@ BYTES, BF16 = "BYTES", "BF16"
 DATATYPES = (*DTYPES, BF16, BYTES)
 
 _BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
-_TAKEN = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # kinds of JSON's numbers that can stand for another
+_TAKEN = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # kinds of JSON's numbers that are accepted for another kind
 
 
 def datatype(dtype: np.dtype) -> str:
-    """Return the protocol's name of a dtype; what it has no number for is BYTES."""
+    """Return the protocol's name of a dtype; types other than numbers are BYTES."""
     return _BY_DTYPE.get(dtype, BYTES)
 
 
 def from_json(data: Any, datatype: str, where: str) -> np.ndarray:
-    """Return the elements that stand in JSON, flat or nested; texts as objects.
+    """Return elements from JSON, flat or nested; texts as objects.
 
     Raises:
-        BadRequest: they are not of the datatype; ``where`` names the tensor.
+        BadRequest: they do not have the datatype; ``where`` names the tensor.
     """
     if not isinstance(data, list):
         raise BadRequest(f"{where}: data is not an array")
@@ -64,10 +64,10 @@ def from_json(data: Any, datatype: str, where: str) -> np.ndarray:
 
 
 def from_bytes(data: memoryview, datatype: str, where: str) -> np.ndarray:
-    """Return the elements that stand in bytes; those of BYTES as objects, BF16 as float32.
+    """Return elements from bytes; those of BYTES as objects, BF16 as float32.
 
     Raises:
-        BadRequest: they do not end with an element; ``where`` names the tensor.
+        BadRequest: the bytes end within an element; ``where`` names the tensor.
     """
     if datatype == BF16:
         if len(data) % 2:
@@ -90,7 +90,7 @@ def from_bytes(data: memoryview, datatype: str, where: str) -> np.ndarray:
 
 
 def to_bytes(array: np.ndarray) -> bytes | memoryview:
-    """Return the elements of an array as bytes, which may be those in its memory; objects are texts or bytes."""
+    """Return the elements of an array as bytes, which may share its memory; objects are texts or bytes."""
     if array.dtype != object:
         return np.ascontiguousarray(array).ravel().view(np.uint8).data
     items = (item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel())
@@ -98,7 +98,7 @@ def to_bytes(array: np.ndarray) -> bytes | memoryview:
 
 
 def objects(items: Sequence[Any]) -> np.ndarray:
-    """Return a flat array that holds Python objects."""
+    """Return a flat array of Python objects."""
     array = np.empty(len(items), dtype=object)
     array[:] = items
     return array

@@ -1,7 +1,7 @@
-"""Tables: what columns a model takes, and the rows of a request as what it sees of them.
+"""Tables: the columns that a model takes, and the rows of a request as the model's input.
 
 * `columns`: the specification of each column, read from the configuration;
-* `table`: a row to numbers, checked; many of them to the model's input;
+* `table`: a checked row as numbers; many rows as the model's input;
 * `bodies`: the rows in the body of a request, JSON, CSV or ``.npy``;
-* `handler`: what the handlers of tables have in common.
+* `handler`: the common parts of the handlers of tables.
 """

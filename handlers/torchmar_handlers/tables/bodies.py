@@ -21,10 +21,10 @@ _EXPECTED = 'send a row as {"column": value} or as an array, several in an array
 
 
 def rows(request: Request, columns: Sequence[Column]) -> list[Any] | None:
-    """Return the rows of a body that holds several; None where it is one.
+    """Return the rows of a body with several; None: it is one row.
 
     Raises:
-        BadRequest: the body is empty, or neither JSON nor CSV of these columns.
+        BadRequest: the body is empty, or neither JSON nor CSV with these columns.
     """
     payload = request.payload
     if isinstance(payload, np.ndarray):
@@ -51,7 +51,7 @@ def rows(request: Request, columns: Sequence[Column]) -> list[Any] | None:
 
 
 def row(request: Request) -> Any:
-    """Return the one row of a request, or of one instance of it, as it was sent."""
+    """Return the only row of a request, or of one of its instances, as it was sent."""
     payload = request.payload
     if payload is None and request.whole is None:
         raise BadRequest(f"the body is empty; {_EXPECTED}")
@@ -66,14 +66,14 @@ def _text(payload: bytes | bytearray | str) -> str:
             payload = bytes(payload).decode()
         except UnicodeDecodeError as error:
             raise BadRequest(f"the body is not text: byte {error.start} is {payload[error.start]:#04x}") from None
-    text = payload.lstrip("\ufeff").strip()  # Excel's CSV begins with a mark
+    text = payload.lstrip("\ufeff").strip()  # Excel's CSV begins with a byte order mark
     if not text:
         raise BadRequest(f"the body is empty; {_EXPECTED}")
     return text
 
 
 def parsed(text: str, what: str = "the body") -> Any:
-    """Return JSON. Raises BadRequest when it is none."""
+    """Return JSON. Raises BadRequest if the text is not JSON."""
     try:
         return loads(text)
     except BadRequest as error:

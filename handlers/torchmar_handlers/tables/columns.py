@@ -31,17 +31,17 @@ _KEYS = {
 
 
 class Unusable(ValueError):
-    """A value that a column does not take; the text says which, and what it does take."""
+    """A value that a column does not accept; the text names the value, and the accepted ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column; `values` of it are numbers: a category's is its index, a boolean's 0 or 1.
+    """One column; its values are numbers: the index of a category, 0 or 1 for a boolean.
 
-    ``low`` and ``high`` are in the column's own unit, as ``mean`` and ``std`` are. Where ``std`` is
-    given the model sees ``(value - mean) / std``; a mean alone is for explanations to compare with.
-    ``shares`` are those of the categories, for the same purpose. ``default`` is a value already; None
-    says that the column has to be there.
+    ``low`` and ``high`` are in the column's own unit, and so are ``mean`` and ``std``. If ``std`` is
+    given, the model gets ``(value - mean) / std``; a mean alone is for the comparisons of explanations.
+    ``shares`` are the shares of the categories, for the same purpose. ``default`` is a number; None
+    means that the column is required.
     """
 
     name: str
@@ -58,24 +58,24 @@ class Column:
 
     @property
     def width(self) -> int:
-        """The numbers that the model sees of this column."""
+        """The number of the model's inputs for this column."""
         return len(self.categories) if self.type == CATEGORY and self.encoding == ONE_HOT else 1
 
     @property
     def datatype(self) -> str:
-        """The datatype of its values in the Open Inference Protocol; categories of both kinds are texts."""
+        """The datatype of the column in the Open Inference Protocol; categories of both kinds are texts."""
         if self.type == CATEGORY:
             return "INT64" if all(isinstance(category, int) for category in self.categories) else "BYTES"
         return {INTEGER: "INT64", BOOLEAN: "BOOL"}.get(self.type, "FP64")
 
     @property
     def typical(self) -> float:
-        """The value that an explanation compares with: the mean, else the default, else 0."""
+        """The value for the comparisons of explanations: the mean, else the default, else 0."""
         return self.mean if self.mean is not None else self.default if self.default is not None else 0.0
 
     @property
     def allowed(self) -> str:
-        """What the column takes, in words."""
+        """The accepted values of the column, in words."""
         if self.type == CATEGORY:
             names = [_shown(name) for name in self.categories[:_LISTED]]
             more = f" and {len(self.categories) - _LISTED} more" if len(self.categories) > _LISTED else ""
@@ -95,10 +95,10 @@ class Column:
 
         Args:
             given: a JSON value, or the text of bytes.
-            out_of_range: ``refuse``, ``clip`` to the nearest that is allowed, or ``allow``.
+            out_of_range: ``refuse``, ``clip`` to the nearest allowed value, or ``allow``.
 
         Raises:
-            Unusable: the column does not take it.
+            Unusable: the column does not accept the value.
         """
         if isinstance(given, bytes | bytearray):
             given = given.decode("utf-8", "replace")
@@ -117,7 +117,7 @@ class Column:
         return value
 
     def cell(self, text: str) -> Any:
-        """Return the text of a cell as what it stands for; the text itself where it stands for nothing."""
+        """Return the value for the text of a cell; the text itself if it has no such value."""
         text = text.strip()
         if not text:
             return None
@@ -132,7 +132,7 @@ class Column:
 
     def _value(self, given: Any, out_of_range: str) -> float | None:
         if self.type == CATEGORY:
-            # True is 1 and 1.0 is 1 in Python; only the latter is in a table.
+            # In Python, True and 1.0 equal 1; only 1.0 may be in a table.
             known = isinstance(given, str | int | float) and not isinstance(given, bool)
             return float(self.categories.index(given)) if known and given in self.categories else None
         if self.type == BOOLEAN:
@@ -154,12 +154,12 @@ def read(specification: Any, folder: Path) -> list[Column]:
     """Return the columns that the option ``columns`` specifies.
 
     Args:
-        specification: a list of objects with ``name`` and what is not the default, or the name of a
+        specification: a list of objects with ``name`` and further keys, or the name of a
             JSON file with that list in ``folder``.
         folder: the extracted archive.
 
     Raises:
-        OptionError: it specifies none, or one that cannot be.
+        OptionError: it specifies no column, or an invalid one.
     """
     source = ""
     if isinstance(specification, str):
@@ -260,6 +260,6 @@ def _shape(value: Any) -> list[int]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a message shows it: as JSON, not too long."""
+    """Return a value for a message: as JSON, of limited length."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -31,7 +31,7 @@ METHODS = ("integrated_gradients", "gradient_shap", "saliency", "feature_ablatio
 BASELINES = ("mean", "zeros")
 
 _OPTION_NAMES = ("method", "target", "n_steps", "baseline")
-_BESIDE = frozenset({*_OPTION_NAMES, "parameters"})  # what an object may hold that is no column
+_BESIDE = frozenset({*_OPTION_NAMES, "parameters"})  # keys of an object that are no columns
 _ROWS_AT_ONCE = 4096
 
 
@@ -53,7 +53,7 @@ class TabularHandler(BaseHandler):
     max_forward_batch 4096                     rows in one forward pass at the most
     ================= ======================== ==========================================================
 
-    A column has a ``name``, a ``type`` and what that knows:
+    A column has a ``name``, a ``type`` and the keys of this type:
 
     ============== ===================================================================================
     number         (also without type) ``min``, ``max``, ``unit``, ``mean``, ``std``, ``default``
@@ -63,28 +63,28 @@ class TabularHandler(BaseHandler):
                    ``index``; ``frequencies``, for the baseline of explanations; ``default``
     ============== ===================================================================================
 
-    A ``default`` stands in for a value that is missing or null; without one that is an error. Where
-    there is a ``std`` the model sees ``(value - mean) / std``. It is given float32, ``(n, width)``,
+    A ``default`` replaces a value that is missing or null, which otherwise is an error. If
+    there is a ``std``, the model gets ``(value - mean) / std``. Its input is float32, ``(n, width)``,
     in the order of the columns.
 
-    A row is ``{column: value}`` or an array in the order of the columns. Several are an array of rows,
-    ``{"rows": [...]}``, CSV with a header, a ``.npy`` array, or what KServe's and TensorFlow Serving's
-    protocols say; they are answered by an array.
+    A row is ``{column: value}`` or an array in the order of the columns. Several rows are an array of rows,
+    ``{"rows": [...]}``, CSV with a header, a ``.npy`` array, or a body of KServe's and TensorFlow Serving's
+    protocols; the answer is an array.
 
     Explanations give each column's contribution to the target, in the score before softmax or
-    sigmoid (a regressor: in the output itself), the largest first; or, where the request accepts
-    ``image/png``, show it in a picture. Requests may set ``method``, ``target``, ``n_steps`` and
-    ``baseline``: ``mean`` is a row of the columns' means (the default where there is none, else 0),
-    ``zeros`` are what the model sees; or a row of the client's own. To a category that stands as
-    ``index`` gradients mean nothing; ask for ``feature_ablation`` there.
+    sigmoid (a regressor: in the output itself), the largest first; or, if the request accepts
+    ``image/png``, a picture of it. Requests may set ``method``, ``target``, ``n_steps`` and
+    ``baseline``: ``mean`` is a row of the columns' means (or else the default, or else 0),
+    ``zeros`` are inputs of the model; or the client's own row. For a category encoded as
+    ``index``, gradients have no meaning; use ``feature_ablation``.
     """
 
     named = True
-    #: What bars to the left and to the right mean in the picture of an explanation.
+    #: The meanings of bars to the left and to the right in the picture of an explanation.
     ends: ClassVar[tuple[str, str]] = ("against", "for")
 
     def initialize(self, context: Any) -> None:
-        """Read the columns and run the average row through the model, so that columns that do not fit fail at load."""
+        """Read the columns and run the model with the average row, so that columns that do not fit fail at load."""
         super().initialize(context)
         options = self.options
         columns = read_columns(options.get("columns"), Path(context.system_properties.get("model_dir")))
@@ -121,7 +121,7 @@ class TabularHandler(BaseHandler):
         return np.array(inputs)
 
     def inference(self, data: np.ndarray | torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the model's output, ``(n, outputs)``, for rows of values or for encoded ones."""
+        """Return the model's output, ``(n, outputs)``, for rows of values or for encoded rows."""
         encoded = self.encode(data) if isinstance(data, np.ndarray) else data
         return self.only(super().inference(encoded), len(encoded), self.model)
 
@@ -153,12 +153,12 @@ class TabularHandler(BaseHandler):
         return signatures.by_key(answers) if explained else self.predicted(answers)
 
     def signature(self) -> signatures.Signature:
-        """Return one tensor for each column, and those of predictions; one tensor of all columns is taken too."""
+        """Return a tensor for each column, and those of predictions; one tensor of all columns is accepted, too."""
         inputs = [signatures.tensor(column.name, column.datatype) for column in self.table.columns]
         return signatures.of(inputs, self.predicted_signature())
 
     def describe_handle(self) -> dict[str, Any]:
-        """Return the columns, in their order, and what each takes."""
+        """Return the columns, in their order, and the accepted values of each."""
         return {
             "columns": [
                 {
@@ -172,11 +172,11 @@ class TabularHandler(BaseHandler):
         }
 
     def encode(self, values: np.ndarray) -> torch.Tensor:
-        """Return rows of values as the model sees them, ``(n, width)`` float32, on its device."""
+        """Return rows of values as the model's input, ``(n, width)`` float32, on its device."""
         return torch.from_numpy(self.table.encode(values)).to(self.device)
 
     def only(self, output: Any, rows: int, model: torch.nn.Module) -> torch.Tensor:
-        """Return the scores of a model, ``(n, outputs)``, out of what it put out for ``rows`` rows."""
+        """Return the scores of a model, ``(n, outputs)``, from its output for ``rows`` rows."""
         if isinstance(output, tuple | list):
             names = weights.output_names(model) or [str(position) for position in range(len(output))]
             output = dict(zip(names, output, strict=True))
@@ -192,11 +192,11 @@ class TabularHandler(BaseHandler):
 
     @abstractmethod
     def scores(self, output: torch.Tensor) -> torch.Tensor:
-        """Return what explanations explain, ``(n, targets)``, of the model's output, ``(n, outputs)``."""
+        """Return the scores to explain, ``(n, targets)``, for the model's output, ``(n, outputs)``."""
 
     @abstractmethod
     def targets(self, scores: torch.Tensor, wanted: Sequence[Any]) -> torch.Tensor:
-        """Return the index of what each row's explanation is about, ``(n,)``; None is for the usual."""
+        """Return the index of the target of each row's explanation, ``(n,)``; None is the default target."""
 
     @abstractmethod
     def predictions(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
@@ -219,7 +219,7 @@ class TabularHandler(BaseHandler):
         return self.scores(self.only(output, len(encoded), model))
 
     def _count_outputs(self) -> int | None:
-        """Return how many numbers the model puts out for a row; None: optimised weights do not take one."""
+        """Return the number of the model's outputs for a row; None: optimised weights do not accept a row."""
         try:
             output = self.inference(self.typical[None])
         except Exception as error:
@@ -230,7 +230,7 @@ class TabularHandler(BaseHandler):
         return int(output.shape[1])
 
     def _explain_options(self, request: Request) -> ExplainOptions:
-        """Return the options of an explanation; a baseline that is a row is encoded as the model's input."""
+        """Return the options of an explanation; a row as the baseline is encoded as the model's input."""
         sent = {name: self._without_columns(request).option(name) for name in _OPTION_NAMES}
         row, encoded = sent["baseline"], None
         if isinstance(row, str) and row.lstrip().startswith(("{", "[")):
@@ -246,7 +246,7 @@ class TabularHandler(BaseHandler):
         return options if encoded is None else replace(options, baseline=encoded)
 
     def _without_columns(self, request: Request) -> Request:
-        """Return a request without the columns of its row, one of which may be called as an option is."""
+        """Return a request without the columns of its row, because a column may have the name of an option."""
         body = request.row.get("body")
         if not isinstance(body, Mapping):
             return request
@@ -264,7 +264,7 @@ class TabularHandler(BaseHandler):
         self, request: Request, explanation: Explanation, message: Mapping[str, Any], values: np.ndarray
     ) -> Any:
         numbers = explanation.attributions
-        # An ablation takes a whole column away: each of its numbers has the loss of all of them.
+        # An ablation replaces a whole column: each of its numbers has the loss of the column.
         whole = explanation.method == "feature_ablation"
         by_column = numbers[self.table.starts] if whole else self.table.by_column(numbers[None])[0]
         order = np.argsort(-np.abs(by_column), kind="stable")

@@ -1,4 +1,4 @@
-"""A table: rows, as clients send them, to numbers, as the model sees them."""
+"""A table: the rows that clients send, as numbers for the model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from torchmar_handlers.request import BadRequest
 from torchmar_handlers.tables.columns import BOOLEAN, CATEGORY, INTEGER, ONE_HOT, OUT_OF_RANGE, Column, Unusable
 
-_TOLD = 5  # problems of a row
+_TOLD = 5  # problems of a row in a message
 _LISTED = 12  # names of columns in a message
 
 
 class Table:
-    """Columns, in their order; a row of values has a number for each, ``(columns,)`` float64.
+    """Columns, in their order; the values of a row are a number for each, ``(columns,)`` float64.
 
     Args:
-        columns: at least one.
-        out_of_range: what to do with numbers out of a column's range: ``refuse``, ``clip`` or ``allow``.
+        columns: columns of the table, at least one.
+        out_of_range: treatment of numbers outside of a column's range: ``refuse``, ``clip`` or ``allow``.
     """
 
     def __init__(self, columns: Sequence[Column], out_of_range: str = OUT_OF_RANGE[0]) -> None:
@@ -43,7 +43,7 @@ class Table:
             [column.typical if scale else 0.0 for column, scale in zip(columns, scaled, strict=True)]
         )
         self._scale = np.array([column.std or 1.0 for column in columns])
-        #: The first of the numbers that the model sees of each column.
+        #: The index of the first of the model's inputs for each column.
         self.starts = np.cumsum([0, *(column.width for column in columns)])[:-1]
         one_hot = [column.type == CATEGORY and column.encoding == ONE_HOT for column in columns]
         self._one_hot, self._single = np.flatnonzero(one_hot), np.flatnonzero(np.logical_not(one_hot))
@@ -54,10 +54,10 @@ class Table:
 
         Args:
             row: ``{column: value}``, or a list in the order of the columns.
-            beside: keys of an object that are no columns and may be there.
+            beside: keys of an object that are no columns and may be present.
 
         Raises:
-            BadRequest: with what is wrong in the row, all of it at once, up to five problems.
+            BadRequest: the row is wrong; the message has all of its problems, five at most.
         """
         quick = self._quick(row)
         if quick is None and isinstance(row, Mapping):
@@ -66,9 +66,9 @@ class Table:
         return self._examined(row, beside) if quick is None else quick
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Return rows of values, ``(n, columns)``, as the model sees them, ``(n, width)`` float32.
+        """Return rows of values, ``(n, columns)``, as the model's input, ``(n, width)`` float32.
 
-        Columns with a ``std`` are standardised, categories stand as one number each or one-hot.
+        Columns with a ``std`` are standardised, categories are one number each, or one-hot.
         """
         scaled: np.ndarray = (values - self._shift) / self._scale
         if self.width == len(self.columns):
@@ -80,7 +80,7 @@ class Table:
         return encoded
 
     def typical(self) -> np.ndarray:
-        """Return the average row as the model would see it, ``(width,)`` float32: means, shares of categories."""
+        """Return the average row as the model's input, ``(width,)`` float32: means, shares of categories."""
         row: np.ndarray = self.encode(np.array([[column.typical for column in self.columns]]))[0]
         for column, start in zip(self.columns, self.starts, strict=True):
             if column.type == CATEGORY and column.encoding == ONE_HOT:
@@ -88,12 +88,12 @@ class Table:
         return row
 
     def by_column(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the sums over the numbers of each column: ``(n, width)`` to ``(n, columns)``."""
+        """Return the sums of the numbers of each column: ``(n, width)`` to ``(n, columns)``."""
         sums: np.ndarray = np.add.reduceat(numbers, self.starts, axis=1)
         return sums
 
     def _quick(self, row: Any) -> np.ndarray | None:
-        """Return the values of a row that is in order; None where a closer look is needed."""
+        """Return the values of a valid row; None: the row needs the slower checks."""
         if not isinstance(row, list | Mapping) or len(row) != len(self.names):
             return None
         try:
@@ -156,7 +156,7 @@ class Table:
 
 
 def unknown(name: str, names: Sequence[str]) -> str:
-    """Return the message about a column that there is not, with what was probably meant."""
+    """Return the message about an unknown column, with the name that was probably meant."""
     close = difflib.get_close_matches(name.lower(), [known.lower() for known in names], 1)
     meant = next((known for known in names if close and known.lower() == close[0]), None)
     hint = f"did you mean {meant!r}?" if meant else f"there are {_listed(names)}"
@@ -164,19 +164,19 @@ def unknown(name: str, names: Sequence[str]) -> str:
 
 
 def _unwrapped(row: Mapping[str, Any], columns: Mapping[str, Column]) -> Any:
-    """Return the row that an object holds: itself, unless it is one tensor of all columns in their order."""
+    """Return the row in an object: itself, unless it is one tensor of all columns in their order."""
     if len(row) == 1:
         ((name, only),) = row.items()
         of_all = isinstance(only, np.ndarray) or (isinstance(only, list) and len(only) == len(columns))
         if name not in columns and of_all:
             return only.ravel().tolist() if isinstance(only, np.ndarray) else only
     row = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
-    # A tensor of the shape (n, 1) has one value in an array of its own for each row.
+    # A tensor of the shape (n, 1) has one value in an inner array for each row.
     return {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in row.items()}
 
 
 def shown(column: Column, value: float) -> Any:
-    """Return a value as a client would write it: a category by its name, a whole number as such."""
+    """Return a value in the form of clients: a category by its name, a whole number without a fraction."""
     if column.type == CATEGORY:
         return column.categories[int(value)]
     if column.type == BOOLEAN:

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import torch
 
-Place = tuple[int, int]  # first character and the one after the last
+Place = tuple[int, int]  # index of the first character, and of the one after the last
 
 
 class ReadError(RuntimeError):
-    """A tokenizer or vocabulary of the archive that cannot be used: what is wrong, and what to do next."""
+    """A tokenizer or vocabulary of the archive cannot be used; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Encoded:
     """One text and its ids.
 
     Attributes:
-        text: what the places are of: the text as it was sent, or what was left of it when it was cleaned.
-        ids: what the model looks up, with special tokens.
-        places: where each of them stands in the text.
-        special: which are no part of the text (``[CLS]``).
-        words: the number of the word that each belongs to; None for special ones.
-        kept: the part of the text that the ids are of, if the rest was cut off; else None.
+        text: the text to which the places refer: the original text, or the text after the clean-up.
+        ids: ids for the model, including special tokens.
+        places: place of each id in the text.
+        special: whether each id is no part of the text (``[CLS]``).
+        words: index of the word of each id; None for special ids.
+        kept: the part of the text with the ids, if the rest was cut off; else None.
     """
 
     text: str
@@ -37,46 +37,46 @@ class Encoded:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of the text is left."""
+        """Whether no part of the text is left."""
         return all(self.special)
 
 
 class Reader(Protocol):
     """An encoder of texts to the arguments of a model."""
 
-    length: int | None  # tokens of every text, where the model takes no other number of them
+    length: int | None  # tokens of every text, if the model accepts no other number
 
     @property
     def replacements(self) -> Mapping[str, int]:
         """Ids of neutral tokens, by name, for explanations; at least one."""
 
     def of(self, model: torch.nn.Module) -> Reader:
-        """Return this reader for another model of the same texts, which may take its arguments in another order."""
+        """Return a reader for another model of the same texts, whose arguments may have another order."""
 
     def encode(self, text: str) -> Encoded:
-        """Return the ids of a text. Raises BadRequest (413) when it has more than the model takes."""
+        """Return the ids of a text. Raises BadRequest (413) if the model does not accept so many."""
 
     def kind(self, encoded: Encoded) -> int:
-        """Return a number, not 0, that texts which go well into one batch have in common."""
+        """Return a number, not 0, that is equal for texts that suit one batch."""
 
     def tensors(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the ids of texts, their mask, and which of them are special: ``(n, tokens)`` int64 each."""
+        """Return the ids of texts, their mask, and the mask of special ids: ``(n, tokens)`` int64 each."""
 
     def called_with(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what the model is called with, by position, for ids and their mask."""
+        """Return the positional arguments of the model for ids and their mask."""
 
     def credited(self, encoded: Encoded, values: Sequence[float]) -> list[tuple[int, int, float]]:
-        """Return places in the text that do not overlap, with the values of the ids that stand there."""
+        """Return places in the text that do not overlap, with the values of the ids in them."""
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, *, length: int | None = None, left: bool = False) -> torch.Tensor:
-    """Return rows of numbers as a tensor, ``(n, length)`` int64, filled up with ``fill``.
+    """Return rows of numbers as a tensor, ``(n, length)`` int64, padded with ``fill``.
 
     Args:
         rows: the numbers.
-        fill: what shorter rows are filled up with.
-        length: of all rows; the longest one's unless given.
-        left: fill up on the left.
+        fill: number that pads shorter rows.
+        length: length of all rows; default: that of the longest row.
+        left: whether to pad on the left.
     """
     longest = length or max(map(len, rows))
     filled = [[fill] * (longest - len(row)) for row in rows]
@@ -85,7 +85,7 @@ def padded(rows: Sequence[Sequence[int]], fill: int, *, length: int | None = Non
 
 
 def trimmed(text: str, place: Place) -> Place:
-    """Return a place without the white space at its ends, which some tokenizers count in; all white space stays."""
+    """Return a place without the white space at its ends, which some tokenizers include; only white space is kept."""
     start, end = place
     part = text[start:end]
     bare = part.strip()

@@ -1,4 +1,4 @@
-"""The base of the handlers of texts: a text in, checked and made ids of."""
+"""The base class of the handlers of texts: a text is checked and converted to ids."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class TextHandler(BaseHandler):
     truncate       true                                 cut longer texts; false: reject them (413)
     ============== ==================================== ================================================
 
-    The archive brings the ``tokenizer.json`` of the package ``tokenizers`` (any fast tokenizer of
-    transformers writes it), which the server needs, too. See `torchmar_handlers.texts.tokenizer` for how
-    the model is called.
+    The archive contains the ``tokenizer.json`` of the package ``tokenizers`` (any fast tokenizer of
+    transformers writes it); the server needs this package, too. See `torchmar_handlers.texts.tokenizer` for the
+    arguments of the model.
 
     A text is UTF-8, raw or in JSON: ``"..."`` or ``{"text": "..."}``; several are an array of these.
-    Texts of a batch that are about as long go through the model together, padded to the longest.
+    Texts of a batch with similar lengths are run by the model together, padded to the longest.
     """
 
     #: Whether a text without a token (such as white space) is answered without the model, or rejected.
@@ -47,7 +47,7 @@ class TextHandler(BaseHandler):
         self.output_names = weights.output_names(self.model)
 
     def read_with(self, folder: Path) -> Reader:
-        """Return what makes ids of texts, from files of the archive, which lies in ``folder``."""
+        """Return the reader that converts texts to ids, from files of the archive in ``folder``."""
         self.pieces = self._pieces(folder)
         return self.pieces
 
@@ -57,7 +57,7 @@ class TextHandler(BaseHandler):
         return payload if isinstance(payload, list) else None
 
     def typical_inputs(self) -> Iterator[Encoded]:
-        """Yield a short text of any language that the archive may be made for."""
+        """Yield a short text in the probable language of the archive."""
         for text in _TEXTS:
             encoded = self.reader.encode(text)
             if not encoded.is_empty:
@@ -82,11 +82,11 @@ class TextHandler(BaseHandler):
         return 0 if decoded.is_empty else self.reader.kind(decoded)
 
     def preprocess(self, inputs: Sequence[Encoded]) -> Sequence[Encoded]:
-        """Return the texts as they are; what the model takes of them is made where it is called."""
+        """Return the texts unchanged; the model's arguments are made when it is called."""
         return inputs
 
     def arguments(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, ...]:
-        """Return what the model is called with for a batch."""
+        """Return the model's arguments for a batch."""
         return self.reader.called_with(*self.reader.tensors(batch)[:2])
 
     def _pieces(self, folder: Path) -> tokenizer.Tokenizer:

@@ -14,15 +14,15 @@ VECTORS = ("sentence_embedding", "embedding", "embeddings", "pooler_output", "la
 
 
 def only(output: Any, preferred: Sequence[str], names: Sequence[str] = ()) -> torch.Tensor:
-    """Return the one tensor that counts: the first of ``preferred`` that is there, or the first of all.
+    """Return the main tensor: the first of ``preferred`` that exists, or the first of all.
 
     Args:
-        output: a tensor, a mapping of named ones, or a tuple.
+        output: a tensor, a mapping of named tensors, or a tuple.
         preferred: names, the best first.
-        names: of a tuple's tensors, as far as they are known.
+        names: names of a tuple's tensors, if they are known.
 
     Raises:
-        ValueError: it is no tensor.
+        ValueError: the output is no tensor.
     """
     if isinstance(output, tuple | list) and output:
         output = dict(zip(names, output, strict=True)) if len(names) == len(output) else output[0]
@@ -37,7 +37,7 @@ def scores(output: Any, shape: Sequence[int], names: Sequence[str] = ()) -> torc
     """Return scores, float32, whose first dimensions are ``shape``, with one more for the classes.
 
     Raises:
-        ValueError: they have other dimensions.
+        ValueError: the scores have other dimensions.
         NotFinite: a score is not a number.
     """
     values = only(output, SCORES, names)

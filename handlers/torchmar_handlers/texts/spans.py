@@ -12,7 +12,7 @@ OUTSIDE = "O"
 
 @dataclass
 class Span:
-    """Characters ``start`` to ``end``, their label, and the probability of each token in there."""
+    """Characters ``start`` to ``end``, their label, and the probability of each token in them."""
 
     label: str
     start: int
@@ -26,7 +26,7 @@ class Span:
 
 
 def has_prefixes(labels: Sequence[str]) -> bool:
-    """Return whether labels mark where spans begin: all but ``O`` start with ``B-``, ``I-`` (or ``E-``, ``S-``...)."""
+    """Return whether labels mark the beginning of spans: all but ``O`` start with ``B-``, ``I-`` (``E-``, ``S-``)."""
     named = [label for label in labels if label != OUTSIDE]
     return bool(named) and all(label[1:2] == "-" and label[0] in "BIELSU" for label in named)
 
@@ -34,20 +34,20 @@ def has_prefixes(labels: Sequence[str]) -> bool:
 def join(
     encoded: Encoded, labels: Sequence[str], scores: Sequence[float], *, prefixes: bool, whole_words: bool
 ) -> list[Span]:
-    """Return the spans that the labels of a text's tokens mean, in their order.
+    """Return the spans that the labels of a text's tokens describe, in their order.
 
-    With prefixes a span goes on while tokens are labelled ``I-`` (``E-``, ``L-``) with its name, which also
-    begin one where none is; without them while neighbours have the same label. ``O`` is no span.
+    With prefixes, a span continues while tokens are labelled ``I-`` (``E-``, ``L-``) with its name; such a label also
+    begins a span if there is none. Without prefixes, neighbours with the same label are a span. ``O`` is no span.
 
     Args:
         encoded: the text.
-        labels: of each token, special ones with them.
-        scores: the probability of each of these.
-        prefixes: whether labels mark where spans begin.
-        whole_words: give all tokens of a word the label of its first.
+        labels: labels of all tokens, including special ones.
+        scores: probability of each label.
+        prefixes: whether labels mark the beginning of spans.
+        whole_words: whether all tokens of a word get the label of its first token.
     """
     spans: list[Span] = []
-    going_on = False  # whether the last span ends with the token before
+    going_on = False  # whether the last span ends with the previous token
     word: int | None = None
     rows = zip(encoded.places, encoded.special, encoded.words, labels, scores, strict=True)
     for (start, end), apart, of_word, label, score in rows:

@@ -1,4 +1,4 @@
-"""Texts to subword ids, with the archive's own tokenizer."""
+"""The conversion of texts to subword ids, with the archive's own tokenizer."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _TYPES = ("token_type_ids", "type_ids", "segment_ids")
 _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 _MASKS = ("[MASK]", "<mask>")
 _UNKNOWN = ("[UNK]", "<unk>")
-_TOKENS = 512  # unless the option, the tokenizer or the model specifies it
-_SHORT = 32  # tokens up to which padding costs less than a pass of its own
+_TOKENS = 512  # unless the option, the tokenizer or the model specifies a number
+_SHORT = 32  # tokens up to which padding costs less than a separate pass
 
 
 class Tokenizer:
-    """The tokenizer of an archive, and how its model wants to be called.
+    """The tokenizer of an archive, and the arguments of its model.
 
-    A model gets ``(ids, mask)``, both ``(n, length)`` int64, by position: or just ``ids`` if it takes no
-    more, or, where its inputs have the names that transformers gives them (``input_ids``,
+    A model gets ``(ids, mask)``, both ``(n, length)`` int64, by position; or only ``ids`` if it takes no
+    more; or, if its inputs have the names that transformers uses (``input_ids``,
     ``attention_mask``, ``token_type_ids``), these tensors in their order.
 
     Args:
-        file: the ``tokenizer.json``.
-        options: ``max_tokens`` and ``truncate`` are read.
-        model: what the ids are for.
+        file: file ``tokenizer.json``.
+        options: options of the handler; ``max_tokens`` and ``truncate`` are read.
+        model: model that gets the ids.
 
     Raises:
         ReadError: the file cannot be used, or the package ``tokenizers`` is not installed.
-        OptionError: ``max_tokens`` is less than the special tokens need, or more than the model takes.
+        OptionError: ``max_tokens`` is less than the number of special tokens, or more than the model accepts.
     """
 
     def __init__(self, file: Path, options: Options, model: torch.nn.Module) -> None:
@@ -52,7 +52,7 @@ class Tokenizer:
         self.pad = pad if pad is not None else _id(self.tokenizer, _PADS) or 0
         self.tokenizer.no_padding()
         self.wants = _wanted(model)
-        self.length = _length(model, self.wants)  # where a model takes texts of one length only
+        self.length = _length(model, self.wants)  # None: the model accepts texts of any length
         usual = int(truncation.get("max_length") or _TOKENS)
         self.max_tokens = options.integer("max_tokens", min(usual, self.length or usual), low=1)
         if self.length and self.max_tokens > self.length:
@@ -79,7 +79,7 @@ class Tokenizer:
         return other
 
     def encode(self, text: str) -> Encoded:
-        """Return the ids of a text, cut after ``max_tokens``; reject it instead where ``truncate`` is false."""
+        """Return the ids of a text, cut after ``max_tokens``; if ``truncate`` is false, a longer text is rejected."""
         encoding = self.tokenizer.encode(text)
         ids = encoding.ids
         if len(ids) > self.max_tokens:
@@ -93,11 +93,11 @@ class Tokenizer:
         return Encoded(text, ids, [trimmed(text, place) for place in places], special, words, kept)
 
     def kind(self, encoded: Encoded) -> int:
-        """Return the power of two that a length is below: padding never makes more than half of a batch."""
+        """Return the power of two above a length, so that padding is never more than half of a batch."""
         return max(_SHORT, 1 << (len(encoded.ids) - 1).bit_length()) if encoded.ids else 0
 
     def tensors(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the ids of texts, their mask, and which of them are special, ``(n, length)`` each."""
+        """Return the ids of texts, their mask, and the mask of special ids, ``(n, length)`` each."""
         rows = [item.ids for item in batch]
         apart = [[int(flag) for flag in text.special] for text in batch]
         real = [[1] * len(row) for row in rows]
@@ -106,21 +106,21 @@ class Tokenizer:
         return ids, mask, special
 
     def called_with(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return ids, mask and what else the model takes, in its order."""
+        """Return ids, mask and the other arguments of the model, in its order."""
         given = {"ids": ids, "mask": mask}
         return tuple(given[name] if name in given else torch.zeros_like(ids) for name in self.wants)
 
     def rows(self, output: torch.Tensor, batch: Sequence[Encoded]) -> list[torch.Tensor]:
-        """Return what a model puts out for each token, ``(n, length, ...)``, without padding."""
+        """Return a model's output for each token, ``(n, length, ...)``, without padding."""
         counts = [len(text.ids) for text in batch]
         starts = [output.shape[1] - count if self.left else 0 for count in counts]
         return [row[start : start + count] for row, start, count in zip(output, starts, counts, strict=True)]
 
     def credited(self, encoded: Encoded, values: Sequence[float]) -> list[tuple[int, int, float]]:
-        """Return the places of tokens with their values; tokens that share a character are one.
+        """Return the places of tokens with their values; tokens that share a character are merged.
 
-        A tokenizer that replaces characters by one of its own, such as ``%27`` by an apostrophe, gives it the place of
-        the last of them: those before, up to the previous token or white space, are added.
+        A tokenizer that replaces characters by another one, such as ``%27`` by an apostrophe, gives it the place of
+        the last of them: the characters before it, up to the previous token or white space, are added.
         """
         spans: list[tuple[int, int, float]] = []
         first = encoded.kept[0] if encoded.kept else 0
@@ -148,7 +148,7 @@ def _loaded(file: Path) -> Any:
         ) from error
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no more specific error
         raise ReadError(
             f"{FILE} is not a tokenizer that the installed tokenizers can read ({error}): save it anew with "
             "Tokenizer.save, or with save_pretrained of a fast tokenizer of transformers"
@@ -160,7 +160,7 @@ def _id(tokenizer: Any, names: Sequence[str]) -> int | None:
 
 
 def _wanted(model: torch.nn.Module) -> tuple[str, ...]:
-    """Return what a model is called with: ``ids``, ``mask`` and ``types``, in its order."""
+    """Return the arguments of a model: ``ids``, ``mask`` and ``types``, in its order."""
     kinds = {**dict.fromkeys(_IDS, "ids"), **dict.fromkeys(_MASK, "mask"), **dict.fromkeys(_TYPES, "types")}
     names = weights.input_names(model)
     known = []
@@ -174,7 +174,7 @@ def _wanted(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _length(model: torch.nn.Module, wants: Sequence[str]) -> int | None:
-    """Return the length of the texts that a model takes, if it takes no other."""
+    """Return the length of the texts that a model accepts; None: any length."""
     inputs = weights.inputs(model)
     shape = inputs[wants.index("ids")].shape if len(inputs) > wants.index("ids") else None
     return shape[1] if shape is not None and len(shape) == 2 else None

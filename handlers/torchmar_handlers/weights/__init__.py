@@ -1,7 +1,7 @@
-"""Weights of any format that torch has, ONNX and OpenVINO, loaded to one kind of module on the worker's device.
+"""Weights in all formats of torch, ONNX and OpenVINO, loaded as one kind of module on the worker's device.
 
 `load` replaces TorchServe's own ``BaseHandler.initialize``. It returns a module that is called with tensors, by
-position or by name. The other functions return the names of a module's inputs, the batch size that it takes and
+position or by name. The other functions return the names of a module's inputs, its fixed batch size, and
 whether it has gradients.
 """
 
@@ -59,21 +59,21 @@ def load(
     providers               those of the device    execution providers of ONNX Runtime
     ======================= ====================== ====================================================
 
-    Faster weights beside these, where the machine has what they need, are the subject of
+    Faster weights beside these, for machines with certain features, are the subject of
     `torchmar_handlers.weights.optimized`.
 
     Args:
-        folder: where the archive is extracted, first on ``sys.path``.
+        folder: folder of the extracted archive, the first entry of ``sys.path``.
         serialized_file: the weights, in ``folder``; identified by their content.
         model_file: the Python file with the class of the model, in ``folder``.
-        device: of the worker.
-        options: the ``handler`` section of the configuration; keys that are not in the table are left alone.
-        threads: of one operator in ONNX Runtime and OpenVINO; other formats have those of torch.
-        pt2: the section of that name, as TorchServe's base handler reads it; ``compile`` goes before it.
+        device: device of the worker.
+        options: the ``handler`` section of the configuration; keys that are not in the table are ignored.
+        threads: threads of one operator in ONNX Runtime and OpenVINO; other formats use those of torch.
+        pt2: section ``pt2``, as TorchServe's base handler reads it; ``compile`` has precedence.
 
     Raises:
         LoadError: the weights, the model file or an option cannot be used; the message has the remedy.
-        ImportError: and whatever else the model file itself raises.
+        ImportError: and all other errors that the model file itself raises.
     """
     tuning = Optimizations.of(options, pt2)
     path = folder / serialized_file if serialized_file else None
@@ -105,7 +105,7 @@ def load(
 
 
 def differentiable(model: nn.Module) -> bool:
-    """Return whether gradients with respect to inputs can be had: not of ONNX, OpenVINO or AOTInductor, for example."""
+    """Return whether gradients with respect to inputs are available; ONNX, OpenVINO and AOTInductor have none."""
     model = _inner(model)
     if isinstance(model, ExportedModel):
         return model.differentiable
@@ -113,13 +113,13 @@ def differentiable(model: nn.Module) -> bool:
 
 
 def inputs(model: nn.Module) -> tuple[Input, ...]:
-    """Return what a module takes, in the order of positions: names, types and shapes as far as they are known."""
+    """Return the inputs of a module, in the order of positions: names, types and shapes if they are known."""
     model = _inner(model)
     return model.inputs if isinstance(model, ExportedModel) else tuple(map(Input, input_names(model)))
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names by which a module takes tensors, in the order of positions; empty where they are unknown."""
+    """Return the names of a module's tensor inputs, in the order of positions; empty: unknown."""
     model = _inner(model)
     if isinstance(model, ExportedModel):
         return model.input_names
@@ -136,13 +136,13 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def output_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of what a module returns; empty where they are unknown."""
+    """Return the names of a module's outputs; empty: unknown."""
     model = _inner(model)
     return model.output_names if isinstance(model, ExportedModel) else ()
 
 
 def fixed_rows(model: nn.Module) -> int | None:
-    """Return the batch size that a module takes if it takes no other, for the caller to split and pad; else None."""
+    """Return the only batch size that a module accepts, for the caller to split and pad; None: any size."""
     model = _inner(model)
     return model.fixed_rows if isinstance(model, ExportedModel) else None
 
@@ -179,6 +179,6 @@ def _loaded(
 
 
 def _aot_compiled(pt2: Any) -> bool:
-    """Return whether the section ``pt2`` asks for ``torch._export.aot_load``, by the key that TorchServe reads."""
+    """Return whether the section ``pt2`` requests ``torch._export.aot_load``, by the key that TorchServe reads."""
     export = pt2.get("export") if isinstance(pt2, Mapping) else None
     return isinstance(export, Mapping) and export.get("aot_compile") is True

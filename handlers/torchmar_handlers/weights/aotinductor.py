@@ -20,15 +20,17 @@ from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
-# Flags of /proc/cpuinfo by the names that packages have for instructions of the processor that they were compiled on.
+# Flags of /proc/cpuinfo, by the names in packages for the instructions of the processor of the compilation.
 _FLAGS = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_tile"}
 
 
 class Compiled(ExportedModel):
     """A compiled program, as a module.
 
-    The machine code trusts its inputs: one of another type or layout is read as if it were of the right one, and
-    of a larger batch than it was compiled for it answers the first rows. So they are checked here and laid out.
+    The machine code does not check its inputs: an input of another type or layout is read as if it had the right one,
+        and
+    for a larger batch than that of the compilation, only the first rows are answered. Inputs are checked and laid out
+    here.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Compiled(ExportedModel):
         self._channels_last = channels_last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program on inputs given by position, or by name where it was compiled so."""
+        """Run the program on inputs given by position, or by name if it was compiled with names."""
         if self._inputs is None:
             return self._run(*map(_contiguous, args), **{name: _contiguous(value) for name, value in kwargs.items()})
         values = self.arrange(args, kwargs)
@@ -59,7 +61,7 @@ def load(path: Path, device: torch.device) -> Compiled:
     """Return the program of a package (``.pt2``) on ``device``.
 
     Raises:
-        LoadError: it is damaged, or made for another kind of device, processor or torch.
+        LoadError: the program is damaged, or made for another kind of device, processor or torch.
     """
     kind, instructions, source = _read(path)
     if kind and kind != device.type:
@@ -94,7 +96,7 @@ def load(path: Path, device: torch.device) -> Compiled:
     flat = len(inputs) == len(checks)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        # As the model's own call does, which reads both trees from JSON every time.
+        # As in the model's own call, which reads both trees from JSON in each call.
         tensors = [value for value in pytree.tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
         return pytree.tree_unflatten(model.loader.run(tensors), out_spec)
 
@@ -102,10 +104,10 @@ def load(path: Path, device: torch.device) -> Compiled:
 
 
 def load_library(path: Path, device: torch.device) -> Compiled:
-    """Return the program of a library (``.so``) that ``torch._export.aot_compile`` made.
+    """Return the program of a library (``.so``) from ``torch._export.aot_compile``.
 
     Raises:
-        LoadError: as `load` does.
+        LoadError: for the reasons of `load`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -127,25 +129,25 @@ def _contiguous(value: Any, channels_last: bool = False) -> Any:
 
 
 def _allow_amx() -> None:
-    """Have the system let this process use AMX, if the processor has it.
+    """Request the system's permission for this process to use AMX, if the processor has it.
 
-    A program has no call for it: compiled products of matrices would end the process with SIGILL.
+    A program does not request it: compiled matrix products would end the process with SIGILL.
     """
-    # Of torch's before 2.6 there is none, nor does its compiler write such products.
+    # Before version 2.6, torch has no such function, and its compiler does not write such products.
     if allow := getattr(torch.cpu, "_init_amx", None):
         allow()
 
 
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Leave out torch's comparison of the processor with that of the compilation, which only logs a difference.
+    """Omit torch's comparison of the processor with that of the compilation, which only logs a difference.
 
     To find this processor's instructions, torch compiles a program for each set of them: 18 seconds of CPU unless a
-    cache has the results, and a C++ compiler that only this needs.
+    cache has the results, and a C++ compiler that no other step needs.
     """
     from torch._inductor import codecache
 
-    # Of torch's before 2.6 there is none.
+    # Before version 2.6, torch has no such comparison.
     original = getattr(codecache, "get_device_information", None)
     if original is not None:
         codecache.get_device_information = lambda device_type: {}
@@ -159,7 +161,7 @@ def _without_compiler() -> Iterator[None]:
 def _read(path: Path) -> tuple[str, str, str]:
     """Return the kind of device and the instructions that a package was compiled for, and its C++ source.
 
-    Each is empty where it is not in the package.
+    An empty text means that the package does not contain it.
     """
     kind = instructions = source = ""
     with zipfile.ZipFile(path) as archive:
@@ -175,10 +177,10 @@ def _read(path: Path) -> tuple[str, str, str]:
 
 
 def _checks(source: str) -> list[tuple[Input, bool]]:
-    """Return of each input what the C++ source compares it with, and whether it is channels-last.
+    """Return for each input the type and shape that the C++ source checks, and whether it is channels-last.
 
-    Torch compiles these comparisons into every program and leaves them out at run time, unless the variable
-    AOTI_RUNTIME_CHECK_INPUTS is set; with it, they reject batch sizes that the program computes rightly.
+    Torch compiles these comparisons into every program and omits them at run time, unless the variable
+    AOTI_RUNTIME_CHECK_INPUTS is set; with it, they reject batch sizes that the program computes correctly.
     """
     checks = []
     for body in re.findall(r"static void check_input_\d+\((.*?)\n\}", source, re.DOTALL):

@@ -17,7 +17,7 @@ from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
-# Operators that behave in another way while a model is trained, and the position of the argument that selects it.
+# Operators that behave differently in training, and the position of the argument that selects it.
 _MODES = {"aten.dropout.default": 2, "aten.batch_norm.default": 5}
 
 
@@ -39,7 +39,7 @@ class Exported(ExportedModel):
         self._keywords, self._run = keywords, run
 
     def replace(self, module: nn.Module) -> None:
-        """Run ``module`` from now on, such as a compiled one."""
+        """Run ``module`` from now on, for example a compiled one."""
         self.module, self._run = module, None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +55,7 @@ def load(path: Path, device: torch.device) -> Exported:
     """Return a program on ``device``.
 
     Raises:
-        LoadError: it is damaged, of a torch that is newer than this one, or made for a GPU that is not there.
+        LoadError: the program is damaged, of a newer torch than this one, or made for a GPU that does not exist.
     """
     version, devices = _origin(path)
     if device.type == "cpu" and (others := sorted(devices - {"cpu"})):
@@ -87,7 +87,7 @@ def load(path: Path, device: torch.device) -> Exported:
             path.name,
         )
     module = module.requires_grad_(False)
-    # Only tensors have a type here, and inputs that are lists or mappings of them have none.
+    # Only tensors have a type here; inputs that are lists or mappings have none.
     all_tensors = len(inputs) == len(leaves) and all(known.dtype is not None for known in inputs)
     run = flat_graph(module, program.call_spec.out_spec) if all_tensors else None
     return Exported(module, inputs, keywords, output_names, run)
@@ -105,7 +105,7 @@ def _training(node: Any) -> bool:
 
 
 def _origin(path: Path) -> tuple[str, set[str]]:
-    """Return the version of the torch that wrote a program, and the kinds of devices that it names."""
+    """Return the version of the torch that wrote a program, and the kinds of devices in it."""
     versions: list[bytes] = []
     devices: set[str] = set()
     with zipfile.ZipFile(path) as archive:

@@ -16,9 +16,9 @@ class Input:
     """One input of a program.
 
     Args:
-        name: how it is named; empty where the program has no names.
-        dtype: the type of its numbers; None where that is unknown, or the input is no tensor.
-        shape: its dimensions, None for each that may vary; None as a whole where that is unknown.
+        name: name of the input; empty: the program has no names.
+        dtype: type of its numbers; None: unknown, or the input is no tensor.
+        shape: its dimensions, None for each that may vary; None instead of a shape: unknown.
     """
 
     name: str = ""
@@ -26,12 +26,12 @@ class Input:
     shape: tuple[int | None, ...] | None = None
 
     def accept(self, value: Any, position: int) -> Any:
-        """Return ``value`` as the program takes it.
+        """Return ``value`` in the type of the program's input.
 
         Floats are cast to other floats, whole numbers to wider numbers, and to narrower ones if all of them fit.
 
         Raises:
-            TypeError: its numbers would not stay the same.
+            TypeError: its numbers would change.
             ValueError: it has another shape.
         """
         if not isinstance(value, torch.Tensor):
@@ -57,14 +57,14 @@ def has_shape(value: Any, shape: Sequence[int | None]) -> bool:
 
 
 class ExportedModel(nn.Module):
-    """A program whose inputs are known to be checked, named and put in their order.
+    """A program whose inputs are checked, named and put in their order, if they are known.
 
     Attributes:
-        input_names: empty where they are unknown.
-        output_names: empty where they are unknown.
-        fixed_rows: the batch size that it was exported with, if it takes no other; None if it takes any.
-        dtype: of its first input of floats; float32 where that is unknown.
-        differentiable: whether gradients with respect to inputs can be had.
+        input_names: names of the inputs; empty: unknown.
+        output_names: names of the outputs; empty: unknown.
+        fixed_rows: batch size of the export, if the program accepts no other; None: any size.
+        dtype: type of its first input of floats; float32 if it is unknown.
+        differentiable: whether gradients with respect to inputs are available.
     """
 
     differentiable = False
@@ -89,7 +89,7 @@ class ExportedModel(nn.Module):
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """What it takes, in the order of positions; empty where that is unknown."""
+        """The inputs, in the order of positions; empty: unknown."""
         return self._inputs or ()
 
     def train(self, mode: bool = True) -> ExportedModel:
@@ -97,11 +97,11 @@ class ExportedModel(nn.Module):
         return self
 
     def arrange(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Return what was given, by position and by name, in the order of the inputs; for known inputs only.
+        """Return the inputs, given by position and by name, in the order of the program; for known inputs only.
 
         Raises:
-            TypeError: there are too few or too many, or one of another name or type.
-            ValueError: one has another shape.
+            TypeError: there are too few or too many inputs, or one of another name or type.
+            ValueError: an input has another shape.
         """
         inputs = self.inputs
         values: Sequence[Any]
@@ -135,15 +135,15 @@ class ExportedModel(nn.Module):
 def signature(
     in_spec: Any, out_spec: Any, names: Sequence[str], leaves: Sequence[Input]
 ) -> tuple[list[Input], list[str], tuple[str, ...]]:
-    """Return the inputs of an exported program, the names of those it takes by keyword, and its outputs' names.
+    """Return the inputs of an exported program, the names of its keyword inputs, and the names of its outputs.
 
     Args:
-        in_spec: the tree of its arguments and keyword arguments, as torch.export keeps it.
-        out_spec: the tree of what it returns; only a dict has names.
-        names: of the parameters of its forward; may be empty.
-        leaves: the tensors of ``in_spec`` in their order; may be empty.
+        in_spec: tree of its arguments and keyword arguments, from torch.export.
+        out_spec: tree of its result; only a dict has names.
+        names: names of the parameters of its forward; may be empty.
+        leaves: tensors of ``in_spec`` in their order; may be empty.
     """
-    # Numbers in place of the tensors show where in the trees each of them belongs.
+    # Numbers in place of the tensors show the position of each in the trees.
     args, kwargs = pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec)
     names = [*names[: len(args)], *kwargs] if len(names) >= len(args) else [*[""] * len(args), *kwargs]
     places = [*args, *kwargs.values()]

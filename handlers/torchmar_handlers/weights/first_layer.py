@@ -1,4 +1,4 @@
-"""The shapes that a model's first layer suggests for its input, where nothing else declares them."""
+"""The shapes that a model's first layer suggests for its input, if it is not declared elsewhere."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 _KINDS = frozenset({"Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d"})
-_SIDES = (32, 224)  # of an image, or the length of a sequence
+_SIDES = (32, 224)  # sides of an image, or the lengths of a sequence
 
 
 def typical_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield tensors of zeros, ``(1, ...)``, that the first layer with weights of a model would take.
+    """Yield tensors of zeros, ``(1, ...)``, that the first layer with weights of a model would accept.
 
-    Only running the model shows whether it takes one: layers are in the order in which they were defined, which need
-    not be that in which they are called. TorchScript has the same names and attributes.
+    Only running the model shows whether it accepts one: layers are in the order of their definition, which need
+    not be the order of their calls. TorchScript has the same names and attributes.
 
     Args:
-        model: eager or TorchScript; of another kind nothing is known.
+        model: eager or TorchScript; nothing is known about other kinds.
     """
     for layer in model.modules():
         names = [getattr(layer, "original_name", ""), *(base.__name__ for base in type(layer).__mro__)]

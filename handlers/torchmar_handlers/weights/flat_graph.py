@@ -1,7 +1,7 @@
-"""The graph of an exported program as a function of its tensors in a list.
+"""The graph of an exported program as a function of a list of tensors.
 
-Torch's own module of a program compares the tree of its arguments with that of the export, flattens it, and looks up
-every weight through `torch.nn.Module`, in each call: for a small model that takes three times as long as the model.
+Torch's own module of a program compares the tree of its arguments with that of the export, flattens it, and searches
+every weight through `torch.nn.Module`, in each call: for a small model, this takes three times as long as the model.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.utils import _pytree as pytree
 
 Run = Callable[[Sequence[torch.Tensor]], Any]
 
-_GUARDS = "_guards_fn"  # checks sizes that the export has bounded, or found to be equal
+_GUARDS = "_guards_fn"  # checks sizes that the export has limited, or found to be equal
 
 
 def flat_graph(module: Any, out_spec: Any) -> Run | None:
-    """Return a function that runs a program on its inputs, in the order of its graph, and gives the same results.
+    """Return a function that runs a program on its inputs, in the order of its graph, with the same results.
 
     Args:
-        module: of a program whose inputs are tensors, none in a list or a mapping.
-        out_spec: the tree of what it returns.
+        module: module of a program whose inputs are tensors, not lists or mappings.
+        out_spec: tree of its result.
 
     Returns:
         The function, which shares the weights; None: torch checks sizes outside the graph, as it did before 2.9.
@@ -45,7 +45,7 @@ def flat_graph(module: Any, out_spec: Any) -> Run | None:
         # As a plain attribute, which Python finds before it calls `__getattr__` of the module.
         flat.__dict__[node.target] = value
     flat.recompile()
-    # Its wrapper sets an option of torch's compiler around each call, which takes longer than the call itself.
+    # Its wrapper sets an option of torch's compiler in each call, which takes longer than the call itself.
     check = inspect.getclosurevars(guards.forward).nonlocals.get("func", guards.forward)
     run, is_leaf = flat.forward, out_spec.is_leaf()
 

@@ -27,7 +27,7 @@ class Format(Enum):
 
     @property
     def needs_model_file(self) -> bool:
-        """Whether it holds tensors alone, so that a model file has to define the model."""
+        """Whether the format contains only tensors, so that a model file must define the model."""
         return self in (Format.SAFETENSORS, Format.SHARDED, Format.SAVED, Format.LEGACY)
 
 
@@ -40,7 +40,7 @@ _LIBRARIES = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ\x90\0")
 # ModelProto begins with ir_version (field 1, a number); one of its other fields follows.
 _ONNX_FIELDS = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)
 
-# The representation of OpenVINO is an XML document, of which others are web pages in most cases.
+# OpenVINO's representation is an XML document; most other XML documents are web pages.
 _OPENVINO = re.compile(rb"\s*<\?xml[^>]*>\s*<net[\s>]")
 
 _DOWNLOAD = "download the weights again: what was saved is a login or an error page"
@@ -64,10 +64,10 @@ KNOWN = (
 
 
 def identify(path: Path) -> Format:
-    """Return what a file is by its content; its suffix does not count.
+    """Return the format of a file by its content, regardless of its suffix.
 
     Raises:
-        LoadError: there is no such file, it is empty, cut off, or none of what can be loaded.
+        LoadError: there is no such file, it is empty or cut off, or its format cannot be loaded.
     """
     if not path.is_file():
         raise LoadError(f"{path.name}: the archive has no such file: build it again with these weights in it")
@@ -112,7 +112,7 @@ def _zip(path: Path) -> Format:
             f"{path.name} is truncated or damaged ({summary(error)}): "
             "copy or download it again and build the archive anew"
         ) from None
-    # Torch puts everything into one folder, whose name is of no account; its older releases did not always.
+    # Torch puts all entries into one folder, of any name; its older versions did not always.
     names = {*listed, *(name.partition("/")[2] for name in listed)}
     if any(name.startswith("data/aotinductor/") for name in names):
         return Format.AOTINDUCTOR
@@ -128,7 +128,7 @@ def _zip(path: Path) -> Format:
 
 
 def _safetensors(path: Path, length: int) -> Format:
-    """Compare the size that the header of a safetensors file speaks of with the file's own."""
+    """Compare the size in the header of a safetensors file with the size of the file."""
     size = path.stat().st_size
     try:
         with path.open("rb") as stream:

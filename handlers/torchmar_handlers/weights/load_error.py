@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class LoadError(RuntimeError):
-    """Weights, a model file or an option that cannot be used: what is wrong, where, and what to do next."""
+    """Weights, a model file or an option cannot be used; the message has the reason, the place and the remedy."""
 
 
 def summary(error: BaseException) -> str:

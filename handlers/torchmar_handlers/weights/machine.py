@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-#: The environment variable with flags that are not to be seen, separated by commas or spaces; for tests of a fallback.
+#: The environment variable with flags to hide, separated by commas or spaces; for tests of a fallback.
 MASK = "TORCHMAR_MASK_CPU_FLAGS"
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CUDA = re.compile(r"cuda(?:>=(\d+)\.(\d+))?")
-# As Linux calls what macOS has under these names; others keep their name in small letters.
+# Linux's names of flags that have other names on macOS; other flags have the same name in small letters.
 _OF_APPLE = {
     "feat_bf16": "bf16",
     "feat_dotprod": "asimddp",
@@ -31,12 +31,12 @@ _OF_APPLE = {
 
 
 def missing(needs: Sequence[str], device: torch.device) -> str:
-    """Return what this machine does not have, in words; empty if it has everything.
+    """Return the missing features of this machine, in words; empty: it has all of them.
 
     Args:
-        needs: each a flag of the processor, as ``/proc/cpuinfo`` has it (``avx512_bf16``), or ``cuda>=8.0``: a GPU of
-            at least this compute capability. Of alternatives that ``|`` separates, one is enough.
-        device: of the worker.
+        needs: flags of the processor, as in ``/proc/cpuinfo`` (``avx512_bf16``), or ``cuda>=8.0``: a GPU of
+            at least this compute capability. One of several alternatives, separated by ``|``, is enough.
+        device: device of the worker.
     """
     flags: frozenset[str] | None = None
     for need in needs:
@@ -58,8 +58,8 @@ def missing(needs: Sequence[str], device: torch.device) -> str:
 def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
     """Return the flags that all processors of this machine have, without those that `MASK` names.
 
-    They are those of ``/proc/cpuinfo``: ``flags`` of x86, ``Features`` of ARM. On macOS they are those of ``sysctl``
-    with the names of Linux. Elsewhere none are known.
+    They are the ``flags`` (x86) or ``Features`` (ARM) of ``/proc/cpuinfo``. On macOS, they are those of ``sysctl``
+    with the names of Linux. On other systems, none are known.
     """
     masked = re.split(r"[\s,]+", os.environ.get(MASK, ""))
     return frozenset((_of_macos() if sys.platform == "darwin" else _of_linux(cpuinfo)) - set(masked))
@@ -70,7 +70,7 @@ def _of_linux(cpuinfo: Path) -> set[str]:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return set()
-    # Processors of one machine may differ, and a thread runs on any of them.
+    # Processors of one machine may differ, and a thread may run on any of them.
     listed = [set(line.split()) for line in re.findall(r"^(?:flags|Features)[ \t]*:(.*)$", text, re.MULTILINE)]
     return set.intersection(*listed) if listed else set()
 

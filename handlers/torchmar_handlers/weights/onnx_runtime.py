@@ -28,15 +28,15 @@ _DTYPES = {
     "tensor(bool)": torch.bool,
 }
 
-# How long a thread without work waits actively, as those of OpenMP do in workers. ONNX Runtime's default is
-# milliseconds, which take the cores of other workers. Versions before 1.26 do not read it.
+# The time for which an idle thread waits actively, the same as for OpenMP's threads in workers. ONNX Runtime's default
+# is milliseconds, which take the cores of other workers. Versions before 1.26 ignore this option.
 _ACTIVE_WAIT_US = "50"
 
 _ON_GPU = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
 
 class Onnx(ExportedModel):
-    """An ONNX model, as a module: one output as it is, several as a tuple in the order of ``output_names``."""
+    """An ONNX model, as a module: one output is returned alone, several as a tuple in the order of ``output_names``."""
 
     def __init__(self, session: Any, inputs: Sequence[Input], device: torch.device, *, bound: bool) -> None:
         super().__init__(inputs, [output.name for output in session.get_outputs()])
@@ -56,10 +56,10 @@ class Onnx(ExportedModel):
         return [self._of_numpy(output) for output in self._session.run(None, feeds)]
 
     def _run_bound(self, values: Sequence[torch.Tensor]) -> list[Any]:
-        """Run on the memory of the device itself, where inputs are and outputs stay."""
+        """Run with bound memory of the device, where inputs and outputs stay."""
         binding = self._session.io_binding()
         place = (self._device.type, self._device.index or 0)
-        # Memory that ONNX Runtime reads has to outlive the run; it knows nothing of torch's references.
+        # Memory that ONNX Runtime reads must exist until the run ends; torch's references do not ensure that.
         kept = [value.detach().to(self._device).contiguous() for value in values]
         for name, value in zip(self.input_names, kept, strict=True):
             element = torch.empty((), dtype=value.dtype).numpy().dtype.type
@@ -78,7 +78,7 @@ class Onnx(ExportedModel):
 
     def _of_memory(self, value: Any, kind: str) -> torch.Tensor:
         if hasattr(value, "__dlpack__"):
-            # By the capsule: torch and ONNX Runtime differ in what else they would agree upon.
+            # As a capsule: the newer forms of this exchange differ between torch and ONNX Runtime.
             tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(value.__dlpack__())
         else:
             tensor = torch.from_numpy(value.numpy()).to(self._device)
@@ -86,18 +86,18 @@ class Onnx(ExportedModel):
 
 
 def load(path: Path, device: torch.device, threads: int, providers: Sequence[str] = ()) -> Onnx:
-    """Return a model for ``device``; tensors in files beside it are mapped by ONNX Runtime.
+    """Return a model for ``device``; ONNX Runtime maps tensors in separate files.
 
     Args:
-        path: the file.
-        device: where inputs come from, and outputs are wanted.
-        threads: of one operator on the CPU.
-        providers: of ONNX Runtime, the preferred first; those of the device unless given.
+        path: file of the model.
+        device: device of the inputs and outputs.
+        threads: threads of one operator on the CPU.
+        providers: ONNX Runtime's providers, the preferred first; empty: those of the device.
 
     Raises:
-        LoadError: it is damaged, takes what is no tensor, or ONNX Runtime or a provider is missing.
+        LoadError: the model is damaged, has an input that is no tensor, or ONNX Runtime or a provider is missing.
     """
-    # Since 1.29 it sends statistics about models and the machine to Microsoft, unless this is set before it is loaded.
+    # Since 1.29, it sends statistics about models and the machine to Microsoft, unless this is set before it is loaded.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime

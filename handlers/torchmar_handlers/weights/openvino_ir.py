@@ -29,12 +29,12 @@ _DTYPES = {
     "boolean": torch.bool,
 }
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-# OpenVINO computes with half the bits of these on CPUs, and drops the upper bits of integers without an error.
+# On CPUs, OpenVINO computes with half the bits of these types, and drops the upper bits of integers without an error.
 _NARROWED = {torch.int64: torch.int32, torch.float64: torch.float32}
 
 
 class OpenVino(ExportedModel):
-    """A model of OpenVINO, as a module: one output as it is, several as a tuple in the order of ``output_names``."""
+    """A model of OpenVINO, as a module; several outputs are a tuple in the order of ``output_names``."""
 
     def __init__(
         self, compiled: Any, inputs: Sequence[Input], output_names: Sequence[str], device: torch.device
@@ -53,10 +53,10 @@ class OpenVino(ExportedModel):
             RuntimeError: the model cannot compute with them.
         """
         values = self.arrange(args, kwargs)
-        if self._stateful:  # what one request leaves there must not change the answer of the next
+        if self._stateful:  # the state after one request must not change the answer of the next
             self._request.reset_state()
         arrays = [_checked(value.detach().cpu(), place) for place, value in enumerate(values)]
-        # Inputs are read where they are; outputs are copied, for the next call overwrites them.
+        # Inputs are read without a copy; outputs are copied, because the next call overwrites them.
         try:
             answer = self._request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=False)
         except RuntimeError as error:
@@ -69,16 +69,17 @@ class OpenVino(ExportedModel):
 
 
 def load(path: Path, device: torch.device, threads: int, dtype: torch.dtype | None = None) -> OpenVino:
-    """Return a model; the file of its weights is beside it, has its name with ``.bin``, and is mapped.
+    """Return a model; its weights, in the file with the same name and ``.bin`` beside it, are mapped.
 
     Args:
-        path: the ``.xml`` file.
-        device: where inputs come from, and outputs are wanted; the model itself runs on the CPU.
-        threads: of the model.
-        dtype: of the numbers that it computes with; None: float32, whatever the processor has.
+        path: file ``.xml``.
+        device: device of the inputs and outputs; the model itself runs on the CPU.
+        threads: threads of the model.
+        dtype: type of the computation; None: float32, on any processor.
 
     Raises:
-        LoadError: it is damaged, its weights are missing, it takes what is no tensor, or OpenVINO is missing.
+        LoadError: the model is damaged, its weights are missing, it has an input that is no tensor, or OpenVINO is
+            missing.
     """
     try:
         openvino = imported()
@@ -94,14 +95,14 @@ def load(path: Path, device: torch.device, threads: int, dtype: torch.dtype | No
     settings = {
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,  # all workers would be on the first cores
-        # By default it is bfloat16 where the processor has it, and answers would depend on the machine.
+        "ENABLE_CPU_PINNING": False,  # with pinning, all workers would run on the first cores
+        # The default is bfloat16 if the processor has it, and answers would depend on the machine.
         "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype or torch.float32],
         "EXECUTION_MODE_HINT": "ACCURACY" if dtype in (None, torch.float32) else "PERFORMANCE",
     }
     try:
         compiled = core.compile_model(_with_known_types(openvino, model), "CPU", settings)
-    except Exception as error:  # RuntimeError, and what its plugin raises
+    except Exception as error:  # RuntimeError, and errors of its plugin
         raise LoadError(
             f"{path.name} is an OpenVINO model that OpenVINO {openvino.__version__} cannot run on this processor: "
             f"{reason(error)}"
@@ -117,13 +118,13 @@ def imported() -> Any:
     """Import OpenVINO without the package that sends statistics about its use.
 
     ``openvino`` requires ``openvino-telemetry`` and sends an event when it is imported. If that package cannot be
-    imported, OpenVINO uses an empty replacement of its own.
+    imported, OpenVINO uses its own empty replacement.
 
     Raises:
         ImportError: OpenVINO is not installed.
     """
     if "openvino" not in sys.modules:
-        # None is what Python has for a module that must not be imported.
+        # In Python, None marks a module that must not be imported.
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -134,9 +135,9 @@ def imported() -> Any:
 def shared_core() -> Any:
     """Return the Core of this process, which loads and runs all of its models.
 
-    A Core that runs a model on the CPU sets the thread's stack for signal handlers, and restores the one before when
-    it ends. If several end in the order of their creation, the last one restores the stack of one that is gone, and
-    the next signal with a handler, such as Ctrl-C, kills the process.
+    A Core that runs a model on the CPU sets the thread's stack for signal handlers, and restores the previous stack
+    when it ends. If several end in the order of their creation, the last one restores the stack of a Core that has
+    ended, and the next signal with a handler, such as Ctrl-C, kills the process.
 
     Raises:
         ImportError: OpenVINO is not installed.
@@ -145,7 +146,7 @@ def shared_core() -> Any:
 
 
 def names(ports: Sequence[Any], kind: str) -> list[str]:
-    """Return the names of inputs or outputs: of several names of one the shortest; numbered if names are not unique."""
+    """Return the names of inputs or outputs: the shortest name of each; numbered if names are not unique."""
     found = [min(port.get_names(), key=lambda name: (len(name), name), default="") for port in ports]
     if all(found) and len(set(found)) == len(found):
         return found
@@ -153,7 +154,7 @@ def names(ports: Sequence[Any], kind: str) -> list[str]:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error of OpenVINO on one line, without the places in its sources."""
+    """Return an error of OpenVINO on one line, without places in its source code."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
     return summary(RuntimeError(" ".join(kept or lines)))
@@ -163,7 +164,7 @@ def _read(openvino: Any, core: Any, path: Path) -> Any:
     weights = path.with_suffix(".bin")
     try:
         return core.read_model(path, weights) if weights.is_file() else core.read_model(path)
-    except Exception as error:  # RuntimeError, and what its readers raise
+    except Exception as error:  # RuntimeError, and errors of its readers
         cause = (
             "it is damaged" if weights.is_file() else f"the archive lacks {weights.name}, its weights; it is damaged"
         )
@@ -182,7 +183,7 @@ def _input(path: Path, port: Any, name: str) -> Input:
 
 
 def _with_known_types(openvino: Any, model: Any) -> Any:
-    """Return the model with float32 and int64 in the place of types that NumPy does not have, such as bfloat16."""
+    """Return the model with float32 and int64 in place of types that NumPy does not have, such as bfloat16."""
     processor = openvino.preprocess.PrePostProcessor(model)
     changed = False
     for ports, part in ((model.inputs, processor.input), (model.outputs, processor.output)):
@@ -198,7 +199,7 @@ def _checked(value: torch.Tensor, place: int) -> np.ndarray[Any, Any]:
     """Return an input as an array.
 
     Raises:
-        ValueError: it has numbers that OpenVINO would change.
+        ValueError: the input has numbers that OpenVINO would change.
     """
     if narrow := _NARROWED.get(value.dtype):
         limits: Any = torch.finfo(narrow) if narrow.is_floating_point else torch.iinfo(narrow)

@@ -27,16 +27,16 @@ _COMPILE = {"backend": str, "mode": str, "dynamic": bool, "fullgraph": bool}
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizations:
-    """The changes to make to a model once it is loaded.
+    """The changes to make to a model after it is loaded.
 
     Args:
-        dtype: the type of its weights, or that OpenVINO computes with; None: as they are stored, float32 of OpenVINO.
-        channels_last: lay out 4-D weights with the channels last.
-        freeze: torch.jit.freeze.
-        optimize_for_inference: torch.jit.optimize_for_inference.
-        compilation: arguments of torch.compile; None: do not compile.
-        required: whether a model that cannot be compiled is an error; in the ``pt2`` section it is none.
-        providers: of ONNX Runtime.
+        dtype: type of its weights, or of OpenVINO's computation; None: the stored type, or float32 for OpenVINO.
+        channels_last: whether to lay out 4-D weights with the channels last.
+        freeze: whether to call torch.jit.freeze.
+        optimize_for_inference: whether to call torch.jit.optimize_for_inference.
+        compilation: arguments of torch.compile; None: it is not compiled.
+        required: whether a model that cannot be compiled is an error, which it is not in the ``pt2`` section.
+        providers: ONNX Runtime's providers.
     """
 
     dtype: torch.dtype | None = None
@@ -49,10 +49,10 @@ class Optimizations:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], pt2: Any = None) -> Optimizations:
-        """Read the ``handler`` section and TorchServe's ``pt2`` section; the former has the last word.
+        """Read the ``handler`` section and TorchServe's ``pt2`` section; the former has precedence.
 
         Raises:
-            LoadError: a value that cannot be used.
+            LoadError: a value cannot be used.
         """
         dtype = options.get("dtype")
         if dtype is not None and not (isinstance(dtype, str) and dtype in _DTYPES):
@@ -74,15 +74,15 @@ class Optimizations:
         )
 
     def apply(self, model: nn.Module, path: Path | None, kind: str) -> nn.Module:
-        """Return ``model`` as these options want it.
+        """Return ``model`` with the changes of these options.
 
         Args:
-            model: loaded, in eval mode, without gradients of its weights.
-            path: its file, for messages.
-            kind: what the file is, in words that follow "is".
+            model: loaded model, in eval mode, without gradients of its weights.
+            path: file of the model, for messages.
+            kind: kind of the file, in words that follow "is".
 
         Raises:
-            LoadError: an option that this kind of model does not have.
+            LoadError: this kind of model does not have an option.
         """
         name = path.name if path else type(model).__name__
         script = isinstance(model, torch.jit.ScriptModule)
@@ -133,9 +133,9 @@ class Optimizations:
 
 
 class CompiledModule(nn.Module):
-    """A module that torch.compile made faster; where compiling fails, in the first calls, the module as it was.
+    """A module compiled with torch.compile; if compiling fails, in the first calls, the original module.
 
-    Other attributes than its own are those of the module.
+    All other attributes are those of the original module.
     """
 
     def __init__(self, module: nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ class CompiledModule(nn.Module):
         self.module = module
         self.training = False
         self._name = name
-        # In a tuple, lest the same parameters be listed twice.
+        # In a tuple, so that the same parameters are not listed twice.
         self._compiled: tuple[Any, ...] = (torch.compile(module, **arguments),)
 
     def __getattr__(self, name: str) -> Any:
@@ -154,7 +154,7 @@ class CompiledModule(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
     def train(self, mode: bool = True) -> CompiledModule:
-        """Change nothing: it was compiled in eval mode."""
+        """Change nothing: the module was compiled in eval mode."""
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -166,7 +166,7 @@ class CompiledModule(nn.Module):
         except Exception as error:
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            # Inputs that the module itself rejects raise here, and are no reason against compiling it.
+            # Inputs that the module itself rejects raise an error here, which does not prevent compiling.
             answer = self.module(*args, **kwargs)
             logger.warning("%s could not be compiled and runs as it is from now on: %s", self._name, summary(error))
             self._compiled = ()
@@ -174,7 +174,7 @@ class CompiledModule(nn.Module):
 
 
 def dtype(model: nn.Module) -> torch.dtype:
-    """Return the type of floats that a model takes: that of its first weights of floats; float32 if it has none."""
+    """Return the type of floats that a model takes: that of its first weights of floats; float32: it has none."""
     if isinstance(model, ExportedModel):
         return model.dtype
     tensors: Iterable[torch.Tensor] = [*model.parameters(), *model.buffers()]
@@ -195,7 +195,7 @@ def _of_option(wanted: Any) -> Mapping[str, Any] | None:
             raise _invalid("compile", name, ", ".join(_COMPILE))
         if not isinstance(value, _COMPILE[name]):
             raise _invalid(f"compile.{name}", value, "a text" if _COMPILE[name] is str else "true or false")
-    # These two import most of torch's compiler, as compiling does.
+    # These two import most of torch's compiler, as compiling itself does.
     if "backend" in wanted and wanted["backend"] not in torch._dynamo.list_backends(exclude_tags=()):
         raise _invalid("compile.backend", wanted["backend"], ", ".join(torch._dynamo.list_backends()))
     if "mode" in wanted and wanted["mode"] not in (modes := torch._inductor.list_mode_options()):

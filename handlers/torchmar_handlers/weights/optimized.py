@@ -1,7 +1,7 @@
-"""Optimised weights beside the original ones: which are served, and which explain.
+"""Optimised weights beside the original ones: the weights that are served, and those for explanations.
 
 The section ``optimized`` in the options of a handler names weights that are faster on some machines. They are served
-where the machine has what they need and they load; elsewhere the original weights are, with one warning in the log.
+if the machine has the necessary features and they load. Otherwise the original weights are served, with a warning.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _PROOF = Path(SECTION, "proof.json")  # the report of torchmar optimize
 
 @dataclass(frozen=True)
 class Explaining:
-    """The model that explanations are computed with.
+    """The model for explanations.
 
     Attributes:
-        model: the module.
-        dtype: what floats are converted to for it; None: they stay as they are.
-        weights: ``original`` where it is not the model that is served; else None.
+        model: model as a module.
+        dtype: type to which its floats are converted; None: they are unchanged.
+        weights: ``original`` if it is not the model that is served; else None.
     """
 
     model: nn.Module
@@ -53,11 +53,11 @@ class ServedWeights:
     """The weights of an archive.
 
     Attributes:
-        model: what answers predictions.
-        dtype: what floats are converted to for it, float16 or bfloat16; None: they stay as they are.
-        optimized: whether it has the optimised weights.
-        file: its weights, in the archive; None: it has none.
-        reason: why the optimised weights are not served; empty if they are, or if there are none.
+        model: model for predictions.
+        dtype: type to which its floats are converted, float16 or bfloat16; None: they are unchanged.
+        optimized: whether the model has the optimised weights.
+        file: file of its weights in the archive; None: it has none.
+        reason: the reason why the optimised weights are not served; empty: they are, or there are none.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class ServedWeights:
         self._lock = threading.Lock()
 
     def explaining(self) -> Explaining:
-        """Return the model for explanations: the one that is served if it has gradients, else the original.
+        """Return the model for explanations: the served model if it has gradients, else the original.
 
-        The original is loaded when this is called for the first time. If it has no gradients either, the model that is
-        served explains.
+        The original is loaded in the first call. If it has no gradients either, the model that is
+        served is returned.
 
         Raises:
             LoadError: the original cannot be loaded.
@@ -89,7 +89,7 @@ class ServedWeights:
             return self._explaining
 
     def description(self) -> dict[str, Any]:
-        """Return which weights are served, for people."""
+        """Return a description of the weights that are served, for users."""
         return {"file": self.file, "optimized": self.optimized, **({"reason": self.reason} if self.reason else {})}
 
     def _explained_by(self) -> Explaining:
@@ -107,9 +107,9 @@ class Section:
     """The section ``optimized``.
 
     Attributes:
-        weights: the file in the archive; None: the original weights, with other options.
-        needs: what the machine must have, as `machine.missing` takes it.
-        options: of the weights.
+        weights: file in the archive; None: the original weights, with other options.
+        needs: features that the machine must have, for `machine.missing`.
+        options: options of the weights.
     """
 
     weights: str | None
@@ -121,7 +121,7 @@ class Section:
         """Read the section.
 
         Raises:
-            LoadError: it is no mapping, has an unknown key or a value that cannot be used.
+            LoadError: the section is no mapping, has an unknown key or a value that cannot be used.
         """
         if not isinstance(given, Mapping):
             raise _invalid("", f"{given!r} is not a mapping such as {{weights: optimized/model.xml}}")
@@ -152,21 +152,22 @@ def load(
     pt2: Any = None,
     fault: str = "",
 ) -> ServedWeights:
-    """Return the weights that are to be served.
+    """Return the weights to serve.
 
     Args:
-        folder: and the next arguments: as `torchmar_handlers.weights.load` takes them, for the original weights.
+        folder: folder of the extracted archive; this and the next arguments are those of
+            `torchmar_handlers.weights.load`.
         serialized_file: the original weights.
         model_file: the Python file with the class of the model.
-        device: of the worker.
+        device: device of the worker.
         options: the ``handler`` section of the configuration.
-        threads: of one operator.
-        pt2: the section of that name, for the original weights.
-        fault: why the optimised weights must not be served; empty: nothing is known against them.
+        threads: threads of one operator.
+        pt2: section ``pt2``, for the original weights.
+        fault: the reason why the optimised weights must not be served; empty: they may be served.
 
     Raises:
         LoadError: the original weights cannot be loaded, or an option cannot be used.
-        ImportError: and whatever else the model file itself raises.
+        ImportError: and all other errors that the model file itself raises.
     """
 
     def original() -> nn.Module:
@@ -176,7 +177,7 @@ def load(
     if (given := options.get(SECTION)) is None:
         return ServedWeights(original(), original_file)
     section = Section.of(given)
-    Optimizations.of(options, pt2)  # an option that is wrong for the original is found when it is not loaded, too
+    Optimizations.of(options, pt2)  # finds wrong options of the original even if it is not loaded
     file = section.weights or original_file
     try:
         fault = fault or machine.missing(section.needs, device)
@@ -211,10 +212,10 @@ def _load(
 
 
 def _unfit(folder: Path, file: str) -> str:
-    """Return why files of an archive must not be served as optimised weights; empty if nothing is known against them.
+    """Return the reason why files of an archive must not be served as optimised weights; empty: they may be served.
 
-    Not every damage keeps weights from loading: numbers that have changed give other answers. So do weights that were
-    made of another original.
+    Damaged weights may load and give other answers, if only numbers have changed. So do weights that were
+    made from another original.
     """
     sums = folder / _DIGESTS
     if not sums.is_file():
@@ -224,7 +225,7 @@ def _unfit(folder: Path, file: str) -> str:
     own = PurePosixPath(file)
     for name, digest in digests.items():
         listed = PurePosixPath(name)
-        # Weights at the top of the archive have files of other things beside them.
+        # Weights at the top level of the archive have unrelated files beside them.
         beside = own.parent.name or listed.stem == own.stem
         if listed.parent != own.parent or not beside:
             continue
@@ -239,7 +240,7 @@ def _unfit(folder: Path, file: str) -> str:
 
 
 def _original(folder: Path) -> Mapping[str, Any]:
-    """Return the digests of the files of the original weights that the optimised ones were made of, if known."""
+    """Return the digests of the original weights from which the optimised ones were made, if they are known."""
     proof = folder / _PROOF
     document = json.loads(proof.read_bytes()) if proof.is_file() else {}
     original = document.get("original") if isinstance(document, Mapping) else None
@@ -260,7 +261,7 @@ def _half(model: nn.Module) -> torch.dtype | None:
 
 
 def _in_section(message: str) -> str:
-    """Return a message about an option with the place where the option is."""
+    """Return a message about an option with the place of the option."""
     return message.replace("model-config.yaml: handler.", f"model-config.yaml: handler.{SECTION}.", 1)
 
 

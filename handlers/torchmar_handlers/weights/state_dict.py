@@ -25,15 +25,15 @@ State = dict[str, Any]
 
 
 def instance(folder: Path, model_file: str) -> nn.Module:
-    """Return an instance of the one class that a model file defines, made without arguments.
+    """Return an instance of the only class that a model file defines, created without arguments.
 
     Args:
-        folder: where the archive is extracted, first on ``sys.path``.
-        model_file: its name in there.
+        folder: folder of the extracted archive, the first entry of ``sys.path``.
+        model_file: name of the model file in the folder.
 
     Raises:
-        LoadError: there is no such file, or not exactly one class of modules in it that needs no arguments.
-        ImportError: and whatever else the file itself raises.
+        LoadError: there is no such file, or it does not define exactly one class of modules that needs no arguments.
+        ImportError: and all other errors that the file itself raises.
     """
     path = folder / model_file
     if not path.is_file():
@@ -67,15 +67,15 @@ def instance(folder: Path, model_file: str) -> nn.Module:
 
 
 def load_saved(path: Path, model: nn.Module, *, mapped: bool) -> nn.Module:
-    """Give ``model`` the state dict in a file of ``torch.save``; no code in the file is run.
+    """Load the state dict from a file of ``torch.save`` into ``model``; no code in the file is run.
 
     Args:
         path: the file.
-        model: takes the tensors as its own, on the CPU and in the types in which they are stored.
-        mapped: read them from the file when they are used; the old format cannot.
+        model: model that gets the tensors, on the CPU and in their stored types.
+        mapped: whether to read tensors from the file when they are used, which the old format does not support.
 
     Raises:
-        LoadError: the file holds more than tensors, is damaged, or has other tensors than the model.
+        LoadError: the file contains more than tensors, is damaged, or has other tensors than the model.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -97,15 +97,15 @@ def load_saved(path: Path, model: nn.Module, *, mapped: bool) -> nn.Module:
 
 
 def load_safetensors(path: Path, model: nn.Module) -> nn.Module:
-    """Give ``model`` the tensors of a safetensors file, mapped. Raises LoadError as `load_saved` does."""
+    """Load the tensors of a safetensors file into ``model``, mapped. Raises LoadError as `load_saved` does."""
     return _assign(path, model, _read_safetensors(path))
 
 
 def load_sharded(path: Path, model: nn.Module) -> nn.Module:
-    """Give ``model`` the tensors of the files that an index of safetensors names, which lie beside it.
+    """Load the tensors of the files in a safetensors index, which are beside it, into ``model``.
 
     Raises:
-        LoadError: as `load_saved` does; or one of the files is missing.
+        LoadError: for the reasons of `load_saved`, or because one of the files is missing.
     """
     shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
     missing = [name for name in shards if not (path.parent / name).is_file()]
@@ -133,9 +133,9 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _assign(path: Path, model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
-    """Make ``state`` the parameters and buffers of ``model`` as it is: no copy, so that mapped tensors stay so."""
+    """Make ``state`` the parameters and buffers of ``model`` without a copy, so that mapped tensors stay mapped."""
     own = model.state_dict(keep_vars=True)
-    # Of tensors that a model uses under two names, safetensors stores one.
+    # If a model uses a tensor under two names, safetensors stores one of them.
     twins = {id(own[name]): state[name] for name in state if isinstance(own.get(name), torch.Tensor)}
     state = {**{name: twins[id(tensor)] for name, tensor in own.items() if id(tensor) in twins}, **state}
     converted = {

@@ -17,7 +17,7 @@ from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
-# What torch.jit.optimize_for_inference and quantization put in the place of operators with derivatives.
+# The replacements of torch.jit.optimize_for_inference and of quantization for operators with derivatives.
 _NO_DERIVATIVE = re.compile(r"mkldnn|^(quantized|prepacked)::|cudnn_convolution_", re.IGNORECASE)
 
 
@@ -25,7 +25,7 @@ def load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     """Return a TorchScript module on ``device``, in eval mode.
 
     Raises:
-        LoadError: it is damaged, or of a torch that is newer than this one.
+        LoadError: the module is damaged, or of a newer torch than this one.
     """
     _warn_of_devices(path, device)
     with quietly():
@@ -42,7 +42,7 @@ def load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress torch's deprecation warnings for TorchScript, which a worker cannot act on."""
+    """Suppress torch's deprecation warnings for TorchScript, which the operator of a worker cannot change."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)")
         yield
@@ -54,12 +54,12 @@ def frozen(model: torch.jit.ScriptModule) -> bool:
 
 
 def differentiable(model: torch.jit.ScriptModule) -> bool:
-    """Return whether all of its operators have derivatives."""
+    """Return whether all operators of a model have derivatives."""
     return not any(_NO_DERIVATIVE.search(node.kind()) for node in _nodes(model.inlined_graph))
 
 
 def constant_dtype(model: torch.jit.ScriptModule) -> torch.dtype | None:
-    """Return the type of the first constant tensor of floats in a frozen module; None if there is none."""
+    """Return the type of the first constant tensor of floats in a frozen module; None: there is none."""
     for node in _nodes(model.inlined_graph):
         if node.kind() == "prim::Constant" and "value" in node.attributeNames() and node.kindOf("value") == "t":
             dtype: torch.dtype = node.t("value").dtype
@@ -76,7 +76,7 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 
 def _warn_of_devices(path: Path, device: torch.device) -> None:
-    """Log a warning if the code names a GPU that is not the worker's, as code traced on a GPU does."""
+    """Log a warning if the code names another GPU than the worker's, as code traced on a GPU does."""
     devices: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
