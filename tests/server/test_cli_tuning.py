@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.command import torchmar
+from tests.support.preloaded import unforked
 from tests.support.waiting import until
 from torchmar import archive, recipe, server_config
 
@@ -52,7 +53,6 @@ def record(folder: Path) -> dict[str, Any]:
     return dict(json.loads(files[0].read_text())) if files else {"trials": []}
 
 
-@pytest.mark.unforked  # the processes of the server are measured: a forked one has another parent
 def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_path: Path) -> None:
     options = ["tune", "slept", "--slo", "p99<2s", "--rate", "20", "--cheapest", "--trial", "3s"]
     process = subprocess.Popen(
@@ -70,7 +70,8 @@ def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_
     assert "the same command continues" in messages
     first = record(tmp_path)["trials"]
 
-    ran = torchmar(*options, "--write", "--picture", "front.svg", cwd=tmp_path)
+    with unforked():  # the processes of the server are measured: a forked one has another parent
+        ran = torchmar(*options, "--write", "--picture", "front.svg", cwd=tmp_path)
     assert f"profiles and {len(first)} measurement" in ran.stderr
     assert "of an earlier run are used" in ran.stderr
     assert "1 worker, " in ran.stdout
