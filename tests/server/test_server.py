@@ -153,6 +153,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(lasting: 
 
 def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -> None:
     everybody, statuses = family(pid(server)), []
+    process, port = everybody[0], server.properties.addresses()[0].port
 
     def ask() -> None:
         statuses.append(InferenceClient(server.server, timeout=30).request("m", request_of(0.4)).status)
@@ -160,25 +161,15 @@ def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while not _busy(server):
-        time.sleep(0.01)
-    os.kill(pid(server), signal.SIGTERM)
+    # Three requests have reached the server: a connection for each is open.
+    while sum(each.laddr.port == port and bool(each.raddr) for each in process.net_connections()) < 3:
+        time.sleep(0.02)
+    process.terminate()
     for thread in threads:
         thread.join()
     assert statuses == [200, 200, 200]
     _, alive = psutil.wait_procs(everybody, timeout=20)
     assert alive == []
-
-
-def _busy(server: Builtin) -> bool:
-    """Return whether three requests have reached the server; a connection for each is open then."""
-    ports = server.properties.addresses()[0].port
-    connections = [
-        connection
-        for connection in psutil.Process(pid(server)).net_connections()
-        if connection.laddr.port == ports and connection.raddr
-    ]
-    return len(connections) >= 3
 
 
 def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure(lasting: Builtin, make: Make) -> None:
