@@ -236,7 +236,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
 # All four commands in one process for each archive, with bounds on its memory and on what it writes. These processes
 # are forked by one that has loaded the command line, for each line of its input: a folder, and a file for the output.
 DRIVER = """
-import os, resource, signal, sys
+import gc, os, resource, signal, sys
 import torchmar.archive.importing, torchmar.checks, torchmar.cli.findings
 from torchmar.cli import app, main
 
@@ -256,6 +256,8 @@ def run():
         sys.stdout.flush()
         print("<<<", arguments[0], code, flush=True)
 
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     folder, output = line.split()
     if not (child := os.fork()):
@@ -265,8 +267,12 @@ for line in sys.stdin:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdin = open(os.devnull)
-        run()
-        sys.exit()
+        try:
+            run()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)  # without the destruction of all that was loaded before the fork
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 Drive = Callable[[Path], str]
