@@ -36,6 +36,14 @@ from torchmar.worker.process import forking
 
 pytestmark = pytest.mark.skipif(not staged_pool.available(), reason="stages are Linux's")
 
+# Workers of the stages beside the model.
+BEFORE = {"preprocess_workers": 2}
+BOTH = {"preprocess_workers": 2, "postprocess_workers": 2}
+AFTER = {"postprocess_workers": 2}
+STAGES = {"before": BEFORE, "both": BOTH, "after": AFTER}
+stages = pytest.mark.parametrize("stages", STAGES.values(), ids=STAGES)
+after = pytest.mark.parametrize("stages", [BOTH, AFTER], ids=["both", "after"])
+
 # Like TorchServe's examples: three steps and a tensor between them. Answers have the processes of the steps.
 STEPS = """
 import os, time
@@ -149,6 +157,17 @@ def whole(pool_harness: PoolHarness, digits: Path, tmp_path_factory: pytest.Temp
     pool_harness.run(pools.close())
 
 
+@pytest.fixture(scope="module", params=STAGES.values(), ids=STAGES)
+def staged_digits(
+    request: pytest.FixtureRequest, pool_harness: PoolHarness, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StagedPool]:
+    """Run workers of the digits with stages."""
+    pools = Pools(pool_harness, tmp_path_factory.mktemp("staged"))
+    yield pools.start(digits, batch_size=8, **request.param)
+    pool_harness.run(pools.close())
+    pool_harness.run(until(lambda: not pools.memories()))
+
+
 async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None = None, **fields: str) -> list[Reply]:
     """Return the replies to simultaneous requests; bodies are bytes, or values that JSON has."""
     loop = asyncio.get_running_loop()
@@ -164,14 +183,6 @@ async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None 
         pool.submit(Job("id", headers or {}, [Part("body", kind, content), *more], future.set_result))
         futures.append(future)
     return await asyncio.gather(*futures)
-
-
-# Workers of the stages beside the model.
-BEFORE = {"preprocess_workers": 2}
-BOTH = {"preprocess_workers": 2, "postprocess_workers": 2}
-AFTER = {"postprocess_workers": 2}
-stages = pytest.mark.parametrize("stages", [BEFORE, BOTH, AFTER], ids=["before", "both", "after"])
-after = pytest.mark.parametrize("stages", [BOTH, AFTER], ids=["both", "after"])
 
 
 def holding(folder: Path, code: str = STEPS) -> str:
@@ -195,15 +206,13 @@ PROTOCOLS = [
 ]
 
 
-@stages
 def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(
-    pools: Pools, whole: Pool, digits: Path, stages: dict[str, int]
+    pool_harness: PoolHarness, whole: Pool, staged_digits: StagedPool
 ) -> None:
-    staged = pools.start(digits, batch_size=8, **stages)
-    expected = pools.harness.run(ask(whole, PROTOCOLS))
+    expected = pool_harness.run(ask(whole, PROTOCOLS))
     assert [reply.status for reply in expected] == [200] * 4 + [400, 200, 400, 200, 400]
     for _ in range(3):
-        for wanted, other in zip(expected, pools.harness.run(ask(staged, PROTOCOLS)), strict=True):
+        for wanted, other in zip(expected, pool_harness.run(ask(staged_digits, PROTOCOLS)), strict=True):
             assert wanted._replace(body=b"") == other._replace(body=b"")
             # Rows of a batch of another size may differ in their last digit.
             sample = Sample(json={}, status=wanted.status, expect=json.loads(wanted.body), tolerance=1e-5)
@@ -227,7 +236,8 @@ def test_handlers_of_texts_tables_and_maps_have_a_last_stage(
     pools: Pools, name: str, bodies: list[Any], tmp_path: Path, weights: None
 ) -> None:
     mar = build(ROOT / "archives" / name, tmp_path / "store").path
-    staged, whole = pools.start(mar, batch_size=8, **BOTH), pools.start(mar, Pool, batch_size=8)
+    one_each = {"preprocess_workers": 1, "postprocess_workers": 1}
+    staged, whole = pools.start(mar, batch_size=8, **one_each), pools.start(mar, Pool, batch_size=8)
     expected = pools.harness.run(ask(whole, bodies))
     assert {reply.status for reply in expected} == {200, 400}
     for wanted, other in zip(expected, pools.harness.run(ask(staged, bodies)), strict=True):
@@ -236,22 +246,20 @@ def test_handlers_of_texts_tables_and_maps_have_a_last_stage(
         assert differences(sample, Response(other.status, other.body)) == []
 
 
-@stages
 def test_explanations_and_descriptions_are_the_same(
-    pools: Pools, whole: Pool, digits: Path, stages: dict[str, int]
+    pool_harness: PoolHarness, whole: Pool, staged_digits: StagedPool
 ) -> None:
-    staged = pools.start(digits, batch_size=4, **stages)
     for headers in ({"explain": "True"}, {"describe": "True"}):
-        assert pools.harness.run(ask(staged, [IMAGE] * 2, headers)) == pools.harness.run(
-            ask(whole, [IMAGE] * 2, headers)
-        )
+        expected = pool_harness.run(ask(whole, [IMAGE] * 2, headers))
+        assert pool_harness.run(ask(staged_digits, [IMAGE] * 2, headers)) == expected
 
 
-def test_bad_requests_never_reach_the_model(pools: Pools, digits: Path) -> None:
-    staged = pools.start(digits, batch_size=8)
-    replies = pools.harness.run(ask(staged, [b"no image", IMAGE, b"none either"]))
+@pytest.mark.parametrize("staged_digits", [BEFORE, BOTH], ids=["before", "both"], indirect=True)
+def test_bad_requests_never_reach_the_model(pool_harness: PoolHarness, staged_digits: StagedPool) -> None:
+    pool_harness.batches.clear()
+    replies = pool_harness.run(ask(staged_digits, [b"no image", IMAGE, b"none either"]))
     assert [reply.status for reply in replies] == [400, 200, 400]
-    assert pools.harness.batches == [1]
+    assert pool_harness.batches == [1]
 
 
 def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: Make, tmp_path: Path) -> None:

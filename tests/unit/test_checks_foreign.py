@@ -130,15 +130,18 @@ def test_the_check_lists_the_modules_that_a_worker_imports_before_the_handler() 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("name", "error"), [("json", True), ("logging", True), ("statistics", False), ("sched", False)]
+    ("names", "error"),
+    [(["json"], True), (["logging"], True), (["statistics", "sched"], False)],
+    ids=["json", "logging", "others"],
 )
 def test_a_module_with_the_name_of_one_of_pythons_is_an_error_where_the_worker_needs_pythons(
-    tmp_path: Path, name: str, error: bool
+    tmp_path: Path, names: list[str], error: bool
 ) -> None:
-    source = f"from {name} import mine\ndef handle(rows, context): return rows\n".encode()
-    members = {"h.py": source, f"{name}.py": b"mine = 1\n"}
-    severities = {finding.severity for finding in found(members, "h.py") if finding.code.name == "MAR304"}
-    assert severities == {"error" if error else "warning"}
+    members = {f"{name}.py": b"mine = 1\n" for name in names}
+    source = "".join(f"from {name} import mine\n" for name in names) + "def handle(rows, context): return rows\n"
+    members["h.py"] = source.encode()
+    severities = [finding.severity for finding in found(members, "h.py") if finding.code.name == "MAR304"]
+    assert severities == ["error" if error else "warning"] * len(names)
     for file, content in members.items():
         (tmp_path / file).write_bytes(content)
     # As TorchServe starts a worker: the archive's folder is on the path before Python imports anything.
