@@ -92,21 +92,22 @@ def _messages() -> tuple[Place, ...]:
 
 def _read_messages() -> Iterator[Place]:
     for file, tree in _trees().items():
+        nodes = list(ast.walk(tree))
         docstrings = {
             id(node.body[0].value)
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             and node.body
             and isinstance(node.body[0], ast.Expr)
         }
         parts = {
             id(inner)
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.JoinedStr | ast.BinOp)
             for inner in ast.walk(node)
             if inner is not node
         }
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.expr) and id(node) not in parts and id(node) not in docstrings:
                 text = _text(node)
                 # Arguments of programs, patterns and style sheets are no sentences.
