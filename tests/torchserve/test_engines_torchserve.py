@@ -243,7 +243,8 @@ def test_a_rejected_configuration_is_reported_with_the_servers_output(tmp_path: 
     assert "NoSuchOption" in caught.value.log
 
 
-def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, digits: Path) -> None:
+def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, make: Make) -> None:
+    mar = make()
     before = descendants()
     with contextlib.ExitStack() as stack:
         servers = []
@@ -252,18 +253,18 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
             config = write_config(tmp_path / name)
             # The processes of the first are looked at.
             with unforked() if name == "one" else contextlib.nullcontext():
-                servers.append(stack.enter_context(TorchServe(config, digits.parent, tmp_path / name / "run")))
+                servers.append(stack.enter_context(TorchServe(config, mar.parent, tmp_path / name / "run")))
         for server in servers:
-            server.load(digits)
+            server.load(mar)
         for server in servers:
-            assert InferenceClient(server.server).request("digits", Request(PNG)).status == 200
+            assert InferenceClient(server.server).request("made", Request(b"x", "text/plain")).status == 200
         status = torchmar("status", "--json", "--run-folder", servers[0].folder, cwd=tmp_path).stdout
         (document,) = json.loads(status)
         # Java and torch, in a worker of its own.
         assert document["memory"] > document["models"][0]["memory"] > 50_000_000
         with (
             pytest.raises(EngineError, match=r"runs in .* already"),
-            TorchServe(write_config(tmp_path), digits.parent, tmp_path / "one" / "run"),
+            TorchServe(write_config(tmp_path), mar.parent, tmp_path / "one" / "run"),
         ):
             pass
         temporary = [ServerRecord.find(server.folder).temporary for server in servers]  # type: ignore[union-attr]

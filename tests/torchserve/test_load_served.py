@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,14 +51,17 @@ def test_an_unknown_model_is_a_clear_error(server: Engine) -> None:
 
 @pytest.mark.unforked  # the processes of the server are measured: a forked one has another parent
 @pytest.mark.parametrize("engine", ["builtin", "torchserve"])
-def test_a_server_is_started_for_a_measurement_and_stopped_after_it(digits: Path, tmp_path: Path, engine: str) -> None:
+def test_a_server_is_started_for_a_measurement_and_stopped_after_it(
+    make: Callable[..., Path], tmp_path: Path, engine: str
+) -> None:
+    mar = make(samples=[{"json": {"data": "x"}, "expect": {"body": {"data": "x"}}}])
     (tmp_path / "config.properties").write_text("default_workers_per_model=1\n")  # which allows no registrations
-    options = ("--engine", engine, "--archive", digits, "--rate", "10", "--duration", "1", "--warmup", "0.5")
+    options = ("--engine", engine, "--archive", mar, "--rate", "10", "--duration", "1", "--warmup", "0.5")
     command = [sys.executable, "-m", "torchmar", "bench", *options, "--output", "report.json"]
     ran = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert ran.returncode in (0, 1), ran.stderr  # whether the step is valid depends on the machine's other load
     report = results.read(tmp_path / "report.json")
-    assert (report.target.engine, report.target.model, report.target.model_version) == (engine, "digits", "1.0")
+    assert (report.target.engine, report.target.model, report.target.model_version) == (engine, "made", "1.0")
     assert len(report.target.archive_digest) == 64
     (step,) = report.steps
     assert step.completed == step.sent > 0

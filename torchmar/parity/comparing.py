@@ -203,7 +203,8 @@ class EnginePair:
         self._mismatches += found
         # No request is sent while a dead worker restarts: the response would depend on the time of the request.
         if case.settles or max(first.status, second.status) >= 500 or 0 in (first.status, second.status):
-            list(self._threads.map(EngineClient.settle, self._clients))
+            model = None if of == PROTOCOL else of  # no other model is loaded with an archive
+            list(self._threads.map(lambda client: client.settle(model), self._clients))
         return first, second
 
     def _outcome(self, name: str) -> Outcome:

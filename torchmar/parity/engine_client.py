@@ -84,15 +84,19 @@ class EngineClient:
         neutral = {name: self._neutral(value) for name, value in headers.items()}
         return RawResponse(response.status, response.reason, neutral, self._plain(body))
 
-    def settle(self) -> None:
-        """Wait until all models have their minimum of workers, two minutes at most."""
+    def settle(self, model: str | None) -> None:
+        """Wait until a model has its minimum of workers, two minutes at most.
+
+        Args:
+            model: its name; None: all models.
+        """
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while time.monotonic() < deadline and not self._settled():
+        while time.monotonic() < deadline and not self._settled(model):
             time.sleep(0.05)
 
-    def _settled(self) -> bool:
+    def _settled(self, model: str | None) -> bool:
         client = self.engine.management
-        for name in client.names():
+        for name in client.names() if model is None else (model,):
             with contextlib.suppress(NotFoundError):  # unregistered meanwhile, or a name that no path can address
                 for version in client.describe(name, "all"):
                     if not len(version.workers) == version.ready >= version.min_workers:
