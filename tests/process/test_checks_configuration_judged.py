@@ -118,7 +118,7 @@ COLLECTED = {
     "50 aliases": "a: &a [1]\nb: [" + ",".join(["*a"] * 50) + "]\n",
     "51 aliases": "a: &a [1]\nb: [" + ",".join(["*a"] * 51) + "]\n",
     "60 aliases of a text": "a: &a x\nb: [" + ",".join(["*a"] * 60) + "]\n",
-    "more than 3 MiB": "x: " + "y" * (3200 << 10) + "\n",
+    "more than 3 MiB": "x: |\n" + (" " + "y" * 1022 + "\n") * 3200,
     "hugging face's own keys": "handler:\n  model_name: gpt2\n  max_length: 50\n  mapping: {0: NEG, 1: POS}\n",
     "micro batching": "micro_batching:\n  micro_batch_size: 4\n  parallelism: {preprocess: 2}\nbatchSize: 16\n",
     "pippy": "pippy:\n  chunks: 1\n  input_names: [input_ids]\ntorchrun:\n  nproc-per-node: 4\n",

@@ -24,7 +24,7 @@ SLOW = ("page",)  # seconds for an answer: its last sample, which has no image, 
 LAST = {"speech": "samples/speech.wav"}
 ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
 COMPARED = ALL if os.environ.get("TORCHMAR_ALL_ARCHIVES") else FEW
-# Get their samples and own requests only: digits, clinic, scripted and the handler for the protocol read requests alike.
+# Get their samples and own requests only: digits, clinic, scripted and the handler of the protocol read requests alike.
 READ_ALIKE = () if os.environ.get("TORCHMAR_ALL_ARCHIVES") else ("vit", "iris", "eager", "function")
 
 
