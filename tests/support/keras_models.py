@@ -15,8 +15,15 @@ from typing import Any
 def make(folder: Path) -> Path:
     """Write the models to a folder, in a process of their own; return the folder."""
     # As conversions have it, so that it is forked by a process that has loaded Keras.
-    environment = {**os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONHASHSEED"] = "0"
+    from torchmar import openmp
+
+    environment = {**openmp.short_wait(os.environ), **os.environ}
+    environment |= {
+        "KERAS_BACKEND": "torch",
+        "KERAS_HOME": str(folder),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONHASHSEED": "0",
+    }
     subprocess.run([sys.executable, __file__, folder], check=True, env=environment, capture_output=True)
     return folder
 
