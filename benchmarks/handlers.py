@@ -1,18 +1,18 @@
-"""Time handlers: torchmar's against those that TorchServe ships, with the same weights and inputs.
+"""Time handlers: torchmar's, compared with those that TorchServe ships, with the same weights and inputs.
 
-Both run in the same worker process program (batches of 1 to 32) and behind the same real
-TorchServe; every figure of a table is of the same run, the sides called in turn, after rounds
-that are not counted. Answers are compared before a time counts: labels equal and probabilities
+Both run in the same program for worker processes (batches of 1 to 32), and behind the same real
+TorchServe; all figures of a table are from the same run, with the sides called in turn, after rounds
+that are not counted. Answers are compared before any time counts: labels equal and probabilities
 within 1e-3, attributions within a relative error of 1e-3. The floor is the bare forward pass
-after the fastest decoding at hand, with nothing around them. All processes wait for threads of OpenMP as torchmar's
-workers do (`torchmar.worker.environment`): with OpenMP's default, threads of the side before still keep cores busy when
-the next one starts, and figures differ by a factor of ten from run to run. Weights are random: time does
-not depend on their content.
+after the fastest available decoding, without other code. OpenMP's threads wait in all processes as in
+torchmar's workers (`torchmar.worker.environment`): with OpenMP's default, threads of the previous side still keep
+cores busy when the next one starts, and figures differ by a factor of ten from run to run. Weights are random: time
+does not depend on their content.
 
-The parts `small` and `photographs` count CPU time of one thread, and give ratios of the median round with an interval
-that contains it with a confidence of at least 95 %: a worker's code for requests of 64 numbers, and the way from a JPEG
-file to the model's input. Large photographs are mosaics of small ones, so that they have detail in every pixel; the
-archive `imagenet`, where it is trained, says what decoding at a scale changes.
+The parts `small` and `photographs` measure the CPU time of one thread, and print median ratios with an interval
+that contains the median with a confidence of at least 95 %: a worker's code for requests of 64 numbers, and the way
+from a JPEG file to the model's input. Large photographs are mosaics of small ones, so that they have detail in every
+pixel; the archive `imagenet`, if it is trained, shows the effect of decoding at a scale.
 
     scripts/bench handlers [--rounds 5] [--seconds 5] [--only small photographs worker server explain text start]
 """
@@ -56,7 +56,7 @@ from torchmar.worker.environment import worker_environment
 
 ROOT = Path(__file__).parent.parent
 BATCHES = (1, 4, 8, 16, 32)
-STEPS = 15  # what TorchServe's handler has
+STEPS = 15  # the number of TorchServe's handler
 STOCK, OURS = "TorchServe's handler", "torchmar's handler"
 PARTS = ("small", "photographs", "start", "worker", "server", "explain", "text")
 WORDS = ["the", "a", "model", "server", "worker", "batch", "request", "answer", "queue", "weight", "layer", "image"]
@@ -65,12 +65,12 @@ WORDS = ["the", "a", "model", "server", "worker", "batch", "request", "answer", 
 def main() -> int:
     """Measure the selected parts and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds; two more go before")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of load on the server, for each figure")
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds; two more run first")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of load on the server, for each figure")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     if (environment := worker_environment(os.environ)) != os.environ:
-        # It is read when torch is loaded, which was above. A side that waits actively slows down the next one.
+        # Torch has read it when it was loaded, above. A side that waits actively slows down the next one.
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     warnings.simplefilter("ignore")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -78,7 +78,7 @@ def main() -> int:
         f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}, "
         f"load average {os.getloadavg()[0]:.1f}"
     )
-    # Each new thread sets the process's number, too: all of them start first.
+    # Each new thread sets the number of the process, too: all of them start first.
     start = threading.Barrier(_DECODERS)
     list(POOL.map(lambda _: start.wait(), range(_DECODERS)))
     torch.set_num_threads(cores or 1)
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 class Bench:
-    """The archives, the inputs and the measurements on them."""
+    """The archives, the inputs and the measurements with them."""
 
     def __init__(self, folder: Path, rounds: int, seconds: float) -> None:
         self.folder, self.rounds, self.seconds = folder, rounds, seconds
@@ -102,7 +102,7 @@ class Bench:
         }
 
     def start(self) -> None:
-        """Time to import and to load, and the memory of a worker that has answered once."""
+        """Time importing and loading, and the memory of a worker after one answer."""
         rows = []
         modules = {STOCK: "ts.torch_handler.image_classifier", OURS: "torchmar_handlers.image_classifier"}
         for side, path in self.sides.items():
@@ -149,7 +149,7 @@ class Bench:
         show("A perceptron of 64 features: CPU microseconds a request in a worker", head, rows)
 
     def photographs(self) -> None:
-        """Milliseconds of CPU from one JPEG to the model's input, and what decoding at a scale changes."""
+        """Milliseconds of CPU from one JPEG to the model's input, and the effect of decoding at a scale."""
         from PIL import Image
         from torchvision import transforms
 
@@ -192,10 +192,10 @@ class Bench:
         torch.set_num_threads(before)
 
     def steps(self, inputs: Any, theirs: Callable[[bytes], torch.Tensor]) -> None:
-        """Show which part each step has of the CPU time that TorchServe's transforms need for a JPEG of 640x480.
+        """Show the part of each step in the CPU time of TorchServe's transforms for a JPEG of 640x480.
 
-        At an eighth of the sides, a decoder computes hardly anything but the Huffman code, of which it can leave out
-        nothing, whatever part of the image is needed.
+        At an eighth of the sides, a decoder computes little more than the Huffman code, which it must read
+        completely, for any part of the image.
         """
         from PIL import Image
         from simplejpeg import decode_jpeg
@@ -223,7 +223,7 @@ class Bench:
         show("A JPEG of 640x480, lowest tenth of the CPU times", ("", "ms", "of stock", "of ours"), rows)
 
     def worker(self) -> None:
-        """Images per second in one worker process, by batch size, against the floor."""
+        """Images per second in one worker process, by batch size, compared with the floor."""
         with Worker(self.sides[STOCK]) as stock, Worker(self.sides[OURS]) as ours:
             rows = []
             for size in BATCHES:
@@ -251,7 +251,7 @@ class Bench:
         self.preprocessing()
 
     def preprocessing(self) -> None:
-        """Milliseconds from 8 JPEGs to the model's input, the model left out."""
+        """Milliseconds from 8 JPEGs to the model's input, without the model."""
         from torchvision import transforms
 
         from torchmar_handlers.image_classifier import ImageClassifier
@@ -284,7 +284,7 @@ class Bench:
         show(f"Preprocessing, milliseconds an image (largest difference {worst:.4f})", ("", "ms"), rows)
 
     def floor(self, size: int) -> None:
-        """Decode and run ``size`` images by the fastest means at hand."""
+        """Decode and run ``size`` images in the fastest available way."""
         from torchvision.io import decode_jpeg
         from torchvision.transforms.v2.functional import center_crop, resize
 
@@ -300,7 +300,7 @@ class Bench:
     def server(self) -> None:
         """Images per second through the real TorchServe, by the number of clients."""
         rows = []
-        # What the model and the decoding allow in batches of 8, the server's batch size here.
+        # The limit of model and decoding in batches of 8, the server's batch size here.
         floor = 8 / in_turn({"floor": lambda: self.floor(8)}, self.rounds)["floor"]
         rates = {side: dict(self._served(path)) for side, path in self.sides.items()}
         for clients in (1, 8, 16):
@@ -334,7 +334,7 @@ class Bench:
                 yield clients, load(address, name, self.images, clients, self.seconds)
 
     def explain(self) -> None:
-        """Milliseconds of integrated gradients, by the number of requests that ask for them at once."""
+        """Milliseconds of integrated gradients, by the number of simultaneous requests for them."""
         rows = []
         headers = {"Explain-Target": "0", "Explain-N-Steps": str(STEPS)}
         with Worker(self.sides[STOCK]) as stock, Worker(self.sides[OURS]) as ours:
@@ -343,7 +343,7 @@ class Bench:
                 requests = [
                     Request(image, "image/jpeg", True, "application/x-npy", headers) for image in self.images[:size]
                 ]
-                # Of the same floats: a pixel that was resized to the next grey level moves an attribution.
+                # From the same floats: a pixel with another grey level after the resize changes an attribution.
                 same = [json.dumps(self.floats(image)).encode() for image in self.images[:size]]
                 error = relative_error(
                     stock.predict_batch([Request(body, "application/json", True) for body in same]),
@@ -374,7 +374,7 @@ class Bench:
         show(f"ResNet-18 explained, {STEPS} steps, milliseconds an image in a worker", head, rows)
 
     def floats(self, image: bytes) -> Any:
-        """Return an image as both handlers hand it to the model, as nested lists."""
+        """Return the input that both handlers pass to the model for an image, as nested lists."""
         from PIL import Image
 
         pixels = np.asarray(Image.open(io.BytesIO(image)).resize((224, 224)), np.float32) / 255
@@ -417,7 +417,7 @@ class Bench:
         show("Texts of 60 words a second in a worker", ("batch", "stock/s (alone)", "ours/s", "ours : stock"), rows)
 
 
-# A thread that decodes runs torch's operators by itself, as in torchmar's handlers.
+# A thread that decodes runs torch's operators without further threads, as in torchmar's handlers.
 _DECODERS = os.cpu_count() or 1
 POOL = ThreadPoolExecutor(_DECODERS, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -432,7 +432,7 @@ class Context:
 
 
 def ours_request(image: bytes) -> Any:
-    """Return a request as a handler of ours decodes it."""
+    """Return a request in the form for torchmar's handlers."""
     from torchmar_handlers.request import Request as Row
 
     return Row(0, {"body": image}, {})
@@ -440,7 +440,7 @@ def ours_request(image: bytes) -> Any:
 
 @contextlib.contextmanager
 def calls(folder: Path, bodies: Sequence[Path]) -> Iterator[Callable[[int, int], tuple[float, Any]]]:
-    """Run `harness/calls.py`; yield a function that returns CPU seconds of a batch, from its size and their number."""
+    """Run `harness/calls.py`; yield a function that returns CPU seconds of a batch, for its size and their number."""
     script = Path(__file__).parent / "harness" / "calls.py"
     command = [sys.executable, str(script), str(folder), *map(str, bodies)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -461,7 +461,7 @@ def calls(folder: Path, bodies: Sequence[Path]) -> Iterator[Callable[[int, int],
 
 
 def for_each(calls: dict[str, Callable[[bytes], object]], files: Sequence[bytes], turns: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each call for each file, the calls in turn."""
+    """Return the CPU seconds of each call for each file, with the calls in turn."""
     took: dict[str, list[float]] = {name: [] for name in calls}
     for file in files:
         for name, seconds in rounds.in_turn({name: partial(call, file) for name, call in calls.items()}, turns).items():
@@ -470,13 +470,13 @@ def for_each(calls: dict[str, Callable[[bytes], object]], files: Sequence[bytes]
 
 
 def with_interval(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return the median of the ratios of each round, and its interval."""
+    """Return the median of the rounds' ratios, and its interval."""
     middle, low, high = interval([one / other for one, other in zip(ours, theirs, strict=True)])
     return f"{middle:.2f} x ({low:.2f} to {high:.2f})"
 
 
 def model_input(inputs: Any, file: bytes) -> torch.Tensor:
-    """Return a JPEG as the model takes it."""
+    """Return the model's input for a JPEG."""
     from torchmar_handlers.request import Request as Row
 
     tensor: torch.Tensor = inputs.normalise(inputs.read(Row(0, {"body": bytearray(file)}, {})).values[None])[0]
@@ -484,10 +484,10 @@ def model_input(inputs: Any, file: bytes) -> torch.Tensor:
 
 
 def differences(files: Sequence[bytes]) -> tuple[str, str, str]:
-    """Return what decoding at a scale changes: the pixels, labels and probabilities.
+    """Return the effect of decoding at a scale on pixels, labels and probabilities.
 
-    They are the largest mean difference of an image in levels of 255; how many labels stay; and the largest difference
-    of a probability. Labels and probabilities are those of `imagenet`; empty where it is not trained.
+    The results are the largest mean difference of an image in levels of 255, the number of equal labels, and the
+    largest difference of a probability. Labels and probabilities are those of `imagenet`; empty if it is not trained.
     """
     weights = ROOT / "archives" / "imagenet" / "imagenet.onnx"
     from torchmar_handlers.common.options import Options
@@ -528,7 +528,7 @@ def mosaics(side: int, count: int) -> list[bytes]:
 
 
 def resnet(path: Path) -> Any:
-    """Write ResNet-18 with random weights as TorchScript; return it as it is loaded."""
+    """Write ResNet-18 with random weights as TorchScript; return the loaded model."""
     import torchvision
 
     torch.manual_seed(0)
@@ -538,7 +538,7 @@ def resnet(path: Path) -> Any:
 
 
 def photographs(count: int) -> list[bytes]:
-    """Return JPEGs of 640x480, cut from the two photographs that scikit-learn brings along."""
+    """Return JPEGs of 640x480, cut from the two photographs of scikit-learn."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -555,7 +555,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def bag(folder: Path) -> None:
-    """Write a text classifier such as TorchServe's handler wants: a bag of embedded n-grams and its vocabulary."""
+    """Write a text classifier for TorchServe's handler: a bag of embedded n-grams and its vocabulary."""
     (folder / "bag.py").write_text(
         "import torch\n\n\nclass Bag(torch.nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n"
@@ -573,7 +573,7 @@ def bag(folder: Path) -> None:
 
 
 def pack(folder: Path, name: str, handler: str, weights: str, **keys: Any) -> Path:
-    """Return an archive of a handler and weights that lie in ``folder``."""
+    """Return an archive of a handler and weights in ``folder``."""
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 20, "responseTimeout": 300}
     document = {"name": name, "version": "1.0", "handler": handler, "weights": weights, "config": config, **keys}
     written = recipe.Recipe.model_validate(document)
@@ -581,7 +581,7 @@ def pack(folder: Path, name: str, handler: str, weights: str, **keys: Any) -> Pa
 
 
 def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each side, run one after the other in every round."""
+    """Return the median seconds of each side, with the sides run one after the other in every round."""
     took: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 2):
         for name, side in list(sides.items())[:: -1 if number % 2 else 1]:
@@ -593,7 +593,7 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 
 
 def one_by_one(worker: Worker, requests: Sequence[Request]) -> None:
-    """Send a worker requests one at a time."""
+    """Send requests to a worker one at a time."""
     for request in requests:
         worker.predict_batch([request])
 
@@ -608,7 +608,7 @@ def agree(theirs: Sequence[Response], ours: Sequence[Response]) -> None:
 
 
 def relative_error(theirs: Sequence[Response], ours: Sequence[Response]) -> float:
-    """Return how far attributions are from one another, relative to their norm; stop if by more than 1e-3."""
+    """Return the difference between attributions, relative to their norm; stop if it is more than 1e-3."""
     worst = 0.0
     for one, other in zip(theirs, ours, strict=True):
         left, right = np.array(json.loads(one.body)), np.load(io.BytesIO(other.body))
@@ -618,21 +618,21 @@ def relative_error(theirs: Sequence[Response], ours: Sequence[Response]) -> floa
 
 
 def import_seconds(module: str) -> float:
-    """Return the seconds that a fresh interpreter takes to import ``module``."""
+    """Return the seconds that a new interpreter needs to import ``module``."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)
     return time.perf_counter() - started
 
 
 def resident(pid: int) -> float:
-    """Return the memory that a process has resident, in bytes."""
+    """Return the resident memory of a process in bytes."""
     import psutil
 
     return float(psutil.Process(pid).memory_info().rss)
 
 
 def load(address: str, name: str, images: Sequence[bytes], clients: int, seconds: float) -> tuple[float, float]:
-    """Return requests a second and the median latency of clients that each ask anew when they are answered."""
+    """Return requests a second and the median latency for clients that each send a request after the last answer."""
     until = time.perf_counter() + seconds
     took: list[float] = []
 

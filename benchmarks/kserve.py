@@ -1,13 +1,14 @@
-"""The layout of KServe's TorchServe runtime: the built-in server against TorchServe behind KServe's wrapper.
+"""The layout of KServe's TorchServe runtime: torchmar's server, compared with TorchServe behind KServe's wrapper.
 
 KServe's image runs TorchServe, with a wrapper in Python in front of it. Both sides get the same folder,
 ``config/config.properties`` and ``model-store/`` with one archive, whose handler is written for TorchServe's envelopes,
-with one worker, and the same requests of protocol v1 or v2. Sides take turns; each is started anew in each round, and
-its answers are compared with the model's before a figure counts. CPU seconds are those of all processes of a side.
+with one worker, and the same requests of protocol v1 or v2. The sides take turns; each is started again in each round,
+and its answers are compared with the model's before any figure counts. CPU seconds are those of all processes of a
+side.
 
-The wrapper is in no package: ``--wrapper`` names ``kubernetes/kserve/kserve_wrapper`` of a clone of
-https://github.com/pytorch/serve. It runs in an environment of its own (``tests/oracles/kserve_wrapper.txt``), unchanged
-but for its ports.
+The wrapper is not in any package: ``--wrapper`` names ``kubernetes/kserve/kserve_wrapper`` of a clone of
+https://github.com/pytorch/serve. It runs in a separate environment (``tests/oracles/kserve_wrapper.txt``), unchanged
+except for its ports.
 
     scripts/bench kserve --wrapper serve/kubernetes/kserve/kserve_wrapper [--seconds 3] [--rounds 5]
 """
@@ -112,7 +113,7 @@ def main() -> int:
     parser.add_argument("--wrapper", type=Path, help="the folder with the wrapper's __main__.py")
     parser.add_argument("--protocols", nargs="+", choices=("v1", "v2"), default=["v1", "v2"])
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of load, for each figure")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of load, for each figure")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -133,7 +134,7 @@ def main() -> int:
                 for side in sides if number % 2 else sides[::-1]:
                     with start(side, folder, protocol, options.wrapper) as running:
                         until_right(running, model)
-                        load.fire(running, model, 1, 2.0)  # Java compiles what is called often
+                        load.fire(running, model, 1, 2.0)  # Java compiles functions that are called often
                         for connections in options.connections:
                             figures.setdefault((side, connections), []).append(
                                 load.fire(running, model, connections, options.seconds)
@@ -166,7 +167,7 @@ def _same(found: Any, expected: Any) -> bool:
 def show(
     protocol: str, sides: Sequence[str], connections: Sequence[int], figures: Mapping[tuple[str, int], list[Figures]]
 ) -> None:
-    """Print the medians of the rounds, and what a side is of ours, as the median of the rounds' ratios."""
+    """Print the medians of the rounds, and the ratios to torchmar's server, as medians of the rounds' ratios."""
     lines = []
     for count in connections:
         ours = figures["builtin", count]
@@ -193,7 +194,7 @@ def until_right(running: Running, model: Model) -> None:
     """Wait until a server gives the right answers.
 
     Raises:
-        Failed: it does not.
+        Failed: the server does not give them in time.
     """
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -209,7 +210,7 @@ def until_right(running: Running, model: Model) -> None:
 
 @contextlib.contextmanager
 def start(side: str, folder: Path, protocol: str, wrapper: Path | None) -> Iterator[Wrapped]:
-    """Start a side over the layout; all of its processes are below one."""
+    """Start a side with the layout; all of its processes are below one process."""
     with tempfile.TemporaryDirectory(prefix=f"{side}-") as name:
         home, store = Path(name), folder / "models" / "model-store"
         inference, management, metrics, rpc, rpc_management, rest, wrapped_rpc = free_ports(7)
@@ -232,7 +233,7 @@ def start(side: str, folder: Path, protocol: str, wrapper: Path | None) -> Itera
         environment = {
             **os.environ,
             "JAVA_HOME": str(java.find().executable.parent.parent),
-            "TMPDIR": name,  # TorchServe's pid file and sockets: apart from those of other servers
+            "TMPDIR": name,  # TorchServe's pid file and sockets, separate from those of other servers
             "TEMP": name,
             "TS_SERVICE_ENVELOPE": {"v1": "kserve", "v2": "kservev2"}[protocol],
             "PROTOCOL_VERSION": protocol,

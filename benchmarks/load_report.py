@@ -1,7 +1,7 @@
 """Measure the digits archive on the built-in server, and draw the report for the documentation.
 
 The picture is the upper part of the report as HTML; it needs Chromium or Chrome. It is drawn only if every step is
-valid, which a machine with other load does not give.
+valid, which is not the case on a machine with other load.
 
     python benchmarks/load_report.py [--rates 50,100,200] [--duration 20] [--draw REPORT.json]
 """
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--duration", type=float, default=20, help="seconds of a step")
     parser.add_argument("--draw", type=Path, metavar="REPORT.json", help="draw this report, measure nothing")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="the picture to write")
-    parser.add_argument("--height", type=int, default=1240, help="of the picture, in pixels")
+    parser.add_argument("--height", type=int, default=1240, help="height of the picture in pixels")
     arguments = parser.parse_args()
     report = results.read(arguments.draw) if arguments.draw else measure(arguments.rates, arguments.duration)
     if not arguments.draw and not all(step.valid for step in report.steps):

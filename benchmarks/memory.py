@@ -1,12 +1,12 @@
-"""Measure memory and start of four workers of a handler of a user: the built-in server against TorchServe.
+"""Measure memory and start of four workers of a user's handler: torchmar's server, compared with TorchServe.
 
-The handler is a class of the archive's own that loads large weights in one of three formats, so that every worker runs
-its ``initialize``. Each format is served in one run by TorchServe as shipped, by the built-in server as it is, and by
-the built-in server with ``torchmar: {fork: true}``, whose workers are forks of one process that has loaded the model.
-Answers are compared before anything counts. Memory is the proportional set size of all processes of a server, after all
-four workers have answered and rested. Times are from registration to the first answer of one worker, and from one
-worker to four; CPU seconds are those of the whole server in both together, and say more than times where others use
-the machine. Ratios are to TorchServe's figures of the same run.
+The handler is a class in the archive that loads large weights in one of three formats, so that every worker runs
+its ``initialize``. Each format is served in one run by TorchServe as shipped, by the built-in server with defaults, and
+by the built-in server with ``torchmar: {fork: true}``, whose workers are forks of one process that has loaded the
+model. Answers are compared before any figure counts. Memory is the proportional set size of all processes of a server,
+after all four workers have answered and are idle. Times are from registration to the first answer of one worker, and
+from one worker to four; CPU seconds are those of the whole server in both together, and are more reliable than times if
+other programs use the machine. Ratios are to TorchServe's figures of the same run.
 
     scripts/bench memory [--size 1GB] [--small 1MB] [--rounds 1]
 """
@@ -94,9 +94,11 @@ class Figures:
 def main() -> int:
     """Measure and print the tables; exit 1 if a side failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--size", default="1GB", help="of the large weights")
-    parser.add_argument("--small", default="1MB", help="of weights that times are measured with, too")
-    parser.add_argument("--formats", nargs="+", choices=list(_LOADS), default=list(_LOADS), help="of the large weights")
+    parser.add_argument("--size", default="1GB", help="size of the large weights")
+    parser.add_argument("--small", default="1MB", help="size of further weights for which times are measured")
+    parser.add_argument(
+        "--formats", nargs="+", choices=list(_LOADS), default=list(_LOADS), help="formats of the large weights"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -113,7 +115,7 @@ def main() -> int:
 
 
 def _compare(home: Path, kind: str, size: str, rounds: int) -> bool:
-    """Measure and print one format; return whether nothing failed."""
+    """Measure and print one format; return whether no side failed."""
     with tempfile.TemporaryDirectory(dir=home) as folder:
         model = _model(Path(folder), kind, byte_sizes.parse(size))
         sides = {"TorchServe": Shipped(), "built in": Builtin(), "built in, fork: true": _Forking()}
@@ -158,14 +160,14 @@ def _measure(side: Side, model: Model) -> Figures:
         running.management.scale(model.name, min_worker=_WORKERS)
         four = time.perf_counter() - started
         spent = cpu_seconds(running.pid) - spent
-        with ThreadPoolExecutor(32) as clients:  # as many at once as four workers take: each has its turn
+        with ThreadPoolExecutor(32) as clients:  # as many at once as four workers take, so that each gets requests
             list(clients.map(lambda _: check(running, model), range(64)))
         time.sleep(_REST_SECONDS)
         return Figures(memory(running.pid), one, four, spent)
 
 
 class _Forking(Builtin):
-    """The built-in server with archives that allow forks."""
+    """torchmar's server with archives that allow forks."""
 
     key, store = "builtin-fork", "fork"
 

@@ -1,12 +1,12 @@
-"""What layers in float32 beside layers in int8 would give: is there a mixture that is fast enough and near enough?
+"""The effect of layers in float32 beside layers in int8: is there a mixture that is both fast and accurate enough?
 
-MiniLM: ONNX Runtime's int8 weights, with those products of matrices in float32 whose int8 weights change the answers to
-the calibration texts most. EfficientNet-Lite0: the fastest weights that OpenVINO has; with layers in float32 they would
+MiniLM: ONNX Runtime's int8 weights, with the matrix products in float32 whose int8 weights change the answers to
+the calibration texts most. EfficientNet-Lite0: OpenVINO's fastest weights, which with layers in float32 would
 be slower.
 
-Times are CPU time of one thread for a batch of one, the sides in turn in one process: the ratio to eager float32 is the
-median of those of the rounds, with the interval that contains it with a confidence of at least 95 %. Agreement is with
-ONNX Runtime in float32, on inputs that calibrate nothing. Photographs are those of Debian's package
+Times are CPU times of one thread for a batch of one, with the sides in turn in one process. The ratio to eager float32
+is the median of the rounds' ratios, with the interval that contains it with a confidence of at least 95 %. Agreement is
+with ONNX Runtime in float32, on inputs that are not used for calibration. Photographs are those of Debian's package
 ``tuxpaint-stamps-default``, or --photographs.
 
     python benchmarks/mixed_precision.py [--only minilm efficientnet] [--rounds 15] [--photographs FOLDER]
@@ -44,7 +44,7 @@ from torchmar_handlers.weights import openvino_ir
 
 Arrays = Mapping[str, np.ndarray]
 Answer = Callable[[Arrays], np.ndarray]
-IN_FLOAT = (0, 2, 4, 8, 12, 16)  # products of MiniLM, of 24
+IN_FLOAT = (0, 2, 4, 8, 12, 16)  # products of MiniLM in float32, of 24
 TIMED, JUDGING, CALIBRATING = 8, 100, 24  # inputs
 
 
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--photographs", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # of the quantisation, which advises what is done already
+    logging.disable(logging.WARNING)  # messages of the quantisation, whose advice is followed already
     print(f"{processor()}, torch {torch.__version__}, load average {os.getloadavg()[0]:.1f}")
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "archives" / "sentences"), str(ROOT / "archives" / "imagenet")]
     with tempfile.TemporaryDirectory() as home:
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def minilm(home: Path, rounds: int) -> None:
-    """Print what MiniLM gains with more and more products in float32."""
+    """Print the gain of MiniLM with an increasing number of products in float32."""
     from tokenizers import Tokenizer
 
     archive = ROOT / "archives" / "sentences"
@@ -118,7 +118,7 @@ def minilm(home: Path, rounds: int) -> None:
 
 
 def efficientnet(home: Path, options: argparse.Namespace) -> None:
-    """Print how fast EfficientNet-Lite0 is without any layer in float32."""
+    """Print the speed of EfficientNet-Lite0 without any layer in float32."""
     from torchmar_handlers.common.options import Options
     from torchmar_handlers.images.inputs import Inputs
     from torchmar_handlers.request import Request
@@ -135,7 +135,7 @@ def efficientnet(home: Path, options: argparse.Namespace) -> None:
     files = (path.read_bytes() for path in sorted(folder.iterdir()))
     images = (reader.normalise(reader.read(Request(0, {"body": file}, {})).values[None]) for file in files)
     inputs = [{name: image.numpy()} for image in images]
-    # Every fourth calibrates, of each kind of things.
+    # Every fourth photograph calibrates, from each kind of object.
     calibrating, judging = inputs[::4], [each for place, each in enumerate(inputs) if place % 4]
     _, nncf = openvino_int8.imported()
     int8 = nncf.quantize(
@@ -198,7 +198,7 @@ def show(
     inputs: Sequence[Arrays],
     rounds: int,
 ) -> None:
-    """Time the sides, and print them with their agreement."""
+    """Time the sides, and print the times with the agreement."""
     calls = {name: functools.partial(run_all, answer, inputs) for name, answer in sides.items()}
     took = in_turn(calls, rounds)
     first = next(iter(took.values()))

@@ -1,6 +1,6 @@
 """Optimise four archives, and write the reports that the documentation shows.
 
-Inputs: the digits that were held out of the training; all tumours; sentences of the documentation; the photographs of
+Inputs: the digits that were not used in the training; all tumours; sentences of the documentation; the photographs of
 Debian's package ``tuxpaint-stamps-default`` on plain grounds, or those of --photographs. The reports are
 docs/examples/optimize/NAME.html and NAME.json; the picture is that of one of them, and needs Chromium or Chrome.
 
@@ -25,7 +25,7 @@ from optimizing import ROOT, sentences
 FOLDER = ROOT / "docs" / "examples" / "optimize"
 PICTURE, SHOWN = ROOT / "docs" / "optimize-report.png", "digits"
 STAMPS = Path("/usr/share/tuxpaint/stamps")
-DRAWN = {"symbols", "cartoon", "roadsigns", "flags"}  # what is no photograph
+DRAWN = {"symbols", "cartoon", "roadsigns", "flags"}  # names of stamps that are no photographs
 GROUNDS = ((255, 255, 255), (128, 140, 120), (200, 190, 170), (90, 110, 140))
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--budget", default="15m", help="of each optimisation")
     parser.add_argument("--photographs", type=Path, help="a folder")
-    parser.add_argument("--draw", action="store_true", help="draw the picture, measure nothing")
+    parser.add_argument("--draw", action="store_true", help="draw the picture only, without measuring")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="torchmar-reports-") as home:
@@ -71,7 +71,7 @@ def photographs(folder: Path) -> Path:
 
 
 def digits(folder: Path) -> Path:
-    """Write the scans that were held out of the training, as the archive takes them."""
+    """Write the scans that were not used in the training, in the form of the archive's inputs."""
     train: Any = module("digits", "train.py")
     data = train.load_digits()
     rows = train.np.arange(len(data.data))
@@ -82,7 +82,7 @@ def digits(folder: Path) -> Path:
 
 
 def tumours(folder: Path) -> Path:
-    """Write all tumours: no more were held out than a quarter, which is too few to judge."""
+    """Write all tumours: only a quarter was not used in the training, which is too few for a decision."""
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()

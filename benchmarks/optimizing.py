@@ -1,17 +1,17 @@
-"""Optimise weights, and serve them: how much faster are they, and do they answer alike?
+"""Optimise weights, and serve them: how much faster are they, and are their answers the same?
 
 Part ``variants``: ``torchmar optimize`` on ResNet-18 (random weights, eager float32), on EfficientNet-Lite0 with its
 published weights and on MiniLM with its own (eager float32, and as the ONNX models of archives/imagenet and sentences).
-Times are those of the report: of a batch in a worker's process with one thread, measured in turn with the original.
-Variants whose answers differ too much are rejected, whatever their speed.
+Times are those of the report, for a batch in a worker's process with one thread, measured in turn with the original.
+Variants whose answers differ too much are rejected, regardless of their speed.
 
 Part ``served``: ResNet-18 on JPEGs of 640x480: TorchServe as shipped, with its handler and TorchScript weights,
-against the built-in server with torchmar's handler and the weights that were chosen, of which at least 99 % of the
-labels must be the original's. wrk sends at 8 and 16 connections, in turn; each server's answers are compared first, and
-the labels of all photographs. The floor is the handler with the same weights in a loop, without a server: with batches
-of as many requests as there are connections, which is the most that a server can get at once.
+against the built-in server with torchmar's handler and the chosen weights; at least 99 % of the
+labels must be those of the original. wrk uses 8 and 16 connections, in turn; each server's answers are compared first,
+and the labels of all photographs. The floor is the handler with the same weights in a loop, without a server: with
+batches of one request for each connection, the most that a server can get at once.
 
-Photographs are cut from the two that scikit-learn has, and answers to them are much alike: --data FOLDER names others.
+Photographs are cut from the two that scikit-learn has, and the answers to them are similar: --data FOLDER names others.
 
     python benchmarks/optimizing.py [--only variants served] [--cases resnet18 ...] [--data FOLDER] [--seconds 5]
 """
@@ -53,11 +53,11 @@ from torchmar.optimizing.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = 420
-# Of random weights, the two most probable classes are often nearly as probable: labels say little.
+# With random weights, the two most probable classes often have nearly the same probability: labels mean little.
 RANDOM = ("cos>=0.999",)
 SERVED = ("labels>=0.99",)
 CONNECTIONS = (8, 16)
-TIMES, OF_FLOOR = 10, 0.85  # goals of what is served
+TIMES, OF_FLOOR = 10, 0.85  # goals of the served model
 
 _IMAGES = """\
 name: {name}
@@ -89,14 +89,14 @@ config: {minWorkers: 1, maxWorkers: 1, batchSize: 16, responseTimeout: 300}
 
 @dataclass(frozen=True)
 class Case:
-    """An archive, and what it is.
+    """An archive and its properties.
 
     Attributes:
-        what: its original weights.
-        build: writes the archive.
+        what: description of its original weights.
+        build: function that writes the archive.
         photographs: whether its inputs are photographs; else they are sentences.
-        goal: how many times as fast a batch of one must be; None: there is no goal.
-        keep: what must hold; empty: what is usual for its handler.
+        goal: required speed of a batch of one, as a multiple of the original's; None: there is no goal.
+        keep: requirements; empty: the defaults for its handler.
     """
 
     what: str
@@ -182,7 +182,7 @@ class Silent:
         print(f"warning: {text}", flush=True)
 
     def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
-        """Print nothing: the table has it."""
+        """Print nothing: the table contains the variant."""
 
 
 def main() -> int:
@@ -192,9 +192,9 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--data", type=Path, help="a folder of photographs")
     parser.add_argument("--variants", nargs="+", default=(), help="only these variants")
-    parser.add_argument("--budget", type=float, default=600.0, help="seconds of each optimisation")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of a server")
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement of a server")
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds for each optimisation")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each measurement of a server")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement of a server")
     options = parser.parse_args()
     print(
         f"{processor()} ({', '.join(machine_use.describe().flags)}), {os.cpu_count()} cores, "
@@ -230,7 +230,7 @@ def cuttings(folder: Path) -> Path:
 
 
 def sentences(folder: Path) -> Path:
-    """Write the sentences of the project's documents, one to a file."""
+    """Write the sentences of the project's documents, one per file."""
     folder.mkdir(exist_ok=True)
     text = " ".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
     plain = [part.strip() for part in " ".join(text.split()).split(". ") if 40 < len(part) < 400 and "|" not in part]
@@ -274,7 +274,7 @@ def variants(name: str, case: Case, home: Path, photographs: Path, options: argp
 
 
 def ratio(row: Row, report: Report, size: int) -> tuple[float, float, float]:
-    """Return how many times as fast a variant is as the original, and the interval of that."""
+    """Return the speed of a variant as a multiple of the original's, and its interval."""
     own, original = row.timing(size), report.baseline.timing(size)
     assert own and original
     return (
@@ -293,7 +293,7 @@ def line(row: Row, report: Report) -> list[str]:
 
 
 class Optimised(Builtin):
-    """The built-in server with the weights that were chosen."""
+    """torchmar's server with the chosen weights."""
 
     key, title = "optimised", "torchmar, optimised weights"
 
@@ -314,7 +314,7 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
     made = recipe_writing.derive(optimization.report, optimization.chosen_files, original, store, version="1.1").path
     made.rename(store / model.file)
     plain = replace(model, stores={**model.stores, "ours": folder / "plain"})
-    # Its probabilities are others; on how many photographs its labels are the same is in the report.
+    # Its probabilities are different; the report contains the number of photographs with the same labels.
     model = replace(model, stores={**model.stores, "ours": store}, same=same_label)
     print(f"\nserved: ResNet-18 on JPEGs of 640x480; chosen: {chosen.title}; load average {os.getloadavg()[0]:.1f}\n")
     sides: list[Side] = [Shipped(), Builtin(), Optimised()]
@@ -326,10 +326,10 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
             with side.start(one) as server:
                 ready(server, one)
                 check(server, one)
-                for connections in CONNECTIONS:  # OpenVINO and TorchScript compile what is called first
+                for connections in CONNECTIONS:  # OpenVINO and TorchScript compile in the first calls
                     with contextlib.suppress(Unanswered):
                         fire(server, one, connections, options.seconds)
-                    check(server, one)  # behind what wrk has left in the queue
+                    check(server, one)  # after the requests that wrk has left in the queue
                 for connections in CONNECTIONS:
                     figures = fire(server, one, connections, options.seconds)
                     check(server, one)
@@ -372,7 +372,7 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
 
 
 def goal(reached: bool) -> str:
-    """Return the word for a goal that was reached, or was not."""
+    """Return the word for a goal that was met or missed."""
     return "met   " if reached else "MISSED"
 
 

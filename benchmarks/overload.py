@@ -1,13 +1,14 @@
-"""Measure goodput beyond the rate that a server holds: answers in time, with and without deadlines, and TorchServe.
+"""Measure goodput beyond a server's highest rate: answers in time, with and without deadlines, and for TorchServe.
 
-The rate that the built-in server holds is measured with a closed loop of two full batches. Then each side gets the same
+The highest rate of the built-in server is measured with a closed loop of two full batches. Then each side gets the same
 archive and Poisson arrivals at multiples of this rate (`torchmar bench`'s own core, an open loop). An answer counts
-as good if it is right and comes before the deadline, three times the time of a full batch. With deadlines, each request
-has the header x-request-timeout-ms, and the built-in server rejects those that it could not answer in time; the other
-sides serve what their queues admit. Answers are compared under load, and a step that the client or the machine spoiled
-is marked. Intervals have 95 % confidence. The client has a core of its own, and each server with its workers has the
-others, as if clients were elsewhere; --client-cores 0 lets them share all. What a rejected request costs is the CPU
-time of the server's main process, which grows with the rate; here it is divided by all requests.
+as good if it is right and arrives before the deadline, three times the time of a full batch. With deadlines, each
+request has the header x-request-timeout-ms, and the built-in server rejects requests that it could not answer in time;
+the other sides serve all requests that their queues admit. Answers are compared under load, and a step that the client
+or the machine spoiled is marked. Intervals have 95 % confidence. The client has its own core, and each server with its
+workers has the others, as if clients were on another machine; with --client-cores 0, they share all cores. The cost of
+a rejected request is the CPU time of the server's main process, which increases with the rate; here it is divided by
+the number of all requests.
 
     scripts/bench overload [--archive archives/imagenet] [--times 0.7 1 1.5 3] [--seconds 20] [--client-cores 1]
 """
@@ -44,7 +45,7 @@ from torchmar.load.target import Target
 from torchmar.load.workload import Workload
 
 _ROOT = Path(__file__).parent.parent
-_BATCHES, _DEADLINE = 2, 3  # of the closed loop; in times of a full batch
+_BATCHES, _DEADLINE = 2, 3  # batches of the closed loop; the deadline in times of a full batch
 _HEADER = "x-request-timeout-ms"
 
 
@@ -59,14 +60,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Cores:
-    """Those of the client and those of each server with its workers."""
+    """The cores of the client, and those of each server with its workers."""
 
     client: frozenset[int]
     server: frozenset[int]
 
     @classmethod
     def divided(cls, client: int) -> Cores:
-        """Give the client so many of the cores of this process; with 0, both have all."""
+        """Give the client this number of the cores of this process; with 0, both have all cores."""
         each = sorted(os.sched_getaffinity(0))
         if not 0 <= client < len(each):
             sys.exit(f"--client-cores {client}: of {len(each)} cores, 0 to {len(each) - 1} can be the client's")
@@ -76,7 +77,7 @@ class Cores:
 
     @contextmanager
     def of_server(self) -> Iterator[None]:
-        """Let what is started here run on the server's cores; processes inherit them."""
+        """Run processes that are started here on the server's cores, which they inherit."""
         os.sched_setaffinity(0, self.server)
         try:
             yield
@@ -117,9 +118,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--archive", type=Path, default=_ROOT / "archives" / "imagenet", help="the folder of a recipe")
     parser.add_argument("--batch", type=int, default=8, help="the batch size of the recipe")
-    parser.add_argument("--times", type=float, nargs="+", default=[0.7, 1.0, 1.5, 3.0], help="of the rate that holds")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of load, for each figure")
-    parser.add_argument("--client-cores", type=int, default=1, help="that no server uses; 0: all cores are shared")
+    parser.add_argument(
+        "--times", type=float, nargs="+", default=[0.7, 1.0, 1.5, 3.0], help="multiples of the highest rate"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds of load, for each figure")
+    parser.add_argument(
+        "--client-cores", type=int, default=1, help="cores that no server uses; 0: all cores are shared"
+    )
     options = parser.parse_args()
     cores = Cores.divided(options.client_cores)
     print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
@@ -150,7 +155,7 @@ def _is_good(case: workload.Case) -> bool:
 
 @contextmanager
 def _serving(side: Side, home: Path, cores: Cores) -> Iterator[Target]:
-    """Serve the one archive of the store, at free ports."""
+    """Serve the only archive of the store, at free ports."""
     values = {**properties.read(_ROOT / "config.properties").values, **free_addresses()}
     (home / "config.properties").write_text(properties.show(values))
     (archive,) = (home / "store").glob("*.mar")
@@ -164,7 +169,7 @@ def _serving(side: Side, home: Path, cores: Cores) -> Iterator[Target]:
 
 
 def _limits(target: Target, requests: Workload, batch: int, seconds: float) -> tuple[float, float]:
-    """Return the rate that the server holds, and the deadline in seconds."""
+    """Return the server's highest rate, and the deadline in seconds."""
     expected = expectations.gather(target, requests)
 
     def closed(connections: int) -> Step:

@@ -1,9 +1,9 @@
-"""Time the packing of weights: torchmar against torch-model-archiver and against the floor.
+"""Time the packing of weights: torchmar, compared with torch-model-archiver and with the floor.
 
 Every figure of one size comes from the same run, on the same file, one after the other, after
-a round that is not counted; each is the median. `openssl dgst -sha256` is the floor of
-anything that hashes (one pass over the file), `cp` of anything that copies. Every archive is
-read back and its weights are compared before its time counts.
+a round that is not counted; each figure is the median. `openssl dgst -sha256` is the floor of
+any program that hashes (one pass over the file), `cp` of any program that copies. Every archive is
+read again, and its weights are compared before its time counts.
 
     python benchmarks/packing.py [--sizes 10MB 100MB 1GB] [--rounds 3] [--picture packing.png]
 """
@@ -30,7 +30,7 @@ from harness.machine import processor
 
 from torchmar import byte_sizes
 
-UNIT = 1 if sys.platform == "darwin" else 1024  # what the system counts memory in
+UNIT = 1 if sys.platform == "darwin" else 1024  # unit of the system's memory sizes
 HANDLER = "def handle(rows, context):\n    return rows\n"
 
 
@@ -46,8 +46,8 @@ def main() -> int:
     """Measure, print the table, draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["10MB", "100MB", "1GB"], help="of the weights")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds; one more goes before")
-    parser.add_argument("--folder", type=Path, help="where to work; default: the temporary folder")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds; one more runs first")
+    parser.add_argument("--folder", type=Path, help="the working folder; default: the temporary folder")
     parser.add_argument("--picture", type=Path, help="write the ratios as a PNG")
     options = parser.parse_args()
     results: dict[str, dict[str, Timed]] = {}
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def measure(folder: Path, size: int, rounds: int) -> dict[str, Timed]:
-    """Return what each way of packing ``size`` random bytes took."""
+    """Return the time and memory of each way of packing ``size`` random bytes."""
     weights, digest = folder / "model.pt", hashlib.sha256()
     with weights.open("wb") as stream:
         for start in range(0, size, 1 << 20):
@@ -95,7 +95,7 @@ def measure(folder: Path, size: int, rounds: int) -> dict[str, Timed]:
             if name != "torchmar build, unchanged":
                 shutil.rmtree(folder / "out", ignore_errors=True)
                 (folder / "out").mkdir()
-            os.sync()  # what the one before has written is not this one's to wait for
+            os.sync()  # so that this side does not wait for the data of the previous one
             took = run(command, folder)
             check()
             if number:
@@ -153,7 +153,7 @@ def _print(size: str, results: dict[str, Timed]) -> None:
 
 
 def draw(results: dict[str, dict[str, Timed]], file: Path) -> None:
-    """Write a PNG: seconds of each way as bars, one panel per size, each with a scale of its own."""
+    """Write a PNG: seconds of each way as bars, one panel per size, each with its own scale."""
     from PIL import Image, ImageDraw, ImageFont
 
     names = ["torchmar build", "torch-model-archiver zip-store", "torch-model-archiver", "openssl sha256"]

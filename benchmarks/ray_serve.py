@@ -1,15 +1,16 @@
-"""Models on Ray: `torchmar serve --engine ray` against the same model in a service by hand, as Ray Serve documents it.
+"""Models on Ray: `torchmar serve --engine ray`, compared with the same model in a service as in Ray Serve's
+documentation.
 
 The service (`harness/competitors/ray_service.py`) is a deployment with ``@serve.batch``, behind Ray's own proxy, or
-behind its HAProxy mode with its settings for throughput. All sides have one replica with as many threads, the same
-TorchScript program, batches of 16 and no dashboard. All run at once and are loaded in turn, so that what else uses the
-machine meets all alike; answers are compared after each load. CPU time is that of all processes of a side, Ray's
-included, in milliseconds for a request; beside it stands what is left without the time that the side takes when it has
+behind its HAProxy mode with its settings for throughput. All sides have one replica with the same number of threads,
+the same TorchScript program, batches of 16 and no dashboard. All run at once and are loaded in turn, so that other
+programs on the machine affect all equally; answers are compared after each load. CPU time is the time of all processes
+of a side, Ray's included, in milliseconds for a request; beside it is the same without the time of the side when it has
 no requests.
 
 The part ``nodes`` runs a cluster of several nodes on this machine, one replica on each, and shows the CPU time of each
-kind of process with and without requests. The part ``paper`` calculates from these figures what fronts and the head
-take for clusters that no machine here has.
+kind of process with and without requests. The part ``paper`` calculates from these figures the load of fronts and head
+in clusters that are larger than this machine can run.
 
     scripts/bench ray_serve [--only tiny resnet nodes] [--seconds 2] [--rounds 3]
 """
@@ -60,7 +61,7 @@ STARTS = 4  # attempts
 
 
 class OursOnRay(Ours):
-    """``torchmar serve --engine ray``; without an address it starts a cluster of this machine."""
+    """``torchmar serve --engine ray``; without an address, it starts a cluster of this machine."""
 
     key, title = "torchmar", "torchmar --engine ray"
 
@@ -102,7 +103,7 @@ class ByHandFast(ByHand):
 
 @dataclass(frozen=True)
 class Cost:
-    """The figures of a side, and the CPU milliseconds of a request without those of a side at rest."""
+    """The figures of a side, and the CPU milliseconds of a request without those of an idle side."""
 
     figures: Figures
     net: float
@@ -119,9 +120,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 16, 64])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load, for each figure")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of load, for each figure")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--nodes", nargs="+", type=int, default=[1, 2, 4], help="of the clusters of the part nodes")
+    parser.add_argument(
+        "--nodes", nargs="+", type=int, default=[1, 2, 4], help="sizes of the clusters of the part nodes"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers, too
@@ -156,7 +159,7 @@ def compare(model: Model, sides: Sequence[Side], options: argparse.Namespace) ->
         for side in sides:
             print(f"{model.name}: {side.title} starts", file=sys.stderr, flush=True)
             servers[side] = running = started(side, model, stack)
-            load.fire(running, model, 16, options.seconds)  # TorchScript compiles what is called often
+            load.fire(running, model, 16, options.seconds)  # TorchScript compiles functions that are called often
             load.check(running, model, len(model.bodies))
             resting[side] = at_rest([running.pid])
         for number in range(options.rounds):
@@ -170,7 +173,7 @@ def compare(model: Model, sides: Sequence[Side], options: argparse.Namespace) ->
 
 
 def started(side: Side, model: Model, stack: contextlib.ExitStack) -> Running:
-    """Start a side until the stack is closed; Ray itself gives up after 30 s, which a busy machine may take."""
+    """Start a side until the stack is closed; repeat it if Ray gives up after 30 s, which a busy machine may need."""
     for attempt in range(STARTS):
         with contextlib.ExitStack() as own:
             try:
@@ -186,7 +189,7 @@ def started(side: Side, model: Model, stack: contextlib.ExitStack) -> Running:
 
 
 def at_rest(roots: Sequence[int]) -> float:
-    """Return the CPU seconds that trees of processes take in a second without requests."""
+    """Return the CPU seconds that trees of processes use in a second without requests."""
     time.sleep(1)
     before = sum(map(cpu_seconds, roots))
     time.sleep(IDLE_SECONDS)
@@ -196,7 +199,7 @@ def at_rest(roots: Sequence[int]) -> float:
 def show(
     model: Model, titles: Sequence[str], connections: Sequence[int], costs: Mapping[tuple[str, int], Sequence[Cost]]
 ) -> None:
-    """Print the medians of the rounds, and ratios as the median of those of the rounds."""
+    """Print the medians of the rounds, and ratios as medians of the rounds' ratios."""
     lines = []
     ours_title = OursOnRay.title
     for count in connections:
@@ -225,7 +228,7 @@ def _row(cost: Cost) -> tuple[float, float, float, float, float]:
 
 # Nodes.
 
-#: Kinds of processes by what their command lines contain, the first that is contained.
+#: Kinds of processes, by a part of their command line; the first match counts.
 KINDS = {
     "gcs_server": "GCS",
     "ray::ServeController": "controller",
@@ -237,7 +240,7 @@ KINDS = {
     "monitor": "agents of the node",
     "torchmar.cluster": "front",
 }
-LOADED = ("front", "replica", "worker")  # of which each request takes time
+LOADED = ("front", "replica", "worker")  # kinds that need time for each request
 
 
 def account(roots: Sequence[int]) -> dict[str, float]:
@@ -261,7 +264,7 @@ def account(roots: Sequence[int]) -> dict[str, float]:
 
 
 def nodes(model: Model, options: argparse.Namespace) -> None:
-    """Measure clusters of several nodes with a replica on each, print where the time goes, and calculate others."""
+    """Measure clusters of several nodes with a replica on each, print the CPU times, and calculate larger clusters."""
     at_rest_by_nodes: dict[int, dict[str, float]] = {}
     per_request: dict[int, dict[str, float]] = {}
     rates: dict[int, float] = {}
@@ -291,7 +294,7 @@ def nodes(model: Model, options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def clustered(model: Model, count: int) -> Iterator[tuple[Running, list[int]]]:
-    """Serve a model with a replica on each node but the head; return the roots of all processes."""
+    """Serve a model with a replica on each node except the head; return the roots of all processes."""
     with ray_cluster(0, *[1] * count) as cluster:
         saved = dict(os.environ)
         os.environ.update(LOOPBACK)

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/serving.py`: models, servers under test, load, measurements, report."""
+"""The parts of `benchmarks/serving.py`: models, servers to measure, load, measurements, report."""

@@ -1,4 +1,4 @@
-"""Run batches of small requests in a worker's code, with no server around it, and measure their CPU time.
+"""Run batches of small requests in a worker's code, without a server, and measure their CPU time.
 
     python calls.py ARCHIVE_FOLDER FILE...
 
@@ -26,7 +26,7 @@ HEADERS = {"Host": "127.0.0.1:8080", "Content-Type": "application/json", "Conten
 
 
 def main(folder: str, *files: str) -> None:
-    """Load the handler as a worker does, and run the batches that are requested."""
+    """Load the handler as a worker does, and run the requested batches."""
     bodies = itertools.cycle([Path(file).read_bytes() for file in files])
     model = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text())["model"]
     loading.activate_archive(folder)

@@ -1,4 +1,4 @@
-"""Call a handler in a loop, with no server around it: what the best server could answer.
+"""Call a handler in a loop, without a server: the upper limit for any server.
 
     python floor.py ARCHIVE_FOLDER BATCH SECONDS FILE...
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def main(folder: str, batch: str, seconds: str, *files: str) -> None:
-    """Load the handler as TorchServe's worker does, then hand it full batches."""
+    """Load the handler as TorchServe's worker does, then pass full batches to it."""
     bodies = [bytearray(Path(file).read_bytes()) for file in files]
     sys.path[0] = folder  # the archive's own packages come first, as in a worker
     os.chdir(folder)

@@ -1,4 +1,4 @@
-"""Latency at a rate, with the core of ``torchmar bench``: an open loop, whose answers are compared."""
+"""Latency at a rate, with the code of ``torchmar bench``: an open loop, with compared answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchmar.load.results import Step
 from torchmar.load.target import Target
 from torchmar.load.workload import Case, Workload
 
-_WARMUP_S = 5.0  # Java compiles what is called often
+_WARMUP_S = 5.0  # Java compiles functions that are called often
 
 
 def at_rate(running: Running, model: Model, rate: float, seconds: float) -> Step:

@@ -1,4 +1,4 @@
-"""Load on a server: `wrk` with connections that each send a request when the last one is answered."""
+"""Load on a server: `wrk` with connections that each send a request after the last answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fire(running: Running, model: Model, connections: int, seconds: float) -> Fi
     """Load a server for some seconds.
 
     Raises:
-        Unanswered: the time was over before the first answer.
+        Unanswered: the time ended before the first answer.
         Failed: a request was refused or not answered.
     """
     with tempfile.TemporaryDirectory(prefix="serving-bodies-") as folder:
@@ -63,11 +63,11 @@ def fire(running: Running, model: Model, connections: int, seconds: float) -> Fi
 
 
 def check(running: Running, model: Model, count: int = 4) -> None:
-    """Ask a server, and compare what it answers.
+    """Send requests to a server, and compare its answers.
 
     Raises:
-        Failed: an answer is not what it should be.
-        OSError: it does not listen.
+        Failed: an answer is wrong.
+        OSError: the server does not listen.
     """
     parts = urlsplit(running.url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=120)

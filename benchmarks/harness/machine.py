@@ -6,7 +6,7 @@ import platform
 
 
 def processor() -> str:
-    """Return the name of the processor as the system has it; where it has none, the architecture."""
+    """Return the name of the processor from the system; if there is none, the architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
             return next(line.partition(": ")[2].strip() for line in stream if line.startswith("model name"))

@@ -31,16 +31,16 @@ _REST_SECONDS = 3.0
 
 @dataclass
 class Results:
-    """The measurements, each of several rounds; keys of sides first.
+    """The measurements of several rounds; the first key is the side.
 
     Attributes:
         loads: figures by side, model and connections.
         memories: bytes by side, model and number of workers.
-        times: seconds by side and what took them: ``start``, ``register``, ``scale``.
+        times: seconds by side and action: ``start``, ``register``, ``scale``.
         steps: latency at a rate, by side, model and rate.
         floor: requests a second of ResNet-18 without a server.
-        busy: figures by number of busy neighbours, side, model and connections; those of a round belong together.
-        failures: what went wrong, for the reader.
+        busy: figures by number of busy neighbours, side, model and connections, in the order of the rounds.
+        failures: failures of sides, as texts for the reader.
     """
 
     loads: dict[tuple[str, str, int], list[Figures]] = field(default_factory=dict)
@@ -52,20 +52,20 @@ class Results:
     failures: list[str] = field(default_factory=list)
 
     def load(self, side: str, model: str, connections: int) -> Figures | None:
-        """Return the medians over all rounds; None where there are none."""
+        """Return the medians over all rounds; None: there are none."""
         rounds = self.loads.get((side, model, connections))
         if not rounds:
             return None
         return Figures(*(median(getattr(run, name) for run in rounds) for name in ("rate", "p50", "p99", "cpu")))
 
     def step(self, side: str, model: str, rate: float) -> Step | None:
-        """Return the step with the median of the 99th percentiles among the valid ones; None where there are none."""
+        """Return the step with the median of the 99th percentiles among the valid steps; None: there are none."""
         valid = [step for step in self.steps.get((side, model, rate), ()) if step.valid and step.latency_ms]
         valid.sort(key=lambda step: step.latency_ms.p99 if step.latency_ms else 0.0)
         return valid[len(valid) // 2] if valid else None
 
     def spread(self, side: str, model: str, connections: int) -> float:
-        """Return how far the rates of the rounds lie apart, relative to their median."""
+        """Return the range of the rounds' rates, relative to their median."""
         rates = [run.rate for run in self.loads[side, model, connections]]
         return (max(rates) - min(rates)) / median(rates)
 
@@ -81,12 +81,12 @@ class Results:
 
 
 class Measurement:
-    """The sides, measured in turn, round by round; a side that fails is noted and the others go on.
+    """The sides, measured in turn, round by round; if a side fails, this is noted and the others continue.
 
     Args:
-        sides: whom to compare.
-        seconds: of load for each figure.
-        rounds: how often every side is started and measured anew.
+        sides: sides to compare.
+        seconds: seconds of load for each figure.
+        rounds: number of times that every side is started and measured.
     """
 
     def __init__(self, sides: Sequence[Side], seconds: float, rounds: int) -> None:
@@ -98,12 +98,12 @@ class Measurement:
         for side in self._rounds(sides, f"{model.name} under load"):
             with self._noting(side, model.name), side.start(model) as running:
                 ready(running, model)
-                for count in connections:  # TorchScript and Java compile what is called often
+                for count in connections:  # TorchScript and Java compile functions that are called often
                     fire(running, model, count, self.seconds)
                     check(running, model, len(model.bodies))
                 for count in connections:
                     figures = fire(running, model, count, self.seconds)
-                    # Answered behind what wrk has left in the queue, which is not the next one's to wait for.
+                    # Answered after the requests that wrk has left in the queue; the next side must not wait for them.
                     check(running, model, len(model.bodies))
                     self.results.loads.setdefault((side.key, model.name, count), []).append(figures)
 
@@ -119,8 +119,8 @@ class Measurement:
     def busy(self, model: Model, connections: Sequence[int], neighbours: Sequence[int]) -> None:
         """Measure throughput, latency and CPU beside busy neighbours.
 
-        All servers run at the same time, and are loaded in turn, in each round in the opposite order: what else uses
-        the machine meets all of them alike.
+        All servers run at the same time, and are loaded in turn, in each round in the opposite order: other programs on
+        the machine affect all of them equally.
         """
         with contextlib.ExitStack() as servers:
             running = {}
@@ -150,12 +150,12 @@ class Measurement:
             figures = fire(running, model, connections, self.seconds)
         except Unanswered:
             figures = Figures(rate=0.0, p50=self.seconds, p99=self.seconds, cpu=float("inf"))
-        # Behind what wrk has left in the queue, which is not the next one's to wait for.
+        # After the requests that wrk has left in the queue; the next side must not wait for them.
         check(running, model)
         return figures
 
     def memory(self, model: Model) -> None:
-        """Measure the memory of one and of four workers that have all answered, and rest."""
+        """Measure the memory of one and of four workers that have all answered, and are idle."""
         for side in self._rounds(self._whole, f"memory of {model.name}"):
             with self._noting(side, f"memory of {model.name}"):
                 if side.managed:
@@ -172,7 +172,7 @@ class Measurement:
                         self._weigh(side, running, model, workers)
 
     def times(self, model: Model) -> None:
-        """Measure from start to the first answer, from registration to it, twice, and from one worker to four."""
+        """Measure the times from start and registration to the first answer, twice, and from one worker to four."""
         for side in self._rounds(self._whole, "times"):
             with self._noting(side, "times"):
                 started = time.perf_counter()
@@ -201,7 +201,7 @@ class Measurement:
                     check(running, model)
 
     def floor(self, model: Model, batch: int = BATCH) -> None:
-        """Measure the handler of images without a server, in batches of so many requests."""
+        """Measure the handler of images without a server, in batches of this number of requests."""
         with tempfile.TemporaryDirectory(prefix="floor-") as home:
             folder = Path(home, "archive")
             with Archive(model.stores["ours"] / model.file) as opened:
@@ -239,7 +239,7 @@ class Measurement:
             _tell(f"  failed: {error}")
 
     def _weigh(self, side: Side, running: Running, model: Model, workers: int) -> None:
-        with ThreadPoolExecutor(64) as clients:  # as many at once as four workers take: each has its turn
+        with ThreadPoolExecutor(64) as clients:  # as many at once as four workers take, so that each gets requests
             list(clients.map(lambda _: check(running, model, 1), range(128)))
         time.sleep(_REST_SECONDS)
         self.results.memories.setdefault((side.key, model.name, workers), []).append(memory(running.pid))

@@ -15,11 +15,11 @@ from handlers import photographs
 from torchmar import archive, recipe
 
 JSON, JPEG = "application/json", "image/jpeg"
-BATCH, DELAY = 16, 1  # requests, milliseconds: the same for all who batch
-STEPS = 15  # of integrated gradients, as TorchServe's handler has it
-WIDTH = 4096  # of the layers of the large model: 64 MiB each
+BATCH, DELAY = 16, 1  # requests, milliseconds: the same for all sides with batches
+STEPS = 15  # steps of integrated gradients in TorchServe's handler
+WIDTH = 4096  # width of the layers of the large model: 64 MiB each
 
-# TorchServe's base handler takes no bodies of clients; its documentation has preprocess overridden.
+# TorchServe's base handler accepts no bodies of clients; in its documentation, preprocess is overridden.
 _ROWS = """
 import torch
 from ts.torch_handler.base_handler import BaseHandler
@@ -29,7 +29,7 @@ class Rows(BaseHandler):
     def preprocess(self, data):
         return torch.as_tensor([row.get("data") or row.get("body") for row in data], device=self.device)
 """
-# What ts.torch_handler.image_classifier does, for machines without torchvision.
+# The steps of ts.torch_handler.image_classifier, for machines without torchvision.
 _IMAGES = """
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class Images(VisionHandler):
         values, classes = torch.topk(data.softmax(1), 5, dim=1)
         return map_class_to_label(values.tolist(), self.mapping, classes.tolist())
 """
-# TorchServe's own, without the classes that torchvision would be needed for: the client sends floats.
+# TorchServe's own, without the classes that need torchvision: the client sends floats.
 _EXPLAINED = """
 from ts.torch_handler.vision_handler import VisionHandler
 
@@ -69,17 +69,17 @@ _CONFIG = {"minWorkers": 1, "maxWorkers": 1, "batchSize": BATCH, "maxBatchDelay"
 
 @dataclass(frozen=True)
 class Model:
-    """A model, what to ask it and what it answers.
+    """A model, its requests and their answers.
 
     Attributes:
-        name: of the model, on every side.
+        name: name of the model, on every side.
         weights: the TorchScript program.
         stores: model stores with its archive: ``stock`` with TorchServe's handler, ``ours`` with torchmar's,
             ``bare`` with TorchServe's handler and no configuration.
-        content_type: of the bodies.
-        bodies: requests.
-        expected: the answers to them.
-        same: returns whether an answer is the expected one, of floats that went other ways.
+        content_type: content type of the bodies.
+        bodies: bodies of the requests.
+        expected: expected answers.
+        same: function that returns whether an answer is the expected one, within the rounding of floats.
         explain: whether explanations are requested.
     """
 
@@ -95,12 +95,12 @@ class Model:
 
     @property
     def file(self) -> str:
-        """The file name of its archive in each of the stores."""
+        """The file name of the model's archive in each of the stores."""
         return f"{self.name}-1.0.mar"
 
 
 def tiny(folder: Path) -> Model:
-    """Return a perceptron of 64 features: next to nothing to compute."""
+    """Return a perceptron of 64 features, which needs almost no computation."""
     torch.manual_seed(0)
     return _rows(folder, "tiny", nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), 64)
 
@@ -138,10 +138,10 @@ def resnet(folder: Path) -> Model:
 
 
 def digits(folder: Path) -> Model:
-    """Return a small convolutional network, to be explained: integrated gradients for class 0."""
+    """Return a small convolutional network for explanations: integrated gradients for class 0."""
     torch.manual_seed(0)
     last = nn.Linear(32 * 6 * 6, 10)
-    nn.init.normal_(last.weight)  # so that attributions are not lost in what an answer rounds to
+    nn.init.normal_(last.weight)  # so that attributions are not smaller than the rounding of an answer
     layers = nn.Sequential(
         *(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Flatten(), last),
@@ -189,7 +189,7 @@ def _rows(folder: Path, name: str, layers: nn.Module, width: int) -> Model:
 
 
 def _traced(folder: Path, name: str, module: nn.Module, example: Tensor) -> tuple[Path, Any]:
-    """Write a module as a TorchScript program into a folder of its own; return this and the program."""
+    """Write a module as a TorchScript program into a separate folder; return the path and the program."""
     home = folder / f"model-{name}"
     home.mkdir()
     program = torch.jit.trace(module.eval().requires_grad_(False), example)
@@ -221,7 +221,7 @@ def random_resnet18() -> nn.Module:
         model: nn.Module = _ResNet18()
     else:
         model = resnet18()
-    # Random weights tell images apart by little: more of it, so that no two classes are as good as equal.
+    # Random weights distinguish images little: larger weights, so that no two classes are almost equal.
     last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
     nn.init.normal_(last.weight, std=0.3)
     return model
@@ -271,9 +271,9 @@ def _classified(program: Any, image: bytes) -> dict[str, float]:
 
 
 def _same_classes(found: Any, expected: Any) -> bool:
-    """Return whether five classes have the probabilities that they should, and the best of all is among them.
+    """Return whether five classes have their expected probabilities, and the most probable class is among them.
 
-    A resize that rounds in another way moves a probability by some thousandths.
+    A resize with other rounding changes a probability by some thousandths.
     """
     best = max(expected, key=expected.__getitem__)
     return len(found) == 5 and best in found and all(abs(found[key] - expected[key]) < 0.01 for key in found)

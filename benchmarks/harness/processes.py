@@ -12,12 +12,12 @@ import psutil
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what the living processes of a tree have computed so far, in user and system mode."""
+    """Return the CPU seconds of the living processes of a tree so far, in user and system mode."""
     return sum(times.user + times.system for times in (process.cpu_times() for process in _tree(pid)))
 
 
 def scheduled_seconds(pid: int, *, children: bool = False) -> float:
-    """Return what a process, with ``children`` its tree, has computed so far, to the nanosecond; Linux only."""
+    """Return the CPU seconds of a process so far, with ``children`` of its tree, to the nanosecond; Linux only."""
     total = 0
     for process in _tree(pid) if children else (psutil.Process(pid),):
         for task in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
@@ -27,7 +27,7 @@ def scheduled_seconds(pid: int, *, children: bool = False) -> float:
 
 
 def memory(pid: int) -> int:
-    """Return the bytes of a tree, pages that several processes share counted once (PSS; USS where there is none)."""
+    """Return the bytes of a tree, with shared pages counted once (PSS; USS if there is no PSS)."""
     full = (process.memory_full_info() for process in _tree(pid))
     return sum(getattr(process, "pss", process.uss) for process in full)
 
@@ -51,7 +51,7 @@ while os.getppid() == parent:  # it ends with the benchmark, whatever ends that
 
 @contextlib.contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """Keep ``count`` processes of one thread busy, each in a session of its own, as a server is."""
+    """Keep ``count`` processes of one thread busy, each in a separate session, as a server is."""
     command = [sys.executable, "-c", _NEIGHBOUR]
     processes = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:

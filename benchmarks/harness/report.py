@@ -24,7 +24,7 @@ _TITLES = {"tiny": "A perceptron of 64 features", "resnet": "ResNet-18 on 640x48
 
 @dataclass(frozen=True)
 class Goal:
-    """Something to reach: ``found`` against ``wanted``, both as text."""
+    """A goal: ``found`` is compared with ``wanted``, both as text."""
 
     what: str
     found: str
@@ -33,7 +33,7 @@ class Goal:
 
 
 def show(results: Results, sides: Sequence[Side], models: Sequence[str], connections: Sequence[int]) -> None:
-    """Print all tables that there are figures for, then the goals, then what failed."""
+    """Print all tables with figures, then the goals, then the failures."""
     for model in models:
         for count in connections:
             _show_load(results, sides, model, count)
@@ -50,7 +50,7 @@ def show(results: Results, sides: Sequence[Side], models: Sequence[str], connect
 
 
 def goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
-    """Yield the goals that the measurements decide."""
+    """Yield the goals for which there are measurements."""
     for way, key in _WAYS.items():
         for count in connections:
             ours, shipped, ceiling = (results.load(side, "tiny", count) for side in (key, _SHIPPED, _CEILING))
@@ -80,12 +80,12 @@ def goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
         yield _at_most("time from one worker to four: of TorchServe's", ours_seconds / shipped_seconds, 0.1)
 
 
-_ROW, _LEFT, _BAR = 26, 260, 420  # pixels: the height of a bar, what stands before it, the longest
+_ROW, _LEFT, _BAR = 26, 260, 420  # pixels: the height of a bar, the space before it, the longest bar
 _COLUMN = _LEFT + _BAR + 190
 
 
 def draw(results: Results, sides: Sequence[Side], file: Path) -> None:
-    """Write a PNG: a panel of bars for each thing that was measured, each with a scale of its own, in two columns."""
+    """Write a PNG: a panel of bars for each measured quantity, each with its own scale, in two columns."""
     from PIL import Image, ImageDraw, ImageFont
 
     panels = list(_panels(results, sides))
@@ -121,7 +121,7 @@ def _colour(side: Side) -> tuple[int, int, int]:
 
 
 def _panels(results: Results, sides: Sequence[Side]) -> Iterator[tuple[str, str, list[tuple[Side, float]]]]:
-    """Yield title, unit and bars of what there are figures for."""
+    """Yield title, unit and bars of the quantities that have figures."""
     for model, count in (("tiny", 1), ("tiny", 16), ("tiny", 64), ("resnet", 16), ("digits", 8)):
         found = [(side, figures.rate) for side in sides if (figures := results.load(side.key, model, count))]
         if found:
@@ -221,7 +221,7 @@ def _busy_goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
 
 
 def _paired(ours: Sequence[Figures], others: Sequence[Figures], name: str) -> float:
-    """Return the median of the rounds' ratios, each of two figures that were measured right after one another."""
+    """Return the median of the rounds' ratios, each of two figures that were measured one directly after the other."""
     pairs = [(getattr(one, name), getattr(other, name)) for one, other in zip(ours, others, strict=False)]
     return median(one / other if other else float("inf") for one, other in pairs)
 

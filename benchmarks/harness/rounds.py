@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 def in_turn(sides: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: int = 1) -> dict[str, list[float]]:
-    """Return the seconds of CPU time of each side in each round; the sides begin in turn.
+    """Return the CPU seconds of each side in each round; the sides begin in turn.
 
     Args:
-        sides: what is called, by name.
-        rounds: that count.
-        warm_up: rounds before them that do not.
+        sides: functions to call, by name.
+        rounds: number of rounds that count.
+        warm_up: number of rounds before them that do not count.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + warm_up):

@@ -1,4 +1,4 @@
-"""The servers that are compared: each starts with one model and defines the request to it."""
+"""The servers that are compared: each starts with one model and defines the request for it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _BOUNDARY = "one-file-and-nothing-else"
 
 
 class Failed(Exception):
-    """A side does not start, or does not answer as it should."""
+    """A side does not start, or does not answer correctly."""
 
 
 class Unanswered(Failed):
-    """A server has answered none of its requests in the time that it had."""
+    """A server has answered none of its requests in time."""
 
 
 @dataclass
@@ -47,12 +47,12 @@ class Running:
     """A server that runs.
 
     Attributes:
-        pid: the root of its processes.
-        url: what requests go to.
-        ended: what is the matter when it has ended by itself, empty while it runs.
-        list_of: the key under which the server wants JSON as a list of instances; empty: JSON as it is.
-        field: the field of a form that an image goes into; empty: images as they are.
-        management: the management API, where it has TorchServe's.
+        pid: root of its processes.
+        url: address of the requests.
+        ended: function that returns the reason if the server has ended by itself, and an empty text while it runs.
+        list_of: key for JSON as a list of instances; empty: JSON is sent unchanged.
+        field: field of a form for an image; empty: images are sent unchanged.
+        management: management API, if it is TorchServe's.
     """
 
     pid: int
@@ -69,7 +69,7 @@ class Running:
         return {"Content-Type": content_type, **model.headers}
 
     def body(self, model: Model, body: bytes) -> bytes:
-        """Return a request as this server wants it."""
+        """Return a request in the form of this server."""
         if model.content_type != JPEG:
             return b'{"%s": [%s]}' % (self.list_of.encode(), body) if self.list_of else body
         if not self.field:
@@ -78,7 +78,7 @@ class Running:
         return f"{head}Content-Type: {JPEG}\r\n\r\n".encode() + body + f"\r\n--{_BOUNDARY}--\r\n".encode()
 
     def value(self, model: Model, answer: Any) -> Any:
-        """Return the model's answer to the one request, without the server's envelope."""
+        """Return the model's answer to a request, without the server's envelope."""
         if model.explain:
             return answer["attributions"] if isinstance(answer, dict) else answer
         return answer[0] if self.list_of else answer
@@ -91,7 +91,7 @@ class Side(ABC):
         key: its name on the command line.
         title: its name in tables.
         managed: whether models are registered and scaled while it runs.
-        only_load: whether it is there for the throughput alone.
+        only_load: whether the side is measured for its throughput alone.
     """
 
     key: ClassVar[str]
@@ -106,24 +106,24 @@ class Side(ABC):
         """Start a server; it may not answer yet.
 
         Args:
-            model: what it serves.
-            workers: how many; of a managed side always one, since it is scaled afterwards.
-            empty: start without the model, which is to be registered.
+            model: model to serve.
+            workers: number of workers; always one on a managed side, which is scaled later.
+            empty: whether to start without the model, which is registered later.
         """
 
     def missing(self) -> str:
-        """Return why this side cannot be measured here; empty if it can."""
+        """Return the reason why this side cannot be measured here; empty: it can."""
         return ""
 
 
 class Shipped(Side):
-    """TorchServe as pip installs it: its script, its logging, its defaults; the handlers that it documents."""
+    """TorchServe as pip installs it: its script, its logging, its defaults, the handlers of its documentation."""
 
     key, title, store = "torchserve", "TorchServe as shipped", "bare"
 
     @contextlib.contextmanager
     def start(self, model: Model, *, workers: int = 1, empty: bool = False) -> Iterator[Running]:
-        """Start ``torchserve --foreground``; tokens are off and the model API is open, all else as it comes."""
+        """Start ``torchserve --foreground``; tokens are off and the model API is open."""
         with tempfile.TemporaryDirectory(prefix="torchserve-") as home:
             folder = Path(home)
             addresses = free_addresses()
@@ -135,7 +135,7 @@ class Shipped(Side):
             environment = {
                 **os.environ,
                 "JAVA_HOME": str(java.find().executable.parent.parent),
-                # Its pid file, and the sockets of its workers: apart from those of other servers.
+                # Its pid file and the sockets of its workers, separate from those of other servers.
                 "TMPDIR": home,
                 "TEMP": home,
             }
@@ -150,7 +150,7 @@ class Shipped(Side):
 
 
 class Batching(Shipped):
-    """The same, of an archive that is configured as those of the other sides: one worker, batches."""
+    """TorchServe as shipped, with an archive configured like those of the other sides: one worker, batches."""
 
     key, title, store = "torchserve-batches", f"TorchServe, batches of {BATCH}", "stock"
 
@@ -203,13 +203,13 @@ class Builtin(Ours):
 
     @staticmethod
     def engine(*arguments: Any) -> Engine:
-        """Return the built-in server, not started."""
+        """Return torchmar's server, not started."""
         from torchmar.engines.builtin import Builtin as Server
 
         return Server(*arguments)
 
     def missing(self) -> str:
-        """Return whether this version of torchmar has none."""
+        """Return the reason why this version of torchmar has no server; empty: it has one."""
         completed = subprocess.run([sys.executable, "-m", "torchmar.server", "--help"], capture_output=True, text=True)
         return (
             f"python -m torchmar.server: {completed.stderr.strip().rpartition(chr(10))[2]}"
@@ -219,7 +219,7 @@ class Builtin(Ours):
 
 
 class BuiltinStock(Builtin):
-    """The built-in server with TorchServe's handlers, which separates the server's share from the handler's."""
+    """torchmar's server with TorchServe's handlers, which separates the server's share from the handler's."""
 
     key, title, store, only_load = "builtin-stock", "torchmar, TorchServe's handler", "stock", True
 
@@ -228,7 +228,7 @@ class Competitor(Side):
     """A service written for another framework, in ``competitors/KEY_service.py``.
 
     Args:
-        python: the interpreter of an environment that may have the framework.
+        python: interpreter of an environment that may have the framework.
     """
 
     managed = False
@@ -239,14 +239,14 @@ class Competitor(Side):
         self.python = python
 
     def missing(self) -> str:
-        """Return whether the framework is not installed."""
+        """Return the reason if the framework is not installed; empty: it is."""
         completed = subprocess.run([self.python, "-c", f"import {self.module}"], capture_output=True, text=True)
         last = completed.stderr.strip().rpartition("\n")[2]
         return f"{self.title} is not installed for {self.python}: {last}" if completed.returncode else ""
 
     @property
     def module(self) -> str:
-        """What to import to see whether the framework is there."""
+        """The module to import to see whether the framework is installed."""
         return self.key
 
     def command(self, port: int) -> list[str]:
@@ -254,7 +254,7 @@ class Competitor(Side):
         return [str(self.python), str(_COMPETITORS / f"{self.key}_service.py")]
 
     def environment(self, port: int, folder: Path) -> Mapping[str, str]:
-        """Return what the framework wants to find in its environment."""
+        """Return the variables of the environment that the framework needs."""
         return {}
 
     @contextlib.contextmanager
@@ -283,7 +283,7 @@ class Competitor(Side):
                 )
 
     def path_of(self, model: Model) -> str:
-        """Return where a model's requests go."""
+        """Return the path of a model's requests."""
         return self.path
 
 
@@ -293,7 +293,7 @@ class Mosec(Competitor):
     key, title, path = "mosec", "mosec, by hand", "/inference"
 
     def environment(self, port: int, folder: Path) -> Mapping[str, str]:
-        """Return mosec's settings; a request may take as long as with the others."""
+        """Return mosec's settings, with the same time limit for a request as on the other sides."""
         return {"MOSEC_PORT": str(port), "MOSEC_ADDRESS": "127.0.0.1", "MOSEC_TIMEOUT": "60000"}
 
 
@@ -310,16 +310,16 @@ class RayServe(Competitor):
 
     @property
     def module(self) -> str:
-        """Ray comes without Serve, too."""
+        """The module of Ray Serve, because Ray may be installed without Serve."""
         return "ray.serve"
 
     def environment(self, port: int, folder: Path) -> Mapping[str, str]:
-        """Return Ray's settings: no usage statistics are sent, and its files lie in the temporary folder."""
+        """Return Ray's settings: no usage statistics are sent, and its files are in the temporary folder."""
         return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder), "PYTHONPATH": str(_COMPETITORS)}
 
 
 class BentoML(Competitor):
-    """BentoML: a server per service, with adaptive batching; a request is a batch itself."""
+    """BentoML: a server per service, with adaptive batching; a request is itself a batch."""
 
     key, title, list_of, field = "bentoml", "BentoML", "rows", "images"
 
@@ -329,11 +329,11 @@ class BentoML(Competitor):
         return [str(self.python), "-m", "bentoml", "serve", "bentoml_service:Model", *place]
 
     def environment(self, port: int, folder: Path) -> Mapping[str, str]:
-        """Return BentoML's settings: no usage statistics are sent, and its files lie in the temporary folder."""
+        """Return BentoML's settings: no usage statistics are sent, and its files are in the temporary folder."""
         return {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder)}
 
     def path_of(self, model: Model) -> str:
-        """Return the method that takes the model's input."""
+        """Return the method for the model's input."""
         return "/classify" if model.content_type == JPEG else "/predict"
 
 
@@ -345,7 +345,7 @@ COMPETITORS: tuple[type[Competitor], ...] = (Mosec, LitServe, RayServe, BentoML)
 def _process(
     command: list[str], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """Run a command, its output in a file; end it with all that it started."""
+    """Run a command, with its output in a file; end it with all processes that it started."""
     log = folder / "console.log"
     with log.open("wb") as console:
         process = subprocess.Popen(
@@ -367,7 +367,7 @@ def _process(
     try:
         yield process, ended
     finally:
-        # Some leave their group: the tree is what they started.
+        # Some leave their process group: all processes that they started are found by the tree.
         tree: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
             tree = psutil.Process(process.pid).children(recursive=True)
@@ -384,7 +384,7 @@ def _process(
 
 
 def _java(script: int, ended: Callable[[], str]) -> int:
-    """Return TorchServe's own process: the script that starts it only waits, and need not be there."""
+    """Return TorchServe's own process: the script that starts it only waits, and need not be running."""
     while not (problem := ended()):
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(script).children():
@@ -412,7 +412,7 @@ def _wait_for_port(address: str, ended: Callable[[], str], seconds: float = 60) 
 
 
 def environment_of_competitors(folder: Path) -> Path:
-    """Return the Python of an environment with the frameworks that can be installed; it is made where it is missing."""
+    """Return the Python of an environment with the frameworks that can be installed; it is made if it is missing."""
     import venv
 
     python = folder / "bin" / "python"

@@ -1,4 +1,4 @@
-"""The models behind BentoML, as its guide to adaptive batching writes a service; every request is a batch itself."""
+"""The models behind BentoML, a service as in its guide to adaptive batching; every request is itself a batch."""
 
 import bentoml
 import torch
@@ -8,7 +8,7 @@ from PIL.Image import Image
 
 @bentoml.service(workers=work.WORKERS, traffic={"timeout": 60})
 class Model:
-    """Two methods, of which the model that is served has one: their inputs are typed."""
+    """Two methods with typed inputs; the served model uses one of them."""
 
     def __init__(self) -> None:
         self.model = work.load()

@@ -1,4 +1,4 @@
-"""The models behind LitServe, as its documentation writes a service with batching."""
+"""The models behind LitServe, a service as in its documentation of batching."""
 
 from typing import Any
 

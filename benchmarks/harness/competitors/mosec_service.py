@@ -1,4 +1,4 @@
-"""The models behind mosec, by hand: its Rust server, orjson in the worker; the ceiling of servers of this kind."""
+"""The models behind mosec, without further layers: its Rust server, orjson in the worker; the limit of such servers."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mosec import Server, Worker
 
 
 class Model(Worker):
-    """Answer a batch; JSON and images are read in the worker, as mosec's examples do."""
+    """Answer a batch; JSON and images are decoded in the worker, as in mosec's examples."""
 
     def __init__(self) -> None:
         super().__init__()

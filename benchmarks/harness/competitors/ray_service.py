@@ -1,4 +1,4 @@
-"""The models behind Ray Serve, as its guide to dynamic batching writes a deployment."""
+"""The models behind Ray Serve, a deployment as in its guide to dynamic batching."""
 
 import os
 import time
@@ -10,12 +10,12 @@ import work
 from ray import serve
 from starlette.requests import Request
 
-CPUS = int(os.environ.get("SERVE_CPUS", "0"))  # Ray lets torch use as many threads
+CPUS = int(os.environ.get("SERVE_CPUS", "0"))  # Ray lets torch use the same number of threads
 
 
 @serve.deployment(num_replicas=work.WORKERS, max_ongoing_requests=128, ray_actor_options={"num_cpus": CPUS})
 class Model:
-    """Read a request, then wait for the batch that it becomes part of."""
+    """Decode a request, then wait for the batch with it."""
 
     def __init__(self) -> None:
         self.model = work.load()

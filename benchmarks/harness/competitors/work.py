@@ -1,4 +1,4 @@
-"""Shared code of the services: load a TorchScript program, decode bodies to inputs, make answers of outputs.
+"""Shared code of the services: load a TorchScript program, decode bodies to inputs, make answers from outputs.
 
 A service is configured by environment variables: SERVE_MODEL (``tiny``, ``big`` or ``resnet``), SERVE_FILE,
 SERVE_WORKERS, SERVE_BATCH (requests), SERVE_DELAY (milliseconds), SERVE_PORT.
@@ -33,12 +33,12 @@ def load() -> torch.jit.ScriptModule:
 
 
 def decode(body: bytes) -> torch.Tensor:
-    """Return the input that a body is: an image, or a list of numbers in JSON."""
+    """Return the input in a body: an image, or a list of numbers in JSON."""
     return picture(Image.open(io.BytesIO(body))) if IMAGES else torch.tensor(json.loads(body))
 
 
 def picture(image: Image.Image) -> torch.Tensor:
-    """Return an image as ImageNet's models take it: 256 pixels on the short side, 224 from the middle."""
+    """Return an image as the input of ImageNet's models: 256 pixels on the short side, 224 from the middle."""
     image = image.convert("RGB")
     width, height = image.size
     ratio = 256 / min(width, height)
