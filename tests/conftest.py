@@ -131,6 +131,9 @@ def _start_processes_of_modules(request: pytest.FixtureRequest) -> Iterator[None
     # Packages set variables when they are imported. All that was started after that took seconds of CPU time.
     left = dict(loading_variables(os.environ).items() ^ before.items())
     assert not left, f"set for all tests that follow, whose processes would not be forked: {left}"
+    # What modules import stays. Measurements of load collect all garbage before they begin, which took seconds.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
