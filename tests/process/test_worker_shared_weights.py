@@ -26,8 +26,8 @@ pytestmark = [
 ]
 
 Make = Callable[..., Path]
-_SIZE = 30_000_000  # numbers of 4 bytes
-_MUCH = 110 << 20  # bytes that a worker has besides
+_SIZE = 10_000_000  # numbers of 4 bytes, together more than what malloc can be configured to take from its heap
+_MUCH = 32 << 20  # bytes that a worker has besides: about 14 MiB, and no copy of the weights
 
 
 @pytest.fixture
