@@ -27,12 +27,13 @@ from torchmar.engines import EngineName, addresses
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
 from torchmar.inference import InferenceClient
+from torchmar.worker.process import optional_imports
 
 if TYPE_CHECKING:
     from tests.support.pool_harness import PoolHarness
 
-# TorchServe's base handler, which handlers in tests have, imports OpenVINO, which would send statistics through this.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+# TorchServe's base handler, which handlers in tests have, imports OpenVINO, which takes seconds and sends statistics.
+optional_imports.leave_out()
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests of weights load ONNX Runtime in their own process
 # Images of containers often set it; what users' processes write beside modules shall be there in tests, too.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

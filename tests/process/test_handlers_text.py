@@ -243,6 +243,8 @@ def test_no_text_is_an_error_of_the_server(worker: Worker, name: str) -> None:
 def test_a_worker_imports_heavy_packages_only_where_needed() -> None:
     code = """
 import sys
+from torchmar.worker.process import optional_imports
+optional_imports.leave_out()  # as workers do
 import torchmar_handlers.text_classifier, torchmar_handlers.text_embedder, torchmar_handlers.token_classifier
 print([name for name in ("captum", "tokenizers", "safetensors", "PIL") if name in sys.modules])
 """

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from torchmar.worker.environment import worker_environment
 
 
 def run(*arguments: object, keys: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torchmar.worker", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, input=keys, capture_output=True, text=True, timeout=120)
+    # It sets these variables itself; with them, it is forked by a process that has loaded torch.
+    environment = worker_environment(os.environ)
+    return subprocess.run(command, cwd=ROOT, env=environment, input=keys, capture_output=True, text=True, timeout=120)
 
 
 def text_file(folder: Path, text: str) -> Path:

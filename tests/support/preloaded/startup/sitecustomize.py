@@ -21,7 +21,7 @@ def _kind() -> str:
         return "" if serves else "COMMANDS"
     if first == "-m" and second in ("torchmar.cli.archiver", "model_archiver.model_packaging"):
         return "COMMANDS"
-    if first == "-m" and second == "torchmar.optimizing.process":
+    if first == "-m" and second in ("torchmar.worker", "torchmar.optimizing.process"):
         return "WORKERS"
     if first == "-c" and second.startswith("import torch, ts."):  # the doctor's, which imports what a worker does
         return "WORKERS"
