@@ -112,10 +112,11 @@ def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
                 if not loaded:
                     load(kind)
                     loaded = True
-                if not request or (reason := objection(request)):
-                    _send(connection, {"objection": reason if request else "no request"})
+                pid, reason = _fork(request)
+                if reason:
+                    _send(connection, {"objection": reason})
                     connection.close()
-                elif not (pid := os.fork()):
+                elif not pid:
                     signal.set_wakeup_fd(-1)
                     for other in (listener, connection, *(connection for connection, _ in connections.values())):
                         other.detach()  # its number is closed below, and then is that of another file
@@ -141,6 +142,16 @@ def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
                 connection.close()
                 del connections[descriptor]
         _send_statuses(events, connections)
+
+
+def _fork(request: dict[str, Any]) -> tuple[int, str]:
+    """Fork for a request; return the pid, which is 0 in the forked process, and why there is none; empty: there is."""
+    if reason := objection(request) if request else "no request":
+        return -1, reason
+    try:
+        return os.fork(), ""
+    except OSError as error:  # the machine has no room for a process now, but may have it for the next request
+        return -1, f"cannot fork: {error.strerror}"
 
 
 def objection(request: dict[str, Any]) -> str:
