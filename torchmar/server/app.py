@@ -125,12 +125,13 @@ class ServerApp:
         registry.startup.begin(settings.startup_models())
         self._tls = tls_context(settings)
         try:
-            for address, app in _by_address(apps):
-                on_head = api.on_head if address == settings.inference else None
-                self._listeners.append(await self._listen(app, address, limits, on_head))
+            # Before HTTP: clients wait until the server answers there, and call it over gRPC then.
             if (listener := await grpc.listen(registry, tokens, settings, metrics, self._tracer)) is not None:
                 self._listeners.append(listener)
                 self._grpc = listener
+            for address, app in _by_address(apps):
+                on_head = api.on_head if address == settings.inference else None
+                self._listeners.append(await self._listen(app, address, limits, on_head))
             await starting
             await self._pools.join(registry, management.manage)
         except BaseException:
