@@ -1,8 +1,9 @@
-"""Tune three unlike archives, and measure their whole grids: is the optimum found, and how wrong are predictions?
+"""Tune three different archives, and measure their whole grids: is the optimum found, and how wrong are predictions?
 
-The grid is small, so that all of it can be measured: all workers and threads that make sense on the machine, batches
+The grid is small, so that it can be measured completely: all reasonable numbers of workers and threads, batches
 of 1 and 16 (with TorchServe, delays of 1 and 10 ms). For the highest rate, each setting is measured at the rate of the
-choice, then at rates that close in on its limit, unless it is over 15 % lower; for the lowest latency, at the rate.
+choice, then at rates that approach its limit, unless this is over 15 % lower; for the lowest latency, at the given
+rate.
 Settings that could be the best are measured again, in turns: until a limit is known within 3 %, or for the median of
 three latencies. The same target, requests and server are used for both.
 
@@ -43,16 +44,16 @@ from torchmar.tuning.tuner import Tuner
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 16)
-WORSE = 0.85  # of the highest rate: a setting that misses the target there is not followed further
-NARROW = 1.03  # how far the limits of settings that could be the best are found
-MOST_AGAIN = 4  # further measurements of each of them
-TURNS = 2  # in which the latencies of settings that could be the best are measured again
+WORSE = 0.85  # share of the highest rate: a setting that misses the target there is not measured further
+NARROW = 1.03  # precision of the limits of settings that could be the best
+MOST_AGAIN = 4  # further measurements of each of these settings
+TURNS = 2  # turns in which the latencies of settings that could be the best are measured again
 BUDGET = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An archive and a target; without a rate, the highest rate is looked for."""
+    """An archive and a target; without a rate, the highest rate is searched."""
 
     archive: str
     target: str
@@ -62,7 +63,7 @@ class Case:
 
     @property
     def question(self) -> Question:
-        """What is to be found."""
+        """The question of the tuning."""
         objective = Objective.LATENCY if self.rate else Objective.THROUGHPUT
         return Question(target=parse_target(self.target), objective=objective, rate=self.rate)
 
@@ -95,7 +96,7 @@ def main() -> int:
     """Tune, measure the grids, print both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--grid-seconds", type=float, default=3.0, help="of each measurement of the grid")
+    parser.add_argument("--grid-seconds", type=float, default=3.0, help="seconds of each measurement of the grid")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the servers, too
     print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}")
@@ -124,7 +125,7 @@ def run(name: str, case: Case, folder: Path, seconds: float) -> None:
     tuning = tuner.run()
     took = time.monotonic() - started
     settings = list(space.settings())
-    # The measurements of the grid are short: at a low rate, they show a lower percentile only.
+    # The measurements of the grid are short: at a low rate, they are compared by a lower percentile only.
     compared = case.question.target.comparable(int(case.rate * seconds)) if case.rate else case.question.target
     print(
         f"\nthe grid: {len(settings)} settings, compared by {compared.name}; tune: {tuning.compared.name}", flush=True
@@ -150,7 +151,7 @@ def latencies(server: LiveServer, tuning: Tuning, case: Case, settings: Sequence
 
     def measure(setting: Setting) -> None:
         assert case.rate
-        # What was predicted is the statistic by which the tuning compared settings.
+        # The prediction is of the statistic by which the tuning compared settings.
         same = server.compared == tuning.compared
         predicted = tuning.predictor.latency(setting, case.rate) if same else math.nan
         trial = server.measure(setting, case.rate, predicted, "search")
@@ -169,7 +170,7 @@ def latencies(server: LiveServer, tuning: Tuning, case: Case, settings: Sequence
 
 
 def highest_rates(server: LiveServer, tuning: Tuning, case: Case, settings: Sequence[Setting]) -> dict[Setting, float]:
-    """Return the highest rate of each setting that keeps the target at one, and may be the best."""
+    """Return the highest rate of each setting that keeps the target at one rate, and may be the best."""
     target = case.question.target
     trials: dict[Setting, list[Trial]] = {setting: [] for setting in settings}
 
@@ -203,18 +204,18 @@ def highest_rates(server: LiveServer, tuning: Tuning, case: Case, settings: Sequ
 
 
 def may_be_higher(found: Limit, highest: float, is_choice: bool) -> bool:
-    """Return whether a limit is not known within 3 %, and may be the highest, or is that of the choice."""
+    """Return whether a limit is not known within 3 %, and may be the highest or belongs to the choice."""
     wide = found.kept > 0 and found.missed > NARROW * found.kept
     return wide and (found.missed > highest or is_choice)
 
 
 def chosen(tuning: Tuning) -> Setting | None:
-    """Return the setting that was chosen."""
+    """Return the chosen setting."""
     return tuning.result.best.setting if tuning.result.best else None
 
 
 def report(tuning: Tuning, case: Case, known: dict[Setting, float], took: float) -> None:
-    """Print how far the result is from the best of the grid, and how wrong predictions were."""
+    """Print the distance of the result from the best setting of the grid, and the errors of predictions."""
     best, choice = tuning.result.best, tuning.result.chosen
     if not known or best is None or choice is None:
         print("\nno setting keeps the target")
@@ -270,7 +271,7 @@ def misses_of(trials: Sequence[Trial], setting: Setting) -> list[float]:
 
 
 def called(noise: float) -> str:
-    """Return how a difference of two measurements is called."""
+    """Return the word for a difference of two measurements."""
     return "repeatable" if noise <= 0.05 else "called noisy"
 
 

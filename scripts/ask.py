@@ -22,7 +22,7 @@ from typing import Any
 
 REST = {"inference": "http://127.0.0.1:8080", "management": "http://127.0.0.1:8081"}
 GRPC = {"inference": "127.0.0.1:7070", "management": "127.0.0.1:7071"}
-# Where each protocol has a model's metadata and predictions, over REST.
+# Paths of a model's metadata and predictions for each protocol, over REST.
 PATHS = {
     "torchserve": ("/models/{}", "/predictions/{}"),
     "kserve-v1": ("/v1/models/{}", "/v1/models/{}:predict"),
@@ -72,7 +72,7 @@ def rest_body(options: argparse.Namespace) -> tuple[str, bytes]:
 
 
 def grpc(options: argparse.Namespace, api: str) -> bytes:
-    """Return the body of the answer over gRPC, where there are no explanations."""
+    """Return the body of the answer over gRPC, which has no explanations."""
     import grpc
 
     metadata = (("authorization", f"Bearer {token(options, api)}"),)
@@ -148,7 +148,7 @@ def tensorflow_grpc(options: argparse.Namespace, send: Any) -> bytes:
 
 
 def elements(message: Any) -> list[Any]:
-    """Return the elements of a tensor, which are in the one field that repeats."""
+    """Return the elements of a tensor, which are in its only repeated field."""
     filled = [value for field, value in message.ListFields() if field.name.endswith(("_contents", "_val"))]
     return [value.decode() if isinstance(value, bytes) else value for value in (filled[0] if filled else ())]
 
@@ -159,7 +159,7 @@ def as_json(document: Any) -> bytes:
 
 
 def error_in(prediction: bytes) -> str:
-    """Return the error that an answer is: TorchServe has no status for what a handler refuses by itself."""
+    """Return the error in an answer: TorchServe has no status for requests that a handler refuses itself."""
     if not prediction.lstrip().startswith(b"{"):
         return ""
     try:
@@ -172,7 +172,7 @@ def error_in(prediction: bytes) -> str:
 
 
 def token(options: argparse.Namespace, api: str) -> str:
-    """Return the token of an API: the environment's, or the one that the server wrote into its key file."""
+    """Return the token of an API: the environment's, or that of the server's key file."""
     given = os.environ.get(f"TORCHMAR_{api.upper()}_TOKEN")
     return given or str(json.loads(options.key_file.read_text())[api]["key"])
 
@@ -190,7 +190,9 @@ def main() -> None:
     parser.add_argument("--target", help="explain this class, by label or index (REST of torchserve only)")
     parser.add_argument("--metadata", action="store_true", help="describe the model instead")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds (default: %(default)s)")
-    parser.add_argument("--address", help="of the inference API; for --metadata of torchserve of the management API")
+    parser.add_argument(
+        "--address", help="the address of the inference API; for --metadata of torchserve, of the management API"
+    )
     parser.add_argument("--key-file", type=Path, default=Path(".torchmar/key_file.json"), help="default: %(default)s")
     options = parser.parse_args()
     if bool(options.input) is options.metadata:

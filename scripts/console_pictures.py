@@ -81,7 +81,7 @@ def _send(running: Builtin, stop: threading.Event) -> None:
                 if random.random() < 0.2:
                     client.predict("topics", "The coroutine runs until the event loop is closed.")
             except TorchmarError:
-                continue  # of the worker that is killed
+                continue  # from the killed worker
 
 
 def _take(browser: Browser, url: str, address: str) -> None:

@@ -1,4 +1,4 @@
-"""Build the digits archive, serve it, register it, predict its samples and explain one."""
+"""Build the digits archive, serve it, register it, predict its samples and explain one of them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ The server runs on; `torchmar stop` ends it. To try ({folder} is the one that to
 def main() -> int:
     """Run the job; return the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/run", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave the server up and print curl lines to try")
+    parser.add_argument("--keep", action="store_true", help="leave the server running and print curl commands to try")
     parser.add_argument("--engine", choices=("builtin", "torchserve"), default=DEFAULT, help="default: %(default)s")
-    parser.add_argument("--port", type=int, help="of the inference API; the other ports change with it; default: 8080")
+    parser.add_argument(
+        "--port", type=int, help="the port of the inference API; the other ports change with it; default: 8080"
+    )
     chosen = parser.parse_args()
     try:
         return run(chosen.engine, chosen.keep, chosen.port)
     except TorchmarError as error:
-        hint = "scripts/run --port 9080 takes other ports" if isinstance(error, BindError) else error.hint
+        hint = "scripts/run --port 9080 uses other ports" if isinstance(error, BindError) else error.hint
         complain(TorchmarError(error.message, hint=hint))
         return 1
     except KeyboardInterrupt:

@@ -118,9 +118,9 @@ def bench_report_page() -> str:
 BENCH_REPORT_INTRODUCTION = """\
 `torchmar bench` writes a report as JSON; `torchmar bench compare` reads two of them.
 [bench-report.schema.json](../bench-report.schema.json) is the JSON Schema that this page is made from. Later versions
-add keys, which readers have to ignore; any other change gets another `schema` than `torchmar-bench/1`.
-[Measure](../how-to/measure.md) explains how to read a report. Times are milliseconds and seconds as the names of keys
-end in `_ms` and `_s`; the histogram has microseconds."""
+add keys, which readers must ignore; after any other change, `schema` has another value than `torchmar-bench/1`.
+[Measure](../how-to/measure.md) explains how to read a report. Times are in milliseconds or seconds, by the names of
+keys, which end in `_ms` or `_s`; the histogram is in microseconds."""
 
 
 def schema_sections(schema: Schema, title: str) -> list[str]:
@@ -142,7 +142,7 @@ def schema_sections(schema: Schema, title: str) -> list[str]:
 
 
 def _by_first_use(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """Yield the objects that a schema refers to, each after the one that refers to it first."""
+    """Yield the objects that a schema refers to, each after the first object that refers to it."""
     seen: list[str] = []
     waiting = [schema]
     while waiting:
@@ -181,7 +181,7 @@ def type_of(schema: Schema) -> str:
 
 
 def default_of(schema: Schema, required: bool) -> str:
-    """Return the default of a key; that it is required; or nothing where no value is the default."""
+    """Return the default of a key, or that it is required; empty: no value is the default."""
     if required:
         return "required"
     default = schema.get("default")
@@ -222,7 +222,7 @@ def configuration() -> str:
 
 
 def _default(field: str) -> str:
-    """Return the default of a field of the server's settings, as a configuration file writes it."""
+    """Return the default of a field of the server's settings, in the form of a configuration file."""
     default = next(known.default for known in dataclasses.fields(settings.Settings) if known.name == field)
     if default is None or default == "":
         return "none"
@@ -233,7 +233,7 @@ CONFIGURATION_INTRODUCTION = """\
 `torchmar serve` and `torchmar-serve` read TorchServe's `config.properties`. This page lists the keys that the built-in
 server uses. Keys that begin with `torchmar_` are its own.
 
-The value of a key comes from the first of these that has it:
+The value of a key is the first of these that exists:
 
 1. The variable [with the key's name](#variables), if the file has `enable_envvars_config=true`.
 2. The command line, such as `torchmar-serve --model-store ...`.
@@ -258,8 +258,8 @@ TorchServe's:
 - `TS_OPEN_INFERENCE_PROTOCOL=oip` needs no `enable_envvars_config`."""
 IGNORED_INTRODUCTION = """\
 These keys of TorchServe configure Java, its threads, or features that the built-in server does not have (workflows,
-plugins, sequences, the C++ backend). The server logs each of them once at the start. A `keystore` is refused where an
-address is https; the error has the two `openssl` commands that make a key and a certificate of it."""
+plugins, sequences, the C++ backend). The server logs each of them once at the start. A `keystore` is refused if an
+address is https; the error contains the two `openssl` commands that convert it to a key and a certificate."""
 
 
 # HTTP
@@ -295,11 +295,11 @@ HTTP_INTRODUCTION = """\
 The APIs of the built-in server, from the OpenAPI documents that it returns. `OPTIONS /` of the inference and of
 the management API returns its document, without a token; client generators read it. Paths and answers are
 TorchServe's; [Differences from TorchServe](../differences.md) lists the exceptions. Requests send a token as
-`Authorization: Bearer TOKEN` where the entry says so ([Secure a server](../how-to/secure-a-server.md))."""
+`Authorization: Bearer TOKEN` if the entry says so ([Secure a server](../how-to/secure-a-server.md))."""
 
 
 def _operations(document: Schema) -> Iterator[tuple[list[str], str, Schema]]:
-    """Yield the operations with their paths; those of a model and of one of its versions are one operation."""
+    """Yield the operations with their paths; the paths of a model and of one of its versions are one operation."""
     merged: dict[str, tuple[list[str], str, Schema]] = {}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
@@ -427,7 +427,7 @@ PUBLIC_NAMES = {
     "Write a handler": ("torchmar_handlers.base.BaseHandler", "torchmar_handlers.request.Request"),
 }
 PYTHON_INTRODUCTION = """\
-These names are the public Python API. Everything else in `torchmar` is internal and may change in any version.
+These names are the public Python API. All other names in `torchmar` are internal and may change in any version.
 
 - `import torchmar` takes milliseconds: a name is imported when it is first used. torch is not imported.
 - `torchmar.grpc` needs `pip install 'torchmar[grpc]'`, `Worker` and `run_samples` need `'torchmar[worker]'`.
@@ -444,7 +444,7 @@ PROJECT_FILES = tuple(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CHANGELO
 
 
 def project_page(file: Path) -> str:
-    """Return a file of the repository's top with links that hold in docs/project/."""
+    """Return a top-level file of the repository with links that are valid in docs/project/."""
     text = file.read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/", "](../", text)
     for other in PROJECT_FILES:

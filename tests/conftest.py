@@ -1,4 +1,4 @@
-"""Real things for the tests: weights trained on real digits, archives made of them, a real server."""
+"""Fixtures with real things: weights trained on real digits, archives with them, a real server."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from torchmar.worker.process import optional_imports
 if TYPE_CHECKING:
     from tests.support.pool_harness import PoolHarness
 
-# TorchServe's base handler, which handlers in tests have, imports OpenVINO, which takes seconds and sends statistics.
+# TorchServe's base handler, the base of handlers in tests, imports OpenVINO, which takes seconds and sends statistics.
 optional_imports.leave_out()
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests of weights load ONNX Runtime in their own process
-# Images of containers often set it; what users' processes write beside modules shall be there in tests, too.
+# Container images often set it; files that users' processes write beside modules must be written in tests, too.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
+# In a shell's background job, Ctrl-C is ignored, and processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # scripts/test --fast generates fewer examples, scripts/test the usual hundred.
 settings.register_profile("fast", max_examples=25)
 
-# Each process of pytest-xdist has ports of its own, so that none takes a port that another has found free.
+# Each process of pytest-xdist has its own ports, so that none takes a port that another has found free.
 _PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 addresses.PORTS = range(20_000 + _PROCESS % 5 * 2_000, 22_000 + _PROCESS % 5 * 2_000)
 
-# The slowest first, so that what is left at the end is short and keeps all processes of pytest-xdist busy.
+# The slowest first, so that the last tests are short and keep all processes of pytest-xdist busy.
 ORDER = ("torchserve", "server", "process", "unit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the processes that fork others once for all processes of pytest-xdist, in the one that starts these."""
-    if getattr(config.option, "numprocesses", None):  # those that it starts have none
+    """Start the processes that fork others once for all processes of pytest-xdist, in the process that starts these."""
+    if getattr(config.option, "numprocesses", None):  # the processes of pytest-xdist have none
         stack = contextlib.ExitStack()
         stack.enter_context(fork_processes())
         config.add_cleanup(stack.close)
@@ -62,10 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect tests without garbage collections, a fifth of the time: nearly all that is made stays.
+    """Collect tests without garbage collections, in four fifths of the time: nearly all objects stay.
 
-    Modules of tests import torch meanwhile, whose threads wait as briefly as in workers. What the tests start does not
-    inherit that.
+    Meanwhile, test modules import torch, whose threads wait as briefly as in workers. Processes that tests start do not
+    inherit this.
     """
     gc.disable()
     try:
@@ -78,7 +78,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what is loaded by now from garbage collections, which take a twelfth of the time otherwise."""
+    """Exclude the loaded objects from garbage collections, which otherwise take a twelfth of the time."""
     gc.collect()
     gc.freeze()
 
@@ -88,7 +88,7 @@ def folder_of(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests by their folders, and mark each by what it needs: a server, TorchServe, trained models."""
+    """Order the tests by their folders, and mark each by its needs: a server, TorchServe, trained models."""
     items.sort(key=lambda item: ORDER.index(folder_of(item)))
     for item in items:
         folder = folder_of(item)
@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fork_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have workers, servers, commands and conversions forked by processes that have loaded what they import."""
+    """Let processes that have loaded the necessary packages fork workers, servers, commands and conversions."""
     starts_workers = any(_starts_workers(item) for item in request.session.items)
     with fork_processes(*(("workers",) if starts_workers else ())):
         yield
@@ -112,7 +112,7 @@ def _fork_processes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _start_java_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have Java start quickly, if there are tests that may start TorchServe."""
+    """Make Java start quickly, if there are tests that may start TorchServe."""
     with pytest.MonkeyPatch.context() as patch:
         if any(_starts_workers(item) for item in request.session.items):
             patch.setenv(java_options.VARIABLE, java_options.java_options())
@@ -125,21 +125,21 @@ def _starts_workers(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def _start_processes_of_modules(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have workers and servers of modules with the mark ``unforked`` started as users start them."""
+    """Start workers and servers of modules with the mark ``unforked`` as users start them."""
     before = loading_variables(os.environ)
     with _started(request):
         yield
-    # Packages set variables when they are imported. All that was started after that took seconds of CPU time.
+    # Packages set variables when they are imported. Processes started after that would need seconds of CPU time.
     left = dict(loading_variables(os.environ).items() ^ before.items())
     assert not left, f"set for all tests that follow, whose processes would not be forked: {left}"
-    # What modules import stays. Measurements of load collect all garbage before they begin, which took seconds.
+    # Imported modules stay. Measurements of load collect all garbage before they begin, which would take seconds.
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _start_processes_of_tests(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have workers and servers that a test with the mark ``unforked`` starts itself started as users start them."""
+    """Start workers and servers of a test with the mark ``unforked`` as users start them."""
     with _started(request):
         yield
 
@@ -156,13 +156,13 @@ def weights() -> None:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Path:
-    """Return the digits archive, in a store of its own."""
+    """Return the digits archive, in a separate store."""
     return archive.build(DIGITS, tmp_path_factory.mktemp("store")).path
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """Return `pack_handler`, with a store of the test's own unless another is named."""
+    """Return `pack_handler`, with a store for this test unless another is given."""
 
     def build(code: str = ECHO, *, store: Path | None = None, **keys: Any) -> Path:
         return pack_handler(store or tmp_path / "store", code, **keys)
@@ -183,14 +183,14 @@ def pool_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHarne
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest) -> EngineName:
-    """Return which engine serves; a test without `on_both_engines` gets the real TorchServe."""
+    """Return the engine of the server; a test without `on_both_engines` gets the real TorchServe."""
     name: EngineName = getattr(request, "param", TorchServe.name)
     return name
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, digits: Path, engine: EngineName) -> Iterator[Engine]:
-    """Run a server with the digits loaded; its model store may be added to."""
+    """Run a server with the digits archive; tests may add to its model store."""
     folder = tmp_path_factory.mktemp("server")
     store = folder / "model_store"
     store.mkdir()

@@ -1,1 +1,1 @@
-"""Helpers of the tests: what several test modules share."""
+"""Helpers of the tests, shared by several test modules."""

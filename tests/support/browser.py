@@ -1,4 +1,4 @@
-"""A page in headless Chromium, in a process of its own: `tests/oracles/browser.py`."""
+"""A page in headless Chromium, in a separate process: `tests/oracles/browser.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates that tests make for servers of their own."""
+"""Certificates that tests make for their own servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certify(folder: Path) -> tuple[Path, Path]:
-    """Write ``key.pem`` and the ``certificate.pem`` for 127.0.0.1 that it has signed itself; return both."""
+    """Write ``key.pem`` and a self-signed ``certificate.pem`` for 127.0.0.1; return both."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "torchserve")])
     now = datetime.now(timezone.utc)

@@ -14,7 +14,7 @@ from tests.support.waiting import until
 
 
 class CollectedSpan(NamedTuple):
-    """A span as it was received; ids are hexadecimal, times in nanoseconds."""
+    """A span as it was received; ids are hexadecimal, times are in nanoseconds."""
 
     name: str
     trace_id: str
@@ -35,12 +35,12 @@ class CollectedSpan(NamedTuple):
 
 
 class Collector:
-    """Receives spans at a port of its own; a context manager.
+    """A receiver of spans at its own port; a context manager.
 
     Attributes:
-        url: what a server is configured with.
-        headers: of each request that was received.
-        status: of the responses.
+        url: address for the configuration of a server.
+        headers: headers of each received request.
+        status: status of the responses.
     """
 
     def __init__(self) -> None:
@@ -77,13 +77,13 @@ class Collector:
         self._server.server_close()
 
     def spans(self, trace_id: str = "") -> list[CollectedSpan]:
-        """Return the spans of a trace, or all, in the order of their begins."""
+        """Return the spans of a trace, or all, in the order of their beginnings."""
         return sorted(
             (span for span in list(self._spans) if trace_id in ("", span.trace_id)), key=lambda span: span.start
         )
 
     def trace(self, trace_id: str, count: int) -> dict[str, CollectedSpan]:
-        """Return the spans of a trace by their names, when there are ``count``; the server's is ``""``."""
+        """Return the spans of a trace by their names, if there are ``count``; the server's span has the name ``""``."""
         until(lambda: len(self.spans(trace_id)) >= count)
         spans = self.spans(trace_id)
         assert len(spans) == count, [span.name for span in spans]

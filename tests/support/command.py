@@ -41,7 +41,7 @@ def run_module(
 
 
 def torchmar_here(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command that starts no process and no server in the process of the test, at a tenth of the time."""
+    """Run a command that starts no process and no server in the process of the test, in a tenth of the time."""
     words = [str(argument) for argument in arguments]
     output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}

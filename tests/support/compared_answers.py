@@ -1,4 +1,4 @@
-"""Archives whose answers show what their handlers get, and requests to compare two servers with."""
+"""Archives whose answers show the input of their handlers, and requests for the comparison of two servers."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Page:
     """A session of a console, opened by its link.
 
     Attributes:
-        received: bodies and headers of all answers, to search them for what no browser should get.
+        received: bodies and headers of all answers, to search for data that no browser should get.
     """
 
     def __init__(self, link: str) -> None:
@@ -99,7 +99,7 @@ def documents(description: Mapping[str, Any], **names: str) -> Iterator[tuple[st
 
     Args:
         description: the answer to ``GET /console/api/v1``.
-        names: values of the parameters in paths; paths with others are left out.
+        names: values of the parameters in paths; paths with other parameters are omitted.
     """
     for path, operations in description["paths"].items():
         response = operations.get("get", {}).get("responses", {}).get("200", {})

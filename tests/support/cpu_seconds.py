@@ -1,7 +1,7 @@
 """CPU time of tests and of their fixtures, with all processes that they start.
 
-``python -m tests.support.cpu_seconds PYTEST ARGUMENTS`` runs pytest in one process, and prints the sums of folders, of
-modules, and of the tests and fixtures that took most. Elapsed time would tell little: most tests wait for processes,
+``python -m tests.support.cpu_seconds PYTEST ARGUMENTS`` runs pytest in one process, and prints the sums for folders,
+modules, and the tests and fixtures with the most time. Elapsed time would show little: most tests wait for processes,
 and other programs use the cores. Only on Linux.
 """
 
@@ -24,7 +24,7 @@ _SHOWN = 30
 
 
 def cpu_seconds(root: int) -> float:
-    """Return the CPU time of a process and of its descendants, those that live and those that were waited for."""
+    """Return the CPU time of a process and of its descendants, both living ones and those that were waited for."""
     ticks, pids = 0, [root]
     while pids:
         folder = Path(f"/proc/{pids.pop()}")
@@ -37,7 +37,7 @@ def cpu_seconds(root: int) -> float:
 
 
 class Meter:
-    """A plugin that attributes CPU time to what runs: a test, a fixture of its module or session, or the collection.
+    """A plugin that attributes CPU time to a test, to a fixture of a module or the session, or to the collection.
 
     Args:
         root: the process whose descendants are measured.
@@ -59,7 +59,7 @@ class Meter:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Measure a test, with its own fixtures and the end of those that no test needs any more."""
+        """Measure a test, with its own fixtures and the end of fixtures that no later test needs."""
         with self._measured(item.location[0], item.name):
             return (yield)
 
@@ -96,7 +96,7 @@ class Meter:
 
 
 def main(arguments: list[str]) -> int:
-    """Run pytest in a child process, and wait for every process that its parent has left."""
+    """Run pytest in a child process, and wait for every process whose parent has ended."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     root = os.getpid()
     pytest_process = os.fork()

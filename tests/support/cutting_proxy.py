@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections, as a network that fails in the middle of an answer."""
+"""A TCP proxy that cuts connections, like a network that fails in the middle of an answer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class CuttingProxy:
     """A proxy for one server of this machine.
 
     Attributes:
-        upstream: the port of the server.
-        cuts: numbers of bytes from the server after which connections are cut, one for each that sends as many.
-        cut: the number of connections that were cut.
-        connections: the number of all connections, also those that were refused.
-        refuses_after: bytes from the server, of all connections together, after which all are cut and none is
+        upstream: port of the server.
+        cuts: numbers of bytes from the server after which the next connections are cut, one for each connection.
+        cut: number of connections that were cut.
+        connections: number of all connections, including refused ones.
+        refuses_after: bytes from the server, of all connections together, after which all are cut and no connection is
             accepted, as if the network was down; None: no limit.
         received: bytes from the clients.
-        port: of the proxy.
+        port: port of the proxy.
     """
 
     upstream: int
@@ -72,7 +72,7 @@ class CuttingProxy:
             client.shutdown(socket.SHUT_WR)
 
     def _passed(self, sent: int, count: int) -> int:
-        """Return how many of ``count`` bytes are passed on a connection that has sent ``sent``."""
+        """Return the number of the ``count`` bytes that are passed on by a connection that has passed ``sent``."""
         with self._lock:
             if self.cuts and sent + count > self.cuts[0]:
                 self.cut += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchmar.deployment.context import DeploymentContext
 from torchmar.engines.engine import Engine
 
-# Returns its version after SECONDS; with FAIL it has broken workers, with WRONG wrong answers.
+# Returns its version after SECONDS; with FAIL its workers are broken, with WRONG its answers are wrong.
 MODEL = """
 import time
 
@@ -29,7 +29,7 @@ SAMPLES = [{"json": 1, "expect": {"right": True}}]
 
 
 def context_of(server: Engine) -> DeploymentContext:
-    """Return the context of deployments whose files lie in the run folder of a test's server."""
+    """Return the context of deployments with files in the run folder of a test's server."""
     return DeploymentContext(
         endpoint=server.server, run_folder=server.folder, model_store=server.model_store, folder=server.folder
     )

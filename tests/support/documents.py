@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 SERVER_EXAMPLES = ("InferenceClient", "ManagementClient")
 PROCESS_EXAMPLES = ("Worker", "run_samples")
 _GENERATED = (ROOT / "docs" / "reference", ROOT / "docs" / "project")
-#: The documents that people write.
+#: The documents that are written by hand.
 FILES = (
     *sorted(ROOT.glob("*.md")),
     *(file for file in sorted((ROOT / "docs").rglob("*.md")) if not set(_GENERATED) & set(file.parents)),
@@ -39,10 +39,10 @@ class Block(NamedTuple):
 
     Attributes:
         file: the document.
-        line: of its first line of code.
-        language: such as ``python``.
-        title: the name of the file that it shows; empty without one.
-        marks: of the comment ``<!-- test: run, server -->`` above it.
+        line: number of its first line of code.
+        language: language, such as ``python``.
+        title: name of the file in the block; empty: the block has no title.
+        marks: marks in the comment ``<!-- test: run, server -->`` above it.
         code: the content.
     """
 
@@ -67,7 +67,7 @@ def blocks(file: Path) -> Iterator[Block]:
 
 
 def write_project(folder: Path) -> None:
-    """Write the files of the example that the how-to pages share, as docs/how-to/package-a-model.md shows them."""
+    """Write the files of the example in all how-to pages, from docs/how-to/package-a-model.md."""
     write_titled(ROOT / "docs" / "how-to" / "package-a-model.md", folder, "archives/")
 
 
@@ -84,9 +84,9 @@ def run(block: Block, folder: Path, replacements: Mapping[str, str] | None = Non
     """Run the commands of a block in one shell, or its Python code; compare the output of commands with the shown one.
 
     Args:
-        block: of ``console`` or ``python``; a line ``...`` of output stands for any lines.
+        block: a block of ``console`` or ``python``; a line ``...`` of output matches any lines.
         folder: the current folder of the commands.
-        replacements: what replaces a text of the block, such as the port of a server.
+        replacements: replacements of texts in the block, such as the port of a server.
     """
     code = block.code
     for text, replacement in (replacements or {}).items():
@@ -111,7 +111,7 @@ def _shell(command: list[str], folder: Path, block: Block) -> str:
 
 
 def run_examples(value: Any, name: str) -> int:
-    """Run the examples in the docstrings of a module, class or function; return how many there are."""
+    """Run the examples in the docstrings of a module, class or function; return their number."""
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     report = io.StringIO()
     for test in doctest.DocTestFinder(recurse=not inspect.ismodule(value)).find(value, name, module=False, globs={}):

@@ -14,7 +14,7 @@ def environment_without(folder: Path, names: tuple[str, ...]) -> Path:
     places = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     for place in reversed(places):
         for entry in place.iterdir():
-            # Links, not a .pth: what is installed in editable mode must not come along.
+            # Links, not a .pth: packages installed in editable mode must not be included.
             left_out = entry.name.startswith(names) or entry.suffix == ".pth" or entry.name == "__pycache__"
             link = theirs / entry.name
             if not left_out and not link.is_symlink():

@@ -1,4 +1,4 @@
-"""A parser of event streams by the grammar of WHATWG HTML, section 9.2, as browsers read them."""
+"""A parser of event streams by the grammar of WHATWG HTML, section 9.2, as in browsers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Event(NamedTuple):
 
 
 def parse(chunks: Iterable[bytes]) -> Iterator[Event]:
-    """Yield each event of a stream as soon as its empty line was received; an incomplete one at the end is none."""
+    """Yield each event of a stream as soon as its empty line is received; an incomplete event at the end is dropped."""
     kind = ""
     data: list[str] = []
     for line in _lines(chunks):

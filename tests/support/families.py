@@ -8,7 +8,7 @@ import time
 
 import psutil
 
-# Children of every kind; each writes its pid to a file of its own.
+# Children of every kind; each writes its pid to a separate file.
 PARENT = """
 import json, os, subprocess, tempfile, time
 
@@ -48,7 +48,7 @@ class Handler:
 
 
 def family(answer: bytes) -> list[psutil.Process]:
-    """Return the worker and all that it has started."""
+    """Return the worker and all processes that it has started."""
     return [psutil.Process(pid) for pid in json.loads(answer).values()]
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server of one file, with range requests (RFC 9110), whose connections break where a test wants it."""
+"""An HTTP server of one file, with range requests (RFC 9110), whose connections break when a test requests it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class FileServer:
     """A server of one file.
 
     Attributes:
-        content: of the file.
-        etag: None: that of the content; empty: none is sent.
+        content: content of the file.
+        etag: entity tag; None: made from the content; empty: none is sent.
         breaks: numbers of body bytes after which the next connections break, one for each.
         ranges: whether range requests are honoured.
-        statuses: of the next responses, in place of the file.
+        statuses: status codes of the next responses, in place of the file.
         pause_s: seconds between two parts; 0: the body is sent at once.
-        part: bytes of such a part.
-        stalls: set by a test that ends; until then nothing of a body is sent; None: bodies are sent.
-        requested: the Range headers of the requests; empty where there was none.
-        address: of the server.
+        part: bytes of each part.
+        stalls: event that a test sets; until then, no byte of a body is sent; None: bodies are sent.
+        requested: Range headers of the requests; empty for a request without one.
+        address: address of the server.
     """
 
     content: bytes

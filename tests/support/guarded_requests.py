@@ -9,10 +9,10 @@ import requests
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 SQL = "7' UNION SELECT login, password FROM users-- "
-# Far from the threshold: a model that is trained on another processor gives other probabilities.
+# Far from the threshold: a model trained on another processor gives other probabilities.
 SCRIPT = "nice <script>alert(document.cookie)</script>"
 
-# What a client sends: method, path, and arguments of requests.
+# The parts of a request: method, path, and arguments of requests.
 ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sql": ("GET", "/products", {"params": {"category": "shoes", "id": SQL}}),
     "path": ("GET", "/download", {"params": {"file": "../../../../etc/shadow"}}),
@@ -42,7 +42,7 @@ def sender(port: int) -> Send:
 
 
 def check(send: Send) -> None:
-    """Send attacks and normal requests; what passes is answered with the body that was sent."""
+    """Send attacks and normal requests; the answer to a permitted request is its body."""
     for name, request in ATTACKS.items():
         response = send(*request)
         assert (response.status_code, response.text) == (403, "Forbidden\n"), name

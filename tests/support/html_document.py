@@ -1,4 +1,4 @@
-"""HTML as its elements."""
+"""The elements of an HTML document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BARE = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Document(HTMLParser):
-    """The elements of a document, which fails if they are not closed in order."""
+    """The elements of a document; parsing fails if they are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

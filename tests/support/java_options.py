@@ -13,16 +13,16 @@ from torchmar.engines import java
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
 
-VARIABLE = "JDK_JAVA_OPTIONS"  # of the program java
-# Its servers run for seconds: what the second compiler and threads of a garbage collector would gain, they never do.
+VARIABLE = "JDK_JAVA_OPTIONS"  # the variable of the program java
+# Its servers run for seconds: too short for a gain from the second compiler and threads of a garbage collector.
 _SHORT_RUN = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData"
-# The names of the world's languages and months take a sixth of the time of a start; later Javas warn of this option.
+# The names of the world's languages and months take a sixth of the start; later versions of Java warn of this option.
 _FEW_LOCALES = "-Djava.locale.providers=COMPAT"
 _LAST_WITH_FEW_LOCALES = 20
 
 
 def java_options() -> str:
-    """Return the options: the classes of TorchServe are in a file, which the first call of a machine makes."""
+    """Return the options: the classes of TorchServe are in a file, which the first call on a machine writes."""
     try:
         found = java.find()
     except TorchmarError:
@@ -39,7 +39,7 @@ def java_options() -> str:
 
 
 def _write(classes: Path, options: str) -> None:
-    """Start and stop a server that writes its classes when it ends; an empty file, if this Java cannot do that."""
+    """Start and stop a server that writes its classes when it ends; write an empty file if this Java cannot."""
     with tempfile.TemporaryDirectory(prefix="torchmar-tests-") as name:
         folder, written = Path(name), classes.with_suffix(".new")
         store = folder / "store"

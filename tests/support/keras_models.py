@@ -13,8 +13,8 @@ from typing import Any
 
 
 def make(folder: Path) -> Path:
-    """Write the models to a folder, in a process of their own; return the folder."""
-    # As conversions have it, so that it is forked by a process that has loaded Keras.
+    """Write the models to a folder, in a separate process; return the folder."""
+    # With the same variable as conversions, so that a process that has loaded Keras forks it.
     from torchmar import openmp
 
     environment = {**openmp.short_wait(os.environ), **os.environ}
@@ -38,7 +38,7 @@ def _main(folder: Path) -> None:
 
     def save(name: str, model: Any, *inputs: Any) -> None:
         for layer in model.layers:
-            # Weights as training leaves them: biases and statistics of batches are not zeros and ones.
+            # Weights as after training: biases and statistics of batches are not zeros and ones.
             layer.set_weights([one + generator.uniform(0.05, 0.3, one.shape) for one in layer.get_weights()])
         model.save(folder / name)
         if inputs:
@@ -54,7 +54,7 @@ def _main(folder: Path) -> None:
     other = layers.Activation("relu")(layers.BatchNormalization()(layers.Conv2D(8, 1)(hidden)))
     hidden = layers.GlobalAveragePooling2D()(layers.MaxPooling2D()(layers.Dropout(0.5)(layers.Add()([hidden, other]))))
     pictures = keras.Model(picture, layers.Dense(5, activation="softmax")(layers.BatchNormalization()(hidden)))
-    images = generator.integers(0, 256, (2, 16, 16, 3)).astype("float32") / 255  # as in the file of an image
+    images = generator.integers(0, 256, (2, 16, 16, 3)).astype("float32") / 255  # as from the file of an image
     save("pictures.keras", pictures, images)
     save("pictures.h5", pictures, images)
 

@@ -27,18 +27,18 @@ _REASONS = {200: "OK", 404: "Not Found", 411: "Length Required", 503: "Service U
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """The behaviour of a server; the defaults answer every request rightly after 20 ms.
+    """The behaviour of a server; the defaults answer every request correctly after 20 ms.
 
     Attributes:
         delay_s: seconds from a complete request (or a free worker) to its answer.
-        workers: how many requests are worked on at once, others wait; None: all. One worker with a delay of 20 ms
+        workers: number of simultaneous requests, others wait; None: all. One worker with a delay of 20 ms
             answers at most 50 requests a second.
-        stall_at: the prediction with which a stall begins, in which nothing is read or answered; 0: none. It is no
-            time, since on a busy machine a measurement begins long after the first prediction.
+        stall_at: the prediction at which a stall begins, in which nothing is read or answered; 0: none. It is no
+            time, because on a busy machine, a measurement begins long after the first prediction.
         stall_s: the length of the stall in seconds.
-        error_every: every so many predictions, one gets the status 503; 0: none.
-        wrong_every: every so many predictions, one gets a wrong answer with the status 200; 0: none.
-        read_bytes_per_s: how fast requests are read, on each connection; None: at once.
+        error_every: number of predictions of which one gets the status 503; 0: none.
+        wrong_every: number of predictions of which one gets a wrong answer with the status 200; 0: none.
+        read_bytes_per_s: speed of reading requests, on each connection; None: no limit.
     """
 
     delay_s: float = 0.02
@@ -51,7 +51,7 @@ class Behaviour:
 
 
 def right_answer(body: bytes) -> bytes:
-    """Return the right answer to a body, which no other body has."""
+    """Return the right answer to a body, which differs for all bodies."""
     return json.dumps({"bytes": len(body), "crc32": zlib.crc32(body)}).encode()
 
 
@@ -62,7 +62,7 @@ class KnownServer:
     address: str
 
     def counts(self) -> dict[str, int]:
-        """Return how many predictions were ``right``, ``wrong`` and ``error``, and the number of ``connections``."""
+        """Return the numbers of ``right``, ``wrong`` and ``error`` predictions, and the number of ``connections``."""
         connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=30)
         with contextlib.closing(connection):
             connection.request("GET", "/counts")
@@ -71,7 +71,7 @@ class KnownServer:
 
 @contextlib.contextmanager
 def running(behaviour: Behaviour | None = None) -> Iterator[KnownServer]:
-    """Run a server in a process of its own, so that it does not compete with its client for the interpreter."""
+    """Run a server in a separate process, so that it does not compete with its client for the interpreter."""
     document = json.dumps(dataclasses.asdict(behaviour or Behaviour()))
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.known_server", document],
@@ -105,11 +105,11 @@ class _Server:
         self._loop = asyncio.get_running_loop()
 
     def predict(self, body: bytes) -> tuple[float, int, bytes]:
-        """Return the time of the answer (of the event loop's clock), its status and its body."""
+        """Return the time of the answer (by the event loop's clock), its status and its body."""
         behaviour, now = self.behaviour, self._loop.time()
         self._predictions += 1
         if self._predictions == behaviour.stall_at:
-            # Blocks the event loop, so that connections stall as those of a stopped process do.
+            # Blocks the event loop, so that connections stall like those of a stopped process.
             self._loop.call_soon(time.sleep, behaviour.stall_s)
         start = now
         if self._free_at:
@@ -211,7 +211,7 @@ async def _serve(behaviour: Behaviour) -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if behaviour.read_bytes_per_s:
-        # Or the kernel would read megabytes ahead, and no client would notice a slow reader.
+        # Otherwise the kernel would read megabytes ahead, and no client would notice a slow reader.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     listener.bind(("127.0.0.1", 0))
     await loop.create_server(lambda: _Connection(server), sock=listener, backlog=1024)

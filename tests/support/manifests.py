@@ -1,4 +1,4 @@
-"""Strict validators of objects of Kubernetes, KServe and KubeRay: an unknown key is an error. Nothing is fetched."""
+"""Strict validators of objects of Kubernetes, KServe and KubeRay: an unknown key is an error. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SCHEMAS = Path(__file__).with_name("kserve_schemas")
 _KUBERNETES = "1.37"
 # They are read from their files for every object.
 kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of libyaml, at a tenth of the time
-# What is used of a ServiceMonitor, by hand: its schema is in no package.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of libyaml, in a tenth of the time
+# The used part of a ServiceMonitor, written by hand: its schema is in no package.
 # https://github.com/prometheus-operator/prometheus-operator/blob/main/Documentation/api-reference/api.md
 _SERVICE_MONITOR = {
     "properties": {
@@ -43,8 +43,8 @@ _SERVICE_MONITOR = {
     "required": ["apiVersion", "kind", "metadata", "spec"],
     "additionalProperties": False,
 }
-# What is used of a RayService, by hand, from its types in https://github.com/ray-project/kuberay (ray-operator/apis).
-# Templates of pods are checked as those of Kubernetes.
+# The used part of a RayService, written by hand from its types in https://github.com/ray-project/kuberay
+# (ray-operator/apis). Templates of pods are checked like those of Kubernetes.
 _STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
 _RAY_GROUP = {"rayStartParams": _STRINGS, "template": {"type": "object"}}
 _RAY_SERVICE = {
@@ -108,7 +108,7 @@ def objects(text: str) -> list[dict[str, Any]]:
     """Return the objects of a file, after a check of each.
 
     Raises:
-        Exception: one is not valid.
+        Exception: an object is not valid.
     """
     return deepcopy(_valid(text))
 
@@ -156,7 +156,7 @@ def _validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 def _closed(schema: Any) -> Any:
-    """Return a schema whose objects have no other keys than those that it lists."""
+    """Return a schema whose objects permit only the keys that it lists."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Models as MLflow's pytorch flavour saves them, made without MLflow."""
+"""Models in the format of MLflow's pytorch flavour, made without MLflow."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 Make = Callable[..., Path]
 
 
-# Loads while its marker is not there; measures what top shows as percentiles.
+# Fails to load while its marker exists; measures the metric that top shows as percentiles.
 MOODY = """
 import os, time
 from ts.metrics.metric_type_enum import MetricTypes

@@ -19,7 +19,7 @@ import requests
 from tests.oracles import python_of
 
 BUCKET = "models"
-#: Credentials that moto accepts as any others, and that make botocore ask no metadata service.
+#: Credentials that moto accepts, like any others, and with which botocore asks no metadata service.
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "secret-access-key",
@@ -30,9 +30,9 @@ S3_ENVIRONMENT = {
 }
 
 
-#: The key that Azurite documents; it is not secret.
+#: The key from Azurite's documentation; it is not secret.
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-# moto checks no signature, but that there is one.
+# moto checks no signature, but requires one.
 _SIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/aws4_request"}
 
 
@@ -102,7 +102,7 @@ def google_storage() -> Iterator[GoogleStorage]:
 
 
 class AzureStorage(Store):
-    """Azurite, with the account that it documents."""
+    """Azurite, with the account of its documentation."""
 
     def connection_string(self, port: int) -> str:
         """Return the value of AZURE_STORAGE_CONNECTION_STRING, for a port that leads to the store."""
@@ -127,7 +127,7 @@ class AzureStorage(Store):
 
 @contextlib.contextmanager
 def azure_storage() -> Iterator[AzureStorage]:
-    """Run Azurite with a container; the test is skipped where it is not installed, which npm does."""
+    """Run Azurite with a container; the test is skipped if Azurite, a package of npm, is not installed."""
     program = shutil.which("azurite-blob")
     if program is None:
         pytest.skip("there is no azurite-blob here: npm install -g azurite")

@@ -1,4 +1,4 @@
-"""A load that sends its requests when they are due, whether or not others have been answered."""
+"""A load that sends requests at their scheduled times, regardless of answers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torchmar.inference import InferenceClient
 
 
 class OpenLoop:
-    """Requests at a constant rate while the context is open; at its end all have been answered, or given up.
+    """Requests at a constant rate while the context is open; at its end, all have been answered or given up.
 
     Args:
-        server: where.
-        name: the model; its default version answers.
-        rate: requests in a second.
-        body: of each.
-        clients: how many may wait at once.
-        timeout: seconds after which an answer is not waited for any more.
-        right: whether an answer with status 200 is one that should be; default: every one is.
+        server: endpoint of the server.
+        name: name of the model, whose default version answers.
+        rate: requests a second.
+        body: body of each request.
+        clients: largest number of requests that wait at once.
+        timeout: seconds after which a request is given up.
+        right: function that returns whether an answer with status 200 is right; default: every answer is.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class OpenLoop:
 
     @property
     def answered(self) -> int:
-        """How many requests were answered as they should be."""
+        """The number of requests with a right answer."""
         return self.outcomes["200"]
 
     @property
@@ -71,7 +71,7 @@ class OpenLoop:
         return {what: count for what, count in self.outcomes.items() if what != "200"}
 
     def wait_for(self, count: int) -> None:
-        """Wait until ``count`` more requests have come to an end."""
+        """Wait until ``count`` more requests have ended."""
         target = sum(self.outcomes.values()) + count
         while sum(self.outcomes.values()) < target:
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Small models with optimised weights beside them, whose answers show which weights gave them."""
+"""Small models with optimised weights beside them, whose answers show which weights were used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 SHIFT = 4.0
-"""What the optimised weights add to the score of class 2, which no rounding could."""
+"""The difference of the optimised weights' score of class 2, larger than any rounding."""
 
 
 class ImageNet(nn.Module):
@@ -62,7 +62,7 @@ class TextNet(nn.Module):
 
 
 class Swapped(nn.Module):
-    """The same with the ids first."""
+    """The same model with the ids first."""
 
     def __init__(self, other: TextNet) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Swapped(nn.Module):
 
 
 def net(kind: type[nn.Module]) -> Any:
-    """Return a model with the same weights every time."""
+    """Return a model with the same weights in every call."""
     torch.manual_seed(0)
     return kind().eval().requires_grad_(False)
 
@@ -109,7 +109,7 @@ def save_onnx(
 
 
 def image_project(folder: Path, section: Any, **keys: Any) -> Path:
-    """Write the recipe of an image classifier with ``net.pt``; ``optimized`` beside it is packed if it is there."""
+    """Write the recipe of an image classifier with ``net.pt``; ``optimized`` beside it is packed if it exists."""
     options = {"mode": "L", "resize": None, "optimized": section, **keys.pop("options", {})}
     return _project(folder, "image_classifier", {key: value for key, value in options.items() if value}, **keys)
 
@@ -143,7 +143,7 @@ def _project(
 
 
 def image(number: int = 0) -> np.ndarray[Any, Any]:
-    """Return an image as the model takes it, ``(1, 8, 8)``."""
+    """Return an image as the model's input, ``(1, 8, 8)``."""
     return np.random.default_rng(number).standard_normal((1, 8, 8)).astype(np.float32)
 
 
@@ -155,7 +155,7 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def probabilities(model: nn.Module, array: np.ndarray[Any, Any], shift: float = 0) -> list[float]:
-    """Return what a model with a shift answers, by class."""
+    """Return the answer of a model with a shift, by class."""
     scores = model(torch.from_numpy(array)[None])[0]
     scores[2] += shift
     return [round(value, 6) for value in scores.softmax(0).tolist()]

@@ -25,12 +25,12 @@ def pack_handler(
 
     Args:
         store: a folder, which need not exist.
-        code: of the handler.
-        name: of the model.
-        version: of the model.
-        folder: with files of the recipe, and for the handler's; None: a temporary one.
-        disk: more files of the recipe, by their paths.
-        keys: more keys of the recipe.
+        code: code of the handler.
+        name: name of the model.
+        version: version of the model.
+        folder: folder of the recipe and the handler, with further files; None: a temporary folder.
+        disk: further files of the recipe, by their paths.
+        keys: further keys of the recipe.
     """
     with contextlib.ExitStack() as stack:
         source = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))

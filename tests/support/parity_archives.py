@@ -1,4 +1,4 @@
-"""Archives whose answers two engines are compared with, and the requests that each gets."""
+"""Archives whose answers from two engines are compared, and the requests for each."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from torchmar.parity.cases import JSON, TEXT, Case
 
 # All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 compares them.
 FEW = ("clinic", "digits", "guard", "iris", "page", "speech", "topics", "vit")
-SLOW = ("page",)  # seconds for an answer: its last sample, which has no image, is compared, and the requests below
-# The sample of many requests is the first: of five seconds of speech, it would take a fifth of a second of each.
+SLOW = ("page",)  # seconds for an answer: only the last sample, without an image, and the requests below are compared
+# The sample for many requests is the first: five seconds of speech would take a fifth of a second each.
 LAST = {"speech": "samples/speech.wav"}
 ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
 COMPARED = ALL if os.environ.get("TORCHMAR_ALL_ARCHIVES") else FEW
-# Get their samples and own requests only: digits, clinic, scripted and the handler of the protocol read requests alike.
+# These get only their samples and own requests: digits, clinic, scripted and the protocol's handler read requests
+# alike.
 READ_ALIKE = () if os.environ.get("TORCHMAR_ALL_ARCHIVES") else ("vit", "iris", "eager", "function")
 
 
@@ -34,7 +35,7 @@ def case(name: str, body: bytes = b"", **headers: str) -> Case:
 
 
 MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
-    # First, while the metrics of the servers are its own alone.
+    # First, while the metrics of the servers are only its own.
     "measures": (
         strange_archives.measures,
         (case("once"), case("twice"), Case("what was measured", "GET", "/metrics", api="metrics")),
@@ -81,7 +82,7 @@ def picture(name: str) -> Case:
 
 
 def line(accept: str, api: str = "predictions") -> Case:
-    """Return a request with the first line of a page, which takes a third of the time of the page."""
+    """Return a request with the first line of a page, which takes a third of the page's time."""
     content = io.BytesIO()
     with Image.open(ROOT / "archives" / "page" / "samples" / "scan.png") as page:
         page.crop((0, 0, page.width, 40)).save(content, "PNG")

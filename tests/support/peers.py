@@ -1,4 +1,4 @@
-"""A server that answers as written."""
+"""A server that sends prepared answers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Make = Callable[..., Path]
 T = TypeVar("T")
 
 
-# Does what a request names, and returns the size of the batch.
+# Does the action in a request, and returns the size of the batch.
 OBEDIENT = """
 import os, time
 
@@ -41,7 +41,7 @@ def handle(rows, context):
 
 
 class PoolHarness:
-    """A loop of its own with a fork server, and pools that are closed at the end."""
+    """A separate event loop with a fork server, and pools that are closed at the end."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -64,7 +64,7 @@ class PoolHarness:
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:
-            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine workers load for a minute
+            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine, workers load for a minute
 
         return self.loop.run_until_complete(bounded())
 

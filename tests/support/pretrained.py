@@ -1,4 +1,4 @@
-"""Archives whose weights are downloaded, which a machine without a network lacks."""
+"""Archives whose weights are downloaded, and are missing on a machine without a network."""
 
 from __future__ import annotations
 

@@ -6,14 +6,14 @@ import psutil
 
 
 def forked_by(worker: int) -> psutil.Process:
-    """Return the process that a worker is a fork of: its parent is its supervisor, whose parent that is."""
+    """Return the process that forked a worker: the parent of the worker's supervisor."""
     return psutil.Process(psutil.Process(psutil.Process(worker).ppid()).ppid())
 
 
 def kill_worker(pid: int) -> bool:
-    """Kill a process of a number that a server has reported; return whether it was there.
+    """Kill the process with a pid that a server has reported; return whether it existed.
 
-    A worker that has ended has the number -1, as on TorchServe, and to the system that is every process.
+    The pid of a worker that has ended is -1, as on TorchServe, and for the system, -1 means every process.
     """
     if pid <= 0:
         return False

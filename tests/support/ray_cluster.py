@@ -23,7 +23,7 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def sleeping(seconds: float) -> str:
-    """Return a handler that answers after some time, with the process of its worker."""
+    """Return a handler that answers after some time, with the process id of its worker."""
     return f"""
 import os, time
 
@@ -62,7 +62,7 @@ class RayCluster:
         self._command("lost")
 
     def restart_head(self) -> None:
-        """Kill the process with the state of the cluster, and start it again; its state is in a Redis."""
+        """Kill the process with the state of the cluster, and start it again; its state is in Redis."""
         self._command("head")
 
     def _command(self, line: str) -> None:
@@ -75,11 +75,12 @@ class RayCluster:
 
 @contextlib.contextmanager
 def ray_cluster(*nodes: int | Mapping[str, Any], redis: str = "") -> Iterator[RayCluster]:
-    """Run a cluster whose nodes pretend to have these numbers of CPUs, or resources as ``ray.init`` has them.
+    """Run a cluster whose nodes declare these numbers of CPUs, or resources in the form of ``ray.init``.
 
-    The head's are the first. ``redis`` is the address of a Redis that keeps the state of the head, ``HOST:PORT``.
+    The first are those of the head. ``redis`` is the address of a Redis that keeps the state of the head,
+    ``HOST:PORT``.
 
-    The test is skipped where Ray cannot be installed.
+    The test is skipped if Ray cannot be installed.
     """
     python = oracles.python_of("ray", borrows=True)
     folder = tempfile.mkdtemp(prefix="ray-")  # its sockets need a short path
@@ -114,14 +115,14 @@ def ray_cluster(*nodes: int | Mapping[str, Any], redis: str = "") -> Iterator[Ra
 
 
 def can_hide_folders() -> bool:
-    """Return whether nodes can have ``"hidden": FOLDER`` among their resources, which is empty for them then."""
+    """Return whether nodes can have the resource ``"hidden": FOLDER``, a folder that is empty for them."""
     return os.geteuid() == 0 and not subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode
 
 
 def start_front(
     cluster: RayCluster, folder: Path, store: Path, overrides: Mapping[str, str] | None = None, **keys: str
 ) -> Ray:
-    """Return a front of a cluster, to be entered, with its run folder and configuration in ``folder``."""
+    """Return a front of a cluster, as a context manager, with its run folder and configuration in ``folder``."""
     folder.mkdir(exist_ok=True)
     config = write_config(folder, torchmar_ray_address=cluster.address, **keys)
     return Ray(config, store, folder / "run", python=str(cluster.python), overrides=overrides)

@@ -58,7 +58,7 @@ class RegistryHarness:
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:
-            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine workers load for a minute
+            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine, workers load for a minute
 
         return self.loop.run_until_complete(bounded())
 
@@ -85,8 +85,8 @@ class RegistryHarness:
 
 
 def read(folder: Path, **keys: str) -> Settings:
-    gpus = int(keys.pop("number_of_gpu", 0))  # whatever this machine has
-    # Archives that the checks would refuse are what some of these tests are about.
+    gpus = int(keys.pop("number_of_gpu", 0))  # regardless of this machine's GPUs
+    # Some of these tests need archives that the checks would refuse.
     config = write_config(folder, torchmar_check_archives="false", **keys)
     settings, _ = reader.read(config, {}, model_store=str(folder / "store"))
     return replace(settings, number_of_gpu=gpus)

@@ -1,4 +1,4 @@
-"""Packages for SageMaker's PyTorch toolkit: a TorchScript model alone, functions of its own, and transform_fn."""
+"""Packages for SageMaker's PyTorch toolkit: a TorchScript model alone, with functions, and with transform_fn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Net(torch.nn.Module):
     def forward(self, values):
         return self.layer(values)
 """
-# One function with context, one whose content type has a default, and a module beside the script.
+# One function with context, one with a default content type, and a module beside the script.
 FUNCTIONS = """
 import json, os
 import torch
@@ -70,7 +70,7 @@ def transform_fn(model, data, content_type, accept, context):
 
 
 def write(folder: Path) -> dict[str, Path]:
-    """Write the content of each package to a folder of its own; return the folders by name."""
+    """Write the content of each package to a separate folder; return the folders by name."""
     torch.manual_seed(5)
     net = torch.nn.Linear(3, 2)
     packages = {name: folder / name for name in ("plain", "functions", "transform")}

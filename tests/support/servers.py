@@ -27,7 +27,7 @@ def write_config(folder: Path, **more: str) -> Path:
     return file
 
 
-#: Engines that tests of clients and of deployments are run against, by their names.
+#: The engines for tests of clients and of deployments, by name.
 ENGINES = {engine.name: engine for engine in (TorchServe, Builtin)}
 
 

@@ -1,4 +1,4 @@
-"""A server that is simulated with other times than those of the profile, and a tuning that was done on it."""
+"""A simulated server with other times than those of the profile, and a tuning on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchmar.tuning.target import Question, Target
 from torchmar.tuning.trials import Record, Trial
 
 MIB = 1 << 20
-# Seconds of a batch: fixed, for each request; and how many of two cores two threads use.
+# Seconds of a batch: fixed, for each request; and the part of two cores that two threads use.
 DECODING = (0.0005, 0.009, 1.1)
 CONVOLUTIONS = (0.004, 0.003, 1.8)
 TINY = (0.0003, 0.00005, 1.0)
@@ -47,7 +47,7 @@ def profiles(kind: tuple[float, float, float]) -> list[Profile]:
 
 
 class SimulatedServer:
-    """A server whose batches take longer than those of the profile, the more workers there are."""
+    """A server whose batches take longer than those of the profile, with the number of workers."""
 
     def __init__(self, kind: tuple[float, float, float], target: Target, *, engine: str = "builtin") -> None:
         self.truth = Predictor(profiles(kind), target, engine=engine, cores=2)
@@ -84,7 +84,7 @@ class SimulatedServer:
     def best_rate(self, space: Space) -> float:
         for setting in space.settings():
             self.correct(setting)
-        # Only what is near the best is simulated finely.
+        # Only settings near the best are simulated precisely.
         ordered = sorted(space.settings(), key=lambda setting: self.truth.highest(setting, fine=False).rate)
         return max(self.truth.highest(setting).rate for setting in ordered[-4:])
 
@@ -103,7 +103,7 @@ def search(server: SimulatedServer, space: Space, question: Question, kind: tupl
 
 
 def tuned(kind: tuple[float, float, float], question: Question, space: Space) -> Tuning:
-    """Return a tuning on the simulated server, which tests may change: it is searched once."""
+    """Return a tuning on the simulated server, which is searched once; tests may change it."""
     return copy.deepcopy(_tuned(kind, question, space))
 
 

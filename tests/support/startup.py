@@ -1,4 +1,4 @@
-"""Requests to a server that starts."""
+"""Requests to a server that is starting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import requests
 
 from torchmar import properties
 
-SECONDS = 120  # that a request may take on a busy machine
+SECONDS = 120  # seconds for a request on a busy machine
 
 
 OK = "def handle(rows, context):\n    return ['ok'] * len(rows or [])\n"

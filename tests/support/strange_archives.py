@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-# A model that does what the request names.
+# A model whose handler does the action in the request.
 MOODS = """
 import os, sys, threading, time
 import numpy, torch
@@ -180,14 +180,14 @@ def handle(rows, context):
     return globals()[body if isinstance(body, str) else bytes(body).decode()](context)
 """
 
-# The words of requests; after the last ones the worker is another process.
+# The words of requests; the last ones end the worker.
 MOOD_NAMES = tuple(
     line.split("(")[0].removeprefix("def ")
     for line in MOODS.splitlines()
     if line.startswith("def ") and "(context)" in line
 )
 
-# A model that answers all requests but one.
+# A model that answers all requests except one.
 HANGING = """
 import time
 
@@ -295,11 +295,11 @@ def write(folder: Path, name: str, files: Mapping[str, str | bytes], *, manifest
     """Write an archive as torch-model-archiver does: members deflated, a manifest with a time in it.
 
     Args:
-        folder: where it goes.
-        name: of the model and the file; the version is 1.0.
-        files: its members.
-        manifest: in place of the usual one; False is none.
-        model: more of the manifest's model: ``handler``, ``serializedFile``, ``modelFile``, ``configFile``.
+        folder: folder of the archive.
+        name: name of the model and the file; the version is 1.0.
+        files: members of the archive.
+        manifest: manifest in place of the usual one; False: no manifest.
+        model: further keys of the manifest's model: ``handler``, ``serializedFile``, ``modelFile``, ``configFile``.
     """
     path = folder / f"{name}.mar"
     usual = {
@@ -317,13 +317,13 @@ def write(folder: Path, name: str, files: Mapping[str, str | bytes], *, manifest
 
 
 def config(**keys: object) -> str:
-    """Return a ``model-config.yaml`` for one worker and small waits."""
+    """Return a ``model-config.yaml`` for one worker and short waits."""
     # JSON is YAML.
     return json.dumps({"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, **keys})
 
 
 def function(folder: Path) -> Path:
-    """A function as handler, by a name of its own."""
+    """A handler that is a function with another name."""
     return write(folder, "function", {"service.py": ECHO}, handler="service:answer")
 
 
@@ -334,7 +334,7 @@ def moods(folder: Path) -> Path:
 
 
 def hanging(folder: Path) -> Path:
-    """A model that does not answer a request in the three seconds that it has."""
+    """A model that does not answer a request within its three seconds."""
     files = {"hanging.py": HANGING, "model-config.yaml": config(responseTimeout=3)}
     return write(folder, "hanging", files, handler="hanging.py", configFile="model-config.yaml")
 
@@ -352,14 +352,14 @@ def adds(folder: Path) -> Path:
 
 
 def staged(folder: Path) -> Path:
-    """The same handler in stages, which TorchServe ignores."""
+    """The handler of `adds` in stages, which TorchServe ignores."""
     stages = {"preprocess": 1, "inference": 1, "postprocess": 1}
     files = {"adds.py": CLASS, "model-config.yaml": config(handler={"add": 2}, stages=stages)}
     return write(folder, "staged", files, handler="adds.py", configFile="model-config.yaml")
 
 
 def measures(folder: Path) -> Path:
-    """A model that measures."""
+    """A model that reports metrics."""
     return write(folder, "measures", {"measures.py": METRICS}, handler="measures.py")
 
 
@@ -398,7 +398,7 @@ def images(folder: Path) -> Path:
     return write(folder, "images", files, handler="image_classifier", serializedFile="net.pt")
 
 
-# What does not load, or not as one might think: members and the manifest's model, by name.
+# Archives that do not load, or load unexpectedly: members and the manifest's model, by name.
 BROKEN: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "absent": ({}, {"handler": "absent.py"}),
     "nameless": ({"service.py": ECHO}, {}),
@@ -423,7 +423,7 @@ def broken(folder: Path, name: str) -> Path:
     return write(folder, name, files, **model)
 
 
-# What is no archive, or hardly one: the manifest.
+# Manifests of files that are hardly archives.
 ODD_MANIFESTS: dict[str, object] = {
     "none": False,
     "void": {},

@@ -1,4 +1,4 @@
-"""``.tar.gz`` files with any members, hostile ones too."""
+"""``.tar.gz`` files with any members, including hostile ones."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torchmar.grpc.wire import inference_pb2
 
 
 def write(file: Path) -> Path:
-    """Write a FileDescriptorSet of ``inference.proto`` and what it imports; return the file."""
+    """Write a FileDescriptorSet of ``inference.proto`` and the files that it imports; return the file."""
     files = descriptor_pb2.FileDescriptorSet()
     for module in (any_pb2, empty_pb2, inference_pb2):
         module.DESCRIPTOR.CopyToProto(files.file.add())

@@ -1,4 +1,4 @@
-"""A WSGI application on a port of its own."""
+"""A WSGI application at its own port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Quiet(WSGIRequestHandler):
 
 @contextmanager
 def serving(application: Callable[..., Iterable[bytes]]) -> Iterator[int]:
-    """Serve an application on a free port, which is returned."""
+    """Serve an application on a free port; yield the port."""
     with make_server("127.0.0.1", 0, application, handler_class=_Quiet) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -15,7 +15,7 @@ import pytest
 
 
 class Frontend:
-    """TorchServe's frontend as far as it reads archives and configurations; skips where no Java compiler is."""
+    """TorchServe's frontend, for reading archives and configurations; without a Java compiler, tests are skipped."""
 
     def __init__(self) -> None:
         spec = find_spec("ts")
@@ -43,12 +43,12 @@ class Frontend:
         self._process.wait(60)
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Return the frontend's view of an archive or a configuration (``*.yaml``); ``error`` if it rejects it."""
+        """Return the frontend's result for an archive or a configuration (``*.yaml``); ``error`` if it rejects it."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
         while line := self._process.stdout.readline():
-            if line.startswith("{"):  # its own log goes there, too
+            if line.startswith("{"):  # its own log is in the output, too
                 verdict: dict[str, Any] = json.loads(line)
                 return verdict
         raise AssertionError("the judge has ended")

@@ -17,11 +17,11 @@ from pip._internal.req.constructors import install_req_from_parsed_requirement
 from pip._internal.req.req_file import parse_requirements
 from pip._internal.utils.misc import is_installable_dir
 
-_SESSION = PipSession()  # reads the certificates of the system, which takes longer than a file
+_SESSION = PipSession()  # reads the certificates of the system, which takes longer than reading a file
 
 
 def read(path: str) -> dict[str, object]:
-    """Return the names that pip would install, or its error; pip runs where the file is, as TorchServe runs it."""
+    """Return the names that pip would install, or its error; pip runs in the folder of the file, as from TorchServe."""
     os.chdir(Path(path).parent)
     scope = SearchScope.create(find_links=[], index_urls=[], no_index=False)
     collector = LinkCollector(_SESSION, scope)

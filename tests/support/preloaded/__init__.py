@@ -1,18 +1,18 @@
-"""Processes that have loaded what others import, and fork these in the tests: workers, servers, commands, conversions.
+"""Processes that have loaded common packages, and fork the workers, servers, commands and conversions of the tests.
 
-The import of torch and of TorchServe takes a worker one to four seconds of CPU time, that of its packages a command
-half a second, and the tests start more than a thousand of both. `fork_processes` starts one process that loads torch,
-one that loads the packages of the command line, one with Keras for its conversions and one with ONNX and OpenVINO for
-exports; each loads them when the first process of its kind is started. All processes of pytest-xdist share them.
-Python runs `startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours, in our fork server, in the
-built-in server, in the jobs of its console, in the processes of conversions and in `torchmar` that has the process
-forked which would run, and only passes signals and the exit status on. Commands whose results tests read are forked
-without a Python that is started (`direct`). The code that runs is the same. Its arguments, environment, working folder,
-open files, limits, process group and folders of modules are those of the process that was started; where they cannot
-be, this process runs the code itself (`server.objection` has the reasons).
+The import of torch and of TorchServe takes one to four seconds of CPU time in a worker, and that of its packages half a
+second in a command; the tests start more than a thousand of both. `fork_processes` starts one process that loads torch,
+one with the packages of the command line, one with Keras for its conversions, and one with ONNX and OpenVINO for
+exports; each loads its packages when the first process of its kind is started. All processes of pytest-xdist share
+them. Python runs `startup/sitecustomize.py` when it starts. In TorchServe's workers, in torchmar's, in its fork server,
+in the built-in server, in the jobs of its console, in the processes of conversions and in `torchmar`, this module
+requests a fork of the process, and then only passes signals and the exit status on. Commands whose results tests read
+are forked without starting a Python first (`direct`). The code that runs is the same. Its arguments, environment,
+working folder, open files, limits, process group and folders of modules are those of the started process; if this is
+not possible, the started process runs the code itself (`server.objection` has the reasons).
 
-Modules of tests with the mark ``unforked`` are about workers and servers as processes; there they are started, as
-`unforked` does for what a fixture starts.
+Test modules with the mark ``unforked`` test workers and servers as processes, which are then started; so does
+`unforked` for those of a fixture.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from torchmar import openmp
 from torchmar.worker.environment import worker_environment
 
 Kind = Literal["workers", "commands", "conversions", "exports"]
-VARIABLES = {kind: f"TORCHMAR_TESTS_{kind.upper()}" for kind in get_args(Kind)}  # have the paths of the sockets
+VARIABLES = {kind: f"TORCHMAR_TESTS_{kind.upper()}" for kind in get_args(Kind)}  # contain the paths of the sockets
 
 
 @contextlib.contextmanager
 def fork_processes(*soon: Kind) -> Iterator[None]:
-    """Have processes that are started meanwhile forked by one of their kind that has loaded what they import.
+    """While the context is open, let processes with the necessary packages fork the processes that are started.
 
-    Only on Linux, and not with the variable ``TORCHMAR_TESTS_UNFORKED``. Where the process that started this one has
-    done so already, its processes fork those of this one, too.
+    Only on Linux, and not with the variable ``TORCHMAR_TESTS_UNFORKED``. If the parent of this process has
+    called this function already, its processes also fork those of this process.
 
     Args:
-        soon: kinds that are needed: what they import is loaded at once.
+        soon: kinds whose packages are loaded at once.
     """
     if sys.platform != "linux" or "TORCHMAR_TESTS_UNFORKED" in os.environ:
         yield
@@ -61,7 +61,7 @@ def fork_processes(*soon: Kind) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unforked() -> Iterator[None]:
-    """Have workers and servers that are started meanwhile started as users start them."""
+    """While the context is open, start workers and servers as users start them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(VARIABLES["workers"], raising=False)
         yield
@@ -69,7 +69,7 @@ def unforked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _started() -> Iterator[None]:
-    """Run a process of each kind, of which this process and those that it starts know by their environment."""
+    """Run a process of each kind; this process and its children find them by environment variables."""
     startup = str(Path(__file__).with_name("startup"))
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
@@ -104,7 +104,7 @@ def _preloaded(kind: Kind) -> Iterator[str]:
 
 
 def _environment(kind: Kind, home: str) -> dict[str, str]:
-    """Return what processes of a kind are started with, as far as what they load reads it."""
+    """Return the environment of the processes of a kind, limited to variables that the loaded packages read."""
     environment = dict(os.environ)
     if kind == "workers":
         environment = worker_environment(environment)
@@ -115,5 +115,5 @@ def _environment(kind: Kind, home: str) -> dict[str, str]:
         environment["PYTHONPATH"] = str(ROOT)
     elif kind == "exports":
         environment |= {"PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    # numpy would start a thread for every core, as in our fork server.
+    # numpy would start a thread for every core, as in torchmar's fork server.
     return {**environment, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}

@@ -1,4 +1,4 @@
-"""In a process that was started to be a worker or a command: have it forked, pass signals and the exit status on."""
+"""The process that was started as a worker or a command: it requests a fork, and passes signals and exit status on."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_FORKED = ("RunWorker", "RunForkServer")  # messages of ours; others start a process that is to have loaded nothing
+_FORKED = ("RunWorker", "RunForkServer")  # torchmar's messages; processes of others must not have loaded any package
 _PASSED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run(path: str) -> None:
-    """Exit as the forked process does; return if this process is to run the code itself.
+    """Exit like the forked process; return if this process must run the code itself.
 
     Args:
-        path: of the socket of the process that forks.
+        path: path of the socket of the process that forks.
     """
     if sys.orig_argv[1].endswith("start.py") and json.loads(sys.orig_argv[2])["kind"] not in _FORKED:
         return
@@ -52,7 +52,7 @@ def _open_files() -> list[int]:
 
 
 def _is_inherited(number: int) -> bool:
-    # What Python opens itself is not inheritable; the folder that was read is closed by now.
+    # Files that Python opens itself are not inheritable; the folder that was read is closed now.
     try:
         return os.get_inheritable(number)
     except OSError:
@@ -62,14 +62,14 @@ def _is_inherited(number: int) -> bool:
 def process(
     files: list[int], arguments: list[str], environment: Mapping[str, str], folder: str, path: list[str]
 ) -> dict[str, Any]:
-    """Return what is sent of a process that is to be forked.
+    """Return the description of a process for a fork.
 
     Args:
-        files: the numbers of its open files, in the order in which they are sent.
-        arguments: those of Python.
-        environment: its variables.
-        folder: its working folder.
-        path: from where it imports modules.
+        files: numbers of its open files, in the order in which they are sent.
+        arguments: arguments of Python.
+        environment: environment variables of the process.
+        folder: working folder of the process.
+        path: folders from which it imports modules.
     """
     return {
         "arguments": arguments,
@@ -98,11 +98,11 @@ def _umask() -> int:
 
 
 def _wait(connection: socket.socket, pid: int) -> None:
-    """Pass signals to the forked process, and exit as it does."""
-    # Also what is ignored here, as SIGHUP below nohup: the forked process may have a handler of its own.
+    """Pass signals to the forked process, and exit like it."""
+    # Including ignored signals, such as SIGHUP below nohup: the forked process may have its own handler.
     for number in _PASSED:
         signal.signal(number, lambda number, _: _kill(pid, number))
-    # The files are the other process's alone, so that their other ends see it close them.
+    # Only the other process has the files now, so that their other ends see it close them.
     for file in _open_files():
         os.close(file)
     reply = json.loads(connection.recv(4096) or b"{}")

@@ -1,4 +1,4 @@
-"""Have a command forked without a Python of its own, which would only pass signals and the exit status on."""
+"""Forks of commands without a started Python, which would only pass signals and the exit status on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def run_command(
     """Return the result of ``python -m MODULE``; None: it must be started.
 
     Args:
-        module: the command.
-        arguments: those of the command, after its name.
-        cwd: its working folder.
-        environment: its variables.
+        module: module of the command.
+        arguments: arguments after the name of the command.
+        cwd: working folder of the command.
+        environment: environment variables of the command.
         timeout: seconds after which it is killed.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer.
+        subprocess.TimeoutExpired: the command took longer.
     """
     server = environment.get(VARIABLES["commands"])
     if not server:
@@ -66,7 +66,7 @@ def run_command(
 
 @functools.cache
 def _path(folders: str) -> list[str]:
-    """Return the path of modules with which Python starts, before it adds the script's folder or the working one."""
+    """Return the module path with which Python starts, before it adds the script's folder or the working folder."""
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
     environment = {**os.environ, "PYTHONPATH": folders}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
-"""Load the packages of processes of one kind, and fork the processes that clients ask for; run as a file.
+"""Load the packages of processes of one kind, and fork processes for clients; run as a file.
 
-Arguments: the kind, and the descriptor of the listening socket. It ends when its standard input is closed.
+Arguments: the kind, and the descriptor of the listening socket. The process ends when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 _IMPORTS = {
-    # What TorchServe's worker and ours import before they load a handler, what our handlers import, which come from
-    # their archives, and what torch imports to load an exported program. Without its telemetry, ONNX Runtime, which
+    # Imports of TorchServe's worker and torchmar's before they load a handler, imports of torchmar's handlers, which
+    # are in archives, and imports of torch for an exported program. Without its telemetry, ONNX Runtime, which
     # base_handler imports, starts no thread.
     "workers": (
         *("numpy", "torch", "ts.model_service_worker", "ts.service", "ts.torch_handler.base_handler"),
         *("PIL.Image", "captum.attr", "orjson", "torch._export.serde.serialize"),
     ),
-    # What the commands and the built-in server import, which have neither torch nor numpy.
+    # Imports of the commands and of torchmar's server, which use neither torch nor numpy.
     "commands": (
         *(
             "torchmar.cli.app",
@@ -51,7 +51,7 @@ _IMPORTS = {
         *("torchmar.engines.builtin", "torchmar.engines.torchserve", "torchmar.grpc", "torchmar.load.session"),
     ),
     "conversions": ("keras", "h5py", "torch.export._trace", "torch._export.serde.serialize"),
-    # What writes weights in other formats, and what compares them.
+    # Packages that write weights in other formats, and packages that compare them.
     "exports": (
         *("torch.export._trace", "torch._export.serde.serialize", "torch.onnx._internal.exporter._core"),
         *("torch.onnx._internal.exporter._onnx_program", "onnx", "onnxruntime", "onnxscript", "safetensors.torch"),
@@ -67,8 +67,8 @@ _READ_WHEN_LOADED = (
     *(("CUDA_",) if Path("/dev/nvidiactl").exists() else ()),
 )
 # Handlers set the second when they load ONNX Runtime, also in the process of a test; here it is always set. A forked
-# process is given the others: scikit-learn sets the last two for OpenMP of LLVM, which torch's wheels do not have, when
-# a test imports it, and what is started after that would not be forked.
+# process gets the others: scikit-learn sets the last two for LLVM's OpenMP, which torch's wheels do not have, when
+# a test imports it, and later processes would otherwise not be forked.
 _LEFT_OUT = (
     *("PYTHONPATH", "ORT_DISABLE_TELEMETRY", "PYTHONDONTWRITEBYTECODE"),
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
@@ -77,12 +77,12 @@ _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _HANDLERS = Path(__file__).parents[3] / "handlers" / "torchmar_handlers"
 _MAX_MESSAGE = 1 << 20
 _LARGE_PAGE = 2 << 20
-_MADV_COLLAPSE = 25  # Linux 6.1; earlier ones refuse it
-_MAX_FILES = 253  # of one message, on Linux
+_MADV_COLLAPSE = 25  # Linux 6.1; earlier versions refuse it
+_MAX_FILES = 253  # files in one message, on Linux
 
 
 def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
-    """Fork processes until standard input is closed; what they import is loaded for the first of them.
+    """Fork processes until standard input is closed; their packages are loaded for the first of them.
 
     Returns:
         In a forked process, the request; None in this process, at its end.
@@ -119,7 +119,7 @@ def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
                 elif not pid:
                     signal.set_wakeup_fd(-1)
                     for other in (listener, connection, *(connection for connection, _ in connections.values())):
-                        other.detach()  # its number is closed below, and then is that of another file
+                        other.detach()  # its number is closed below, and then belongs to another file
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     signal.signal(signal.SIGINT, signal.default_int_handler)
                     for number in request["ignored"]:
@@ -137,7 +137,7 @@ def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
             elif descriptor in connections:  # the client has ended
                 events.unregister(descriptor)
                 connection, pid = connections[descriptor]
-                os.kill(pid, signal.SIGKILL)  # it has not been waited for
+                os.kill(pid, signal.SIGKILL)  # nobody has waited for it yet
                 os.waitpid(pid, 0)
                 connection.close()
                 del connections[descriptor]
@@ -155,7 +155,7 @@ def _fork(request: dict[str, Any]) -> tuple[int, str]:
 
 
 def objection(request: dict[str, Any]) -> str:
-    """Return why a process must be started and not be forked; empty: it may be forked."""
+    """Return the reason why a process must be started and not be forked; empty: it may be forked."""
     if request["python"] != [sys.prefix, sys.version]:
         return "it is of another Python"
     limits = [list(resource.getrlimit(number)) for number in _limits()]
@@ -168,7 +168,7 @@ def objection(request: dict[str, Any]) -> str:
     if request["arguments"][0].endswith("start.py"):
         message = json.loads(request["arguments"][1])
         folders.append(message.get("model", {}).get("model_dir", ""))
-    # Nothing is imported in place of what Python itself has, such as the folder /sys where the working folder is /.
+    # No module replaces one of Python's own, such as the folder /sys if the working folder is /.
     known = sys.modules.keys() - {"sitecustomize", "__main__", *sys.builtin_module_names}
     for folder in set(folders) - {"", *sys.path}:
         with contextlib.suppress(OSError):
@@ -182,7 +182,7 @@ def objection(request: dict[str, Any]) -> str:
 
 
 def loading_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of which what is loaded may depend: processes with others are not forked."""
+    """Return the variables on which loaded packages may depend: processes with other values are not forked."""
     return {
         name: value
         for name, value in environment.items()
@@ -193,7 +193,7 @@ def loading_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _first_of_path(request: dict[str, Any]) -> str:
-    """Return the folder from which Python imports before all others: the script's without links, or the working one."""
+    """Return the first folder of Python's module path: the script's, with links resolved, or the working folder."""
     script = request["arguments"][0]
     return str(request["folder"] if script in ("-m", "-c") else Path(script).resolve().parent)
 
@@ -217,7 +217,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # the client may have been killed, which the next event of its connection shows
+    with contextlib.suppress(OSError):  # if the client was killed, the next event of its connection shows it
         connection.send(json.dumps(message).encode())
 
 
@@ -232,9 +232,9 @@ def _send_statuses(events: select.poll, connections: dict[int, tuple[socket.sock
 
 
 def become(request: dict[str, Any]) -> None:
-    """Give this process what the request's process was started with."""
+    """Give this process the properties of the request's process."""
     with contextlib.suppress(OSError):
-        os.setpgid(0, request["group"])  # not if it is of another session
+        os.setpgid(0, request["group"])  # fails if the group belongs to another session
     _move_files(request["received"], request["files"])
     _open_streams()
     os.environ.clear()
@@ -248,7 +248,7 @@ def become(request: dict[str, Any]) -> None:
     sys.path[:] = [_first_of_path(request), *request["path"]]
     importlib.invalidate_caches()
     if terminal := sys.modules.get("torchmar.cli.terminal"):
-        # Its consoles look at the environment and at the terminal when they are made; other modules have them, too.
+        # Its consoles read the environment and the terminal when they are created; other modules use them, too.
         before = dict(vars(terminal))
         for name, value in vars(importlib.reload(terminal)).items():
             if name in ("out", "lasting_out", "err"):
@@ -260,7 +260,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def _open_streams() -> None:
-    """Open standard input, output and error anew, as Python does when it starts: a terminal is flushed by lines."""
+    """Open standard input, output and error again, as Python does when it starts: a terminal is flushed by lines."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = getattr(sys, name)
         if stream.write_through:  # PYTHONUNBUFFERED
@@ -277,7 +277,7 @@ def _open_streams() -> None:
 def _move_files(received: list[int], numbers: list[int]) -> None:
     """Give files the numbers that they have in the client, and close all others."""
     least = max([*received, *numbers, 2]) + 1
-    copies = [fcntl.fcntl(file, fcntl.F_DUPFD, least) for file in received]  # out of the way of the numbers
+    copies = [fcntl.fcntl(file, fcntl.F_DUPFD, least) for file in received]  # different from all wanted numbers
     for copy, number in zip(copies, numbers, strict=True):
         os.dup2(copy, number)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
@@ -287,7 +287,7 @@ def _move_files(received: list[int], numbers: list[int]) -> None:
 
 
 def load(kind: str) -> None:
-    """Import what processes of a kind import, and keep it from garbage collections of forks."""
+    """Import the packages of processes of a kind, and exclude them from garbage collections of forks."""
     if kind == "workers":
         # TorchServe's base_handler would import it for torch.compile, which takes two seconds with OpenVINO.
         sys.modules["openvino.torch"] = None  # type: ignore[assignment]
@@ -308,7 +308,7 @@ def load(kind: str) -> None:
 
 
 def _use_large_pages() -> None:
-    """Move the memory into large pages: a fork, which copies the table of pages, takes a third of the time then."""
+    """Move the memory into large pages: a fork, which copies the table of pages, then takes a third of the time."""
     if not sys.platform.startswith("linux"):
         return
     madvise = ctypes.CDLL(None).madvise
@@ -321,7 +321,7 @@ def _use_large_pages() -> None:
 
 
 def _compile_handlers() -> None:
-    """Compile the handlers that archives carry: Python would compile the copy of each archive anew."""
+    """Compile the handlers that archives carry: otherwise, Python would compile the copy in each archive."""
     compiled = {
         file.read_bytes(): marshal.dumps(compile(file.read_bytes(), str(file), "exec", dont_inherit=True))
         for file in _HANDLERS.rglob("*.py")
@@ -338,9 +338,9 @@ def _compile_handlers() -> None:
 
 
 def run(arguments: list[str]) -> NoReturn:
-    """Run the script or the module that a process was started with, and exit as it does.
+    """Run the script or the module of a process, and exit like it.
 
-    All that Python does at the end is done, but for the destruction of every object that was loaded.
+    All steps of Python's end are run, except the destruction of the loaded objects.
     """
     sys.modules["__main__"] = module = ModuleType("__main__")
     try:

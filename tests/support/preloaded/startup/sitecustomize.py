@@ -1,4 +1,4 @@
-"""Python imports this module when it starts: have the process forked by one that has loaded what it imports.
+"""Python imports this module when it starts: it requests a fork from a process that has loaded the packages.
 
 See the package ``tests.support.preloaded``.
 """
@@ -8,22 +8,22 @@ import sys
 
 
 def _kind() -> str:
-    """Return the kind of this process; empty if none is forked."""
+    """Return the kind of this process; empty: it is not forked."""
     first, second, *_ = (*sys.orig_argv[1:], "", "")
     if first.endswith(("/ts/model_service_worker.py", "/torchmar/worker/start.py")):
         return "WORKERS"
-    # These are processes of their own where workers are.
+    # These are separate processes if workers are.
     if first == "-m" and second in ("torchmar.server", "torchmar.deployment.job"):
         return "COMMANDS" if "TORCHMAR_TESTS_WORKERS" in os.environ else ""
     if (first == "-m" and second == "torchmar") or first.endswith("/bin/torchmar"):
-        # Tests look for the processes that it starts, unless it ends at once.
+        # Tests search the processes that it starts, unless it ends at once.
         serves = "serve" in sys.orig_argv[2:4] and "--detach" not in sys.orig_argv
         return "" if serves else "COMMANDS"
     if first == "-m" and second in ("torchmar.cli.archiver", "model_archiver.model_packaging"):
         return "COMMANDS"
     if first == "-m" and second in ("torchmar.worker", "torchmar.optimizing.process"):
         return "WORKERS"
-    if first == "-c" and second.startswith("import torch, ts."):  # the doctor's, which imports what a worker does
+    if first == "-c" and second.startswith("import torch, ts."):  # the doctor's, with the packages of a worker
         return "WORKERS"
     if first.endswith("/tests/support/keras_models.py"):
         return "CONVERSIONS"
@@ -34,7 +34,7 @@ def _kind() -> str:
 
 
 if (_kind_of_this := _kind()) and (_path := os.environ.get(f"TORCHMAR_TESTS_{_kind_of_this}")):
-    # Not by the name of its package, of which the process is to see nothing, and without pathlib, which takes time.
+    # Not by the name of its package, which the process must not see, and without pathlib, which takes time.
     from importlib.util import module_from_spec, spec_from_file_location
 
     _spec = spec_from_file_location("_torchmar_tests_client", f"{__file__.rpartition('/startup/')[0]}/client.py")
