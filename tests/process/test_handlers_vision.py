@@ -207,15 +207,16 @@ def scene(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize(
-    ("width", "height", "scale"), [(640, 480, 1), (1023, 1100, 1), (1024, 1100, 2), (2100, 2061, 4), (4096, 5001, 8)]
+    ("width", "height", "side", "scale"),
+    [(640, 480, 256, 1), (1023, 1100, 256, 1), (1024, 1100, 256, 2), (1050, 1031, 128, 4), (2048, 2501, 128, 8)],
 )
 def test_a_large_jpeg_is_decoded_at_a_scale_if_configured(
-    width: int, height: int, scale: int, upright: bool, monkeypatch: pytest.MonkeyPatch
+    width: int, height: int, side: int, scale: int, upright: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exif = Image.Exif()
     exif[274] = 6 if upright else 1
     content = saved(scene(width, height), "JPEG", quality=90, exif=exif)
-    geometry = Geometry(256, (224, 224))
+    geometry = Geometry(side, (side * 7 // 8, side * 7 // 8))
     scaled = Reader("RGB", MANY, exif=True, resized=geometry.resized)
     whole, original = Reader("RGB", MANY, exif=True).read(content)
     pixels, its_original = scaled.read(content)

@@ -52,7 +52,9 @@ def until_up(server: Builtin) -> None:
         time.sleep(0.05)
 
 
-def test_children_and_daemons_end_with_their_worker_however_it_ends(server: Builtin, archive: Path) -> None:
+def test_children_and_daemons_end_with_their_worker_however_it_ends_and_are_reaped(
+    server: Builtin, archive: Path
+) -> None:
     def end_supervisor(worker: psutil.Process) -> None:
         psutil.Process(worker.ppid()).kill()
 
@@ -67,6 +69,12 @@ def test_children_and_daemons_end_with_their_worker_however_it_ends(server: Buil
         psutil.Process(forked_by(worker.pid).ppid()).kill()
 
     server.load(archive)
+    processes = ask(server)
+    supervisor = psutil.Process(processes[0].ppid())
+    # The child that was to end at once has, and was reaped by who has adopted it.
+    while {child.pid for child in supervisor.children()} - {process.pid for process in processes}:
+        time.sleep(0.05)
+    assert ask(server) == processes
     for end in (lambda worker: worker.kill(), end_supervisor, end_both, end_parent, end_supervisor_of_parent):
         until_up(server)
         processes = ask(server)
@@ -81,17 +89,6 @@ def test_children_and_daemons_end_with_their_worker_however_it_ends(server: Buil
     processes = ask(server)
     server.management.unregister("parent")
     assert all_end(processes)
-
-
-def test_a_daemon_ends_with_its_worker_and_ended_processes_are_reaped(server: Builtin, archive: Path) -> None:
-    server.load(archive)
-    processes = ask(server)
-    supervisor = psutil.Process(processes[0].ppid())
-    # The child that was to end at once has, and was reaped by who has adopted it.
-    while {child.pid for child in supervisor.children()} - {process.pid for process in processes}:
-        time.sleep(0.05)
-    assert ask(server) == processes
-    assert all(map(runs, processes))
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "killed with its group"])
