@@ -167,30 +167,46 @@ def test_a_script_that_a_module_of_python_hides_keeps_the_model_from_loading(mak
     assert "the script platform.py has the name of a module of Python" in raised.value.traceback
 
 
-@pytest.mark.oracle
-@pytest.mark.parametrize("name", ["plain", "functions", "transform"])
-def test_answers_are_those_of_the_toolkit(workers: dict[str, Worker], packages: dict[str, Path], name: str) -> None:
+def _requests() -> list[dict[str, str]]:
     accepts = (JSON, CSV, NPY, "*/*", "text/html,text/csv", "image/png")
     bodies = {**BODIES, "text/plain": b"1 2.5 -3", "image/png": b"x", f"{NPY} ": npy(ROWS, "float64")}
     more = [(JSON, b'{"values": [[1, 2, 3]]}'), (JSON, b"[1, 2, 3]"), (CSV, b"1,2,3"), (JSON, b"true"), (CSV, b"a,b,c")]
     sent = [(kind.strip(), body) for kind, body in bodies.items()] + more
-    requests = [
+    return [
         {"body": base64.b64encode(body).decode(), "content_type": kind, "accept": accept}
         for kind, body in sent
         for accept in accepts
     ]
+
+
+COMPARED = ("plain", "functions", "transform")
+REQUESTS = _requests()
+
+
+@pytest.fixture(scope="module")
+def of_the_toolkit(packages: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """Return the toolkit's answers to `REQUESTS` by the name of the package, of one process that loads torch."""
+    script = Path(oracles.__file__).with_name("sagemaker_toolkit.py")
     ran = subprocess.run(
-        [oracles.python_of("sagemaker"), Path(oracles.__file__).with_name("sagemaker_toolkit.py"), packages[name]],
-        input=json.dumps(requests),
+        [oracles.python_of("sagemaker"), script, *(packages[name] for name in COMPARED)],
+        input=json.dumps(REQUESTS),
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "TORCH": str(Path(torch.__file__).parents[1])},
     )
-    assert "answers:" in ran.stdout, ran.stdout + ran.stderr
-    answers = json.loads(ran.stdout.rpartition("answers:")[2])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    lines = [line.partition("answers:")[2] for line in ran.stdout.splitlines() if "answers:" in line]
+    return dict(zip(COMPARED, map(json.loads, lines), strict=True))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", COMPARED)
+def test_answers_are_those_of_the_toolkit(
+    workers: dict[str, Worker], of_the_toolkit: dict[str, list[dict[str, Any]]], name: str
+) -> None:
     compared = 0
-    for request, theirs in zip(requests, answers, strict=True):
+    for request, theirs in zip(REQUESTS, of_the_toolkit[name], strict=True):
         body = base64.b64decode(request["body"])
         ours = ask(workers[name], body, request["content_type"], request["accept"])
         expected = base64.b64decode(theirs["body"])
