@@ -185,16 +185,16 @@ def test_promote_makes_a_version_the_default_only_with_evidence(server: TorchSer
     for version, seconds in (("1.0", 0.02), ("2.0", 0.02), ("3.0", 0.2)):
         make(code(seconds), name="m", version=version, samples=SAMPLES, store=server.model_store)
         server.management.register(f"m-{version}.mar", initial_workers=1)
-    requests = server.folder.parent / "requests"
-    requests.mkdir()
+    inputs = server.folder.parent / "inputs"
+    inputs.mkdir()
     for number in range(4):
-        (requests / f"{number}.json").write_text(str(number))
+        (inputs / f"{number}.json").write_text(str(number))
     judge = server.folder.parent / "judge.py"
     judge.write_text(
         "import json\n\ndef right(old, new):\n"
         "    return json.loads(old.body)['right'] == json.loads(new.body)['right']\n"
     )
-    how: tuple[object, ...] = ("--against-current", "--requests", "requests", "--repeat", 5)
+    how: tuple[object, ...] = ("--against-current", "--requests", "inputs", "--repeat", 5)
     # Far from what is measured: on a busy machine, the rest of a request takes as long as the model.
     strict, lenient = ("--max-regression", "10%"), ("--max-regression", "1000%")
     ran = torchmar(server, "promote", "m", "2.0", *how, *lenient, code=1)
