@@ -175,7 +175,7 @@ def test_logs_are_filtered_by_model_and_followed(server: TorchServe, prices: Pat
     assert "; there are lines of digits 1.0, " in silent
     assert "has no logs" in torchmar("logs", "--run-folder", "here", cwd=tmp_path, code=1).stderr
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "torchmar", "logs", "prices", "-f", "-n", "1", *map(str, where)],
+        [sys.executable, "-m", "torchmar", "logs", "prices", "-f", "-n", "1", *map(str, where)],
         cwd=tmp_path, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout
@@ -412,7 +412,7 @@ def test_servers_that_start_at_once_in_one_folder_do_not_disturb_each_other(tmp_
 
 
 def test_a_server_that_is_stopped_while_it_loads_is_no_models_fault(tmp_path: Path, make: Make) -> None:
-    make("import time\n\ndef handle(rows, context):\n    time.sleep(15)\n", store=tmp_path / "model_store")
+    make("import time\n\ndef handle(rows, context):\n    time.sleep(6)\n", store=tmp_path / "model_store")
     write_config(tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-m", "torchmar", "serve"], cwd=tmp_path, stderr=subprocess.PIPE, text=True

@@ -26,7 +26,7 @@ from torchmar.engines.engine import Engine
 from torchmar.exchange import content_type
 
 SEED = 20
-OPERATIONS = 15  # on each engine
+OPERATIONS = 10  # on each engine
 SEVEN = SAMPLES / "seven.png"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from torchmar import gpus
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.package_versions import installed_version
+from torchmar.worker.environment import worker_environment
 
 _SECONDS = 60
 _PROBE = "import json, torch; print(json.dumps([torch.version.cuda, torch.cuda.is_available()]))"
@@ -66,7 +68,13 @@ def _torch(found: list[Gpu]) -> Iterator[Finding]:
     if not (torch := installed_version("torch")):
         return  # the check of Python reports it
     try:
-        ran = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_SECONDS)
+        ran = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env=worker_environment(os.environ),
+        )
         cuda, available = json.loads(ran.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         return  # the check of Python reports it

@@ -21,9 +21,12 @@ def _kind() -> str:
         return "" if serves else "COMMANDS"
     if first == "-m" and second in ("torchmar.cli.archiver", "model_archiver.model_packaging"):
         return "COMMANDS"
+    if first.endswith("/scripts/pipeline.py"):
+        return "COMMANDS"
     if first == "-m" and second in ("torchmar.worker", "torchmar.optimizing.process"):
         return "WORKERS"
-    if first == "-c" and second.startswith("import torch, ts."):  # the doctor's, with the packages of a worker
+    # The doctor's, with the packages of a worker.
+    if first == "-c" and second.startswith(("import torch, ts.", "import json, torch;")):
         return "WORKERS"
     if first.endswith("/tests/support/keras_models.py"):
         return "CONVERSIONS"
