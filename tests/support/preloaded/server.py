@@ -12,9 +12,10 @@ import contextlib
 import ctypes
 import fcntl
 import gc
-import importlib
+import importlib.util
 import json
 import marshal
+import mimetypes
 import os
 import resource
 import runpy
@@ -23,6 +24,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from importlib._bootstrap_external import SourceLoader, _compile_bytecode  # type: ignore[attr-defined]
 from pathlib import Path
@@ -49,6 +51,9 @@ _IMPORTS = {
         *("rich.live", "rich.progress", "rich.table", "uvloop", "torchmar.server.app"),
         *("torchmar.checks", "torchmar.deployment.planning", "torchmar.deployment.executor", "torchmar.diagnosis"),
         *("torchmar.engines.builtin", "torchmar.engines.torchserve", "torchmar.grpc", "torchmar.load.session"),
+        *("torchmar.server.grpc.listener", "torchmar.server.grpc.reflection", "torchmar.archive.building"),
+        *("torchmar.cli.up_to_date", "torchmar.cli.findings", "torchmar.model_archiver.packaging"),
+        *("typer._adapters", "rich._emoji_codes", "argparse", "encodings.utf_8_sig"),
     ),
     "conversions": ("keras", "h5py", "torch.export._trace", "torch._export.serde.serialize"),
     # Packages that write weights in other formats, and packages that compare them.
@@ -75,6 +80,7 @@ _LEFT_OUT = (
 )
 _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _HANDLERS = Path(__file__).parents[3] / "handlers" / "torchmar_handlers"
+_WORKER, _PROCESS = "_torchmar_worker", Path(__file__).parents[3] / "torchmar" / "worker" / "process"
 _MAX_MESSAGE = 1 << 20
 _LARGE_PAGE = 2 << 20
 _MADV_COLLAPSE = 25  # Linux 6.1; earlier versions refuse it
@@ -300,8 +306,11 @@ def load(kind: str) -> None:
             raise RuntimeError(f"{name} has started a thread, which forks would not have")
     if "PIL.Image" in sys.modules:
         sys.modules["PIL.Image"].init()  # loads the readers of all formats
+        mimetypes.init()  # reads files of the system
     if kind == "workers":
+        _import_worker()
         _compile_handlers()
+        _run_torchscript()
     gc.collect()
     gc.freeze()
     _use_large_pages()
@@ -320,6 +329,18 @@ def _use_large_pages() -> None:
                 madvise(ctypes.c_void_p(page), ctypes.c_size_t(_LARGE_PAGE), _MADV_COLLAPSE)
 
 
+def _import_worker() -> None:
+    """Import the modules of worker processes under the name under which `start.py` then finds them."""
+    spec = importlib.util.spec_from_file_location(
+        _WORKER, _PROCESS / "__init__.py", submodule_search_locations=[str(_PROCESS)]
+    )
+    assert spec
+    assert spec.loader
+    sys.modules[_WORKER] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    importlib.import_module(f"{_WORKER}.main")
+
+
 def _compile_handlers() -> None:
     """Compile the handlers that archives carry: otherwise, Python would compile the copy in each archive."""
     compiled = {
@@ -335,6 +356,16 @@ def _compile_handlers() -> None:
         return _compile_bytecode(code, None, None, path)  # as from a file below __pycache__
 
     SourceLoader.source_to_code = source_to_code  # type: ignore[method-assign, assignment]
+
+
+def _run_torchscript() -> None:
+    """Run a model in TorchScript: the first one sets the compiler up, a third of the time of loading a small model."""
+    torch = sys.modules["torch"]
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        model = torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+        for _ in range(2):  # the second time it is optimised
+            model(torch.zeros(1, 1))
 
 
 def run(arguments: list[str]) -> NoReturn:
