@@ -48,13 +48,13 @@ def test_links_lead_to_headings() -> None:
 
 
 def test_every_code_has_one_severity() -> None:
-    table = TEXT.partition("## What decides\n")[2].partition("\n## ")[0]
+    table = TEXT.partition("## Deciding programs\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (MAR.*?) \| .+? \| .+? \|$", table, re.MULTILINE)
     assert sorted(code for row in rows for code in row.split(", ")) == [code.name for code in Code]
 
 
 def test_the_severity_names_the_servers_on_which_a_code_is_an_error() -> None:
-    table = TEXT.partition("## What decides\n")[2].partition("\n## ")[0]
+    table = TEXT.partition("## Deciding programs\n")[2].partition("\n## ")[0]
     for codes, errors in re.findall(r"^\| (MAR.*?) \| .+? \| (.+?) \|$", table, re.MULTILINE):
         for code in codes.split(", "):
             assert (Code[code].severities == "warning") == (errors.startswith("never") or code == "MAR310"), code
