@@ -79,7 +79,6 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_finish() -> None:
     """Exclude the loaded objects from garbage collections, which otherwise take a twelfth of the time."""
-    gc.collect()
     gc.freeze()
 
 
