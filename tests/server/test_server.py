@@ -74,7 +74,7 @@ def server(tmp_path: Path) -> Iterator[Builtin]:
 
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builtin]:
-    """Run a server that outlives what tests do to it."""
+    """Run a server that outlives what tests do to it, but for the last one."""
     with serving(tmp_path_factory.mktemp("lasting")) as running:
         yield running
 
@@ -149,27 +149,6 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(lasting: 
     log = (lasting.folder / "logs" / "server.log").read_text()
     for process in killed:
         assert f"the fork server (process {process.pid}) has ended by signal 9; it is restarted" in log
-
-
-def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -> None:
-    everybody, statuses = family(pid(server)), []
-    process, port = everybody[0], server.properties.addresses()[0].port
-
-    def ask() -> None:
-        statuses.append(InferenceClient(server.server, timeout=30).request("m", request_of(0.4)).status)
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    # Three requests have reached the server: a connection for each is open.
-    while sum(each.laddr.port == port and bool(each.raddr) for each in process.net_connections()) < 3:
-        time.sleep(0.02)
-    process.terminate()
-    for thread in threads:
-        thread.join()
-    assert statuses == [200, 200, 200]
-    _, alive = psutil.wait_procs(everybody, timeout=20)
-    assert alive == []
 
 
 def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure(lasting: Builtin, make: Make) -> None:
@@ -254,3 +233,25 @@ def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure
     assert state[0] <= files + 8
     assert state[1] <= children + 4  # a model process or a worker, with its supervisor each, may be on their way
     assert psutil.Process(pid(lasting)).memory_info().rss < memory + (50 << 20)
+
+
+# It is the last test of this server, which it ends.
+def test_a_server_answers_the_requests_it_has_before_it_stops(lasting: Builtin) -> None:
+    everybody, statuses = family(pid(lasting)), []
+    process, port = everybody[0], lasting.properties.addresses()[0].port
+
+    def ask() -> None:
+        statuses.append(InferenceClient(lasting.server, timeout=30).request("m", request_of(0.4)).status)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    # Three requests have reached the server: a connection for each is open.
+    while sum(each.laddr.port == port and bool(each.raddr) for each in process.net_connections()) < 3:
+        time.sleep(0.02)
+    process.terminate()
+    for thread in threads:
+        thread.join()
+    assert statuses == [200, 200, 200]
+    _, alive = psutil.wait_procs(everybody, timeout=20)
+    assert alive == []
