@@ -20,6 +20,7 @@ import requests
 from tests.support.command import torchmar
 from tests.support.environments import environment_without
 from tests.support.paths import DIGITS, ROOT, SAMPLES
+from tests.support.preloaded import environment_of_started
 from tests.support.servers import on_both_engines, write_config
 from torchmar.connection import Endpoint
 from torchmar.engines import EngineName
@@ -262,6 +263,7 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     process = subprocess.Popen(
         [sys.executable, "-m", "torchmar", "serve", "--model-store", "store", "--engine", engine],
         cwd=tmp_path,
+        env=environment_of_started(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -353,7 +355,10 @@ def test_scripts_run_names_its_flag_where_a_port_is_in_use(tmp_path: Path, weigh
 def test_ctrl_c_while_the_server_starts_leaves_no_process(tmp_path: Path, digits: Path) -> None:
     write_config(tmp_path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "torchmar", "serve", "--model-store", digits.parent], cwd=tmp_path, text=True
+        [sys.executable, "-m", "torchmar", "serve", "--model-store", digits.parent],
+        cwd=tmp_path,
+        env=environment_of_started(),
+        text=True,
     )
     while not (children := psutil.Process(process.pid).children(recursive=True)):
         assert process.poll() is None

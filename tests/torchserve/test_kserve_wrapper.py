@@ -22,6 +22,7 @@ import requests
 
 from tests import oracles
 from tests.support import torchserve_messages
+from tests.support.preloaded import environment_of_started
 from tests.support.waiting import until
 from torchmar.engines import java
 from torchmar.engines.addresses import free_ports
@@ -93,7 +94,7 @@ def both(folder: Path, store: Path, protocol: str) -> Iterator[tuple[Side, Side]
     }
     config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     environment = {
-        **os.environ,
+        **environment_of_started(),
         "JAVA_HOME": str(java.find().executable.parent.parent),
         "TMPDIR": str(folder),
         "TEMP": str(folder),

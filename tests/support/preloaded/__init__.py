@@ -59,6 +59,11 @@ def fork_processes(*soon: Kind) -> Iterator[None]:
         yield
 
 
+def environment_of_started() -> dict[str, str]:
+    """Return the variables with which a command is started, and the processes that it starts are its children."""
+    return {name: value for name, value in os.environ.items() if name != VARIABLES["commands"]}
+
+
 @contextlib.contextmanager
 def unforked() -> Iterator[None]:
     """While the context is open, start workers and servers as users start them."""

@@ -16,9 +16,7 @@ def _kind() -> str:
     if first == "-m" and second in ("torchmar.server", "torchmar.deployment.job"):
         return "COMMANDS" if "TORCHMAR_TESTS_WORKERS" in os.environ else ""
     if (first == "-m" and second == "torchmar") or first.endswith("/bin/torchmar"):
-        # Tests search the processes that it starts, unless it ends at once.
-        serves = "serve" in sys.orig_argv[2:4] and "--detach" not in sys.orig_argv
-        return "" if serves else "COMMANDS"
+        return "COMMANDS"
     if first == "-m" and second in ("torchmar.cli.archiver", "model_archiver.model_packaging"):
         return "COMMANDS"
     if first.endswith("/scripts/pipeline.py"):
