@@ -349,7 +349,7 @@ def test_scripts_run_names_its_flag_where_a_port_is_in_use(tmp_path: Path, weigh
         command = [sys.executable, ROOT / "scripts" / "pipeline.py"]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 1
-    assert "scripts/run --port 9080 takes other ports" in ran.stderr
+    assert "scripts/run --port 9080 uses other ports" in ran.stderr
 
 
 def test_ctrl_c_while_the_server_starts_leaves_no_process(tmp_path: Path, digits: Path) -> None:
