@@ -20,9 +20,9 @@ _WAITING = (*SHORT_WAIT, "OMP_WAIT_POLICY")
 def short_wait(environment: Mapping[str, str]) -> Mapping[str, str]:
     """Return variables for a short active wait; empty if the environment has settings for waits.
 
-    OpenMP threads that have finished their part of an operator wait actively for the others. If one of these has lost
-    its core to another program, or shares a core with a waiting thread, the wait lasts until the system switches: it
-    costs milliseconds for each operator in place of microseconds. A short active wait keeps most of the gain on a quiet
-    machine.
+    OpenMP threads that have finished their part of an operator wait actively for the others. If another thread has lost
+    its core to another program, or shares a core with a waiting thread, the wait lasts until the system switches
+    threads: it takes milliseconds instead of microseconds for each operator. A short active wait keeps most of the gain
+    on a machine without other load.
     """
     return {} if any(name in environment for name in _WAITING) else SHORT_WAIT

@@ -1,4 +1,4 @@
-"""A version's application of Ray Serve: its content is packed, and it is deployed, changed and deleted."""
+"""A version's application of Ray Serve: its packed content, its deployment, changes and deletion."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.workers.pool_options import PoolOptions
 from torchmar.server_config import Replica
 
-_ROOM_SECONDS = 10.0  # that resources of replicas that have just ended may take to be free
+_ROOM_SECONDS = 10.0  # limit of the time until resources of ended replicas are free
 _ROOM_PAUSE_SECONDS = 0.5
 _UNLIMITED = 1 << 30  # requests that a replica accepts: its fronts have the limit
 
 
 class Application:
-    """An application, and the packed content of its archive. It is changed by one call at a time.
+    """An application, and the packed content of its archive; only one call at a time changes it.
 
     Args:
-        session: the cluster.
-        options: the configuration of the version.
+        session: connection to the cluster.
+        options: configuration of the version.
         packages: the folder with packages of the archive; None: it has none.
-        own_venv: whether its workers run in an environment of its own.
+        own_venv: whether its workers run in a separate environment.
         settings: the server's configuration.
-        folder: for the packed content.
-        key: of its replicas in the directory.
+        folder: folder for the packed content.
+        key: key of its replicas in the directory.
 
     Attributes:
-        name: Ray Serve's name of it.
-        key: of its replicas in the directory.
-        needs: what a node keeps free for each replica.
-        deployed: whether it should be one of Ray Serve's.
+        name: name of the application in Ray Serve.
+        key: key of its replicas in the directory.
+        needs: resources that a node reserves for each replica.
+        deployed: whether the application should exist in Ray Serve.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Application:
 
     @property
     def packed_file(self) -> Path | None:
-        """The file of the packed content; None: it was not needed yet."""
+        """The file of the packed content; None: it has not been needed yet."""
         return Path(self._content.path) if self._content else None
 
     def attach(self, packed: PackedContent, content: NodeContent) -> None:
-        """Take over this front's copy of a content that another front has packed, packed and extracted."""
+        """Use this front's copy of a content from another front, packed and extracted."""
         self._content, self._node_content = packed, content
 
     async def pack(self) -> PackedContent:
-        """Return the packed content, which is packed if it is not yet."""
+        """Return the packed content; it is packed in the first call."""
         async with self._packing:
             if self._content is None:
                 target = self._folder / f"{secrets.token_hex(8)}.tar"
@@ -85,7 +85,7 @@ class Application:
         return self._content
 
     async def wait_for_room(self, count: int) -> str:
-        """Return why there is no room for so many more replicas now; empty: there is, perhaps after a few seconds."""
+        """Return the reason why there is no room for this number of further replicas; empty: there is room."""
         deadline = time.monotonic() + _ROOM_SECONDS
         while True:
             nodes = await self._session.run(self._session.nodes, free=True)
@@ -98,12 +98,12 @@ class Application:
         """Deploy the application, or change the number of its replicas.
 
         Args:
-            content: its packed content.
-            least: replicas.
-            most: replicas; more than ``least``: Ray Serve chooses their number.
+            content: packed content of the archive.
+            least: smallest number of replicas.
+            most: largest number of replicas; if it is above ``least``, Ray Serve chooses the number.
 
         Raises:
-            Exception: Ray has many, also of its own processes that end.
+            Exception: Ray raises many kinds, also when its own processes end.
         """
         options, settings = self._options, self._settings
         spec = ReplicaSpec(
@@ -135,7 +135,7 @@ class Application:
         """Remove the packed content, and delete the application.
 
         Args:
-            owned: whether it is this front's own; otherwise another front deletes it.
+            owned: whether this front has deployed it; otherwise another front deletes it.
         """
         deployed, self.deployed = self.deployed, False
         if deployed and owned:
@@ -149,7 +149,7 @@ class Application:
 
 
 def needs(options: PoolOptions, settings: Settings) -> Resources:
-    """Return what a node keeps free for a replica: as its archive says, or else the configuration."""
+    """Return the resources that a node reserves for a replica: those of its archive, or else of the configuration."""
     own = options.replica or Replica()
     return Resources(
         cpus=settings.ray_cpus * _processes(options) if own.cpus is None else own.cpus,

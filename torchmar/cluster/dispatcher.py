@@ -20,9 +20,9 @@ from torchmar.server.workers.job_queue import JobQueue
 from torchmar.server.workers.jobs import Job
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions
 
-BATCHES = 2  # that a replica has of a front at once: one runs, the next one fills
-_TRIES = 5  # to run a request whose replica ends
-_CHECK_SECONDS = 0.1  # between checks of deadlines
+BATCHES = 2  # batches of a front at a replica: one runs, the next one fills
+_TRIES = 5  # attempts to run a request whose replica ends
+_CHECK_SECONDS = 0.1  # seconds between checks of deadlines
 
 
 class DispatcherOwner(Protocol):
@@ -30,27 +30,27 @@ class DispatcherOwner(Protocol):
 
     @property
     def failure(self) -> str:
-        """Why there are too few replicas; empty: there are enough, or they are being loaded."""
+        """The reason why there are too few replicas; empty: there are enough, or they are being loaded."""
 
     def on_link(self, link: ReplicaLink) -> None:
-        """Note that a replica accepts requests, or does not any more, or cannot be reached (``problem``)."""
+        """Handle a replica that accepts requests, no longer accepts them, or cannot be reached (``problem``)."""
 
     def on_idle(self) -> None:
-        """Note that no request waits or is run."""
+        """Handle the event that no request waits or is run."""
 
 
 class Dispatcher:
-    """Requests that wait, and connections to the replicas that run them.
+    """The waiting requests, and connections to the replicas that run requests.
 
     Args:
-        options: the configuration.
+        options: configuration of the version.
         observer: callbacks for events.
         node_id: Ray's id of this front's node.
-        owner: callbacks.
+        owner: pool of this dispatcher.
 
     Attributes:
-        links: to replicas, by Ray Serve's names of them.
-        batch_times: of replicas, measured since a request had a deadline; None: none had.
+        links: connections to replicas, by Ray Serve's names of the replicas.
+        batch_times: times of batches on replicas, measured since a request had a deadline; None: none had one.
     """
 
     def __init__(self, options: PoolOptions, observer: PoolObserver, node_id: str, owner: DispatcherOwner) -> None:
@@ -76,7 +76,7 @@ class Dispatcher:
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait for a worker: those beyond a batch for each ready one."""
+        """The number of requests that wait for a worker: those beyond one batch for each ready replica."""
         return max(0, self._running - self.ready * self._options.batch_size)
 
     @property
@@ -85,10 +85,10 @@ class Dispatcher:
         return self._running > 0
 
     def connect(self, replicas: Mapping[str, ReplicaState]) -> None:
-        """Connect to replicas that are new, and close the connections to those that are gone.
+        """Connect to new replicas, and close the connections to replicas that no longer exist.
 
         Args:
-            replicas: all that there are, by Ray Serve's names of them.
+            replicas: all existing replicas, by Ray Serve's names.
         """
         for replica in replicas.values():
             if replica.endpoint and replica.id not in self.links and not self._closed:
@@ -100,11 +100,11 @@ class Dispatcher:
             self._balancer.remove(link)
 
     def admit(self, kind: str, deadline: float | None) -> None:
-        """Check whether a request that arrives now can be run, where there should be replicas.
+        """Check whether a request that arrives now can be run, if there should be replicas.
 
         Args:
-            kind: of the batch that it would be in.
-            deadline: of its reply, by `time.monotonic`; None: it has none.
+            kind: kind of the batch for the request.
+            deadline: deadline of its reply, by `time.monotonic`; None: it has none.
 
         Raises:
             DeadlineError: 503; the deadline cannot be met.
@@ -125,12 +125,12 @@ class Dispatcher:
         self._schedule()
 
     def fail_unless_ready(self) -> None:
-        """Reply to requests that wait while no replica loads: the next one may fail, too."""
+        """Reply to waiting requests if no replica loads: the next replica may fail, too."""
         if not self.ready:
             self._queue.fail_all(unavailable.does_not_load(self._options))
 
     def fail_waiting(self) -> None:
-        """Reply to requests that wait: there will be no replica."""
+        """Reply to waiting requests: there will be no replica."""
         self._queue.fail_all(unavailable.no_worker(self._options))
 
     def close(self) -> None:
@@ -145,10 +145,11 @@ class Dispatcher:
         self.links.clear()
 
     def _seconds_until_reply(self, kind: str) -> float:
-        """Return in how many seconds a request that arrives now will nearly always have its reply.
+        """Return the seconds in which a request that arrives now will nearly always have its reply.
 
-        0 if it need not wait, and while there are no measurements, as in `torchmar.server.workers.pool.Pool`. Requests
-        of other fronts are part of the measured times; each replica checks deadlines again, with all that it has.
+        The result is 0 if it need not wait, or if there are no measurements, as in `torchmar.server.workers.pool.Pool`.
+        Requests of other fronts are part of the measured times; each replica checks deadlines again, with all of its
+        requests.
         """
         times = self.batch_times
         if times is None:
@@ -168,7 +169,7 @@ class Dispatcher:
         return times.seconds_until_reply(kind, waiting, busy, size) if busy else 0.0
 
     def _schedule(self) -> None:
-        """Dispatch at the end of this turn of the loop: requests that arrive together share a frame."""
+        """Dispatch at the end of this iteration of the loop: requests that arrive together share a frame."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
@@ -183,7 +184,7 @@ class Dispatcher:
             self._owner.on_idle()
 
     def _check(self) -> None:
-        """Reply to expired requests, and look after the connections."""
+        """Reply to expired requests, and check the connections."""
         self._queue.remove_expired()
         if self._queue and self._owner.failure:
             self.fail_unless_ready()
@@ -218,7 +219,7 @@ class Dispatcher:
                 job.reply_error(ApiError(500, "InternalServerException", "Worker died."))  # TorchServe's text
             elif not job.cancelled:
                 repeated.append(job)
-        # Nearly always the replica has ended for another reason than a request, which ends only its worker.
+        # In nearly all cases, the replica has ended for another reason than a request, which ends only its worker.
         self._queue.put_back(repeated, isolated=False)
         name, version = self._options.name, self._options.version
         if not link.draining:

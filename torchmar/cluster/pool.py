@@ -1,4 +1,4 @@
-"""The pool of a version whose workers are replicas of Ray Serve: sets their number, and restores it."""
+"""The pool of a version whose workers are replicas of Ray Serve; it sets and restores their number."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from torchmar.server.workers.jobs import Job
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
 from torchmar.worker.process.messages import ModelDescription
 
-_MISSING_SECONDS = 30.0  # that a replica may take to announce itself; it has its resources already
+_MISSING_SECONDS = 30.0  # limit of the time until a replica announces itself, when it has its resources
 
 
 class ClusterPool:
-    """A version's application of Ray Serve, its replicas, and the requests that they run.
+    """A version's application of Ray Serve, its replicas, and their requests.
 
     Args:
-        session: the cluster.
-        options: the configuration.
+        session: connection to the cluster.
+        options: configuration of the version.
         observer: callbacks for events.
         packages: the folder with packages of the archive; None: it has none.
-        own_venv: whether its workers run in an environment of its own.
+        own_venv: whether its workers run in a separate environment.
         settings: the server's configuration.
-        folder: for the packed content.
-        key: of a pool whose replicas another front has deployed; empty: it is this front's own.
+        folder: folder for the packed content.
+        key: key of a pool whose replicas another front has deployed; empty: this front deploys them.
 
     Attributes:
-        key: of its replicas in the directory.
+        key: key of its replicas in the directory.
         owned: whether this front deploys, scales and deletes the replicas.
-        min_workers: how many replicas there should be.
-        max_workers: how many there may be.
+        min_workers: wanted number of replicas.
+        max_workers: largest permitted number of replicas.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ClusterPool:
         self._application = Application(session, options, packages, own_venv, settings, folder, self.key)
         self._dispatcher = Dispatcher(options, observer, session.node_id, self)
         self._states = ReplicaStates(options, observer, self._dispatcher.links, self._dispatcher.fail_unless_ready)
-        self._missing_since = 0.0  # by `time.monotonic`; 0: there are as many replicas as there should be
+        self._missing_since = 0.0  # by `time.monotonic`; 0: no replicas are missing
         self._closed = False
         self._changed = asyncio.Event()
         self._deploying = asyncio.Lock()  # while the application is changed
@@ -84,13 +84,13 @@ class ClusterPool:
 
     @property
     def failure(self) -> str:
-        """Why there are too few replicas: the traceback of the last that failed, what nodes lack, or a silent head."""
+        """The reason for missing replicas: the traceback of the last failure, missing resources, or a silent head."""
         missing = self.ready < self.min_workers
         return self._states.failure or self._states.shortage or (self._session.head.problem if missing else "")
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait for a worker: those beyond a batch for each ready one."""
+        """The number of requests that wait for a worker: those beyond one batch for each ready replica."""
         return self._dispatcher.pending
 
     @property
@@ -100,12 +100,12 @@ class ClusterPool:
 
     @property
     def description(self) -> ModelDescription:
-        """The tensors of the handler; empty until it has loaded once."""
+        """The tensors of the handler; empty until a replica has loaded it."""
         return self._states.description
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """A value that changes with the number of replicas and the state of each."""
+        """A value that changes with the number of replicas and with the state of each."""
         return self.min_workers, self.max_workers, *self._states.signature
 
     def workers(self) -> list[WorkerInfo]:
@@ -127,7 +127,7 @@ class ClusterPool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: as `admit`.
+            ApiError: for the reasons of `admit`.
         """
         self.admit(job.batch_kind, job.deadline)
         self.enqueue(job)
@@ -161,13 +161,13 @@ class ClusterPool:
     # Replicas.
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
-        """Set the number of replicas; return whether there are as many as ``min_workers`` with the model.
+        """Set the number of replicas; return whether at least ``min_workers`` of them have loaded the model.
 
-        The result is False as soon as one has failed to load, or no node has room for it now; ``failure`` has the
+        The result is False as soon as a replica has failed to load, or no node has room for it now; ``failure`` has the
         reason.
 
         Raises:
-            ApiError: 507, the cluster never has room for as many; the replicas that there are stay.
+            ApiError: 507, the cluster never has room for this number; the existing replicas stay.
         """
         before = self.min_workers, self.max_workers
         self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
@@ -191,10 +191,10 @@ class ClusterPool:
             try:
                 full = await self._application.wait_for_room(min_workers - len(self._states))
                 content = await self._application.pack()
-                # Another call may have changed the number of replicas since.
+                # Another call may have changed the number of replicas meanwhile.
                 await self._application.deploy(content, self.min_workers, self.max_workers)
                 self._missing_since = 0.0
-            except Exception as error:  # Ray has many, also of its own processes that end
+            except Exception as error:  # Ray raises many kinds, also when its own processes end
                 self._states.set_failure(error.message if isinstance(error, TorchmarError) else repr(error))
                 return False
         if full:
@@ -211,7 +211,7 @@ class ClusterPool:
         return not self.failure and self.ready >= self.min_workers > 0
 
     def update(self, replicas: list[ReplicaState]) -> None:
-        """Take what the directory lists; replicas that are connected stay, also while it does not know them."""
+        """Update the replicas from the directory; connected replicas are kept, even if it does not list them."""
         self._states.update(replicas)
         self._dispatcher.connect(self._states.by_id)
         self._changed.set()
@@ -223,15 +223,16 @@ class ClusterPool:
 
     @property
     def deployed(self) -> bool:
-        """Whether its application should be one of Ray Serve's."""
+        """Whether the application should exist in Ray Serve."""
         return self._application.deployed and not self._deploying.locked()
 
     def check(self, nodes: Mapping[str, Resources], applications: Mapping[str, str]) -> None:
-        """Record why replicas are missing; deploy again what could not be deployed.
+        """Record why replicas are missing; repeat a deployment that failed.
 
         Args:
-            nodes: what they have free, by their names.
-            applications: of Ray Serve, each with why its replicas cannot be started; empty: they can.
+            nodes: free resources of the nodes, by their names.
+            applications: applications of Ray Serve, each with the reason why its replicas cannot be started; empty:
+                they can be.
         """
         states, application = self._states, self._application
         missing = self.missing
@@ -252,7 +253,7 @@ class ClusterPool:
         """Deploy the application again if another program has deleted it.
 
         Args:
-            applications: of Ray Serve, listed while this one was `deployed`.
+            applications: applications of Ray Serve, listed while this pool was `deployed`.
         """
         if self.owned and self.missing and self.deployed and self._application.name not in applications:
             text = "another program has deleted its application of Ray Serve; it is deployed again"
@@ -260,7 +261,7 @@ class ClusterPool:
             self._tasks.start(self._deploy_again())
 
     async def _deploy_again(self) -> None:
-        with contextlib.suppress(ApiError):  # it is recorded
+        with contextlib.suppress(ApiError):  # the error is recorded
             await self.scale(self.min_workers, self.max_workers)
 
     async def described(self) -> None:
@@ -268,7 +269,7 @@ class ClusterPool:
         await self._wait_for(lambda: self.description or self.failure or self._closed or not self.min_workers)
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until no request waits or is run, at most ``seconds``; return whether that is so."""
+        """Wait until no request waits or is run, at most ``seconds``; return whether this is the case."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wait_for(lambda: not self.busy), seconds)
         return not self.busy
@@ -287,15 +288,15 @@ class ClusterPool:
 
     @property
     def packed_file(self) -> Path | None:
-        """The file of the packed content; None: it was not needed yet."""
+        """The file of the packed content; None: it has not been needed yet."""
         return self._application.packed_file
 
     def attach(self, packed: PackedContent, content: NodeContent) -> None:
-        """Take over this front's copy of a content that another front has packed, packed and extracted."""
+        """Use this front's copy of a content from another front, packed and extracted."""
         self._application.attach(packed, content)
 
     async def pack(self) -> PackedContent:
-        """Return the packed content, which is packed if it is not yet."""
+        """Return the packed content; it is packed in the first call."""
         return await self._application.pack()
 
     async def _wait_for(self, condition: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""The state of a version's replicas: what the directory lists for them, and why there are too few."""
+"""The state of a version's replicas: their entries in the directory, and the reason why there are too few."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torchmar.worker.process.messages import ModelDescription
 
 
 class ReplicaStates:
-    """The replicas that have announced themselves, and the failure of the last that failed.
+    """The replicas that have announced themselves, and the last failure of a replica.
 
     Args:
-        options: the configuration.
-        observer: callbacks for replicas that have loaded the model, or could not.
-        links: to replicas, by Ray Serve's names of them.
-        on_failure: called whenever there is another reason why there are too few replicas.
+        options: configuration of the version.
+        observer: callbacks for replicas that have loaded the model, or failed to load it.
+        links: connections to replicas, by Ray Serve's names of the replicas.
+        on_failure: callback for each new reason why there are too few replicas.
 
     Attributes:
-        by_id: the replicas, by Ray Serve's names of them.
-        description: of the handler's tensors; empty until one has loaded.
+        by_id: replicas by Ray Serve's names.
+        description: description of the handler's tensors; empty until a replica has loaded it.
     """
 
     def __init__(
@@ -37,20 +37,20 @@ class ReplicaStates:
         self.by_id: dict[str, ReplicaState] = {}
         self.description: ModelDescription = {}
         self._options, self._observer, self._links, self._on_failure = options, observer, links, on_failure
-        self._failure = ""  # of a replica, or of its deployment; empty since one has loaded
-        self._shortage = ""  # why nodes have no room for a replica
+        self._failure = ""  # of a replica, or of its deployment; empty after a replica has loaded
+        self._shortage = ""  # reason why nodes have no room for a replica
 
     def __len__(self) -> int:
         return len(self.by_id)
 
     @property
     def failure(self) -> str:
-        """The traceback of the last replica that failed, or why none can be started; empty since one has loaded."""
+        """The traceback of the last failed replica, or the reason why none can start; empty after one has loaded."""
         return self._failure
 
     @property
     def shortage(self) -> str:
-        """Why nodes have no room for a replica; empty: they have."""
+        """The reason why nodes have no room for a replica; empty: they have room."""
         return self._shortage
 
     @property
@@ -84,14 +84,14 @@ class ReplicaStates:
         return stages
 
     def _state_of(self, replica: ReplicaState) -> State:
-        """Return the state of a replica; one that is loaded and not connected to is still LOADING."""
+        """Return the state of a replica; a loaded replica without a connection is still LOADING."""
         link = self._links.get(replica.id)
         if link and link.connected:
             return "READY" if link.ready else "UNLOADING"
         return "LOADING" if replica.state == "READY" else replica.state
 
     def update(self, replicas: Sequence[ReplicaState]) -> None:
-        """Take what the directory lists; replicas that are connected stay, also while it does not know them."""
+        """Update the replicas from the directory; connected replicas are kept, even if it does not list them."""
         known = self.by_id
         connected = {key: state for key, state in known.items() if key in self._links and self._links[key].connected}
         self.by_id = {**connected, **{replica.id: replica for replica in replicas}}
@@ -109,7 +109,7 @@ class ReplicaStates:
                 self._observer.on_load(name, version, replica.id, replica.load_seconds)
 
     def set_failure(self, reason: str) -> None:
-        """Record why there are too few replicas."""
+        """Record the reason why there are too few replicas."""
         if reason and reason != self._failure:
             self._log(logging.ERROR, reason)
         if reason:
@@ -117,12 +117,12 @@ class ReplicaStates:
             self._on_failure()
 
     def clear_failure(self) -> None:
-        """Record that a replica runs the model, or that it is deployed anew."""
+        """Record that a replica runs the model, or that it is deployed again."""
         self._failure = ""
 
     def set_shortage(self, reason: str) -> None:
-        """Record why nodes have no room for a replica; empty: they have."""
-        if bool(reason) != bool(self._shortage):  # not each time when the numbers change
+        """Record the reason why nodes have no room for a replica; empty: they have room."""
+        if bool(reason) != bool(self._shortage):  # not for each change of the numbers
             self._log(logging.ERROR, reason) if reason else self._log(logging.INFO, "there is room for its replicas")
         self._shortage = reason
         if reason:

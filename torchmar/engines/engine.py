@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _WATCH_SECONDS = 3.0
-_DYING_SECONDS = 10.0  # from the end of listening until the process has ended
-# Values of keys that the configuration does not have.
+_DYING_SECONDS = 10.0  # limit of the time between the end of listening and the end of the process
+# Values of keys that are not in the configuration.
 _DEFAULTS = {
     **properties.DEFAULTS,
     "disable_token_authorization": "false",
     "metrics_mode": "prometheus",
     "model_metrics_auto_detect": "true",  # metrics of handlers
-    # KServe's v2 protocol over gRPC, beside TorchServe's own; over REST it is always on.
+    # KServe's v2 protocol over gRPC, in addition to TorchServe's own; over REST it is always available.
     "ts_open_inference_protocol": "true",
 }
 
@@ -53,12 +53,12 @@ class Engine(ABC):
     """A server that runs while the context is open.
 
     Args:
-        config: the server's ``config.properties``; None: the one of the working directory, if there is one.
+        config: the server's ``config.properties``; None: that of the working directory, if it exists.
         model_store: the folder with the archives.
         run_folder: the folder for the server's key file, logs and effective configuration. Each
             server needs its own run folder and its own ports.
         python: the interpreter of the workers, and of the built-in server.
-        port: the inference API's port in place of the configuration's; all other ports are shifted by the same
+        port: port of the inference API, in place of the configuration's; all other ports are shifted by the same
             distance.
         host: the inference API's host in place of the configuration's; the management API's host does not change.
         metrics_host: the metrics API's host in place of the configuration's.
@@ -66,14 +66,14 @@ class Engine(ABC):
 
     Raises:
         EngineError: a program or package is missing, a port is out of range, or the server did not start.
-        BindError: an address is in use; nothing was started.
+        BindError: an address is in use; no process was started.
     """
 
     name: ClassVar[EngineName]
     stopped: ClassVar[tuple[int, ...]]
     """The exit codes after a stop by signal."""
     start_seconds: ClassVar[float] = START_SECONDS
-    """The longest time from its start to its first answer."""
+    """The longest time from a start to the first answer."""
 
     def __init__(
         self,
@@ -118,11 +118,11 @@ class Engine(ABC):
 
     @classmethod
     def own_keys(cls, command: str, head: str | None = None) -> dict[str, str]:
-        """Return keys of ``config.properties`` for a server that a command starts for itself.
+        """Return keys of ``config.properties`` for a server that a command starts for its own use.
 
         Args:
-            command: its name.
-            head: the address of the head of a cluster; None: that of the configuration, or a cluster of this machine
+            command: name of the command.
+            head: address of the head of a cluster; None: that of the configuration, or a cluster of this machine
                 alone.
         """
         return {}
@@ -137,7 +137,7 @@ class Engine(ABC):
         """Find the programs and packages that the server needs.
 
         Raises:
-            EngineError: one is missing.
+            EngineError: a program or package is missing.
         """
 
     @abstractmethod
@@ -173,17 +173,17 @@ class Engine(ABC):
         """Wait until the server is stopped.
 
         Args:
-            on_failure: called when the workers of a model begin to crash-loop, which the server itself only logs.
+            on_failure: callback when the workers of a model begin to crash-loop, which the server itself only logs.
 
         Raises:
-            EngineError: the server ended by itself.
+            EngineError: the server ended without a stop.
         """
-        tracebacks: dict[tuple[str, str], str] = {}  # of the reported failures
+        tracebacks: dict[tuple[str, str], str] = {}  # tracebacks of the reported failures
         while (code := self._ended(_WATCH_SECONDS)) is None:
             if on_failure:
                 failures = self.failures()
                 for key, failure in failures.items():
-                    # A failure without a traceback is reported again once the log has one.
+                    # A failure without a traceback is reported again when the log has one.
                     if key not in tracebacks or (failure.traceback and not tracebacks[key]):
                         on_failure(failure)
                 tracebacks = {key: failure.traceback or tracebacks.get(key, "") for key, failure in failures.items()}
@@ -195,7 +195,7 @@ class Engine(ABC):
         return self._loader.failures()
 
     def worker_traceback(self, name: str, version: str) -> str:
-        """Return the last traceback that a worker of a model has logged, as Python prints it; empty if none."""
+        """Return the last traceback that a worker of a model has logged, as Python prints it; empty: none."""
         return worker_log.traceback_since(self.folder, name, version)
 
     def _start(self) -> None:
@@ -208,7 +208,7 @@ class Engine(ABC):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder):
-                self._check_not_running()  # it may have been started since
+                self._check_not_running()  # a server may have been started meanwhile
                 self._launch()
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -233,13 +233,13 @@ class Engine(ABC):
     def _launch(self) -> None:
         if killed := ServerRecord.killed(self.folder):
             killed.stop()  # its workers may still run
-        # Files of an earlier server must not be taken for this one's.
+        # Files of an earlier server must not be mistaken for those of this server.
         (self.folder / KEY_FILE).unlink(missing_ok=True)
         logs = self.folder / "logs"
         for entry in logs.iterdir() if logs.is_dir() and not logs.is_symlink() else ():
             if entry.name != "config":  # snapshots of this or of earlier runs
                 shutil.rmtree(entry, ignore_errors=True) if _is_folder(entry) else entry.unlink()
-        # TorchServe names its workers' sockets by port number alone: in a shared folder two servers would collide.
+        # TorchServe names its workers' sockets only by port number: two servers in a shared folder would collide.
         temporary = Path(tempfile.mkdtemp(prefix="torchmar-"))
         self._cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
         config = self.folder / "config.properties"
@@ -253,11 +253,11 @@ class Engine(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C reaches this process only, which stops the server.
+                # Ctrl-C reaches only this process, which stops the server.
                 start_new_session=True,
             )
             running = ServerRecord.of(self._process.pid, self.folder, temporary, self.name, mark=mark)
-            self._cleanup.callback(self._process.wait)  # runs after the next one: a child must be waited for
+            self._cleanup.callback(self._process.wait)  # runs after the next: a child must be waited for
             self._cleanup.callback(running.stop)
             running.save()
 
@@ -271,7 +271,7 @@ class Engine(ABC):
         values["model_store"] = str(self.model_store)
         for key, value in _DEFAULTS.items():
             values.setdefault(key, value)
-        # Archives in the store are registered by file name; without this the server would fetch any URL.
+        # Archives in the store are registered by file name; without this value, the server would fetch any URL.
         values.setdefault("allowed_urls", f"{self.model_store.as_uri()}/.*")
         return values
 

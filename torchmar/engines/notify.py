@@ -11,7 +11,7 @@ def notify(state: str) -> None:
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return
-    # An @ stands for the zero byte at the start of Linux' abstract names.
+    # @ represents the zero byte at the start of Linux' abstract names.
     address = f"\0{path[1:]}" if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
         try:

@@ -12,31 +12,31 @@ from torchmar.tuning.system_model import FINE_REQUESTS, Correction, SystemModel
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
 
-_REFIT = 0.2  # relative error of a prediction beyond which the model is corrected
+_REFIT = 0.2  # relative error of a prediction above which the model is corrected
 _MOST_SCALE = 4.0
-_NEAR_CAPACITY = 0.75  # of the capacity
+_NEAR_CAPACITY = 0.75  # share of the capacity
 _LEAST_EFFICIENCY = 0.4
-_COMMON = 0.5  # of the time of a request; what takes more of it than this explains what a trial shows
-_MOST_FITTED = 4  # other trials near the capacity that are fitted with one
-_MOST_ERROR = 8.0  # times the measured latency; a larger error counts as this one
-_KEPT_UP = 0.97  # of the capacity, at the most, is a rate that a server keeps up with
+_COMMON = 0.5  # share of a request's time: a larger part of it is the explanation of a trial's result
+_MOST_FITTED = 4  # other trials near the capacity in one fit
+_MOST_ERROR = 8.0  # multiple of the measured latency; a larger error counts as this one
+_KEPT_UP = 0.97  # largest share of the capacity at which a server keeps up
 
 
 class Calibration:
-    """The correction of a model by trials.
+    """The correction of a model with trials.
 
     Args:
-        model: is changed.
-        target: whose statistic the trials have measured.
+        model: model to change.
+        target: target whose statistic the trials have measured.
     """
 
     def __init__(self, model: SystemModel, target: Target) -> None:
         self._model, self._target = model, target
         self._near: dict[tuple[int, int, int, int, bool], list[Trial]] = {}  # trials near the capacity, by layout
-        self._timed_at = 0.0  # the rate at which server's and client's times were measured
+        self._timed_at = 0.0  # the rate at which the server's and the client's times were measured
 
     def calibrate(self, trial: Trial) -> None:
-        """Take the server's and the client's own time of a request from a trial, then the rest from its latency."""
+        """Derive the server's and the client's own time of a request from a trial, then the rest from its latency."""
         self._take_times(trial)
         self._model.step_shares = trial.before_share, trial.after_share
         self._model.latency_offset = 0.0
@@ -46,10 +46,10 @@ class Calibration:
         self.refit(trial, always=True)
 
     def refit(self, trial: Trial, *, always: bool = False) -> bool:
-        """Correct the predictions of settings with the same workers and threads, if the trial's was wrong.
+        """Correct the predictions of settings with the same workers and threads, if that of the trial was wrong.
 
         Returns:
-            Whether they were corrected.
+            Whether predictions were corrected.
         """
         if trial.memory:
             self._model.measured_memory[trial.setting.processes] = trial.memory
@@ -67,15 +67,16 @@ class Calibration:
         if trial.rate > self._timed_at:
             self._take_times(trial)
         if trial.rate > _KEPT_UP * capacity(self._model.system(trial.setting)):
-            # An overloaded server answered fewer than it can: what it keeps up with is below its capacity.
+            # An overloaded server answered fewer requests than it can: the rate at which it keeps up is below its
+            # capacity.
             shown = trial.rate / (_KEPT_UP * capacity(self._model.system(trial.setting)))
             self._model.efficiency = min(1.0, self._model.efficiency * shown)
         before = self._model.tail(trial.setting, trial.rate)
         correction = self._fitted([(trial, trial.median)], 50.0, 0.0, requests)
         if trial.rate > _NEAR_CAPACITY * capacity(self._model.system(trial.setting)):
-            # There, a little more time is much more latency: it explains the whole of it.
+            # In this case, a little more time causes much more latency, and explains it completely.
             tail = min(max(0.0, before), 0.5 * trial.latency)
-            # There, latency differs much from one measurement to the next: all that are near are fitted together.
+            # In this case, latency differs much between measurements: all trials near the capacity are fitted together.
             others = [each for each in self._near.get(trial.setting.layout, []) if each is not trial]
             wanted = [
                 (each, max(each.latency - tail, each.latency / 2))
@@ -93,10 +94,10 @@ class Calibration:
         return True
 
     def _take_times(self, trial: Trial) -> None:
-        """Take the server's and the client's own time of a request from a trial.
+        """Derive the server's and the client's own time of a request from a trial.
 
-        Both fall with the rate, because several requests are handled at a time: those of the highest rate hold where
-        the limits are.
+        Both decrease with the rate, because several requests are handled at a time: the times at the highest rate apply
+        near the limits.
         """
         self._timed_at = trial.rate
         if trial.loop is not None:
@@ -107,14 +108,14 @@ class Calibration:
     def _fitted(
         self, wanted: Sequence[tuple[Trial, float]], percent: float | None, tail: float, requests: int
     ) -> Correction:
-        """Return the correction with which simulated statistics are the wanted ones, and use it from now on.
+        """Return the correction that makes simulated statistics equal the wanted ones, and use it from now on.
 
         Args:
-            wanted: trials of the same workers and threads, and the seconds of each; the simulated ones are as much
+            wanted: trials of the same workers and threads, with the seconds of each; the simulated ones are as far
                 above as below them, in logarithms.
             percent: the percentile; None: the mean.
-            tail: of the correction.
-            requests: that are simulated.
+            tail: tail of the correction.
+            requests: number of requests to simulate.
         """
         layout = wanted[0][0].setting.layout
 
@@ -137,8 +138,8 @@ class Calibration:
     def _saturate(self, trial: Trial) -> None:
         """Make the throughput of a trial the capacity of its setting.
 
-        The times of batches are those of its workers and threads alone. The cores that server and clients need are
-        common to all settings; the larger their part of a request is, the more the trial says about them.
+        The times of batches apply only to its workers and threads. The cores that server and clients need are
+        common to all settings; the larger their part of a request is, the more the trial shows about them.
         """
         shown = max(0.01 * trial.rate, min(trial.rate, trial.throughput))
         self._model.corrections[trial.setting.layout] = Correction()
@@ -150,12 +151,12 @@ class Calibration:
         self._model.corrections[trial.setting.layout] = Correction(scale=max(1.0, limit / shown))
 
     def _common_share(self, setting: Setting) -> float:
-        """Return which part of the time that bounds a setting's capacity the server and the clients use."""
+        """Return the part of server and clients in the time that limits a setting's capacity."""
         system = self._model.system(setting)
         return 1 - capacity(system) / capacity(replace(system, loop=0.0, client=0.0))
 
     def _fit_efficiency(self, wanted: Sequence[tuple[Trial, float]], requests: int) -> None:
-        """Set the efficiency with which simulated statistics are the wanted ones, with the scale as it is."""
+        """Set the efficiency that makes simulated statistics equal the wanted ones, with an unchanged scale."""
 
         def fast_enough(efficiency: float) -> bool:
             self._model.efficiency = efficiency
@@ -164,20 +165,21 @@ class Calibration:
         self._model.efficiency = _first(fast_enough, _LEAST_EFFICIENCY, 1.0)
 
     def _simulated(self, trial: Trial, percent: float | None, requests: int, bound: float | None = None) -> float:
-        """Return a statistic of a trial's setting and rate as they are simulated now, without the tail.
+        """Return a statistic of a trial's setting and rate in the current simulation, without the tail.
 
         Args:
             trial: the trial.
             percent: the percentile; None: the mean.
-            requests: that are simulated.
-            bound: seconds; a percentile above it is not exact, since the simulation ends early. None: none.
+            requests: number of requests to simulate.
+            bound: limit in seconds; a percentile above it is not exact, because the simulation ends early. None: no
+                limit.
         """
         late = None if percent is None or bound is None else late_limit(percent, bound, requests)
         return simulate(self._model.system(trial.setting), trial.rate, requests=requests, late=late).statistic(percent)
 
 
 def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Return from where on a condition holds, between two positive bounds, within a thousandth of their ratio."""
+    """Return the start of the range in which a condition holds, between two positive limits, within a thousandth."""
     for _ in range(10):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if holds(middle) else (middle, high)

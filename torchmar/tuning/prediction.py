@@ -1,4 +1,4 @@
-"""Predict what a setting would do: the highest rate within the target, or the latency at a given rate."""
+"""Predict the highest rate of a setting within the target, or its latency at a given rate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torchmar.tuning.system_model import FINE_REQUESTS, SystemModel
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
 
-_COARSE_REQUESTS = 600  # that are simulated to compare settings
+_COARSE_REQUESTS = 600  # requests that are simulated to compare settings
 
 
 class Bound(Enum):
-    """The bound that a setting hits first; the value is how it is called."""
+    """The limit that a setting reaches first; the value is its name in reports."""
 
     NONE = "keeps the target"
     LATENCY = "latency target"
@@ -33,17 +33,18 @@ class Bound(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a setting is expected to do.
+    """The expected behaviour of a setting.
 
     Attributes:
-        setting: the setting.
-        rate: the given rate; without one, the highest at which the target is kept.
+        setting: predicted setting.
+        rate: given rate; without a given rate, the highest rate at which the target is met.
         latency: the statistic of the target at this rate, in seconds.
-        capacity: the rate beyond which the queue grows without end.
-        cores: in use at this rate.
+        capacity: rate above which the queue grows without end.
+        cores: number of busy cores at this rate.
         memory: bytes of the server with its workers.
-        mean_batch: requests of a batch at this rate.
-        bound: that it hits: with a given rate, why the target is not kept; without one, why the rate is not higher.
+        mean_batch: mean number of requests in a batch at this rate.
+        bound: limit that it reaches: the reason why the target is missed at the given rate, or why the highest rate is
+            not higher.
     """
 
     setting: Setting
@@ -60,15 +61,15 @@ class Predictor:
     """Predictions for the settings of one archive on one machine.
 
     Args:
-        profiles: with different numbers of threads; at least one.
-        target: the target.
+        profiles: profiles with different numbers of threads; at least one.
+        target: target of the tuning.
         engine: ``builtin``, ``ray`` or ``torchserve``.
-        cores: of the machine, or of all machines of a cluster.
-        memory: bytes that the server may use; None: no limit.
-        queue_size: requests that may wait on the server.
+        cores: number of cores of the machine, or of all machines of a cluster.
+        memory: limit of the server's memory in bytes; None: no limit.
+        queue_size: largest number of requests that wait on the server.
 
     Attributes:
-        model: the simulated servers, corrected by trials.
+        model: simulated servers, corrected by trials.
     """
 
     def __init__(
@@ -102,16 +103,16 @@ class Predictor:
         return self._with_memory(known or self._store(setting, rate, fine, self._at_rate(setting, rate, fine)))
 
     def highest(self, setting: Setting, *, fine: bool = True) -> Prediction:
-        """Predict the highest rate at which a setting keeps the target; its rate is 0 if there is none."""
+        """Predict the highest rate at which a setting meets the target; the rate 0 means that there is none."""
         known = self._cached(setting, None, fine)
         return self._with_memory(known or self._store(setting, None, fine, self._highest(setting, fine)))
 
     def calibrate(self, trial: Trial) -> None:
-        """Correct the predictions of all settings by the first trial; see `Calibration.calibrate`."""
+        """Correct the predictions of all settings with the first trial; see `Calibration.calibrate`."""
         self._calibration.calibrate(trial)
 
     def refit(self, trial: Trial) -> bool:
-        """Correct predictions by a further trial, if its own was wrong; see `Calibration.refit`."""
+        """Correct predictions with a further trial, if the prediction for it was wrong; see `Calibration.refit`."""
         return self._calibration.refit(trial)
 
     def _statistic(self, setting: Setting, rate: float, outcome: Outcome) -> float:
@@ -170,13 +171,13 @@ class Predictor:
         )
 
     def _with_memory(self, prediction: Prediction) -> Prediction:
-        """Return a prediction with the memory that is known by now."""
+        """Return a prediction with the memory as known now."""
         memory = self.model.memory(prediction.setting)
         exceeded = self.memory_limit is not None and memory > self.memory_limit
         return replace(prediction, memory=memory, bound=Bound.MEMORY if exceeded else prediction.bound)
 
     def _saturated(self, system: System) -> Bound:
-        """Return what limits the capacity."""
+        """Return the limit of the capacity."""
         limit = capacity(system)
         if system.loop and 1 / system.loop <= 1.01 * limit:
             return Bound.LOOP

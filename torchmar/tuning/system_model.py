@@ -1,4 +1,4 @@
-"""The server of each setting as it is simulated: profiles, with what trials have shown."""
+"""The simulated server of each setting: profiles, corrected by trials."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torchmar.tuning.service_model import ServiceModel, fit
 from torchmar.tuning.simulation import Stage, System, capacity
 from torchmar.tuning.space import Setting
 
-FINE_REQUESTS = 2_500  # that are simulated for an exact statistic
+FINE_REQUESTS = 2_500  # requests that are simulated for an exact statistic
 _LOOP = {
     "builtin": 60e-6,
     "ray": 200e-6,
     "torchserve": 300e-6,
-}  # CPU seconds of a request in the server, until one is measured
+}  # CPU seconds of a request in the server, until they are measured
 _CLIENT = 40e-6  # the same in the client
-# Stalls that no simulation has: each delays what arrives meanwhile, and until the queue is empty again.
+# Stalls are not simulated. A stall delays requests that arrive during it, and until the queue is empty again.
 _MOST_UTILISATION = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """What trials have shown about settings with the same workers and threads.
+    """The correction of settings with the same workers and threads, from trials.
 
     Attributes:
         scale: factor of the times of batches.
         tail: seconds to add to the statistic of the target, at this utilisation.
-        utilisation: the part of the capacity that was used when the tail was measured.
+        utilisation: used part of the capacity when the tail was measured.
     """
 
     scale: float = 1.0
@@ -36,11 +36,11 @@ class Correction:
     utilisation: float = 0.5
 
     def tail_at(self, utilisation: float) -> float:
-        """Return the seconds to add at another utilisation: less at a lower one.
+        """Return the seconds to add at another utilisation: fewer at a lower one.
 
-        What waits after a stall is worked off by what is left of the capacity, so that a stall of the same length
-        delays as many more requests as utilisation / (1 - utilisation) is larger. A higher rate is not judged by that:
-        a trial shows it.
+        The remaining capacity works off the requests that wait after a stall, so that a stall of the same length
+        delays requests in proportion to utilisation / (1 - utilisation). This does not apply to higher rates:
+        trials measure them.
         """
         return self.tail * min(1.0, _growth(utilisation) / _growth(self.utilisation)) if self.tail > 0 else self.tail
 
@@ -54,19 +54,20 @@ class SystemModel:
     """The simulated servers of one archive on one machine.
 
     Args:
-        profiles: with different numbers of threads; at least one.
+        profiles: profiles with different numbers of threads; at least one.
         engine: ``builtin``, ``ray`` or ``torchserve``.
-        cores: of the machine, or of all machines of a cluster.
-        queue_size: requests that may wait on the server.
+        cores: number of cores of the machine, or of all machines of a cluster.
+        queue_size: largest number of requests that wait on the server.
 
     Attributes:
-        corrections: of settings with the same workers and threads, by their layout.
+        corrections: corrections of settings with the same workers and threads, by their layout.
         loop: CPU seconds of a request in the server.
         client: CPU seconds of a request in the client.
         latency_offset: seconds to add to every latency.
         efficiency: the part of the cores, and of the event loop's core, that requests can use.
-        step_shares: of the time of a request, before and after the model; (0, 0) before the first trial.
-        measured_memory: bytes of the server with its workers, by their number.
+        step_shares: shares of the steps before and after the model in the time of a request; (0, 0) before the first
+            trial.
+        measured_memory: bytes of the server with its workers, by the number of workers.
     """
 
     def __init__(self, profiles: Sequence[Profile], *, engine: str, cores: float, queue_size: int) -> None:
@@ -128,19 +129,19 @@ class SystemModel:
             return self._worker_memory * wanted
         nearest = min(known, key=lambda processes: abs(processes - wanted))
         others = [processes for processes in known if processes != nearest]
-        each = self._worker_memory  # too much where workers share memory, which only trials show
+        each = self._worker_memory  # too much if workers share memory, which only trials show
         if others:
             other = max(others, key=lambda processes: abs(processes - nearest))
             each = max(0, (known[other] - known[nearest]) // (other - nearest))
         return max(0, known[nearest] + each * (wanted - nearest))
 
     def correction(self, setting: Setting) -> Correction:
-        """Return the correction of a setting; of a layout that no trial has measured, the most favourable one."""
+        """Return the correction of a setting; if no trial has measured its layout, the most favourable correction."""
         if own := self.corrections.get(setting.layout):
             return own
         if not self.corrections:
             return Correction()
-        # The best that was seen: a setting that looks worse than it is would never be measured.
+        # The best correction so far: a setting that looks worse than it is would never be measured.
         shortest = min(self.corrections.values(), key=lambda known: known.tail / _growth(known.utilisation))
         return Correction(
             scale=min(known.scale for known in self.corrections.values()),
@@ -153,5 +154,5 @@ class SystemModel:
         return self.correction(setting).tail_at(rate / capacity(self.system(setting)))
 
     def state(self, setting: Setting) -> tuple[object, ...]:
-        """Return a value that is another one after each correction of a setting."""
+        """Return a value that changes with each correction of a setting."""
         return self.correction(setting), (self.loop, self.client, self.latency_offset, self.efficiency)

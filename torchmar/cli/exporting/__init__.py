@@ -1,4 +1,4 @@
-"""The commands of ``torchmar export``, one module each: files for what runs ``torchmar serve``, or watches it."""
+"""The commands of ``torchmar export``, one module each: files for programs that run or watch ``torchmar serve``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchmar.cli.exporting import (
     vllm,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Write what runs torchmar serve, or what watches it.")
+app = typer.Typer(no_args_is_help=True, help="Write files for programs that run or watch torchmar serve.")
 for _command in (
     systemd.systemd,
     docker.docker,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def docker(
     config: Config = None,
     model_store: ModelStore = None,
-    mount: Annotated[bool, typer.Option("--mount", help="Leave the archives out of the image; mount them.")] = False,
+    mount: Annotated[bool, typer.Option("--mount", help="Omit the archives from the image; mount them.")] = False,
     bake: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,7 +45,7 @@ def docker(
         typer.Option(
             "--with",
             metavar="PACKAGE",
-            help="A package that handlers import besides, such as transformers. May be repeated.",
+            help="A further package that handlers import, such as transformers. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -100,7 +100,7 @@ def docker(
 
 
 def _print_notes(image: Image, given: Properties) -> None:
-    """Print what is missing for a build of the image, and that tokens are off if they are."""
+    """Print the files that are missing for a build of the image, and a note if tokens are off."""
     if not given.file:
         err.print("there is no config.properties: the server in the image has TorchServe's defaults")
     for path in (image.package, *(() if image.mount else (str(image.model_store),))):
@@ -118,7 +118,7 @@ def _newest(store: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _inside(path: Path) -> PurePosixPath:
-    """Return a path relative to this folder, if it is below it."""
+    """Return a path relative to this folder, if it is inside the folder."""
     absolute, here = path.absolute(), Path.cwd()
     return PurePosixPath(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 

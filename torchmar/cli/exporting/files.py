@@ -39,7 +39,7 @@ def store(config: Properties, given: Path | None) -> Path:
 
 
 def write(texts: Mapping[Path | None, str]) -> None:
-    """Write each text to its file, atomically, and print its name; None is stdout.
+    """Write each text to its file, atomically, and print its name; the key None is stdout.
 
     Raises:
         TorchmarError: a file cannot be written.
@@ -53,12 +53,12 @@ def write(texts: Mapping[Path | None, str]) -> None:
 
 
 def require_folder(folder: Path, content: str, *, make: bool = False) -> None:
-    """Raise TorchmarError if ``folder`` is not a folder; ``content`` names what would be written to it.
+    """Raise TorchmarError if ``folder`` is not a folder; ``content`` names the files for it.
 
     Args:
         folder: the folder.
-        content: names of files.
-        make: whether the folder is made if it does not exist.
+        content: names of the files.
+        make: whether to make the folder if it does not exist.
     """
     if make and not folder.exists():
         make_folder(folder)
@@ -67,10 +67,10 @@ def require_folder(folder: Path, content: str, *, make: bool = False) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless it exists.
+    """Make a folder and its parents, unless it exists.
 
     Raises:
-        TorchmarError: it cannot be made.
+        TorchmarError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +79,10 @@ def make_folder(folder: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, atomically, unless it is the target.
+    """Copy a file, atomically, unless source and target are the same.
 
     Raises:
-        TorchmarError: it cannot be read, or the target not be written.
+        TorchmarError: the source cannot be read, or the target cannot be written.
     """
     if target.exists() and target.samefile(source):
         return
@@ -100,7 +100,7 @@ def identity(archive: Archive) -> tuple[str, str]:
     """Return the name and the version of an archive, for scripts, names of files and comments.
 
     Raises:
-        TorchmarError: the version has other characters than those that have no meaning there.
+        TorchmarError: the version has characters with a special meaning in these.
     """
     from torchmar.recipe import VERSION_PATTERN
 
@@ -122,7 +122,7 @@ def extras_of(path: Path, engine: EngineName) -> tuple[str, ...]:
         weights = archive.manifest.model.serialized_file or ""
         runtime = archive.runtime if engine != "torchserve" else None
     if runtime and not runtime.server_packages:
-        return ("venv",)  # the rest is in its lock file
+        return ("venv",)  # the other packages are in its lock file
     extras = {
         "onnx": any(name.endswith(".onnx") for name in names),
         "openvino": weights.endswith(".xml"),
@@ -133,16 +133,16 @@ def extras_of(path: Path, engine: EngineName) -> tuple[str, ...]:
 
 
 def versions_here() -> tuple[str, str]:
-    """Return the versions of Python and of torch here, which an image has, too; empty for a torch that is missing."""
+    """Return the versions of Python and of torch of this environment, for an image; empty: torch is not installed."""
     return f"{sys.version_info.major}.{sys.version_info.minor}", installed_version("torch").partition("+")[0]
 
 
 def platform_image(wheel: str, archives: Sequence[Path], *, gpus: bool) -> Image:
-    """Return the image of a server for archives that the platform brings, with the versions of this environment.
+    """Return the image of a server for archives that the platform provides, with the versions of this environment.
 
     Args:
-        wheel: torchmar's, in the folder of the build.
-        archives: the archives, for the extras that they need.
+        wheel: wheel of torchmar in the folder of the build.
+        archives: archives whose extras are installed.
         gpus: whether to install torch with CUDA.
     """
     from torchmar.exporting.image import Image
@@ -160,10 +160,10 @@ def platform_image(wheel: str, archives: Sequence[Path], *, gpus: bool) -> Image
 
 
 def copy_package(wheel: Path, folder: Path) -> str:
-    """Copy a wheel to the folder of a build; return its name there.
+    """Copy a wheel to the folder of a build; return its name in the folder.
 
     Raises:
-        TorchmarError: it is no wheel, or cannot be copied.
+        TorchmarError: the file is no wheel, or cannot be copied.
     """
     if wheel.suffix != ".whl" or not wheel.is_file():
         raise TorchmarError(f"{wheel} is no wheel", hint="pip wheel --no-deps -w . SOURCE makes one")

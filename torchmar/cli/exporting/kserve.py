@@ -106,7 +106,11 @@ def kserve(
     queue: Queue = None,
     prometheus: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Of Prometheus, which KEDA asks for the time of --queue.", show_default=False),
+        typer.Option(
+            metavar="URL",
+            help="The address of Prometheus, from which KEDA gets the time of --queue.",
+            show_default=False,
+        ),
     ] = None,
     cpu: Cpu = None,
     memory: Memory = None,
@@ -116,9 +120,9 @@ def kserve(
 ) -> None:
     """Write a serving runtime of KServe, an InferenceService, or both.
 
-    With --image the runtime, which serves what KServe's TorchServe runtime
-    serves, unchanged. With --storage a service for it. --layout writes the
-    folder that --storage names.
+    With --image, writes the runtime, which serves the same models and clients as
+    KServe's TorchServe runtime. With --storage, a service for it. --layout writes the
+    folder for --storage.
     """
     from torchmar.exporting import manifests
     from torchmar.exporting.kserve import (
@@ -191,7 +195,7 @@ def _scaling(queue: str | None, prometheus: str | None) -> QueueScaling | None:
 
 
 def _write_layout(folder: Path, models: Models, config: Path | None) -> None:
-    """Write the folder that a storage URI names."""
+    """Write the folder for a storage URI."""
     from torchmar import atomic, properties
     from torchmar.platforms.kserve import MODEL_STORE
 

@@ -47,7 +47,7 @@ def kubernetes(
     service_account: ServiceAccount = None,
     allow: Allow = None,
     egress: Annotated[
-        bool, typer.Option("--egress", help="Let the server open connections, which its handlers need.")
+        bool, typer.Option("--egress", help="Let the server open connections, for handlers that need them.")
     ] = False,
     prometheus: Annotated[
         str, typer.Option("--metrics-from", metavar="NAMESPACE", help="The namespace that reads the metrics.")
@@ -60,7 +60,7 @@ def kubernetes(
     """Write the objects of Kubernetes for replicas of a server.
 
     Deployment, Service, ConfigMap, NetworkPolicy, PodDisruptionBudget and
-    HorizontalPodAutoscaler. The head of the file has the command that makes
+    HorizontalPodAutoscaler. The head of the file contains the command that creates
     the tokens, which the file does not contain.
     """
     from torchmar.exporting import manifests

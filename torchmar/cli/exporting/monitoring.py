@@ -17,7 +17,7 @@ def monitoring(
         str, typer.Option(metavar="TIME", help="An alert is raised if 1 % of a model's requests take longer.")
     ] = "1s",
     queue: Annotated[
-        str, typer.Option(metavar="TIME", help="An alert is raised if 5 % wait longer for a worker.")
+        str, typer.Option(metavar="TIME", help="An alert is raised if 5 % of the requests wait longer for a worker.")
     ] = "500ms",
     errors: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="The share of server errors above which an alert is raised.")

@@ -21,7 +21,7 @@ def ray(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="The folder to write; it is created.", show_default=False),
     ] = None,
-    cpus: Annotated[float, typer.Option(min=0.0, help="The cores that Ray keeps free for a replica.")] = 1.0,
+    cpus: Annotated[float, typer.Option(min=0.0, help="The cores that Ray reserves for a replica.")] = 1.0,
     gpus: Annotated[
         float | None,
         typer.Option(

@@ -42,7 +42,7 @@ def ray_cluster(
         ),
     ] = None,
     nodes: Annotated[
-        int, typer.Option(min=1, help="The number of nodes beside the head.", rich_help_panel=_KUBERAY)
+        int, typer.Option(min=1, help="The number of nodes in addition to the head.", rich_help_panel=_KUBERAY)
     ] = 2,
     servers: Annotated[
         int,
@@ -53,12 +53,13 @@ def ray_cluster(
         ),
     ] = 1,
     namespace: Annotated[str | None, in_panel(Namespace, _KUBERAY)] = None,
-    cpu: Annotated[str | None, in_panel(Cpu, _KUBERAY, "Of each node; default: one for each worker.")] = None,
+    cpu: Annotated[str | None, in_panel(Cpu, _KUBERAY, "The cores of each node; default: one for each worker.")] = None,
     memory: Annotated[
-        str | None, in_panel(Memory, _KUBERAY, "Of each node; default: an estimate by the sizes of the archives.")
+        str | None,
+        in_panel(Memory, _KUBERAY, "The memory of each node; default: an estimate by the sizes of the archives."),
     ] = None,
     gpus: Annotated[
-        int | None, in_panel(GpuCount, _KUBERAY, "Of each node; default: those that the workers need.")
+        int | None, in_panel(GpuCount, _KUBERAY, "The GPUs of each node; default: the number that the workers need.")
     ] = None,
     claim: Annotated[str | None, in_panel(Claim, _KUBERAY)] = None,
     service_account: Annotated[str | None, in_panel(ServiceAccount, _KUBERAY)] = None,
@@ -116,8 +117,8 @@ def ray_cluster(
 ) -> None:
     """Write a cluster for torchmar serve --engine ray.
 
-    With --image a RayService of KubeRay, whose application is the server. With
-    --head a cluster file, with which ray up starts Ray and the server on
+    With --image, a RayService of KubeRay, whose application is the server. With
+    --head, a cluster file, with which ray up starts Ray and the server on
     machines over SSH.
     """
     from torchmar.exporting import manifests, ray_cluster
@@ -163,7 +164,7 @@ def ray_cluster(
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
-    """Raise typer.BadParameter if one of some options is given."""
+    """Raise typer.BadParameter if one of the options is given."""
     if given := [option for option, value in options.items() if value]:
         raise typer.BadParameter(why, param_hint=given[0])
 
@@ -176,5 +177,5 @@ def _check_redis(redis: str | None, secret: str | None) -> None:
 
 
 def _existing(path: Path | None) -> str:
-    """Return the absolute path of a file or folder; empty if there is none."""
+    """Return the absolute path of a file or folder; empty: none is given."""
     return str(path.resolve()) if path and path.exists() else ""

@@ -31,7 +31,7 @@ DeploymentFile = Annotated[
         show_default=False,
     ),
 ]
-Replicas = Annotated[int, typer.Option(min=1, help="The least number of replicas.")]
+Replicas = Annotated[int, typer.Option(min=1, help="The smallest number of replicas.")]
 MaxReplicas = Annotated[int, typer.Option(min=1, help="The largest number of replicas.")]
 Queue = Annotated[
     str | None,
@@ -63,18 +63,24 @@ Allow = Annotated[
 ]
 Cpu = Annotated[
     str | None,
-    typer.Option(metavar="CORES", help="Of each replica; default: one for each worker.", show_default=False),
+    typer.Option(metavar="CORES", help="The cores of each replica; default: one for each worker.", show_default=False),
 ]
 Memory = Annotated[
     str | None,
     typer.Option(
-        metavar="SIZE", help="Of each replica; default: an estimate by the sizes of the archives.", show_default=False
+        metavar="SIZE",
+        help="The memory of each replica; default: an estimate by the sizes of the archives.",
+        show_default=False,
     ),
 ]
 GpuCount = Annotated[
     int | None,
     typer.Option(
-        "--gpus", min=0, metavar="N", help="Of each replica; default: those that the workers need.", show_default=False
+        "--gpus",
+        min=0,
+        metavar="N",
+        help="The GPUs of each replica; default: the number that the workers need.",
+        show_default=False,
     ),
 ]
 
@@ -84,7 +90,7 @@ class Models:
 
     Attributes:
         deployment: the desired state.
-        archives: by model and version.
+        archives: archives by model and version.
         index: the model store.
     """
 
@@ -102,7 +108,7 @@ class Models:
         """Return the keys of a configuration with these models.
 
         Raises:
-            TorchmarError: no archive in the store gives a version as the deployment describes it.
+            TorchmarError: the store has no archive for a version of the deployment.
         """
         from torchmar.deployment.startup import startup_values
 
@@ -126,7 +132,7 @@ class Models:
 
 
 def resources(models: Models | None, cpu: str | None, memory: str | None, gpus: int | None) -> Resources:
-    """Return the resources of a replica: those of the options, or else those of its models, or else the usual ones.
+    """Return the resources of a replica: those of the options, or else of its models, or else the defaults.
 
     Raises:
         TorchmarError: an option is no quantity, or the workers do not fit on the GPUs.
@@ -159,7 +165,7 @@ def cluster(
     service_account: str | None,
     allow: Sequence[str] | None,
 ) -> Cluster:
-    """Return what the options of several exports describe, with the usual number of replicas."""
+    """Return the values of the options of several exports, with the default number of replicas."""
     from torchmar.exporting.kubernetes import Cluster
 
     return Cluster(
@@ -174,15 +180,15 @@ def cluster(
 
 
 def check_names(names: Mapping[str, str | None], allow: Sequence[str] | None = None, **longest: int) -> None:
-    """Check the names of objects that options give.
+    """Check the names of objects in options.
 
     Args:
-        names: options with their values; None: it is not given.
+        names: options with their values; None: an option is not given.
         allow: the values of ``--allow``.
-        longest: characters of an option's value, where something is appended to it; others may have 63.
+        longest: largest number of characters of an option's value to which a suffix is added; other values may have 63.
 
     Raises:
-        TorchmarError: Kubernetes would reject one.
+        TorchmarError: Kubernetes would reject a name.
     """
     from torchmar.exporting.manifests import check_name
 
@@ -192,7 +198,7 @@ def check_names(names: Mapping[str, str | None], allow: Sequence[str] | None = N
 
 
 def print_needs(configuration: Properties) -> None:
-    """Print which files of a configuration the image must have, and that tokens are off if they are."""
+    """Print the files of a configuration that the image must have, and a note if tokens are off."""
     from torchmar.exporting.kubernetes import has_tokens
     from torchmar.server.config.keys import PATH_KEYS
 
@@ -205,7 +211,7 @@ def print_needs(configuration: Properties) -> None:
 
 
 def check_replicas(least: int, most: int) -> None:
-    """Raise TorchmarError if there would be more replicas at least than at most."""
+    """Raise TorchmarError if the smallest number of replicas is above the largest."""
     if least > most:
         raise TorchmarError(
             f"--replicas {least} is more than --max-replicas {most}", hint=f"--max-replicas {least} scales nothing"

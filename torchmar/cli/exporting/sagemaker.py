@@ -1,4 +1,4 @@
-"""torchmar export sagemaker: what deploys archives on SageMaker."""
+"""torchmar export sagemaker: files that deploy archives on SageMaker."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def sagemaker(
     package: Package = None,
     gpus: ForGpus = False,
 ) -> None:
-    """Write what deploys an archive, or several behind one endpoint, on SageMaker.
+    """Write files that deploy an archive, or several behind one endpoint, on SageMaker.
 
-    model.tar.gz has the content of the archive; of several archives each is
-    NAME.tar.gz. deploy.sh has the aws commands, which use the image of IMAGE, or
-    with --package one of torchmar's server.
+    model.tar.gz has the content of the archive; with several archives, each is
+    NAME.tar.gz. deploy.sh has the aws commands, which use the image in IMAGE or,
+    with --package, an image of torchmar's server.
     """
     from torchmar.archive import Archive, file_digest
     from torchmar.archive.renaming import copy_archive

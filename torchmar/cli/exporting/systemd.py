@@ -33,15 +33,11 @@ def systemd(
     port: Port = None,
     system: Annotated[
         bool,
-        typer.Option(
-            "--system", help="A service of the system, with more protection; default: a service of your user."
-        ),
+        typer.Option("--system", help="A system service, with more protection; default: a service of your user."),
     ] = False,
     user: Annotated[
         str | None,
-        typer.Option(
-            help="The user of a service of the system; default: the owner of this folder.", show_default=False
-        ),
+        typer.Option(help="The user of a system service; default: the owner of this folder.", show_default=False),
     ] = None,
     engine: Engine = DEFAULT,
     output: OutputFile = None,
@@ -52,7 +48,7 @@ def systemd(
 
     if user and not system:
         raise typer.BadParameter(
-            "a service of another user is a service of the system: add --system", param_hint="--user"
+            "a service of another user must be a system service: add --system", param_hint="--user"
         )
     given = properties.read(config)
     folder = Path.cwd()
@@ -94,7 +90,7 @@ def _create(run_folder: Path, account: str) -> None:
 
 
 def _java_home() -> Path | None:
-    """Return the home of the Java that is used here; None if a service finds it without."""
+    """Return the home of the Java in use; None: a service finds Java without it."""
     from torchmar.engines import java
 
     try:

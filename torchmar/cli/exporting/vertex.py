@@ -1,4 +1,4 @@
-"""torchmar export vertex: what deploys an archive on Vertex AI."""
+"""torchmar export vertex: files that deploy an archive on Vertex AI."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def vertex(
     package: Package = None,
     gpus: ForGpus = False,
 ) -> None:
-    """Write what deploys an archive on Vertex AI or Google Distributed Cloud.
+    """Write files that deploy an archive on Vertex AI or Google Distributed Cloud.
 
     model.mar is the archive, for a model called model, under the name that
-    Google's PyTorch containers demand. deploy.sh has the gcloud commands: with
-    Google's container, or with --package with an image of torchmar's server.
+    Google's PyTorch containers require. deploy.sh has the gcloud commands: with
+    Google's container or, with --package, with an image of torchmar's server.
     """
     from torchmar.archive import Archive
     from torchmar.archive.renaming import copy_archive

@@ -1,4 +1,4 @@
-"""torchmar export vllm: what serves a language model of an archive with vLLM."""
+"""torchmar export vllm: files with which vLLM serves a language model of an archive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def vllm(
 ) -> None:
     """Write the command and the Kubernetes manifest with which vLLM serves a language model.
 
-    TorchServe's handler for vLLM does not run with a vLLM of today (MAR311).
+    TorchServe's handler for vLLM does not run with a current vLLM (MAR311).
     """
     from torchmar.archive import Archive
     from torchmar.errors import TorchmarError
