@@ -48,8 +48,8 @@ settings.register_profile("fast", max_examples=25)
 _PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 addresses.PORTS = range(20_000 + _PROCESS % 5 * 2_000, 22_000 + _PROCESS % 5 * 2_000)
 
-# The slowest first, so that the last tests are short and keep all processes of pytest-xdist busy.
-ORDER = ("torchserve", "server", "process", "unit")
+#: The folders whose modules wait for processes or compute for seconds.
+SLOW_FOLDERS = ("torchserve", "server", "process")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,11 +87,11 @@ def folder_of(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests by their folders, and mark each by its needs: a server, TorchServe, trained models."""
-    items.sort(key=lambda item: ORDER.index(folder_of(item)))
+    """Order the tests by their modules, and mark each by its needs: a server, TorchServe, trained models."""
+    _order(items)
     for item in items:
         folder = folder_of(item)
-        if folder in ("process", "server", "torchserve"):
+        if folder in SLOW_FOLDERS:
             item.add_marker(folder)
         fixtures = getattr(item, "fixturenames", ())
         if "engine" in fixtures:
@@ -99,6 +99,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("torchserve" if parameters.get("engine", TorchServe.name) == TorchServe.name else "server")
         if "weights" in fixtures:
             item.add_marker("train")
+
+
+def _order(items: list[pytest.Item]) -> None:
+    """Spread the modules of each slow folder over the run, and put the fast tests at its end.
+
+    Tests of servers wait most of their time, tests of workers compute: together they use all cores. The last tests are
+    short, which keeps all processes of pytest-xdist busy.
+    """
+    modules: dict[str, dict[Path, None]] = {}
+    for item in items:
+        modules.setdefault(folder_of(item), {})[item.path] = None
+    places = {
+        path: (folder not in SLOW_FOLDERS, number / len(paths))
+        for folder, paths in modules.items()
+        for number, path in enumerate(paths)
+    }
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
