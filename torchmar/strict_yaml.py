@@ -161,7 +161,7 @@ def repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
                 if not isinstance(key, yaml.ScalarNode):
                     continue
                 here = f"{place}.{key.value}".lstrip(".")
-                merge = key.tag == "tag:yaml.org,2002:merge"  # of several mappings, each of which is read
+                merge = key.tag == "tag:yaml.org,2002:merge"  # several mappings can be merged, and each is read
                 if (key.tag, key.value) in seen and not merge:
                     found.append((here, key.start_mark.line + 1))
                 seen.add((key.tag, key.value))

@@ -104,7 +104,7 @@ def _replace(text: str, node: yaml.Node, value: Any) -> str:
 def _add(text: str, node: yaml.MappingNode, path: list[str], value: Any) -> str:
     if node.flow_style:
         inner = _scalar(_nested(path[1:], value))
-        end = node.end_mark.index - 1  # of the closing brace
+        end = node.end_mark.index - 1  # position of the closing brace
         separator = ", " if node.value else ""
         return text[:end].rstrip() + f"{separator}{path[0]}: {inner}" + text[end:]
     last = node.value[-1][1] if node.value else None

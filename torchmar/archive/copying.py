@@ -36,7 +36,7 @@ _STEP = 8 << 20  # size of a copy by the kernel, after which Ctrl-C and progress
 _BUFFERS = 4
 _LARGE = 8 << 20  # size below which threads cost more than they save
 _BLOCK = 4096
-_FICLONERANGE = 0x4020940D  # of Linux' ioctls: (descriptor, offset, length, offset in the target)
+_FICLONERANGE = 0x4020940D  # ioctl of Linux: (descriptor, offset, length, offset in the target)
 _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 

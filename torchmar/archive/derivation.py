@@ -47,8 +47,8 @@ def derive(
         config_file: a file that replaces the whole ``model-config.yaml``; ``config`` is applied to it.
         handler: handler, in place of that of the source, as in a recipe: a Python file, a handler of torchmar or
             one of TorchServe.
-        folders: for each path in the archive, the folder whose files replace those below the path.
-        begin: as in `build`.
+        folders: folders by path in the archive; their files replace those below the path.
+        begin: progress callback, as in `build`.
 
     Returns:
         The new archive.

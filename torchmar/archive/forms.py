@@ -17,7 +17,7 @@ from torchmar.archive.tar_form import TarForm
 from torchmar.archive.zip_form import ZipForm
 from torchmar.errors import ArchiveError
 
-_URL = re.compile(r"(https?|s3|gs|az):/")  # one of the two slashes is lost in a path
+_URL = re.compile(r"(https?|s3|gs|az):/")  # a path loses one of the two slashes
 
 
 _OTHER_FORMS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z"}

@@ -30,7 +30,7 @@ def copy_archive(
         archive: the source: a ``.mar``, a ``.tar.gz`` or a folder.
         destination: path of the new file; its suffix determines the form.
         name: name of the model, in place of the archive's; empty: the archive's.
-        begin: as in `build`.
+        begin: progress callback, as in `build`.
 
     Raises:
         ArchiveError: the source has flaws, the name is not valid, or the file cannot be written.

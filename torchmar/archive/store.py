@@ -16,7 +16,7 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
 
     Args:
         store: folder of the model store.
-        names: only the archives of these models; None: all, including those that cannot be opened.
+        names: models whose archives are returned; None: all archives, including those that cannot be opened.
 
     Raises:
         ArchiveError: the store is not a folder, or has no archive of one of ``names``.

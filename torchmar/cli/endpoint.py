@@ -72,7 +72,7 @@ def with_server_options(command: Callable[..., None]) -> Callable[..., None]:
         server = ServerOptions(**{field.name: values.pop(field.name) for field in fields(ServerOptions)})
         command(**values, server=server)
 
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # which typer reads
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
     return run
 
 

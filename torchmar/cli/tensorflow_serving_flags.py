@@ -27,7 +27,7 @@ from torchmar.errors import PropertiesError, TorchmarError
 from torchmar.server.config import available_versions, base_paths, reader
 from torchmar.server.config.base_paths import BasePath, VersionPolicy
 
-_VERSION = "2.19.1"  # of TensorFlow Serving, to which these flags belong
+_VERSION = "2.19.1"  # version of TensorFlow Serving with these flags
 _GRPC_PORT, _REST_PORT = 8500, 8501
 #: Flags that concern TensorFlow, or functions that torchmar's server always has.
 _IGNORED = (

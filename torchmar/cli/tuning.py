@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchmar.tuning.target import Question, Target
     from torchmar.tuning.trials import Trial
 
-_RECORDS = "tune"  # in the run folder
+_RECORDS = "tune"  # subfolder of the run folder
 _PURPOSES = {"probe": "first", "again": "again", "repeat": "again"}  # names in the table
 
 

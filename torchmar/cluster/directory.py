@@ -23,7 +23,7 @@ from torchmar.cluster.node_contents import PackedContent
 from torchmar.server.workers.pool_options import State, WorkerInfo
 from torchmar.worker.process.messages import ModelDescription
 
-ANNOUNCE_SECONDS = 1.0  # between two announcements of a replica, or of a front
+ANNOUNCE_SECONDS = 1.0  # interval of the announcements of a replica, or of a front
 _LOST_SECONDS = 5.0  # a replica or front without an announcement for this time is no longer listed
 _LINES = 20_000  # log lines that are kept for fronts that have not read them
 

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 #: Stands for all models that the other fronts serve: requests wait until this front serves them too.
 SHARED = StartupModel("", key="the cluster")
-_RETRY_SECONDS = 30.0  # between attempts to serve a version
+_RETRY_SECONDS = 30.0  # interval of attempts to serve a version
 
 
 class _Unserved(NamedTuple):
     """A version of the shared state that this front cannot serve.
 
     Attributes:
-        key: of its pool.
+        key: key of its pool.
         entry: entry of the version in the state.
         tried: time of the last attempt, by `time.monotonic`.
     """
@@ -55,7 +55,7 @@ class Follower:
 
     Args:
         registry: the models of this front.
-        pools: of this front.
+        pools: pools of this front.
         session: the cluster.
         folder: folder for packed contents.
     """
@@ -176,9 +176,9 @@ class Follower:
         """Register a version of the shared state.
 
         Args:
-            name: of the model.
-            version: of the model.
-            entry: of the version in the state.
+            name: name of the model.
+            version: version of the model.
+            entry: entry of the version in the state.
             url: URL of its archive or content.
             key: key of the pool whose replicas run already; empty: replicas are deployed.
         """

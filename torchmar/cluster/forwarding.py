@@ -19,7 +19,7 @@ from torchmar.server.http.responses import ResponseHeads
 from torchmar.server.telemetry import logs
 
 _CONTENT_TYPE = re.compile(rb"\r\ncontent-type: ([^\r\n]*)")
-_CONTEXT = Context(app=lambda request: None, limits=Limits(), heads=ResponseHeads())  # of forwarded requests
+_CONTEXT = Context(app=lambda request: None, limits=Limits(), heads=ResponseHeads())  # context of forwarded requests
 _CALL_SECONDS = 3600.0  # a registration may download an archive
 
 
@@ -28,7 +28,7 @@ class Forwarding:
 
     Args:
         session: the cluster.
-        tasks: of the front.
+        tasks: background tasks of the front.
         served: waits until the front serves a given revision of the shared state.
         published: waits until the changes of the front are published, and returns their revision.
     """

@@ -38,7 +38,7 @@ class Fronts:
 
     Args:
         session: the cluster.
-        pools: of this front.
+        pools: pools of this front.
         folder: folder for packed contents.
         standing: the directory's response when this front joined.
         former: models of its last run, which it does not load while it follows other fronts.
@@ -101,7 +101,7 @@ class Fronts:
     async def close(self) -> bool:
         """Leave the cluster; return whether another front remains."""
         await self._tasks.close()
-        with contextlib.suppress(Exception):  # of Ray; the cluster may have ended
+        with contextlib.suppress(Exception):  # Ray may have ended
             return bool(await self._session.directory.leave.remote(self._session.front))
         return False
 
@@ -146,7 +146,7 @@ class Fronts:
                 if standing.directory != self._directory:
                     self._directory = standing.directory
                     await self._session.add_contents()
-                forgotten = standing.revision < self._revision  # by a directory that was started again
+                forgotten = standing.revision < self._revision  # the directory was started again
                 if leader and forgotten:
                     if self.leads:
                         self._changed.set()

@@ -22,7 +22,7 @@ class Head:
 
     Args:
         address: ``HOST:PORT``.
-        environment: with Ray's variables.
+        environment: environment variables, including Ray's.
 
     Attributes:
         lost: set when the head has been silent for so long that Ray is about to end.
@@ -32,7 +32,7 @@ class Head:
         self.address, self.lost = address, asyncio.Event()
         limit = float(environment.get(_LIMIT_VARIABLE) or _LIMIT_SECONDS)
         self._limit = max(limit / 2, limit - _EARLIER_SECONDS)
-        self._silent_since: float | None = None  # by `time.monotonic`
+        self._silent_since: float | None = None  # time by `time.monotonic`
 
     @property
     def problem(self) -> str:

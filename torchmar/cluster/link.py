@@ -69,7 +69,7 @@ class ReplicaLink:
         self._channel: Channel | None = None
         self._numbers = itertools.count()
         self._streaming: set[int] = set()  # requests whose clients have parts of the reply
-        self._heard = self._pinged = 0.0  # by `time.monotonic`; 0: never
+        self._heard = self._pinged = 0.0  # times by `time.monotonic`; 0: never
         self._closed = False
         self._ended = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._connect())

@@ -30,7 +30,7 @@ from torchmar.server.workers.worker_process import WorkerProcess
 from torchmar.worker.process.messages import Described, Forked, Kill, LogEntry, Message, Ready, StartFailed, StartWorker
 from torchmar.worker.venvs.folder import Venv
 
-_UNUSED_SECONDS = 60.0  # until the replica that has started it connects; that replica may have been killed
+_UNUSED_SECONDS = 60.0  # limit until the first replica connects, which may have been killed
 
 
 def main() -> None:

@@ -43,8 +43,8 @@ from torchmar.worker.process.messages import (
 
 _MODULE = "torchmar.cluster.loader_process"
 _START_SECONDS = 120.0  # limit for the process to accept a connection
-_TRIES, _PAUSE_SECONDS = 10, 0.2  # to connect: the process may be about to end, because its last replica has ended
-_NAMESPACES = ("mnt", "pid", "user")  # in which paths, processes and users have the same meaning
+_TRIES, _PAUSE_SECONDS = 10, 0.2  # attempts to connect: the process may be about to end with its last replica
+_NAMESPACES = ("mnt", "pid", "user")  # paths, processes and users have the same meaning in the same namespaces
 _CREDENTIALS = struct.Struct("3i")  # pid, uid and gid
 
 

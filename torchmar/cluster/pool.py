@@ -71,7 +71,7 @@ class ClusterPool:
         self._application = Application(session, options, packages, own_venv, settings, folder, self.key)
         self._dispatcher = Dispatcher(options, observer, session.node_id, self)
         self._states = ReplicaStates(options, observer, self._dispatcher.links, self._dispatcher.fail_unless_ready)
-        self._missing_since = 0.0  # by `time.monotonic`; 0: no replicas are missing
+        self._missing_since = 0.0  # time by `time.monotonic`; 0: no replicas are missing
         self._closed = False
         self._changed = asyncio.Event()
         self._deploying = asyncio.Lock()  # while the application is changed

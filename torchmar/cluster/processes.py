@@ -32,7 +32,7 @@ def loader_words(head: str, group: str) -> list[str]:
 
     Args:
         head: address of the cluster's head.
-        group: as `group_name` returns it.
+        group: name of the group, as `group_name` returns it.
     """
     return [f"{_HEAD}{head}", f"{_LOADER_GROUP}{group}"]
 

@@ -37,7 +37,7 @@ class ReplicaStates:
         self.by_id: dict[str, ReplicaState] = {}
         self.description: ModelDescription = {}
         self._options, self._observer, self._links, self._on_failure = options, observer, links, on_failure
-        self._failure = ""  # of a replica, or of its deployment; empty after a replica has loaded
+        self._failure = ""  # failure of a replica, or of its deployment; empty after a replica has loaded
         self._shortage = ""  # reason why nodes have no room for a replica
 
     def __len__(self) -> int:

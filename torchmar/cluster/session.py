@@ -40,7 +40,7 @@ _WAIT_LOOP_SECONDS = 0.1  # interval of Ray Serve's checks whether an ending rep
 # Seconds of much demand before replicas are added, and of little before they are removed; Ray's values are 30 and 600.
 _UPSCALE_SECONDS, _DOWNSCALE_SECONDS = 5.0, 60.0
 _END_SECONDS = 5.0  # limit for the end of this process without the head
-_TRIES, _PAUSE_SECONDS = 7, 1.0  # to join; a front that was killed stays listed for five seconds
+_TRIES, _PAUSE_SECONDS = 7, 1.0  # attempts to join; a front that was killed stays listed for five seconds
 _HEAD_RESOURCE = "node:__internal_head__"  # Ray's resource of the head's node
 T = TypeVar("T")
 
@@ -292,14 +292,14 @@ class Session:
     async def remove_content(self, packed: PackedContent) -> None:
         """Remove a packed content of this front."""
         self._contents.pop(packed.digest, None)
-        with contextlib.suppress(Exception):  # of Ray, which may have ended
+        with contextlib.suppress(Exception):  # Ray may have ended
             if not self.head.lost.is_set():
                 await self.directory.remove_source.remote(packed.digest, self.front)
         Path(packed.path).unlink(missing_ok=True)
 
     def end(self) -> None:
         """End the directory: this front was the last one. Blocking."""
-        with contextlib.suppress(Exception):  # of Ray, which may have ended
+        with contextlib.suppress(Exception):  # Ray may have ended
             self._ray.kill(self.directory)
 
     def close(self) -> None:

@@ -131,9 +131,9 @@ class Connection:
         Args:
             value: returns the value from the parsed JSON; raises KeyError, TypeError or similar if the response is not
                 of this API.
-            method: as for `request`.
+            method: HTTP method, as for `request`.
             path: path below the address.
-            options: as for `request`.
+            options: further arguments of `request`.
 
         Raises:
             ConnectError: the response is not of this API.

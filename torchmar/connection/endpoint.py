@@ -75,7 +75,7 @@ class Endpoint:
         """
         config = folder / "config.properties"
         if not config.is_file():
-            key_file = Path(KEY_FILE)  # of a server that was started by hand in this folder
+            key_file = Path(KEY_FILE)  # key file of a server that was started by hand in this folder
             return cls(key_file=key_file if key_file.is_file() else None)
         values = properties.read(config)
         certificate = Path(values.get("certificate_file"))

@@ -24,8 +24,8 @@ from torchmar.conversion.process import Inapplicable, Rejected, main
 
 _TRACED = ("onnx", "export", "aoti", "openvino")  # targets that are made from a program of torch.export
 _OLDEST_TORCH = (2, 9)  # the first version whose programs can run without their own checks
-_ROWS = 2  # of a guessed example
-_SIZES = (12, 64, 224)  # of its other dimensions of any size; the first one that the model accepts is used
+_ROWS = 2  # number of rows of a guessed example
+_SIZES = (12, 64, 224)  # sizes of its other free dimensions; the first one that the model accepts is used
 
 
 def export(job: dict[str, Any]) -> dict[str, Any]:

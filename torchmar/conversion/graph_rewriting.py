@@ -105,8 +105,8 @@ class _Rewriting:
         self._drop = drop
         self._graph = fx.Graph()
         self._root = torch.nn.Module()
-        self._values: dict[fx.Node, Any] = {}  # from nodes of the old graph to a node of the new one, or a _Constant
-        self._layers: dict[fx.Node, _Layer] = {}  # by the new node of the layer's output
+        self._values: dict[fx.Node, Any] = {}  # nodes of the new graph, or _Constants, by old node
+        self._layers: dict[fx.Node, _Layer] = {}  # layers by the new node of their output
         self._scalings: dict[fx.Node, _Scaling] = {}
         self._nodes: dict[int, fx.Node] = {}  # nodes of constants, by identity
         self._kept: list[_Constant] = []

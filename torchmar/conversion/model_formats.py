@@ -7,7 +7,7 @@ from pathlib import Path
 
 KERAS_ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
 HDF5 = b"\x89HDF\r\n\x1a\n"
-TFLITE = b"TFL3"  # after the first four bytes
+TFLITE = b"TFL3"  # identifier after the first four bytes
 SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 
 

@@ -10,11 +10,11 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-_SUBGRAPHS, _SIGNATURES = 2, 7  # of Model
-_TENSORS = 0  # of SubGraph
-_NAME = 3  # of Tensor
-_INPUTS, _OUTPUTS, _KEY, _SUBGRAPH = 0, 1, 2, 4  # of SignatureDef
-_MAP_NAME, _MAP_TENSOR = 0, 1  # of TensorMap
+_SUBGRAPHS, _SIGNATURES = 2, 7  # fields of Model
+_TENSORS = 0  # field of SubGraph
+_NAME = 3  # field of Tensor
+_INPUTS, _OUTPUTS, _KEY, _SUBGRAPH = 0, 1, 2, 4  # fields of SignatureDef
+_MAP_NAME, _MAP_TENSOR = 0, 1  # fields of TensorMap
 
 
 class _Table:

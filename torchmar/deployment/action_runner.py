@@ -26,7 +26,7 @@ class ActionRunner:
 
     Attributes:
         undos: functions that undo the actions so far, in order; each returns a text about its effect.
-        still_busy: for each drained version that is not idle, by model and version: the reason.
+        still_busy: reasons why drained versions are not idle, by model and version.
     """
 
     def __init__(self, server: Endpoint, client: ManagementClient, ignored_checks: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]
         yield error("ports", problem.message, problem.hint)
         return
     own, free = [], []
-    taken: dict[str, list[tuple[str, BindError]]] = {}  # by the description of the process
+    taken: dict[str, list[tuple[str, BindError]]] = {}  # ports by the description of the process
     for address in wanted:
         name = address.unix or str(address.port)
         listener = None if address.unix else addresses.listener_of(address.port)

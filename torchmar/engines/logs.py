@@ -54,7 +54,7 @@ class Assembler:
     """Assembles lines of a log into entries, also if lines of several workers alternate."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Entry] = {}  # by worker; the server's entries have an empty one
+        self._open: dict[str, Entry] = {}  # entries by worker; empty for the server's entries
         self._moments: dict[str, str] = {}  # time stamps of the last lines
         self._last = ""
 
@@ -116,9 +116,9 @@ def recent(folder: Path, count: int, model: str = "", version: str = "", worker:
     Args:
         folder: the run folder.
         count: number of entries; a traceback is one entry.
-        model: only entries of this model; empty: entries of all models and of the server.
-        version: only entries of this version.
-        worker: only entries of this worker.
+        model: model of the entries; empty: all models and the server.
+        version: version of the model; empty: all versions.
+        worker: id of the worker; empty: all workers.
     """
     entries: list[Entry] = []
     for name in (SERVER, WORKERS):

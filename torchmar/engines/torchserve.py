@@ -20,7 +20,7 @@ class TorchServe(Engine):
     """TorchServe; it runs while the context is open."""
 
     name = "torchserve"
-    stopped = (143, -15)  # after SIGTERM: the exit code of Java, and that of a process without Java's signal handler
+    stopped = (143, -15)  # exit codes after SIGTERM: that of Java, and that without Java's signal handler
 
     @property
     def described(self) -> str:

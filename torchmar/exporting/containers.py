@@ -39,7 +39,7 @@ def vertex_dockerfile(image: Image, name: str) -> str:
 
     Args:
         image: packages and archives; its configuration and model store are not used.
-        name: of the image, for the commands in its first lines.
+        name: name of the image, for the commands in the file's first lines.
 
     Raises:
         TorchmarError: for the conditions of `torchmar.exporting.docker.dockerfile`.

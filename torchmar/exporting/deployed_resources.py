@@ -15,7 +15,7 @@ from torchmar.exporting.pods import Resources
 
 MIB = 1 << 20
 
-_SERVER, _WORKER = 1024 * MIB, 256 * MIB  # with torch; a fork of a process that has imported it
+_SERVER, _WORKER = 1024 * MIB, 256 * MIB  # bytes of a server with torch, and of a forked worker
 _STEP = 256 * MIB  # estimates are whole multiples of it
 
 

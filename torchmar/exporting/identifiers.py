@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-_DIGITS = 6  # of the digest; enough for the models of one account
+_DIGITS = 6  # digits of the digest; enough for the models of one account
 
 
 def identifier(name: str, *, allowed: str, longest: int, letter_first: bool = False) -> str:

@@ -28,7 +28,7 @@ class Runtime:
 
     Attributes:
         image: image of ``torchmar export docker``.
-        name: of the runtime.
+        name: name of the runtime.
         auto_select: whether it also serves InferenceServices that do not name a runtime.
         namespace: namespace of a ServingRuntime; empty: it is a ClusterServingRuntime.
         resources: resources of services that do not name any.

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-_SCHEMA = 39  # of Grafana 11; later versions read it too
+_SCHEMA = 39  # version of dashboards in Grafana 11; later releases read it too
 _QUANTILES = (0.5, 0.95, 0.99)
-_WIDTH, _HEIGHT = 12, 8  # of a panel; the dashboard has a width of 24
+_WIDTH, _HEIGHT = 12, 8  # size of a panel; the dashboard has a width of 24
 _HEAD = """\
 # Alerts for torchmar servers; promtool check rules alerts.yaml checks the file.
 # prometheus.yml needs

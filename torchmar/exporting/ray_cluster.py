@@ -30,7 +30,7 @@ GCS_PORT, _DASHBOARD_PORT, _CLIENT_PORT = 6379, 8265, 10001
 _RAY_METRICS_PORT = 8090  # KubeRay's own default is 8080, the port of the front
 #: A resource that each node with room for a front has exactly once.
 FRONT = "torchmar_front"
-_HEALTH_PATH = "/-/healthz"  # which KubeRay requests
+_HEALTH_PATH = "/-/healthz"  # KubeRay requests this path
 _OPERATOR = "app.kubernetes.io/name"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 _USER = re.compile(r"[a-z_][a-z0-9_-]*")

@@ -32,10 +32,10 @@ from starlette.responses import Response
 
 log = logging.getLogger("ray.serve")
 
-Part = tuple[str, str, bytes]  # of a request: its name, content type and content
+Part = tuple[str, str, bytes]  # part of a request: its name, content type and content
 Call = tuple[str, dict[str, str], list[Part]]  # a request: its id, headers and parts
 Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
-Models = Mapping[str, Mapping[str, Callable[..., Awaitable[Answer]]]]  # by name and version, the default version last
+Models = Mapping[str, Mapping[str, Callable[..., Awaitable[Answer]]]]  # calls by name and version; default last
 
 
 class ModelError(Exception):

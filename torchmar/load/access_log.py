@@ -31,7 +31,7 @@ def times(path: Path, model: str) -> tuple[float, ...]:
 
     Args:
         path: the log.
-        model: only requests for this model count, whatever their protocol over HTTP.
+        model: name of the model; requests for other models are ignored. All protocols over HTTP count.
 
     Raises:
         TorchmarError: the file cannot be read, or has no such request.

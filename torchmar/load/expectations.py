@@ -24,7 +24,7 @@ from torchmar.recipe import Sample
 # : If there are more requests, only those with samples are compared: each other one has to be sent twice before the
 # load.
 REFERENCES = 100
-_REPETITIONS = 2  # of a request that fails with 5xx before the load
+_REPETITIONS = 2  # repetitions of a request that fails with 5xx before the load
 Send = Callable[[Case], Response]
 Content = Callable[[bytes], bytes]
 _TOLERANCE = 1e-3  # absolute, as for samples

@@ -7,7 +7,7 @@ from torchmar.load.recorder import PERCENTILES
 from torchmar.load.results import Step
 from torchmar.load.statistics import LEAST_BEYOND, least_count
 
-MARK = " ?"  # after a percentile in a table
+MARK = " ?"  # mark after a percentile in a table
 _NAMED = ("p50", "p90", "p95", "p99")  # p99.9 needs 10,000 answers, and is only marked
 
 

@@ -47,7 +47,7 @@ class Calls:
     Args:
         target: the server and model.
         cases: the requests.
-        token: of the inference API, or None.
+        token: token of the inference API, or None.
 
     Raises:
         TorchmarError: gRPC cannot carry a request.

@@ -36,7 +36,7 @@ class Histogram:
     Attributes:
         count: the number of values.
         max: the largest value in microseconds; 0 without values.
-        sum: of all values, in microseconds.
+        sum: sum of all values, in microseconds.
     """
 
     __slots__ = ("_counts", "count", "max", "sum")
@@ -53,8 +53,8 @@ class Histogram:
         """Count a value.
 
         Args:
-            value: in whole microseconds.
-            count: how often it occurred.
+            value: value in whole microseconds.
+            count: number of its occurrences.
 
         Raises:
             ValueError: the value or the count is negative.

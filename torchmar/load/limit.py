@@ -14,9 +14,9 @@ PRECISION = 0.05
 INTERRUPTED = "interrupted"
 _RAISE = 1.5
 _MIN_RATE = 0.1
-_MIN_REQUESTS = 20  # of a step; with fewer, a lower rate cannot be judged
+_MIN_REQUESTS = 20  # requests of a step; with fewer, a lower rate cannot be judged
 _MAX_STEPS = 24
-_TRIES = 3  # of a rate, if other programs or the client spoil its steps
+_TRIES = 3  # attempts at a rate, if other programs or the client spoil its steps
 _CONFIDENCE = 0.99
 _MIN_WINDOWS = 6
 #: Growth of the requests in flight, as a share of the rate, above which requests are not answered in time.

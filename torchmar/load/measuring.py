@@ -46,7 +46,7 @@ class StepSpec:
         rate: requests per second of an open loop.
         arrivals: distribution of the times between requests of an open loop.
         connections: number of connections of a closed loop.
-        times: of a replay, in seconds, in ascending order; a replay has no warm-up.
+        times: start times of a replay's requests, in seconds, in ascending order; a replay has no warm-up.
         warmup_s: seconds of load before the measurement.
         duration_s: measured seconds.
         timeout_s: seconds after which a request without an answer fails.
@@ -192,7 +192,7 @@ class _Run:
         if self._before is None and now >= recorder.start:
             self._before = self._reading()
         if self._after is None and now >= recorder.end:
-            self._after = self._reading()  # of the known processes; the others are searched when no request is sent
+            self._after = self._reading()  # known processes only; a search would delay requests
         if self._on_progress is not None and now >= self._next_progress:
             self._next_progress = now + _PROGRESS_S
             self._on_progress(self._progress(now))

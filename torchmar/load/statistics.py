@@ -68,7 +68,7 @@ def t_probability(t: float, freedom: int) -> float:
     Functions, 1964, 26.7.3 and 26.7.4.
 
     Args:
-        t: at least 0.
+        t: value of the statistic, at least 0.
         freedom: degrees of freedom, at least 1.
     """
     angle = math.atan(t / math.sqrt(freedom))
@@ -90,7 +90,7 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
 
     Args:
         freedom: degrees of freedom, at least 1.
-        confidence: between 0 and 1.
+        confidence: confidence level, between 0 and 1.
 
     Raises:
         ValueError: an argument is out of range.
@@ -119,7 +119,7 @@ def around(value: float, batches: Sequence[float], confidence: float = CONFIDENC
     Args:
         value: the estimate from all requests, such as the 99th percentile.
         batches: the same estimate from the requests of each batch; NaN for a batch without requests.
-        confidence: between 0 and 1.
+        confidence: confidence level, between 0 and 1.
 
     Returns:
         The interval; its low end is at least 0, because latencies and rates are. None for fewer than two batches.
@@ -147,7 +147,7 @@ def slope_interval(x: Sequence[float], y: Sequence[float], confidence: float = C
     Args:
         x: values, as many as in ``y``, such as seconds.
         y: the values at ``x``.
-        confidence: between 0 and 1.
+        confidence: confidence level, between 0 and 1.
 
     Returns:
         The change of y for a change of 1 in x; None for fewer than three points, or if all x are equal.
@@ -203,7 +203,7 @@ def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> In
     Args:
         count: number of requests that failed.
         total: number of all requests, at least 1.
-        confidence: between 0 and 1.
+        confidence: confidence level, between 0 and 1.
     """
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     share = count / total
@@ -217,7 +217,7 @@ def least_count(percent: float) -> int:
     """Return the number of values that a percentile needs for `LEAST_BEYOND` values beyond it: 1,000 for the 99th.
 
     Args:
-        percent: above 0 and below 100.
+        percent: percentile, above 0 and below 100.
     """
     return math.ceil(LEAST_BEYOND / (1 - percent / 100) - 1e-6)  # binary numbers cannot represent 99.9 percent
 

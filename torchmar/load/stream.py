@@ -42,7 +42,7 @@ class Peer:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         except OSError:
             raise ConnectError(f"cannot resolve the host name {host}") from None
-        return cls(family, address, tls, host)  # type: ignore[arg-type]  # of the families that have names
+        return cls(family, address, tls, host)  # type: ignore[arg-type]  # families that have names
 
 
 class Stream:

@@ -147,14 +147,14 @@ def chart(
     """Return a chart as an ``<svg>`` element.
 
     Args:
-        marks: from the lowest layer to the highest.
+        marks: lines, bars and other marks, from the lowest layer to the highest.
         x: the horizontal axis.
         y: the vertical axis.
         title: the text above it, and its name for screen readers.
         description: further text for screen readers.
         end_labels: whether lines have their names at their ends; otherwise the names are in the legend.
-        width: in units.
-        height: in units.
+        width: width in units of the view box.
+        height: height in units of the view box.
     """
     lines = [mark for mark in marks if isinstance(mark, Line) and mark.name and _drawable(mark.points)]
     labelled = lines if end_labels else []

@@ -49,8 +49,8 @@ class WorkerState:
         gpu_usage: nvidia-smi's line for that GPU; ``N/A`` without one.
         memory_usage: its memory in bytes; 0 before the first measurement, and if system metrics are off.
         node: its node in a cluster; empty without a cluster.
-        device: in a cluster: ``cpu``, or the GPUs of its node: ``gpu 0``.
-        failure: in a cluster: the traceback of a worker that does not load.
+        device: its device in a cluster: ``cpu``, or the GPUs of its node: ``gpu 0``.
+        failure: traceback of a worker in a cluster that does not load.
     """
 
     id: str

@@ -39,7 +39,7 @@ def by_instance(
     """Return the outputs of calls split into those of their instances, without the batch dimension, with their names.
 
     Args:
-        outputs: one mapping of outputs for each call of the model.
+        outputs: outputs by name, a mapping for each call of the model.
         names: names of the calls' inputs.
         rows: number of instances of each call; None: the call has no batch, and is not split. Neither are calls whose
             outputs have another number of rows.

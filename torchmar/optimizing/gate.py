@@ -36,7 +36,7 @@ class Judgement:
 
     Attributes:
         verdict: `Verdict.REJECTED` or `Verdict.UNDECIDED`; None: the variant is accepted.
-        reason: one sentence, which names the worst input of a rejection.
+        reason: reason in one sentence, which names the worst input of a rejection.
         agreement: measures of agreement; None: the outputs cannot be compared.
     """
 

@@ -51,7 +51,7 @@ class Measurements:
         self._recording, self._batch_sizes, self._budget = recording, batch_sizes, budget
         self._times: dict[str, dict[int, list[_Times]]] = {}
         self._baseline: Measured | None = None
-        self._ranks: dict[str, int] = {}  # of the original's answers, with the batch dimension
+        self._ranks: dict[str, int] = {}  # ranks of the original's answers, with the batch dimension
         self._explanations: dict[str, np.ndarray[Any, Any]] | None = None
         self._others = 0.0
         self._disturbances: list[str] = []

@@ -130,9 +130,9 @@ def derive(
         files: files of the variant, by their paths in the archive, such as ``optimized/model.xml``.
         archive: the original archive.
         store: folder for the new archive, ``NAME-VERSION.mar``.
-        version: of the new archive.
+        version: version of the new archive.
         picture: the report as SVG; None: there is none.
-        begin: as in `torchmar.build`.
+        begin: progress callback, as in `torchmar.build`.
 
     Raises:
         TorchmarError: nothing was chosen, or the handler does not read the section.

@@ -70,7 +70,7 @@ class Classes:
 
     Attributes:
         axis: axis of the classes in the output of one input.
-        threshold: for an output of one number in place of classes: a number above it means yes.
+        threshold: threshold of an output with one number in place of classes: a number above it means yes.
         per_input: whether an input has one class; otherwise each pixel or token has one.
     """
 
@@ -84,7 +84,7 @@ class Kind:
     """A kind of model: the meaning of the numbers in its outputs.
 
     Attributes:
-        name: with its article, such as ``a classifier``.
+        name: name with its article, such as ``a classifier``.
         defaults: requirements if the user gives none.
         classes: place of the classes; None: there are no classes.
         main: names of the output with the classes, the best first; if no output has such a name, it is the first
@@ -120,7 +120,7 @@ def kind_of(handler: str, options: Mapping[str, Any] | None = None) -> Kind:
     """Return the kind of a model by its handler.
 
     Args:
-        handler: as the recipe or the manifest names it, such as ``torchmar_handlers.image_classifier``.
+        handler: handler's name in the recipe or the manifest, such as ``torchmar_handlers.image_classifier``.
         options: the section ``handler`` of the configuration.
     """
     kind = _KINDS.get(handler.partition(":")[0].rpartition(".")[2], TENSORS)

@@ -93,7 +93,7 @@ class Row:
         title: its name for people, such as ``OpenVINO int8``.
         verdict: its outcome.
         reason: reason why it was chosen or not, in one sentence.
-        timings: by batch size, in ascending order.
+        timings: measured times by batch size, in ascending order.
         agreement: agreement with the baseline; None: it gave no answers.
         size: bytes of its files.
         load_seconds: time from the start of loading to the first answer.

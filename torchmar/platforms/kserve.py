@@ -25,7 +25,7 @@ PORT, GRPC_PORT = 8080, 8081
 #: Folder that the storage initializer fills.
 CONFIG, MODEL_STORE = "/mnt/models/config/config.properties", "/mnt/models/model-store"
 
-_MANAGEMENT_PORT = 8085  # that of the configuration in KServe's documentation
+_MANAGEMENT_PORT = 8085  # port in the example of KServe's documentation
 _ENVELOPES = {"v1": "kserve", "v2": "kservev2", "grpc-v2": "kservev2"}
 # Text that a Go template writes for a missing label.
 _NO_VALUE = ("", "<no value>")

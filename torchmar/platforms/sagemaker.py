@@ -29,8 +29,8 @@ TOOLKIT_HANDLER = "torchmar_handlers.sagemaker"
 #: Seconds for an answer, after which SageMaker gives up the request.
 RESPONSE_TIMEOUT = 60
 
-_MAX_PAYLOAD_MIB = 25  # of a request to an endpoint
-_LARGEST_PAYLOAD_MIB = 1024  # of an asynchronous request, or of a batch transform job without a limit
+_MAX_PAYLOAD_MIB = 25  # limit for a request to an endpoint
+_LARGEST_PAYLOAD_MIB = 1024  # limit for an asynchronous request, or for a batch transform job without its own
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 # The toolkit's variables, with TorchServe's options of a version.
 _OPTIONS = {

@@ -39,7 +39,7 @@ class Store:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._facts: dict[tuple[str, int, int], Facts] = {}  # by path, size and time of change
+        self._facts: dict[tuple[str, int, int], Facts] = {}  # facts by path, size and time of change
 
     def path(self, url: str) -> Path | None:
         """Return the file of a registration; None: it is not in this store."""

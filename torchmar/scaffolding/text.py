@@ -69,7 +69,7 @@ def lay(name: str, weights: Path, signature: Signature, test: str) -> Laid:
         sample=_SAMPLE,
         description=description,
         more=more,
-        options="  # handler:\n  #   max_tokens: 256 # of a text that the model sees; the rest is cut off\n",
+        options="  # handler:\n  #   max_tokens: 256 # tokens of a text that the model sees; the rest is cut off\n",
     )
     files = {
         FILE_NAME: recipe,

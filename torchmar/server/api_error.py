@@ -17,8 +17,8 @@ class ApiError(Exception):
     Args:
         status: HTTP status.
         type: TorchServe's name of the error: ``ModelNotFoundException``.
-        message: what is wrong.
-        headers: of the response, such as ``Allow`` or ``Retry-After``.
+        message: description of the error.
+        headers: headers of the response, such as ``Allow`` or ``Retry-After``.
     """
 
     def __init__(self, status: int, type: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -35,7 +35,7 @@ class ApiError(Exception):
         """Return the body of the response to a request for ``target``: below ``/v1`` and ``/v2`` it has ``error``, too.
 
         Args:
-            target: as it stands in the request line.
+            target: target of the request, as in the request line.
         """
         return error_body(self.status, self.type, self.message, error=is_kserve(target))
 

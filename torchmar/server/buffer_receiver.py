@@ -17,7 +17,7 @@ class BufferReceiver(asyncio.BufferedProtocol):
     """The protocol of a connection until its buffers are full.
 
     Args:
-        transport: of the connection.
+        transport: transport of the connection.
         owner: protocol of the connection before and after; it gets all events except those of reading.
         views: buffers, none of them empty.
         on_data: called whenever a part has been received.

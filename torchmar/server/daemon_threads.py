@@ -18,7 +18,7 @@ class DaemonThreads(Executor):
 
     Args:
         limit: largest number of concurrent calls; further ones wait.
-        name: of the threads.
+        name: name of the threads.
     """
 
     def __init__(self, limit: int, name: str) -> None:

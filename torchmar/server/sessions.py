@@ -16,14 +16,14 @@ from torchmar.server.tokens import Right, Tokens
 
 CODE_SECONDS = 600.0
 _LONGEST_SECONDS = 12 * 3600.0
-_BYTES = 24  # of codes and sessions, so that they cannot be guessed
+_BYTES = 24  # length of codes and sessions, so that they cannot be guessed
 _MOST_CODES, _MOST_SESSIONS = 20, 200  # limits, beyond which the oldest are dropped
 
 
 @dataclass(slots=True)
 class _Session:
     right: Right
-    authorization: str  # with its fixed token; empty: the token was random, and may be renewed
+    authorization: str  # header with a fixed token; empty: the token is random, and may be renewed
     opened: float
     used: float
 

@@ -31,8 +31,7 @@ class ClusterRoom:
     """The replicas that fit on the nodes of a cluster.
 
     Attributes:
-        replicas: for each number of CPUs of a replica, which is also its number of threads: the number of replicas that
-            fit.
+        replicas: number of replicas that fit, by the number of CPUs of a replica, which is also its number of threads.
         cores: cores of the machines with nodes; this machine counts once, even if it has several nodes.
         nodes: number of nodes.
     """

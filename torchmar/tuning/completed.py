@@ -18,10 +18,10 @@ class Tuning:
     """A tuning that has ended.
 
     Attributes:
-        name: of the model.
-        version: of the archive.
+        name: name of the model.
+        version: version of the archive.
         engine: description of the machine.
-        machine: that it ran on.
+        machine: machine on which it ran.
         torch: version of torch.
         question: goal of the search.
         space: grid of settings.

@@ -34,7 +34,7 @@ from torchmar.tuning.trials import Trial
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_WARM_UP_SECONDS, _NEXT_SECONDS = 1.5, 0.5  # before the measurement of a new setting, and before that of its next rate
+_WARM_UP_SECONDS, _NEXT_SECONDS = 1.5, 0.5  # load before a measurement of a new setting, or of its next rate
 # Java compiles code that has run some thousand times: at 40 requests a second, the 99th percentile of TorchServe falls
 # by half within a minute, and later measurements look better. After a closed loop of this duration it stays the same.
 _COMPILING_SECONDS, _COMPILING_CONNECTIONS = 6.0, 8

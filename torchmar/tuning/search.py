@@ -58,8 +58,8 @@ class Result:
         best: a trial of the chosen setting; None: no measured setting meets the target.
         nearest: the trial closest to the target, if no setting meets it; None: there are no trials.
         chosen: all measurements of the chosen setting at the rate of ``best``; None: there is none.
-        equal: for the lowest latency at a rate, the other measured settings whose difference from the best may be
-            noise.
+        equal: other measured settings whose difference from the best may be noise, in a search for the lowest latency
+            at a rate.
         verdict: verdict of the chosen setting's measurements on the target.
         within: share of its answers within the target, a lower bound with 95 % confidence; None: unknown.
         spread: relative standard deviation of a measurement, from repeated measurements.

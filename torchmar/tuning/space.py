@@ -75,14 +75,14 @@ class Space:
 
     Attributes:
         cores: number of cores of the machine.
-        batch_sizes: in ascending order.
+        batch_sizes: batch sizes in ascending order.
         delays_ms: delays of TorchServe; (0,) for the built-in server.
         choose_threads: whether the handler's number of threads can be configured; otherwise each worker has its share
             of the cores.
         stages: whether the handler can be split into stages, and the server supports them.
         gpus: number of GPUs of the machine.
-        replicas: on a cluster, for each number of threads the number of replicas that fit; empty: the workers are on
-            this machine.
+        replicas: number of replicas that fit on a cluster, by their number of threads; empty: the workers are on this
+            machine.
     """
 
     cores: int

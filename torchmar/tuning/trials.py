@@ -33,7 +33,7 @@ class Verdict(Enum):
 SCHEMA: Literal["torchmar-tuning/1"] = "torchmar-tuning/1"
 MOST_FAILED = 0.001  # largest share of failed requests with which a setting meets the target
 
-_SATURATED = 0.1  # of the requests
+_SATURATED = 0.1  # share of the requests
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ class TunedArchive:
 
     Attributes:
         path: path of the ``.mar``.
-        name: of the model.
-        version: of the archive.
+        name: name of the model.
+        version: version of the archive.
         digest: digest of its content.
         queue_size: largest number of waiting requests on a server.
         has_stages: whether its configuration has stages.

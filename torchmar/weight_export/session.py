@@ -33,7 +33,7 @@ TITLES: Mapping[str, str] = {
     "aoti": "AOTInductor",
     "openvino": "OpenVINO",
 }
-_TRIED = ("export", "onnx", "openvino", "torchscript-script", "torchscript-trace")  # after a failure, the best first
+_TRIED = ("export", "onnx", "openvino", "torchscript-script", "torchscript-trace")  # tried after a failure, best first
 _SHOWN = 5  # number of listed cases that the model rejects
 _ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
@@ -67,12 +67,12 @@ class Export:
     Attributes:
         source: name of the model.
         to: format of the weights.
-        files: written files; the first is the one to name as weights, and the others belong to it.
+        files: paths of the files; a recipe names the first as weights, and the others belong to it.
         inputs: inputs, by position.
         outputs: outputs, by position; their shapes are those for the example.
-        sizes: for each dimension of any size, the sizes that were compared.
-        bounds: for each dimension of any size, the smallest size, the largest size (None: no limit), and the number
-            that every size is a multiple of; empty if they are not known.
+        sizes: compared sizes of each dimension of any size.
+        bounds: smallest size, largest size (None: no limit) and common divisor of the sizes of each dimension of any
+            size; empty if they are not known.
         difference: largest difference between the answers, relative to the largest output, or to 1.
         compared: number of compared inputs.
         guessed: whether the shapes come from the weights, because there was no example.
@@ -107,7 +107,7 @@ def export_weights(
 
     Args:
         model: weights, a Keras or TensorFlow model, an archive, or a recipe.
-        to: one of `TARGETS`.
+        to: format of the weights, one of `TARGETS`.
         model_file: the Python file with the model's class, for weights without code.
         examples: files with inputs: ``.npy``, ``.npz`` (several by name), ``.json``, ``.jsonl``, ``.pt``,
             ``.safetensors``. The first is traced, all are compared. Without examples, the weights must tell the shapes.
@@ -210,8 +210,8 @@ class Attempts:
 
     Attributes:
         described: ``inputs``, ``outputs`` and ``guessed`` of `torchmar.conversion.export_process.export`.
-        made: for each format, the results of that function and of `torchmar.conversion.export_check.check`; for a
-            rejected format its ``message`` and ``hint``.
+        made: results of that function and of `torchmar.conversion.export_check.check` by format; for a rejected format
+            its ``message`` and ``hint``.
     """
 
     described: Mapping[str, Any]

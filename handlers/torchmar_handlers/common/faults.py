@@ -22,7 +22,7 @@ Step = Callable[[Any, Sequence[Request]], Sequence[Any]]
 
 _SAMPLES = 4
 _MODULE = "torch.nn.modules.module"  # the module that calls every model, including TorchScript and exported programs
-_RESOURCES = ("CUDA", "allocate memory", "out of memory")  # in the words of torch's allocators
+_RESOURCES = ("CUDA", "allocate memory", "out of memory")  # words in the messages of torch's allocators
 _LIBRARIES = ("torch", "onnxruntime", "openvino")
 _LONGEST = 300  # characters of an error that a client gets
 

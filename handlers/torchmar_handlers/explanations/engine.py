@@ -64,7 +64,7 @@ def explain(
         scores: ``score(inputs)``, if it is known already.
         baselines: baselines in the shape of ``inputs``; by default made from the options, in the model's units.
         mean: values of the baseline ``mean``, in the shape of a row; by default an image's own mean colour.
-        groups: for tables, the number of each column's group, ``(features,)``, for feature ablation.
+        groups: number of each column's group, ``(features,)``, for feature ablation of tables.
         model: the module that ``score`` runs, for Grad-CAM and attention rollout.
         layer: the name of the layer for Grad-CAM; by default the last ``Conv2d``.
         differentiable: False if the weights are known to have no gradients.

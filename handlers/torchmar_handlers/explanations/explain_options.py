@@ -29,7 +29,7 @@ class ExplainOptions:
     """The options of one explanation.
 
     Attributes:
-        method: one of ``IMAGE_METHODS``.
+        method: name of the method, one of ``IMAGE_METHODS``.
         target: the output to explain, as the client sent it: class index or label; None: the predicted output.
         n_steps: points of the Gauss-Legendre quadrature (integrated gradients) or samples (gradient SHAP); None
             (``auto``): as many points as the gradients need, or ``USUAL_STEPS`` samples.

@@ -84,7 +84,7 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: dict[int, _Call] = {}  # by the identity of the output, which is kept
+        self._calls: dict[int, _Call] = {}  # calls by the identity of the output, which is kept
         self._functions: list[Any] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,7 +138,7 @@ class Folding(TorchFunctionMode):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self._plan, self._count = plan, 0
-        self._folded: dict[int, tuple[torch.Tensor, Convolution]] = {}  # by the identity of the output
+        self._folded: dict[int, tuple[torch.Tensor, Convolution]] = {}  # convolutions by the identity of the output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

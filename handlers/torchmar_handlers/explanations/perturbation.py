@@ -42,8 +42,8 @@ def attribute(
         targets: ``(n,)``.
         reached: target's score of each row, ``(n,)``.
         method: ``occlusion`` or ``feature_ablation``.
-        groups: for tables, the number of each column's group, ``(features,)``; columns of one group (a one-hot
-            encoding) are replaced together.
+        groups: number of each column's group in a table, ``(features,)``; columns of one group (a one-hot encoding)
+            are replaced together.
         max_forward_batch: largest number of rows in a forward pass.
     """
     sides = inputs.shape[2:] if inputs.dim() > 2 else inputs.shape[1:]

@@ -19,7 +19,7 @@ def largest_error(
     """Return the largest difference between integrated gradients in another type and in float32.
 
     Args:
-        score: as in `torchmar_handlers.explanations.explain`.
+        score: function that returns the scores of rows, as in `torchmar_handlers.explanations.explain`.
         inputs: batches of any rows, ``(n, ...)``; the highest score of each row is explained.
         dtype: the other type.
 

@@ -17,7 +17,7 @@ import numpy as np
 @functools.lru_cache(maxsize=16)
 def gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return points from 0 to 1 and their weights, as in captum."""
-    points, lengths = np.polynomial.legendre.leggauss(count)  # on [-1, 1]
+    points, lengths = np.polynomial.legendre.leggauss(count)  # points on [-1, 1]
     return (1 + points) / 2, lengths / 2
 
 

@@ -22,7 +22,7 @@ Pixels: TypeAlias = "Image.Image | np.ndarray"
 
 # Without formats that Pillow passes to other programs (EPS, to Ghostscript), and formats that no client sends.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")  # of both alphabets
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")  # characters of both alphabets
 _ORIENTATION = 274  # the tag of EXIF
 _LYING = (5, 6, 7, 8)  # orientations whose rows are the columns of the file
 _SCALES = (8, 4, 2)  # scales at which libjpeg decodes fast, as divisors of the sides

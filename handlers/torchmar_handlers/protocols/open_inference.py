@@ -145,7 +145,7 @@ def outputs(answers: Sequence[Any], columns: Mapping[str, Any] | None) -> dict[s
     """Return the answers to instances as arrays by name, each with the instances first.
 
     Args:
-        answers: one for each instance.
+        answers: answers of the model, one for each instance.
         columns: the answers as the handler's columns; None: one array with the name ``output``. Names taken from the
             answers themselves would depend on their values.
     """
@@ -290,5 +290,5 @@ def _stack(values: Any) -> np.ndarray:
             if array.dtype.kind == "U":
                 return array.astype(object)
         except ValueError:
-            pass  # of different lengths
+            pass  # lists of different lengths
     return tensors.objects([value if isinstance(value, str) else in_json(value) for value in values])

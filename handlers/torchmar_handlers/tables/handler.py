@@ -46,7 +46,7 @@ class TabularHandler(BaseHandler):
     out_of_range      refuse                   a number below ``min`` or above ``max``: ``refuse`` (400),
                                                ``clip`` or ``allow``
     scores            the only one             the output to take of a model that has several
-    method            integrated_gradients     of explanations: that, ``gradient_shap``, ``saliency`` or
+    method            integrated_gradients     method of explanations: that, ``gradient_shap``, ``saliency`` or
                                                ``feature_ablation``
     n_steps           50                       steps of the integral of an explanation, or ``auto``
     baseline          mean                     what explanations compare with: ``mean`` or ``zeros``
@@ -100,7 +100,7 @@ class TabularHandler(BaseHandler):
         widths = [column.width for column in columns]
         self.groups = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(self.device)
         if (outputs := self._count_outputs()) is None:
-            TabularHandler.initialize(self, context)  # with the original weights
+            TabularHandler.initialize(self, context)  # load the original weights
             return
         self.outputs = outputs
 
@@ -287,7 +287,7 @@ class TabularHandler(BaseHandler):
         columns: Sequence[Column],
         row: Mapping[str, Any],
     ) -> bytes:
-        from torchmar_handlers.drawing import bars  # with Pillow, which most workers never need
+        from torchmar_handlers.drawing import bars  # imports Pillow, which most workers never need
 
         values = [
             f"{value:.7g} {column.unit}".rstrip() if column.type == NUMBER else f"{value} {column.unit}".rstrip()

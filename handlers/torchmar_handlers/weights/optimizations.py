@@ -89,7 +89,7 @@ class Optimizations:
         constant = isinstance(model, ExportedModel)
         if isinstance(model, torch.jit.ScriptModule) and torchscript.frozen(model):
             constant, kind = True, f"{kind} that is frozen"
-        converts = not isinstance(model, OpenVino)  # which has computed with the type since it was loaded
+        converts = not isinstance(model, OpenVino)  # OpenVINO computes with the type from the start
         if self.dtype is not None and constant and converts and dtype(model) != self.dtype:
             raise _not_for("dtype", name, kind, "convert the model before it is exported")
         if self.channels_last and constant:

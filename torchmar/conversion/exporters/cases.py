@@ -11,7 +11,7 @@ import torch
 
 from torchmar.conversion.exporters.model import Axes, Example, sized
 
-_SIZES = (1, 2, 3, 5)  # of each dimension of any size, in addition to that of the example and twice that
+_SIZES = (1, 2, 3, 5)  # sizes of each free dimension, in addition to that of the example and twice that
 _WIDER = 10.0  # factor for the values of the example
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torchmar.conversion.exporters.model import Axes, Example
 from torchmar.conversion.process import Rejected
 
-NONE = "none"  # in place of names: all dimensions have the sizes of the example
+NONE = "none"  # value in place of names: all dimensions have the sizes of the example
 _FIXED = ("", "_", "-")
 _USAGE = "names are in the order of the dimensions, with _ for a fixed one: batch,seq or image:batch,_,height,width"
 

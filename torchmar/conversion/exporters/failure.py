@@ -35,7 +35,7 @@ def rejection(error: BaseException, target: str, program: ExportedProgram | None
         error: exception of the exporter.
         target: format of the export, such as ``ONNX``.
         program: program of the model, to find the place of an operation.
-        hint: what to do next.
+        hint: advice for the user.
     """
     operation = operation_of(error)
     place = place_of(error) or (place_in(program, operation) if program is not None and operation else "")

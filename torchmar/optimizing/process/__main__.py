@@ -22,7 +22,7 @@ def main(step: str, job: str, result: str) -> None:
     """Run a step; its result is ``{"value": ...}``, ``{"not_applicable": reason}`` or ``{"failed": reason}``.
 
     Args:
-        step: one of `STEPS`.
+        step: name of the step, one of `STEPS`.
         job: a JSON file with the arguments of the step's function.
         result: the JSON file that is written.
     """

@@ -169,7 +169,7 @@ DIFFERENCES = (
             "every event stream has `Cache-Control: no-cache`"
         ),
         reason="browsers and clients of event streams read no other format",
-        cases="stream/typed",  # whose handler sends the type of an event stream
+        cases="stream/typed",  # its handler sends the type of an event stream
         aspects="cache-control|expires|pragma",
         second="^(no-cache)?$",
     ),

@@ -24,7 +24,7 @@ class AvailableVersion(NamedTuple):
     Attributes:
         model: its name.
         version: version; below a base path, the number of its file or folder.
-        path: of the archive.
+        path: path of the archive.
         stamp: changes whenever the archive is written to.
     """
 

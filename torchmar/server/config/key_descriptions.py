@@ -10,7 +10,7 @@ class KeyDescription(NamedTuple):
     """The description of one key.
 
     Attributes:
-        group: one of `GROUPS`.
+        group: group of the key, one of `GROUPS`.
         text: meaning of the key, in a sentence or two, with its unit.
         default: default, for keys without a field in `torchmar.server.config.settings.Settings`.
     """

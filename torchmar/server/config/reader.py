@@ -25,8 +25,8 @@ def read(
 
     Args:
         file: a ``config.properties``; None: there is none. ``$$NAME$$`` in its values is a variable.
-        environment: with ``enable_envvars_config=true`` in the file, ``TS_KEY`` takes precedence over all else;
-            ``TS_ALLOWED_URLS`` also needs ``use_env_allowed_urls=true``.
+        environment: environment variables; with ``enable_envvars_config=true`` in the file, ``TS_KEY`` takes
+            precedence over all else; ``TS_ALLOWED_URLS`` also needs ``use_env_allowed_urls=true``.
         overrides: keys from the command line, which take precedence over the file.
 
     Returns:

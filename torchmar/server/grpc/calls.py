@@ -52,7 +52,7 @@ class CallError(Exception):
     Args:
         code: gRPC status code.
         details: message; its last line is the class of TorchServe's exception, where its clients read it.
-        kind: this class, if it is not in the details; sent as metadata `EXCEPTION`.
+        kind: class of TorchServe's exception, if it is not in the details; sent as metadata `EXCEPTION`.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str, kind: str = "") -> None:

@@ -22,7 +22,7 @@ class Health:
     """The health service.
 
     Args:
-        ready: for each service, whether it accepts requests; the empty name stands for the whole server.
+        ready: functions by service that return whether it accepts requests; the empty name stands for the whole server.
     """
 
     name = NAME

@@ -93,7 +93,7 @@ class RequestParser:
         self._request: Request | None = None
         self._keep_alive = True
         self._pieces, self._pieces_joined, self._body_size = list[bytes | memoryview](), 0, 0
-        self._length = 0  # of the body, if the client has sent it and the body is not encoded
+        self._length = 0  # length of the body, if the client has sent it and the body is not encoded
         self._decoder: content_coding.Decoder | None = None
         self._feed_size = self._header_bytes = 0
         self._new_request = False

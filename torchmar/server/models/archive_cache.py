@@ -107,7 +107,7 @@ class ArchiveCache:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder.resolve()
         self._uses: Counter[str] = Counter()  # number of references, by key
-        self._installations: dict[str, _Installation] = {}  # by key
+        self._installations: dict[str, _Installation] = {}  # installations by key
         self._metadata: dict[Path, ArchiveMetadata] = {}
         self._tasks = BackgroundTasks()
         self._stopping = threading.Event()

@@ -71,7 +71,7 @@ async def supervised(command: Sequence[str], **options: Any) -> AsyncIterator[Pr
 
     Args:
         command: the program and its arguments.
-        options: of `asyncio.create_subprocess_exec`.
+        options: keyword arguments of `asyncio.create_subprocess_exec`.
     """
     child_end, lifeline = os.pipe()
     try:

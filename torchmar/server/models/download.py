@@ -28,7 +28,7 @@ _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.25, 10.0  # pause before an att
 _PATIENCE_SECONDS = 120.0  # limit without a further byte; the packages of object stores have their own retries
 # As curl's --speed-limit and --speed-time: a slower server would occupy a thread for days.
 _LEAST_RATE, _RATE_SECONDS = 1000, 30.0  # bytes per second, averaged over each such period
-_REPORT_SECONDS = 10.0  # between log lines
+_REPORT_SECONDS = 10.0  # interval of log lines
 _PARTIAL = re.compile(r"\.part-[0-9a-f]{64}")
 _KEPT_SECONDS, _KEPT_FILES = 24 * 3600.0, 4  # limits for interrupted downloads that are kept
 

@@ -31,7 +31,7 @@ class HttpFile:
 
     Args:
         url: URL that matches ``allowed_urls``; redirects must match them, too.
-        settings: with ``allowed_urls``.
+        settings: settings of the server, which contain ``allowed_urls``.
     """
 
     def __init__(self, url: str, settings: Settings) -> None:

@@ -37,7 +37,8 @@ class PartialFile:
         """Open the file to write bytes of a remote file from ``offset`` on.
 
         Args:
-            offset: at most `size`, and 0 for the bytes of another remote file; later bytes are dropped.
+            offset: position of the first byte to write, at most `size`; 0 for another remote file; later bytes are
+                dropped.
             identity: identity of the remote file; empty if it cannot be recognised later.
         """
         if offset == 0 or identity != self.identity:

@@ -11,7 +11,7 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.models import archive_urls
 
 RUNTIMES = ("python", "python3", "lsp")
-MAX_WORKERS = 1024  # of one version; a larger number is probably a typing error, and no machine has the memory
+MAX_WORKERS = 1024  # limit for a version; a larger number is probably a typing error, and no machine has the memory
 
 
 @dataclass(frozen=True)

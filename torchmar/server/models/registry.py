@@ -91,7 +91,7 @@ class Registry:
         events: receives the changes of models; None: changes are not recorded.
 
     Attributes:
-        models: by name.
+        models: registered models by name.
         startup: progress of loading the models of the configuration.
         routes: the user's paths for models.
         withdrawn: whether the server is about to end: load balancers see it as not ready, but it still answers.

@@ -24,7 +24,7 @@ from torchmar.server.telemetry import logs
 
 Kind = Literal["startup", "snapshot", "shutdown"]
 _SUFFIX = ".cfg"
-_MAX_SNAPSHOTS = 100  # for one server; TorchServe never removes snapshots
+_MAX_SNAPSHOTS = 100  # limit for a server; TorchServe never removes snapshots
 # Keys that torchmar serve only sets for the running server.
 _OMITTED_KEYS = ("torchmar_envvars_read", "torchmar_snapshots")
 

@@ -18,7 +18,7 @@ from torchmar.server.models.archive_urls import StorageObject, parse_object, wit
 from torchmar.server.models.remote_file import TEMPORARY, ChangedError, Transfer, TransferError
 
 _CHUNK = 4 << 20
-_CONNECTIONS = 4  # for one download; object stores limit the rate of each connection
+_CONNECTIONS = 4  # number per download; object stores limit the rate of each connection
 _CONNECT_SECONDS, _READ_SECONDS = 10, 20
 
 

@@ -44,7 +44,7 @@ class Watcher:
         self._registry, self._base_paths, self._store = registry, tuple(base_paths), store
         self._store_policy = store_policy or VersionPolicy()
         self._poll_seconds = poll_seconds
-        self._known: dict[str, dict[Path, AvailableVersion]] = {}  # by model; those of the store under ""
+        self._known: dict[str, dict[Path, AvailableVersion]] = {}  # archives by model; those of the store under ""
         self._stamps: dict[Path, tuple[int, ...]] = {}
         self._failed: dict[Path, tuple[int, ...]] = {}
         self._left_out = LeftOut()

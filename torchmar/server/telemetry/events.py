@@ -29,8 +29,8 @@ class Event(NamedTuple):
     """An event.
 
     Attributes:
-        number: rises by one with each event of the server.
-        time: in seconds since 1970.
+        number: number of the event; rises by one with each event of the server.
+        time: time in seconds since 1970.
         kind: kind of the event.
         text: a sentence without its subject, for people.
         model: name of the model; empty if the event concerns the whole server.

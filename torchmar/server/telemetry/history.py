@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torchmar.server.telemetry.metrics import LATENCY_SECONDS
 
 SECONDS = 600  # length of the history
-_MOST_SAMPLES = 20_000  # for all versions, some 600 bytes each
+_MOST_SAMPLES = 20_000  # limit for all versions; a sample has some 600 bytes
 
 Key = tuple[str, str]
 """Name and version of a model."""
@@ -107,7 +107,7 @@ class History:
 
         Args:
             model: model of the requests; empty: all models.
-            version: of the model; empty: all versions.
+            version: version of the model; empty: all versions.
             since: time in seconds since 1970.
         """
         state = dict(self._before)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torchmar.server.telemetry import logs, tracebacks
 
 _CAPACITY = 2000
-_MOST_CHARACTERS = 2 << 20  # of all texts together
+_MOST_CHARACTERS = 2 << 20  # limit for all texts together
 _LONGEST = 1 << 16  # characters of one text
 
 
@@ -19,8 +19,8 @@ class LogEntry:
     """An entry of the log.
 
     Attributes:
-        number: rises by one with each entry.
-        time: in seconds since 1970.
+        number: number of the entry; rises by one with each entry.
+        time: time in seconds since 1970.
         level: ``INFO``, ``WARNING`` or ``ERROR``; for the output of a worker, ``ERROR`` for a traceback.
         text: text; it has several lines for a traceback.
         model: name of the model; empty for an entry of the server.
@@ -137,7 +137,7 @@ class RecentLogs(logging.Handler):
             model: model of the entries; empty: all entries, including the server's.
             version: version of the model; empty: all versions.
             worker: id of the worker; empty: all workers.
-            after: only entries that changed after this number of `changes`.
+            after: value of `changes` after which the entries changed.
             limit: largest number of entries.
         """
         if after >= self.changes:

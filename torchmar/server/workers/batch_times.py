@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Weight of the latest batch. RFC 6298, section 2.3, has 1/4 for the deviation, which makes the margin too small at
 # times.
 _MEAN_WEIGHT, _DEVIATION_WEIGHT = 1 / 8, 1 / 16
-_FIRST_DEVIATION = 0.5  # until it is measured
+_FIRST_DEVIATION = 0.5  # relative deviation until one is measured
 _MARGIN = 3  # number of deviations above the mean that contains 99 of 100 normally distributed times
 
 
@@ -82,7 +82,7 @@ class BatchTimes:
         Args:
             kind: kind of the request.
             waiting: number of requests that wait before it.
-            busy: for each worker, the seconds until its batch ends; not empty.
+            busy: seconds until the batch of each worker ends; not empty.
             batch_size: largest number of requests in a batch.
         """
         kinds = [job.batch_kind for job in waiting]
@@ -99,7 +99,7 @@ def seconds_until_free(busy: Mapping[object, float], batches: int, seconds: floa
     """Return the seconds until a worker is free for another batch, after ``batches`` waiting ones.
 
     Args:
-        busy: for each worker, the seconds until it is free; not empty.
+        busy: seconds until each worker is free; not empty.
         batches: number of batches that are dispatched before.
         seconds: seconds of each of these batches.
     """

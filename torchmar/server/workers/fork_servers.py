@@ -18,7 +18,7 @@ class ForkServers:
 
     def __init__(self, default: ForkServer) -> None:
         self._default = default
-        self._others: dict[Path, ForkServer] = {}  # by the folder of the packages
+        self._others: dict[Path, ForkServer] = {}  # fork servers by the folder of their packages
         self._uses: Counter[ForkServer] = Counter()
 
     def acquire(self, packages: Path | None, venv: Venv | None) -> ForkServer:

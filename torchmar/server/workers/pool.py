@@ -26,7 +26,7 @@ from torchmar.server.workers.worker import Worker
 from torchmar.worker.process.messages import ModelDescription
 from torchmar.worker.process.stages import POSTPROCESS, PREPROCESS
 
-_CHECK_SECONDS = 0.1  # between checks of deadlines
+_CHECK_SECONDS = 0.1  # interval of checks of deadlines
 
 
 class Pool:

@@ -62,7 +62,7 @@ class StagedPool:
             has_room=self._has_room_after_model if options.postprocess_workers else None,
             on_batch=(lambda: self._others[PREPROCESS].schedule()) if options.preprocess_workers else None,
         )
-        self._others: dict[str, Pool] = {}  # by stage, in the order of the stages
+        self._others: dict[str, Pool] = {}  # pools by stage, in the order of the stages
         if options.preprocess_workers:
             self._others[PREPROCESS] = self._add_stage(PREPROCESS, has_room=self._has_room_before_model)
         if options.postprocess_workers:
@@ -183,8 +183,8 @@ class StagedPool:
         Args:
             job: the request.
             stages: the remaining stages.
-            headers: of the request; empty if it is in ``source``.
-            inputs: the parts of the request; empty if it is in ``source``.
+            headers: headers of the request; empty if it is in ``source``.
+            inputs: parts of the request; empty if it is in ``source``.
             source: buffer in which the previous stage has written the request; None: there was no stage before.
         """
         stage, *later = stages

@@ -14,7 +14,7 @@ from typing import Any
 
 from .messages import Message, from_wire, to_wire
 
-MOST_FILES = 16  # in one message
+MOST_FILES = 16  # limit for a message
 
 
 class ControlWriter:

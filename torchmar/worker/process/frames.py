@@ -37,7 +37,7 @@ else:
 # Kinds of frames to a worker.
 BATCH = 1  # `messages.Batch`; the bodies are the parts of the requests
 THREADS = 2  # largest number of threads for torch from now on
-TRACED_BATCH = 6  # as BATCH; `messages.Responses` then has the times of the steps
+TRACED_BATCH = 6  # like BATCH; `messages.Responses` then has the times of the steps
 # Kinds of frames from a worker.
 RESPONSES = 3  # `messages.Responses`, with the response bodies
 PART = 4  # `messages.PartHead`, with the part's body; more parts of this streamed response follow

@@ -16,7 +16,7 @@ from io import BytesIO
 from typing import Any
 
 _ALIGNED = 64  # bytes
-_AT_ONCE = 512  # in one call; systems accept 1024
+_AT_ONCE = 512  # buffers per call; systems accept 1024
 _excluded: Any = None
 
 

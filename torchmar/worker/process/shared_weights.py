@@ -29,14 +29,14 @@ if sys.platform == "linux":
 
 _LEAST = 1 << 20  # size of a tensor or array below which sharing is not worthwhile
 _MOST = 10_000  # number of tensors and arrays, because a process can have at most 65,530 mappings
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # parameters of mallopt
 _LARGEST_THRESHOLD = 32 << 20  # size up to which glibc raises its threshold automatically
 _SAMPLES = 16  # number of a buffer's pages in its digest
 _PAGE = mmap.PAGESIZE
 _HEAD = struct.Struct("<Q")
 _WORD = ctypes.sizeof(ctypes.c_size_t)
-_IS_MMAPPED, _FLAGS = 2, 7  # of a chunk's size
-_FIXED, _NO_RESERVE = 0x10, 0x4000  # of mmap
+_IS_MMAPPED, _FLAGS = 2, 7  # bits of a chunk's size
+_FIXED, _NO_RESERVE = 0x10, 0x4000  # flags of mmap
 _FAILED = ctypes.c_void_p(-1).value
 
 

@@ -99,7 +99,7 @@ class Console(MonitorPages):
                 self._start(request, self._run_sample(request, name, version, number))
             case ["rollout", "plan"]:
                 allow(request, "POST")
-                self._access.check(request, change=False)  # which it does not, but it must come from the page
+                self._access.check(request, change=False)  # it changes nothing, but it must come from the page
                 self._start(request, self._plan(request))
             case ["rollout", "stop"]:
                 allow(request, "POST")

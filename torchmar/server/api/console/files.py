@@ -84,7 +84,7 @@ async def respond(request: Request, name: str, index: str = INDEX) -> None:
     """Respond with a file.
 
     Args:
-        request: for the file.
+        request: request for the file.
         name: path of the file below ``/console/``; empty: the page.
         index: name of the page's file.
 

@@ -27,14 +27,14 @@ class Job:
         key_file: file with its tokens; empty: it has none.
         model_store: folder of its archives.
         ignored_checks: codes of checks that the server ignores.
-        deployment: for plan and apply: the text of a ``deployment.yaml``.
-        plan: for apply: the digest of the confirmed plan; another plan is not carried out.
-        model: for promote and rollback: the model.
-        version: for promote and rollback: the new default version.
-        compare: for promote: whether the version must be shown to be as good as the default one.
-        max_regression: for promote: the share by which its median latency may be larger.
-        max_differences: for promote: the share of requests whose answers may differ.
-        tolerance: for promote: the absolute tolerance of numbers in answers.
+        deployment: text of a ``deployment.yaml`` (plan, apply).
+        plan: digest of the confirmed plan; another plan is not carried out (apply).
+        model: name of the model (promote, rollback).
+        version: new default version (promote, rollback).
+        compare: whether the version must be shown to be as good as the default one (promote).
+        max_regression: share by which its median latency may be larger (promote).
+        max_differences: share of requests whose answers may differ (promote).
+        tolerance: absolute tolerance of numbers in answers (promote).
     """
 
     kind: Kind
