@@ -163,14 +163,14 @@ def quantile(buckets: Mapping[float, float], part: float) -> float | None:
     total = buckets[bounds[-1]] if bounds else 0.0
     if total <= 0:
         return None
-    wanted = part * total
+    target = part * total
     below, counted = 0.0, 0.0
     for bound in bounds:
-        if buckets[bound] >= wanted:
+        if buckets[bound] >= target:
             if math.isinf(bound):
                 return below
             inside = buckets[bound] - counted
-            return below + (bound - below) * ((wanted - counted) / inside if inside else 1.0)
+            return below + (bound - below) * ((target - counted) / inside if inside else 1.0)
         below, counted = bound, buckets[bound]
     return below
 

@@ -147,7 +147,7 @@ def unknown(key: str, model: type[BaseModel]) -> str:
 
 def repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
     """Return every key that occurs twice in a mapping, at any depth, as ``outer.inner``, with its second line."""
-    found: list[tuple[str, int]] = []
+    repetitions: list[tuple[str, int]] = []
     waiting: list[tuple[yaml.Node | None, str]] = [(root, "")]
     visited: set[int] = set()  # an alias is its anchor's node, which may contain the alias itself
     while waiting:
@@ -163,9 +163,9 @@ def repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
                 here = f"{place}.{key.value}".lstrip(".")
                 merge = key.tag == "tag:yaml.org,2002:merge"  # several mappings can be merged, and each is read
                 if (key.tag, key.value) in seen and not merge:
-                    found.append((here, key.start_mark.line + 1))
+                    repetitions.append((here, key.start_mark.line + 1))
                 seen.add((key.tag, key.value))
                 waiting.append((value, here))
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(value, f"{place}.{index}".lstrip(".")) for index, value in enumerate(node.value)]
-    return sorted(found, key=lambda repeated: repeated[1])
+    return sorted(repetitions, key=lambda repeated: repeated[1])

@@ -27,9 +27,9 @@ def edit(text: str, changes: Mapping[Sequence[str], Any], name: str) -> str:
     Raises:
         TorchmarError: the layout of the file cannot be edited; the hint contains the values.
     """
-    wanted = yaml.safe_load(text) or {}
+    expected = yaml.safe_load(text) or {}
     for path, value in changes.items():
-        wanted = _merged(wanted, list(path), value)
+        expected = _merged(expected, list(path), value)
         try:
             text = _edit_one(text, list(path), value)
         except (yaml.YAMLError, _NoPlaceError) as error:
@@ -38,7 +38,7 @@ def edit(text: str, changes: Mapping[Sequence[str], Any], name: str) -> str:
         written = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise _unwritable(name, changes) from error
-    if written != wanted:
+    if written != expected:
         raise _unwritable(name, changes)
     return text
 

@@ -60,9 +60,9 @@ def build(
         >>> built.path.name, built.members
         ('lengths-1.0.mar', 5)
     """
-    known = None if force else up_to_date(recipe_path, store, form)
-    if known and (known.notes is not None or not inspect):
-        return known
+    previous = None if force else up_to_date(recipe_path, store, form)
+    if previous and (previous.notes is not None or not inspect):
+        return previous
     file = _file(recipe_path)
 
     from torchmar import recipe

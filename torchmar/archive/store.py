@@ -31,12 +31,12 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
         except TorchmarError:
             if names is None:  # loading the archive reports the error
                 archives.append((path.name, order(""), path))
-    known = {name for name, _, _ in archives}
+    model_names = {name for name, _, _ in archives}
     for name in names or ():
-        if name not in known:
+        if name not in model_names:
             raise ArchiveError(
                 f"{store} has no archive of a model {name!r}",
-                hint=f"it has {', '.join(sorted(known)) or 'none at all'}",
+                hint=f"it has {', '.join(sorted(model_names)) or 'none at all'}",
             )
     return [path for name, _, path in sorted(archives) if names is None or name in names]
 

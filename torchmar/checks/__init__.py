@@ -66,10 +66,10 @@ def check(path: Path, gpus: int | None = None) -> list[Finding]:
         cause = error.message.removeprefix(f"{path} ").removeprefix(f"{path}: ")
         return [Finding(Code.MAR101, "", cause, error.hint or "build it again")]
     with archive:
-        found = [*layout.check(archive)]
+        findings = [*layout.check(archive)]
         if not layout.is_bomb(archive):  # a bomb's manifest was not read
-            found += check_content(archive, gpus)
-        return _sorted(found)
+            findings += check_content(archive, gpus)
+        return _sorted(findings)
 
 
 def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
@@ -81,12 +81,12 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
     if manifest is None:
         return findings
     model, sizes = manifest.model, content.sizes
-    wanted = model.requirements_file if model.requirements_file in sizes else None
+    requirements_file = model.requirements_file if model.requirements_file in sizes else None
     checks: list[Callable[[], Iterable[Finding]]] = []
     if manifest.runtime != "LSP":  # a handler in C++ has no Python to check
-        checks.append(lambda: handler.check(content, model.handler, wanted, model.config_file))
+        checks.append(lambda: handler.check(content, model.handler, requirements_file, model.config_file))
         if model.handler == sagemaker.HANDLER:
-            checks.append(lambda: sagemaker.check(content, model.config_file, wanted))
+            checks.append(lambda: sagemaker.check(content, model.config_file, requirements_file))
         if not model.serialized_file or model.serialized_file in sizes:
             checks.append(
                 lambda: weights.check(
@@ -94,15 +94,15 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
                     model.serialized_file,
                     model.model_file,
                     model.handler,
-                    wanted,
+                    requirements_file,
                     optimized.files(content, model),
                 )
             )
         checks.append(lambda: optimized.check(content, model))
     if model.config_file in sizes:
         checks.append(lambda: configuration.check(content, str(model.config_file), gpus))
-    if wanted:
-        checks.append(lambda: requirements.check(content, wanted))
+    if requirements_file:
+        checks.append(lambda: requirements.check(content, requirements_file))
     checks.append(lambda: runtime.check(content))
     for run in checks:
         # A member that cannot be read is a finding about the layout already.

@@ -122,16 +122,16 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
         cause = "a key of torchrun is not text: TorchServe answers 500 to the registration"
         yield Code.MAR503, "torchrun", cause, _QUOTE
     # Not in TorchServe's model: `handler` is a section that torchmar's handlers read.
-    known = {key: value for key, value in config.items() if key in ServerConfig.model_fields and key != "handler"}
-    if isinstance(known.get("torchrun"), dict):
-        known.pop("torchrun")  # its keys are torchrun's
-    if not are_stages(known.get("stages")):
-        known.pop("stages", None)
+    checked = {key: value for key, value in config.items() if key in ServerConfig.model_fields and key != "handler"}
+    if isinstance(checked.get("torchrun"), dict):
+        checked.pop("torchrun")  # its keys are torchrun's
+    if not are_stages(checked.get("stages")):
+        checked.pop("stages", None)
     for key in ("deviceType", "parallelType"):  # TorchServe reads these values in any case
-        if isinstance(known.get(key), str):
-            known[key] = known[key].lower()
+        if isinstance(checked.get(key), str):
+            checked[key] = checked[key].lower()
     try:
-        ServerConfig.model_validate(known)
+        ServerConfig.model_validate(checked)
     except ValidationError as error:
         for detail in error.errors():
             if not detail["loc"]:

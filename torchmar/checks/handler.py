@@ -93,25 +93,25 @@ def _not_there(modules: Modules, content: Content, file: str, name: str, provide
         remedy = "name the file without dots"
     else:
         cause = f"the archive has no module {name}, and TorchServe ships no handler of that name"
-        known = {**{inner: modules.file(inner) for inner in modules}, **{stock: stock for stock in _STOCK}}
-        if close := difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6):
+        module_files = {**{inner: modules.file(inner) for inner in modules}, **{stock: stock for stock in _STOCK}}
+        if close := difflib.get_close_matches(name, sorted(module_files), n=1, cutoff=0.6):
             inner = close[0]
-            remedy = f"did you mean {known[inner] if '.' not in inner else inner}?"
+            remedy = f"did you mean {module_files[inner] if '.' not in inner else inner}?"
         else:
             remedy = f"name a Python file of the archive, or one of {', '.join(STOCK_HANDLERS)}"
     return Finding(Code.MAR308, file, cause, remedy)
 
 
-def _entry_point(modules: Modules, module: Module, wanted: str, asynchronous: bool) -> Iterator[Finding]:
+def _entry_point(modules: Modules, module: Module, function: str, asynchronous: bool) -> Iterator[Finding]:
     names = modules.names(module)
-    if wanted in module.bindings or (names is not None and wanted in names):
-        yield from _function(modules, module, wanted, asynchronous)
+    if function in module.bindings or (names is not None and function in names):
+        yield from _function(modules, module, function, asynchronous)
         return
     if names is None:
         return  # only running the module would show its names
     classes = _classes(module)
-    if wanted != "handle":
-        yield _no_function(module, wanted, names, list(classes))
+    if function != "handle":
+        yield _no_function(module, function, names, list(classes))
     elif len(classes) != 1:
         yield _not_one_class(modules, module, classes)
     else:

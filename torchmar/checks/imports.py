@@ -207,12 +207,12 @@ class _Walk:
                 else:
                     self.reached.append(module)
 
-    def follow(self, module: Module, node: ast.AST, name: str, wanted: str = "") -> bool:
-        """Follow an import of ``name`` (of ``wanted`` from it); return whether it is a module of the archive."""
+    def follow(self, module: Module, node: ast.AST, name: str, attribute: str = "") -> bool:
+        """Follow an import of ``name`` (of ``attribute`` from it); return whether it is a module of the archive."""
         root = name.partition(".")[0]
         if root not in self._modules and (root not in self._modules.folders or satisfied(root, self._provided)):
             # A folder without __init__.py counts only if no other module has its name.
-            self._outside(module, node, name, wanted)
+            self._outside(module, node, name, attribute)
             return False
         if root in self._modules and (shadow := shadowing(self._modules, root)):
             if shadow not in self.findings:
@@ -270,11 +270,11 @@ class _Walk:
         whole = f"from {node.module} import {names}" if node.module else f"import {names}"
         self._fail(module, node, cause, f"write: {whole}")
 
-    def _outside(self, module: Module, node: ast.AST, name: str, wanted: str) -> None:
+    def _outside(self, module: Module, node: ast.AST, name: str, attribute: str) -> None:
         root = name.partition(".")[0]
         package = next((_DISTRIBUTIONS[outer][0] for outer in _outer(name) if outer in _DISTRIBUTIONS), None)
         package = package or ("-".join(name.split(".")) if root in _SHARED else root)
-        if package in self._told or satisfied(f"{name}.{wanted}".rstrip("."), self._provided):
+        if package in self._told or satisfied(f"{name}.{attribute}".rstrip("."), self._provided):
             return
         self._told.add(package)
         own = [self._modules.file(inner) for inner in self._modules if inner.endswith(f".{root}")]

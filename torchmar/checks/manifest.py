@@ -41,16 +41,16 @@ def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
     return parsed, [*_findings(parsed, content), *repeated]
 
 
-def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:
-    model, place = found.model, manifest.PATH
+def _findings(parsed: manifest.Manifest, content: Content) -> Iterator[Finding]:
+    model, place = parsed.model, manifest.PATH
     if model.model_version is None:
         cause = "TorchServe registers it as version 1.0"
         yield Finding(Code.MAR205, place, cause, 'give the model a version: version: "1.0" in the recipe')
     elif not re.fullmatch(VERSION_PATTERN, model.model_version):
         cause = f"the version is {model.model_version!r}"
         yield Finding(Code.MAR203, place, cause, "letters, digits, '.', '_', '-' and '+', a letter or digit first")
-    if found.runtime not in (*RUNTIMES, *_NAMES_OF_RUNTIMES):
-        cause = f"the runtime is {found.runtime!r}; TorchServe knows {', '.join(RUNTIMES)}"
+    if parsed.runtime not in (*RUNTIMES, *_NAMES_OF_RUNTIMES):
+        cause = f"the runtime is {parsed.runtime!r}; TorchServe knows {', '.join(RUNTIMES)}"
         yield Finding(Code.MAR206, place, cause, "set it to python")
     # Only the files that the worker itself reads; the weights and the model file are the handler's.
     fatal = {"config_file"} | ({"serialized_file", "model_file"} if is_known(model.handler, content) else set())

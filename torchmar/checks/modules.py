@@ -254,28 +254,28 @@ def dotted(node: ast.AST) -> str:
 
 def bindings(body: Iterable[ast.AST]) -> dict[str, list[ast.AST]]:
     """Return the definitions, imports and assignments that bind each name when ``body`` is executed."""
-    found: dict[str, list[ast.AST]] = {}
+    nodes: dict[str, list[ast.AST]] = {}
     for node, _ in executed(body, classes=False):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.setdefault(node.name, []).append(node)
+            nodes.setdefault(node.name, []).append(node)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 name = alias.asname or alias.name.partition(".")[0]
                 if name != "*":
-                    found.setdefault(name, []).append(node)
+                    nodes.setdefault(name, []).append(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name) and node.value:
-                    found.setdefault(target.id, []).append(node)
+                    nodes.setdefault(target.id, []).append(node)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.setdefault(node.id, [node])
+            nodes.setdefault(node.id, [node])
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del):
-            found.pop(node.id, None)
+            nodes.pop(node.id, None)
         elif isinstance(node, ast.MatchAs | ast.MatchStar) and node.name:
-            found.setdefault(node.name, [node])
+            nodes.setdefault(node.name, [node])
         elif isinstance(node, ast.MatchMapping) and node.rest:
-            found.setdefault(node.rest, [node])
-    return found
+            nodes.setdefault(node.rest, [node])
+    return nodes
 
 
 def executed(body: Iterable[ast.AST], *, classes: bool = True) -> Iterator[tuple[ast.AST, bool]]:

@@ -57,9 +57,9 @@ def is_list(modules: Modules, module: Module, found: ast.ClassDef) -> bool:
     return False
 
 
-def _lineage(modules: Modules, module: Module, found: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef] | str]:
+def _lineage(modules: Modules, module: Module, class_def: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef] | str]:
     """Yield a class and its bases, the nearest first; for a base outside of the archive, its full name."""
-    waiting: Lineage = [(module, found)]
+    waiting: Lineage = [(module, class_def)]
     seen: set[int] = set()
     while waiting:
         here = waiting.pop()
@@ -127,11 +127,11 @@ def _check(
     if not all(_keeps_parameters(decorator) for decorator in function.decorator_list):
         return
     first = ["cls" if any(dotted(node) == "classmethod" for node in function.decorator_list) else "self"]
-    wanted = f"{function.name}({', '.join([*(first if bound else []), *arguments])})"
+    signature = f"{function.name}({', '.join([*(first if bound else []), *arguments])})"
     if not _accepts(function.args, len(arguments) + bound):
         call = f"({', '.join(arguments)})" + (" on an instance" if bound else "")
         cause = f"{function.name} takes ({_shown(function.args)}); TorchServe calls it with {call}"
-        yield Finding(Code.MAR306, module.place(function), cause, f"define it as {wanted}")
+        yield Finding(Code.MAR306, module.place(function), cause, f"define it as {signature}")
     if function.name != "__init__" and not asynchronous:
         if isinstance(function, ast.AsyncFunctionDef):
             cause = f"{function.name} is a coroutine function; TorchServe does not await it"

@@ -264,8 +264,8 @@ def _loads_with_torchserve(name: str, weights: Weights, model_file: str | None, 
         cause = f"{name} is {weights.description}, which TorchServe's handlers do not load"
         if kind is Format.SAFETENSORS and model_file:
             cause += "; torch.load does since torch 2.13, where the safetensors package is installed"
-        known = kind in _OURS_ALONE | _OURS_INTO_A_MODEL
-        yield Finding(Code.MAR403, name, cause, weights.remedy or (_OUR_REMEDY if known else _TORCHSCRIPT_REMEDY))
+        has_handler = kind in _OURS_ALONE | _OURS_INTO_A_MODEL
+        yield Finding(Code.MAR403, name, cause, weights.remedy or (_OUR_REMEDY if has_handler else _TORCHSCRIPT_REMEDY))
 
 
 def _model_file(content: Content, name: str) -> Iterator[Finding]:

@@ -50,16 +50,16 @@ def serve_on(
     """
     with exit_codes(run_folder):
         config = config or platforms.config_file(platform, os.environ)
-        given = properties.read_or_default(config)
+        configuration = properties.read_or_default(config)
         if model_store:
-            given = replace(given, values={**given.values, "model_store": str(model_store)})
-        demands = platforms.demands(platform, os.environ, given)
+            configuration = replace(configuration, values={**configuration.values, "model_store": str(model_store)})
+        demands = platforms.demands(platform, os.environ, configuration)
         values = dict(demands.values)
         if not check:
             values["torchmar_check_archives"] = "false"
         if ignore:
             values["torchmar_ignore_checks"] = ",".join(ignore)
-        store = demands.model_store or model_store or Path(given.get("model_store") or "model_store")
+        store = demands.model_store or model_store or Path(configuration.get("model_store") or "model_store")
         if not store.is_dir():  # the model is elsewhere, and a server needs a folder
             store = run_folder / "model_store"
             store.mkdir(parents=True, exist_ok=True)

@@ -79,17 +79,17 @@ def logs(
         raise TorchmarError(
             f"{folder} has no logs", hint="torchmar serve writes them; --run-folder names another folder"
         )
-    wanted = (model or "", version or "", (worker or "").removeprefix("W-"))
+    selection = (model or "", version or "", (worker or "").removeprefix("W-"))
     follower = Follower(folder) if follow else None
-    entries = recent(folder, lines, *wanted)
+    entries = recent(folder, lines, *selection)
     for entry in entries:
         _print(entry)
     if not entries and lines:
-        err.print(_no_lines(folder, *wanted), markup=False)
+        err.print(_no_lines(folder, *selection), markup=False)
     shown = set(entries)
     while follower:
         for entry in follower.read():
-            if entry.of(*wanted) and entry not in shown:
+            if entry.of(*selection) and entry not in shown:
                 _print(entry)
         time.sleep(_FOLLOW_SECONDS)
 

@@ -92,10 +92,10 @@ def _sum_up(outcomes: list[Outcome]) -> None:
         for outcome in outcomes
     ]
     show_table(table(headings, rows, right=headings[1:]))
-    known = sorted({id for outcome in outcomes for id in outcome.known})
-    if known:
+    known_ids = sorted({id for outcome in outcomes for id in outcome.known})
+    if known_ids:
         out.print("\ndocumented in docs/differences.md, and for ray in docs/how-to/ray.md:")
-        out.print("\n".join(f"  {id}" for id in known), markup=False)
+        out.print("\n".join(f"  {id}" for id in known_ids), markup=False)
 
 
 def _document(outcome: Outcome) -> dict[str, object]:

@@ -95,9 +95,9 @@ def serve(
         err.print(f"{mark[0]} is set, and has no effect without --platform {mark[1]}", markup=False)
     if head and engine != "ray":
         raise typer.BadParameter("only --engine ray has a cluster", param_hint="--address")
-    given = properties.read_or_default(config)
-    folder = model_store or Path(given.get("model_store") or "model_store")
-    plan = start_plan.plan(names or (), given, folder, run_folder, engine, fresh=fresh, watch=watch)
+    configuration = properties.read_or_default(config)
+    folder = model_store or Path(configuration.get("model_store") or "model_store")
+    plan = start_plan.plan(names or (), configuration, folder, run_folder, engine, fresh=fresh, watch=watch)
     ignored = (ignore or []) if check else list(EVERYTHING)
     _announce(plan, ignored)
     overrides = {**plan.overrides, **_overrides(check=check, ignore=ignore or (), head=head)}

@@ -67,8 +67,8 @@ def start(options: argparse.Namespace) -> None:
             hint="torchmar-serve --stop ends it; --run-folder FOLDER, with other ports, runs another beside it",
         )
     snapshot_folder = None if options.no_config_snapshots else _snapshot_folder(folder)
-    config, given = _config_file(options.ts_config, snapshot_folder), _overrides(options)
-    configured, warnings = reader.read(config, os.environ, **given)
+    config, overrides = _config_file(options.ts_config, snapshot_folder), _overrides(options)
+    configured, warnings = reader.read(config, os.environ, **overrides)
     if config and config.parent == snapshot_folder:
         out.print(f"restoring {config}; --ncs starts without snapshots", markup=False)
     if options.models and configured.model_snapshot is not None:
@@ -79,7 +79,7 @@ def start(options: argparse.Namespace) -> None:
         warnings = ["METRICS_LOCATION has no meaning here: metrics are at metrics_address, not in files", *warnings]
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
-    values = _effective(configured, reader.texts(config, os.environ, **given))
+    values = _effective(configured, reader.texts(config, os.environ, **overrides))
     _place_logs(folder)
     if snapshot_folder:
         values["torchmar_snapshots"] = str(snapshot_folder)

@@ -126,8 +126,8 @@ def tune(
         )
         if tuner.continued and not as_json:
             number = len(tuner.record.trials)
-            known = f"profiles and {number} measurement{'s' * (number != 1)}" if number else "profiles"
-            err.print(f"{known} of an earlier run are used ({tuner.path}); --anew measures again", markup=False)
+            reused = f"profiles and {number} measurement{'s' * (number != 1)}" if number else "profiles"
+            err.print(f"{reused} of an earlier run are used ({tuner.path}); --anew measures again", markup=False)
         try:
             tuning = tuner.run()
         except KeyboardInterrupt:

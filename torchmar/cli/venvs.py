@@ -93,11 +93,11 @@ def build(
         if runtime is None:
             raise ArchiveError(f"{archive} has no environment of its own", hint="runtime: of the recipe asks for one")
         specification.extract(opened, runtime, Path(scratch))
-        wanted = specification.read(runtime, Path(scratch))
+        spec = specification.read(runtime, Path(scratch))
         with err.status("building the environment") as status:
-            venv = building.build(wanted, _place(folder), lambda line: status.update(escape(line[:_STATUS_WIDTH])))
+            venv = building.build(spec, _place(folder), lambda line: status.update(escape(line[:_STATUS_WIDTH])))
         venv.close()
-    out.print(f"{venv.folder}  {wanted.show()}", markup=False)
+    out.print(f"{venv.folder}  {spec.show()}", markup=False)
 
 
 @app.command("list")

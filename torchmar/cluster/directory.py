@@ -193,10 +193,10 @@ class Directory:
         now = time.monotonic()
         self._fronts[front] = now, revision
         self._forget_fronts()
-        known = self._leader in self._fronts
-        if leads and (not known or revision > self._revision):  # an earlier directory has chosen it
+        has_leader = self._leader in self._fronts
+        if leads and (not has_leader or revision > self._revision):  # an earlier directory has chosen it
             self._leader = front
-        elif not known:
+        elif not has_leader:
             # After a restart of the directory, the former leader gets time to announce itself: a front that has just
             # started and leads deletes the applications that it does not serve.
             waits = (self._restarted or revision >= 0) and now - self._started < _LOST_SECONDS

@@ -134,7 +134,7 @@ class _Replica:
                 worker.kill()
                 worker.close()
                 return
-            self._workers = {number: known for number, known in self._workers.items() if known.runs}
+            self._workers = {number: process for number, process in self._workers.items() if process.runs}
             self._workers[message.id] = worker
             self.send(Described(loader.description))
             self.send(Forked(message.id, worker.pid), worker.files)

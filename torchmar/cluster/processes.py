@@ -64,14 +64,14 @@ class ClusterGroup:
         sessions = {name for process in of_head for name in _values(words[process], _SESSION)}
         # The command line of the head itself does not contain its address.
         of_session = [process for process, own in words.items() if sessions.intersection(_values(own, _SESSION))]
-        found: dict[psutil.Process, None] = {}
+        members: dict[psutil.Process, None] = {}
         left = [*of_head, *of_session]
         while left:
             process = left.pop()
-            if process not in found and self._belongs(words[process]):
-                found[process] = None
+            if process not in members and self._belongs(words[process]):
+                members[process] = None
                 left += children[process.pid]
-        return list(found)
+        return list(members)
 
     def _is_head(self, address: str) -> bool:
         return _equal(address, self.address)

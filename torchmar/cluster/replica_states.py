@@ -92,12 +92,12 @@ class ReplicaStates:
 
     def update(self, replicas: Sequence[ReplicaState]) -> None:
         """Update the replicas from the directory; connected replicas are kept, even if it does not list them."""
-        known = self.by_id
-        connected = {key: state for key, state in known.items() if key in self._links and self._links[key].connected}
+        states = self.by_id
+        connected = {key: state for key, state in states.items() if key in self._links and self._links[key].connected}
         self.by_id = {**connected, **{replica.id: replica for replica in replicas}}
         name, version = self._options.name, self._options.version
         for replica in replicas:
-            before = known.get(replica.id)
+            before = states.get(replica.id)
             if replica.failure and (before is None or not before.failure):
                 self._failure = replica.failure
                 log = WorkerLog(replica.id, self._options)

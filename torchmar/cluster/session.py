@@ -183,17 +183,17 @@ class Session:
             from ray._private.state import available_resources_per_node
 
             by_id = available_resources_per_node()
-        found = {}
+        resources = {}
         for node in self._ray.nodes():
             if node["Alive"]:
                 has = by_id.get(node["NodeID"], {}) if free else node["Resources"]
-                found[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = Resources(
+                resources[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = Resources(
                     cpus=has.get("CPU", 0.0),
                     gpus=has.get("GPU", 0.0),
                     memory=has.get("memory", 0.0),
                     others={name: amount for name, amount in has.items() if name not in ("CPU", "GPU", "memory")},
                 )
-        return found
+        return resources
 
     def application_name(self, name: str, version: str) -> str:
         """Return the name of the application of a version, which is unique."""

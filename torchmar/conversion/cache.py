@@ -68,7 +68,7 @@ def key(source: Path, job: Mapping[str, Any], versions: Mapping[str, str]) -> st
         raise ArchiveError(f"{source} cannot be read: {error.strerror}") from None
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))]
     facts = [source.stem, torchmar.__version__, dict(job), dict(versions), sys.version_info[:2]]
-    digest.update(b"".join(hashlib.sha256(one).digest() for one in [json.dumps(facts).encode(), *code]))
+    digest.update(b"".join(hashlib.sha256(part).digest() for part in [json.dumps(facts).encode(), *code]))
     return digest.hexdigest()[:32]
 
 

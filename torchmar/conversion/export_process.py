@@ -52,25 +52,26 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
         raise Rejected(f"torch {torch.__version__} is too old to export models", "pip install 'torchmar[export]'")
     torch.manual_seed(0)
     source = _Source(job)
-    given, guessed = source.examples([Path(file) for file in job["examples"]], job["calls"])
-    axes = source.axes(job["dynamic"], given[0], guessed)
-    answered, skipped = source.answer(given, axes)
+    example_inputs, guessed = source.examples([Path(file) for file in job["examples"]], job["calls"])
+    axes = source.axes(job["dynamic"], example_inputs[0], guessed)
+    answered, skipped = source.answer(example_inputs, axes)
     cases.save(answered, Path(job["cases"]))
     results: dict[str, Any] = {}
     for target in job["targets"]:
+        to, path = target["to"], Path(target["path"])
         try:
-            results[target["to"]] = source.write(target["to"], Path(target["path"]), given[0], axes, job["opset"])
+            results[to] = source.write(to, path, example_inputs[0], axes, job["opset"])
         except Rejected as rejected:
             inapplicable = isinstance(rejected, Inapplicable)
-            results[target["to"]] = {"message": str(rejected), "hint": rejected.hint, "inapplicable": inapplicable}
+            results[to] = {"message": str(rejected), "hint": rejected.hint, "inapplicable": inapplicable}
     return {
         "inputs": [
             {
                 "name": name,
                 "dtype": _dtype(tensor),
-                "shape": [known.get(n, size) for n, size in enumerate(tensor.shape)],
+                "shape": [dimension_names.get(n, size) for n, size in enumerate(tensor.shape)],
             }
-            for name, tensor, known in zip(source.names, given[0], axes, strict=False)
+            for name, tensor, dimension_names in zip(source.names, example_inputs[0], axes, strict=False)
         ],
         "outputs": [{"dtype": _dtype(tensor), "shape": list(tensor.shape)} for tensor in answered[0].expected],
         "guessed": guessed,
@@ -141,14 +142,16 @@ class _Source:
         Raises:
             Rejected: a file cannot be used, or there is none and the shapes are unknown.
         """
-        given = [one for file in files for one in examples.read(file, self.names, self.floats, self.required)]
-        if calls and not given:
+        example_inputs = [
+            item for file in files for item in examples.read(file, self.names, self.floats, self.required)
+        ]
+        if calls and not example_inputs:
             recorded: Any = torch.load(calls, weights_only=True)
             return [examples.of_call(name, args, kwargs, self.names) for name, args, kwargs in recorded], False
-        if given:
-            for number, example in enumerate(given, 1):
-                self._check_taken(example, f"example {number}" if len(given) > 1 else "the example")
-            return given, False
+        if example_inputs:
+            for number, example in enumerate(example_inputs, 1):
+                self._check_taken(example, f"example {number}" if len(example_inputs) > 1 else "the example")
+            return example_inputs, False
         made = self._of_signature()
         if made is None:
             shapes = self._first_layer.typical_inputs(self.loaded) if self.required <= 1 else ()
@@ -179,23 +182,23 @@ class _Source:
             )
         return axes
 
-    def answer(self, given: Sequence[Example], axes: Axes) -> tuple[list[cases.Case], list[str]]:
+    def answer(self, example_inputs: Sequence[Example], axes: Axes) -> tuple[list[cases.Case], list[str]]:
         """Return the cases that the model accepts, with its answers, and the names of the other cases.
 
         Raises:
             Rejected: the answers of the model are random.
         """
         answered, skipped = [], []
-        for case in cases.vary(given, axes):
+        for case in cases.vary(example_inputs, axes):
             try:
                 expected = self._run(case.inputs)
             except Exception:  # any exception means that the model does not accept this size or these values
                 skipped.append(case.name)
                 continue
             answered.append(cases.Case(case.name, case.inputs, case.sizes, expected))
-        again = self._run(given[0])
+        again = self._run(example_inputs[0])
         first = answered[0].expected
-        if any(not torch.equal(one, two) for one, two in zip(first, again, strict=True)) and not _both_nan(
+        if any(not torch.equal(left, right) for left, right in zip(first, again, strict=True)) and not _both_nan(
             first, again
         ):
             raise Rejected(
@@ -203,7 +206,7 @@ class _Source:
                 "state",
                 "remove the random numbers; a dropout is off after model.eval()",
             )
-        for name in {name for known in axes for name in known.values()}:
+        for name in {name for dimension_names in axes for name in dimension_names.values()}:
             if len({case.sizes[name] for case in answered}) < 2:
                 raise Rejected(
                     f"the model takes only {answered[0].sizes[name]} as the size of the dimension {name}",
@@ -277,17 +280,17 @@ class _Source:
 
     def _of_signature(self) -> Example | None:
         """Return an example with the shapes that the weights declare; None if they declare none."""
-        if not self.known or any(known.shape is None or known.dtype is None for known in self.known):
+        if not self.known or any(declared.shape is None or declared.dtype is None for declared in self.known):
             return None
         generator = torch.Generator().manual_seed(0)
         for free in _SIZES:
             made = []
-            for known in self.known:
-                shape = [size or (free if place else _ROWS) for place, size in enumerate(known.shape)]
-                if known.dtype.is_floating_point:
-                    made.append(torch.rand(shape, generator=generator).to(known.dtype))
+            for declared in self.known:
+                shape = [size or (free if place else _ROWS) for place, size in enumerate(declared.shape)]
+                if declared.dtype.is_floating_point:
+                    made.append(torch.rand(shape, generator=generator).to(declared.dtype))
                 else:
-                    made.append(torch.ones(shape, dtype=known.dtype))
+                    made.append(torch.ones(shape, dtype=declared.dtype))
             if self._takes(tuple(made)):
                 return tuple(made)
         return None
@@ -297,11 +300,11 @@ class _Source:
         if self.form == "ONNX":
             onnx = importlib.import_module("onnx")
             ports = onnx.load(str(self.model), load_external_data=False).graph.input
-            known = {port.name: port.type.tensor_type.shape.dim for port in ports}
+            dimensions_by_name = {port.name: port.type.tensor_type.shape.dim for port in ports}
             return tuple(
                 {
                     place: dimension.dim_param or f"{name}_{place}"
-                    for place, dimension in enumerate(known[name])
+                    for place, dimension in enumerate(dimensions_by_name[name])
                     if not dimension.HasField("dim_value")
                 }
                 for name in self.names
@@ -313,17 +316,17 @@ class _Source:
         symbols: dict[str, str] = {}
         axes = []
         for name, value in zip(self.names, leaves, strict=False):
-            found: dict[int, str] = {}
+            axis_names: dict[int, str] = {}
             for place, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
                 if not isinstance(size, int):
                     usual = "batch" if place == 0 and "batch" not in symbols.values() else f"{name}_{place}"
-                    found[place] = symbols.setdefault(str(size.node.expr), usual)
-            axes.append(found)
+                    axis_names[place] = symbols.setdefault(str(size.node.expr), usual)
+            axes.append(axis_names)
         return tuple(axes)
 
     def _unknown(self, example: Example) -> list[int]:
         """Return the dimensions of a guessed example that the first layer does not determine."""
-        if self.known and all(known.shape is not None for known in self.known):
+        if self.known and all(declared.shape is not None for declared in self.known):
             return []
         (tensor,) = example
         return list(range(2, tensor.dim())) if tensor.dim() > 2 else [1] if tensor.dtype == torch.int64 else []
@@ -337,24 +340,24 @@ def _filled(tensor: torch.Tensor) -> torch.Tensor:
     return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
 
 
-def _of_program(names: Sequence[str], known: Axes, named: Axes | None) -> Axes:
+def _of_program(names: Sequence[str], original: Axes, named: Axes | None) -> Axes:
     """Return the dimensions of any size of a program, with the desired names.
 
     Raises:
         Rejected: one of the dimensions is fixed.
     """
     if named is None:
-        return known
+        return original
     renamed: dict[str, str] = {}
-    for name, has, wants in zip(names, known, named, strict=False):
-        for place, wanted in wants.items():
+    for name, has, wants in zip(names, original, named, strict=False):
+        for place, new_name in wants.items():
             if place not in has:
                 raise Rejected(
-                    f"dimension {place} of its input {name!r} is fixed, and cannot become {wanted}",
+                    f"dimension {place} of its input {name!r} is fixed, and cannot become {new_name}",
                     "export the model that it was made of, with this dimension in --dynamic",
                 )
-            renamed[has[place]] = wanted
-    return tuple({place: renamed.get(name, name) for place, name in has.items()} for has in known)
+            renamed[has[place]] = new_name
+    return tuple({place: renamed.get(name, name) for place, name in has.items()} for has in original)
 
 
 def _example_names(example: Example, unknown: Sequence[int]) -> list[str]:

@@ -133,7 +133,7 @@ class _Rewriting:
         return self._finish(returned)
 
     def _finish(self, returned: list[Any]) -> Rewritten:
-        outputs = [self._value(one) for one in returned]
+        outputs = [self._value(item) for item in returned]
         dropped = ""
         if len(outputs) == 1 and isinstance(outputs[0], fx.Node) and _name(outputs[0]) in self._drop:
             shape = returned[0].meta["val"].shape
@@ -146,7 +146,7 @@ class _Rewriting:
             weight = self._node(layer.weight)
             layer.node.args = (layer.node.args[0], weight, *(bias or ([None] if rest else [])), *rest)
         for scaling in self._scalings.values():
-            shift, factor = (_Constant(one, scaling.dtype) for one in (scaling.shift, scaling.factor))
+            shift, factor = (_Constant(item, scaling.dtype) for item in (scaling.shift, scaling.factor))
             (value,) = scaling.node.args
             if not bool(scaling.shift.any()):
                 scaling.node.target, scaling.node.args = _aten.mul.Tensor, (value, self._node(factor))
@@ -155,7 +155,7 @@ class _Rewriting:
             else:
                 scaling.node.args = (self._node(shift), value, self._node(factor))
         tree = self._module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-        self._graph.output(pytree.tree_unflatten([self._operand(one) for one in outputs], tree))
+        self._graph.output(pytree.tree_unflatten([self._operand(item) for item in outputs], tree))
         self._sort_constants()
         self._graph.eliminate_dead_code()
         module = Rewritten(self._root, self._graph)
@@ -172,7 +172,7 @@ class _Rewriting:
         name = _name(node)
         if name in _CHECKS:
             return
-        if node.op == "call_module" or any(isinstance(one, fx.Graph | fx.GraphModule) for one in node.args):
+        if node.op == "call_module" or any(isinstance(operand, fx.Graph | fx.GraphModule) for operand in node.args):
             raise NotRewritable(str(node.target))
         if name in _COPIES or (name in _CASTS and not _casts(node)) or (name == "dropout" and node.args[2] is False):
             self._values[node] = self._value(node.args[0])
@@ -182,8 +182,8 @@ class _Rewriting:
             target, name = _functional(node)
         args = pytree.tree_map_only(fx.Node, self._value, list(node.args))
         kwargs = pytree.tree_map_only(fx.Node, self._value, dict(node.kwargs))
-        leaves = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, fx.Node | _Constant)]
-        if leaves and all(isinstance(one, _Constant) for one in leaves) and name in _ARITHMETIC | _SHAPES:
+        leaves = [operand for operand in pytree.tree_leaves((args, kwargs)) if isinstance(operand, fx.Node | _Constant)]
+        if leaves and all(isinstance(operand, _Constant) for operand in leaves) and name in _ARITHMETIC | _SHAPES:
             self._values[node] = _folded(target, args, kwargs, node)
             return
         for shortcut in (self._layer, self._affine, self._scaled, self._permuted, self._pointwise):

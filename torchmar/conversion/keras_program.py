@@ -73,7 +73,7 @@ def convert(job: dict[str, Any]) -> dict[str, Any]:
     """
     source = Source(_load(Path(job["source"])))
     source.eval()
-    specs = [(tuple(one.shape), str(one.dtype)) for one in source.model.inputs]
+    specs = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in source.model.inputs]
     _check_types(source, specs)
     _check_states(source)
     images = len(specs) == 1 and len(specs[0][0]) == 4 and specs[0][0][3] in (1, 3)
@@ -185,9 +185,9 @@ def _check_states(source: Source) -> None:
 
 def _trace(source: Source, specs: Sequence[Spec], *, fixed: bool) -> tuple[Any, int | None]:
     """Return an exported program with dimensions of any size, and its number of rows if it only accepts one."""
-    given = {shape[0] for shape, _ in specs} - {None}
+    row_counts = {shape[0] for shape, _ in specs} - {None}
     if fixed:
-        rows = given.pop() if given else 1
+        rows = row_counts.pop() if row_counts else 1
         return _export(source, _example(source, specs, rows), _dimensions(specs, set())), rows
     program = _export(source, _example(source, specs, _ROWS), _dimensions(specs, {0}))
     values = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
@@ -202,7 +202,7 @@ def _trace(source: Source, specs: Sequence[Spec], *, fixed: bool) -> tuple[Any, 
         shape[0] is None and isinstance(value.shape[0], int) for (shape, _), value in zip(specs, values, strict=True)
     ):
         return _trace(source, specs, fixed=True)
-    return program, given.pop() if given else None
+    return program, row_counts.pop() if row_counts else None
 
 
 def _export(source: Source, inputs: tuple[torch.Tensor, ...], dimensions: Any) -> Any:
@@ -324,17 +324,18 @@ def _compare(target: Path, compared: Sequence[Compared], channels_first: bool, d
     module = torch.export.load(target).module()
     largest = 0.0
     for inputs, expected, _ in compared:
-        fed = [one.movedim(-1, 1).contiguous() for one in inputs] if channels_first else inputs
+        fed = [tensor.movedim(-1, 1).contiguous() for tensor in inputs] if channels_first else inputs
         try:
             with torch.no_grad():
                 actual = _tensors(module(*fed))
         except Exception:  # for example, for a size that was not traced
             return None
         if dropped:
-            actual = [one.softmax(-1) if dropped == "softmax" else one.sigmoid() for one in actual]
-        if [(one.shape, one.dtype) for one in expected] != [(one.shape, one.dtype) for one in actual]:
+            actual = [tensor.softmax(-1) if dropped == "softmax" else tensor.sigmoid() for tensor in actual]
+        if [(tensor.shape, tensor.dtype) for tensor in expected] != [(tensor.shape, tensor.dtype) for tensor in actual]:
             return None
-        largest = max([largest, *(gap(one.numpy(), two.numpy()) for one, two in zip(expected, actual, strict=True))])
+        gaps = (gap(tensor.numpy(), other.numpy()) for tensor, other in zip(expected, actual, strict=True))
+        largest = max([largest, *gaps])
     return largest
 
 

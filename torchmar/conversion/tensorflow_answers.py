@@ -25,14 +25,14 @@ def main(model: Path, inputs: Path, answers: Path) -> int:
             number, _, name = key.partition("/")
             batches[number][name] = file[key]
     try:
-        version, found = (_saved_model if model.is_dir() else _lite)(model, batches)
+        version, results = (_saved_model if model.is_dir() else _lite)(model, batches)
     except ImportError as error:
         print(f"{error.name} is not installed")
         return 1
     except Exception as error:  # any exception of TensorFlow
         print(f"TensorFlow cannot run it here: {' '.join(str(error).split())[:160]}")
         return 1
-    arrays: Any = {f"{number}/{name}": value for number, one in found.items() for name, value in one.items()}
+    arrays: Any = {f"{number}/{name}": value for number, outputs in results.items() for name, value in outputs.items()}
     np.savez(answers, **arrays)
     print(version)
     return 0
@@ -62,16 +62,16 @@ def _lite(model: Path, batches: dict[str, Arrays]) -> tuple[str, dict[str, Array
     except ImportError:
         tensorflow = importlib.import_module("tensorflow")
         package, version = tensorflow.lite, f"TensorFlow Lite {tensorflow.__version__}"
-    found = {}
-    for number, one in batches.items():
+    outputs = {}
+    for number, inputs in batches.items():
         interpreter: Any = package.Interpreter(str(model))
         signatures = interpreter.get_signature_list()
         key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
         if key is None:
             raise ValueError("it has no signature")
         runner = interpreter.get_signature_runner(key)
-        found[number] = dict(runner(**one))
-    return version, found
+        outputs[number] = dict(runner(**inputs))
+    return version, outputs
 
 
 if __name__ == "__main__":

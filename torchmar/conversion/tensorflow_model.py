@@ -71,10 +71,10 @@ def convert(job: Mapping[str, Any]) -> dict[str, Any]:
     compared = _answered(core, model, [*_random(core, model, inputs), *_samples(job["samples"], inputs)])
     if not compared:
         raise Rejected("OpenVINO reads it, and cannot run it on random inputs", _REMEDY)
-    given = [(arrays, kind) for arrays, _, kind in compared]
-    theirs, by = _of_tensorflow(source, [arrays for arrays, _ in given])
-    expected = theirs or [answers for _, answers, _ in compared]
-    notes = [by if theirs else f"not compared with TensorFlow ({by})"]
+    inputs_by_kind = [(arrays, kind) for arrays, _, kind in compared]
+    reference, by = _of_tensorflow(source, [arrays for arrays, _ in inputs_by_kind])
+    expected = reference or [answers for _, answers, _ in compared]
+    notes = [by if reference else f"not compared with TensorFlow ({by})"]
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     channels_first = bool(job["channels_first"]) and _is_of_images(inputs)
     dropped = _drop_activation(model, job["drop_activations"])
@@ -88,11 +88,11 @@ def convert(job: Mapping[str, Any]) -> dict[str, Any]:
     if inputs[0].shape[:1] not in ((), (None,)):
         notes.append(f"for {inputs[0].shape[0]} rows at a time" if inputs[0].shape[0] != 1 else "for one row at a time")
     openvino.save_model(model, target, compress_to_fp16=False)
-    difference = _difference(core, target, given, expected, channels_first, dropped)
+    difference = _difference(core, target, inputs_by_kind, expected, channels_first, dropped)
     tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE
     if not difference <= tolerance:  # also if it is NaN
         raise Rejected(f"the converted model answers differently: by {difference:.1e}, more than {tolerance}", _REMEDY)
-    kinds = [kind for _, kind in given]
+    kinds = [kind for _, kind in inputs_by_kind]
     counts = {kind: kinds.count(kind) for kind in ("random", "samples")}
     return {"difference": difference, **counts, "notes": notes}
 
@@ -184,14 +184,14 @@ def _drop_activation(model: Any, drop: Sequence[str]) -> str:
     node = result.input_value(0).get_node()
     while node.get_type_name() in ("FakeQuantize", "Convert"):  # around the activation of a quantised model
         node = node.input_value(0).get_node()
-    found = {"SoftMax": "softmax", "Softmax": "softmax", "Sigmoid": "sigmoid"}.get(node.get_type_name(), "")
-    width = node.get_output_partial_shape(0)[-1] if found else None
-    if found not in drop or (found == "sigmoid" and len(drop) > 1 and str(width) != "1"):
+    activation = {"SoftMax": "softmax", "Softmax": "softmax", "Sigmoid": "sigmoid"}.get(node.get_type_name(), "")
+    width = node.get_output_partial_shape(0)[-1] if activation else None
+    if activation not in drop or (activation == "sigmoid" and len(drop) > 1 and str(width) != "1"):
         return ""
     result.input(0).replace_source_output(node.input_value(0))
     model.validate_nodes_and_infer_types()
     model.outputs[0].get_tensor().set_names({name})
-    return found
+    return activation
 
 
 def _random(core: Any, model: Any, inputs: Sequence[Input]) -> list[tuple[Arrays, str]]:
@@ -247,11 +247,11 @@ def _outputs(request: Any, arrays: Arrays) -> Arrays:
     return {_name(port): np.array(value) for port, value in answer.items()}
 
 
-def _of_tensorflow(source: Path, given: Sequence[Arrays]) -> tuple[list[Arrays], str]:
+def _of_tensorflow(source: Path, batches: Sequence[Arrays]) -> tuple[list[Arrays], str]:
     """Return TensorFlow's own answers and its version; or no answers and the reason."""
     with tempfile.TemporaryDirectory() as name:
         file, answers = Path(name, "inputs.npz"), Path(name, "answers.npz")
-        arrays: Any = {f"{place}/{key}": value for place, one in enumerate(given) for key, value in one.items()}
+        arrays: Any = {f"{place}/{key}": value for place, batch in enumerate(batches) for key, value in batch.items()}
         np.savez(file, **arrays)
         script = Path(__file__).with_name("tensorflow_answers.py")
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
@@ -260,18 +260,18 @@ def _of_tensorflow(source: Path, given: Sequence[Arrays]) -> tuple[list[Arrays],
         lines = ran.stdout.strip().splitlines() or [f"its process ended with {ran.returncode}"]
         if ran.returncode:
             return [], lines[-1][:200]
-        with np.load(answers) as found:
-            named = [key.partition("/") for key in found.files]
+        with np.load(answers) as stored:
+            named = [key.partition("/") for key in stored.files]
             return [
-                {key: found[f"{number}/{key}"] for number, _, key in named if number == str(place)}
-                for place in range(len(given))
+                {key: stored[f"{number}/{key}"] for number, _, key in named if number == str(place)}
+                for place in range(len(batches))
             ], f"compared with {lines[-1]}"
 
 
 def _difference(
     core: Any,
     target: Path,
-    given: Sequence[tuple[Arrays, str]],
+    batches: Sequence[tuple[Arrays, str]],
     expected: Sequence[Arrays],
     channels_first: bool,
     dropped: str,
@@ -279,17 +279,17 @@ def _difference(
     """Return the largest difference, relative to the largest output or 1; NaN if an output is missing."""
     request = core.compile_model(core.read_model(target), "CPU", _SETTINGS).create_infer_request()
     largest = 0.0
-    for (arrays, _), known in zip(given, expected, strict=True):
+    for (arrays, _), outputs in zip(batches, expected, strict=True):
         if channels_first:
             arrays = {name: np.ascontiguousarray(np.moveaxis(value, -1, 1)) for name, value in arrays.items()}
         actual = _outputs(request, arrays)
         if dropped:
             actual = {name: _activated(value, dropped) for name, value in actual.items()}
-        if len(known) == 1 == len(actual):  # the name may be TensorFlow's own, if the model has no signature
-            known = dict(zip(actual, known.values(), strict=True))
-        if actual.keys() != known.keys() or any(actual[name].shape != known[name].shape for name in known):
+        if len(outputs) == 1 == len(actual):  # the name may be TensorFlow's own, if the model has no signature
+            outputs = dict(zip(actual, outputs.values(), strict=True))
+        if actual.keys() != outputs.keys() or any(actual[name].shape != outputs[name].shape for name in outputs):
             return float("nan")
-        largest = max([largest, *(gap(value, actual[name]) for name, value in known.items())])
+        largest = max([largest, *(gap(value, actual[name]) for name, value in outputs.items())])
     return largest
 
 

@@ -66,11 +66,11 @@ def names(file: Path) -> dict[str, str]:
     try:
         model = _Table.root(data)
         signatures = list(model.tables(_SIGNATURES))
-        chosen = next((one for one in signatures if one.text(_KEY) == "serving_default"), None) or signatures[0]
+        chosen = next((table for table in signatures if table.text(_KEY) == "serving_default"), None) or signatures[0]
         graph = list(model.tables(_SUBGRAPHS))[chosen.number(_SUBGRAPH)]
         tensors = [tensor.text(_NAME) for tensor in graph.tables(_TENSORS)]
         maps = [*chosen.tables(_INPUTS), *chosen.tables(_OUTPUTS)]
-        return {tensors[one.number(_MAP_TENSOR)]: one.text(_MAP_NAME) for one in maps}
+        return {tensors[table.number(_MAP_TENSOR)]: table.text(_MAP_NAME) for table in maps}
     except (struct.error, IndexError):
         return {}
 

@@ -26,12 +26,12 @@ class Gpu:
 
 
 def place(
-    wanted: Sequence[DesiredVersion], live: Mapping[str, LiveModel], index: StoreIndex, sizes: Sequence[int]
+    desired: Sequence[DesiredVersion], live: Mapping[str, LiveModel], index: StoreIndex, sizes: Sequence[int]
 ) -> tuple[list[DesiredVersion], tuple[Gpu, ...]]:
     """Return the versions with the GPU of each of their workers, and the state of each GPU after the plan.
 
     Args:
-        wanted: the versions, some of which need GPUs.
+        desired: the versions, some of which need GPUs.
         live: registered models. Their workers keep their memory until the new ones have the traffic.
         index: the model store.
         sizes: bytes of memory of each GPU.
@@ -39,21 +39,21 @@ def place(
     Raises:
         TorchmarError: the workers do not fit; the message contains the numbers.
     """
-    on_gpus = [version for version in wanted if version.state.on_gpus and version.target.min_workers]
+    on_gpus = [version for version in desired if version.state.on_gpus and version.target.min_workers]
     if not on_gpus:
-        return list(wanted), ()
+        return list(desired), ()
     staying = {version.key for version in on_gpus if _can_stay(version)}
     # A version that gets more workers keeps the GPUs that the server would choose, if these have enough room.
     growing = {
         version.key for version in on_gpus if version.live and version.target.min_workers > len(version.live.workers)
     }
     try:
-        devices = _assign(on_gpus, staying, wanted, live, index, sizes)
+        devices = _assign(on_gpus, staying, desired, live, index, sizes)
     except TorchmarError:
         if not growing & staying:
             raise
-        devices = _assign(on_gpus, staying - growing, wanted, live, index, sizes)
-    placed = [_with_devices(version, devices.get(version.key)) for version in wanted]
+        devices = _assign(on_gpus, staying - growing, desired, live, index, sizes)
+    placed = [_with_devices(version, devices.get(version.key)) for version in desired]
     on_devices = [version for version in placed if version.target.devices]
     return placed, tuple(_gpu(device, size, on_devices) for device, size in enumerate(sizes))
 

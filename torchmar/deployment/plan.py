@@ -72,12 +72,12 @@ def plan(
     Raises:
         TorchmarError: the desired state cannot be reached; the message is the reason.
     """
-    wanted = list(desired_version.match(deployment, live, archives))
-    wanted, gpus = placement.place(wanted, live, index, gpu_sizes)
+    desired = list(desired_version.match(deployment, live, archives))
+    desired, gpus = placement.place(desired, live, index, gpu_sizes)
     draft = Draft(index, folder, taken=set(index.archives))
     builds: dict[tuple[str, str], str] = {}
     for name, model in deployment.models.items():
-        of_model = [version for version in wanted if version.model == name]
+        of_model = [version for version in desired if version.model == name]
         builds |= _plan_model(model, of_model, live.get(name), draft)
     for name in live.keys() - deployment.models.keys():
         removal.retire_model(live[name], deployment.prune, draft)
@@ -89,33 +89,33 @@ def plan(
 
 
 def _plan_model(
-    model: ModelState, wanted: Sequence[DesiredVersion], live: LiveModel | None, draft: Draft
+    model: ModelState, desired: Sequence[DesiredVersion], live: LiveModel | None, draft: Draft
 ) -> dict[tuple[str, str], str]:
     """Add the changes of one model; return the build of each of its versions that is registered after them."""
     resolved: dict[str, str] = {}
     # The first registered version of a model becomes its default.
-    for version in sorted(wanted, key=lambda version: not version.is_default):
+    for version in sorted(desired, key=lambda version: not version.is_default):
         if version.live:
             resolved[version.version] = version.live.version
             _update(version, version.live, live, draft)
         else:
             resolved[version.version] = registration.register(version, live, draft)
     if live:
-        default = next(version for version in wanted if version.is_default)
+        default = next(version for version in desired if version.is_default)
         _switch(default, resolved[default.version], live, draft)
         removal.retire_versions(model, resolved, live, draft)
-    return {(version.model, version.version): resolved[version.version] for version in wanted}
+    return {(version.model, version.version): resolved[version.version] for version in desired}
 
 
-def _update(wanted: DesiredVersion, registered: ModelVersion, live: LiveModel | None, draft: Draft) -> None:
+def _update(desired: DesiredVersion, registered: ModelVersion, live: LiveModel | None, draft: Draft) -> None:
     """Add the changes of a version that stays registered: its number of workers, and its check if it needs one."""
-    target, count = wanted.target, len(registered.workers)
-    what = f"{wanted.model} {registered.version}"
+    target, count = desired.target, len(registered.workers)
+    what = f"{desired.model} {registered.version}"
     is_live_default = live is not None and live.default == registered.version
     if "min_workers" in target.explicit and (target.min_workers, target.max_workers) != (count, registered.max_workers):
         if target.min_workers >= count and target.max_workers >= count:
             scale_up = actions.ScaleUp(
-                model=wanted.model,
+                model=desired.model,
                 version=registered.version,
                 before=count,
                 min_workers=target.min_workers,
@@ -123,7 +123,7 @@ def _update(wanted: DesiredVersion, registered: ModelVersion, live: LiveModel | 
             )
             (draft.scale_up if is_live_default else draft.up).append(scale_up)
         else:
-            drained = removal.drained(wanted.model_state, registered)
+            drained = removal.drained(desired.model_state, registered)
             removal.scale_down(registered, drained, target.min_workers, target.max_workers, draft)
         before, after = _range(count, registered.max_workers), _range(target.min_workers, target.max_workers)
         draft.add_change("~", what, f"workers {before} -> {after}")
@@ -131,12 +131,12 @@ def _update(wanted: DesiredVersion, registered: ModelVersion, live: LiveModel | 
         draft.add_change(
             "!", what, f"{registered.ready} of {workers(count)} answer; the server's log has the reason", failing=True
         )
-    check = registration.check(wanted, registered.version, registered.batch_size, registered.url, draft)
-    if live and wanted.is_default and not is_live_default and not wanted.model_state.parked:
+    check = registration.check(desired, registered.version, registered.batch_size, registered.url, draft)
+    if live and desired.is_default and not is_live_default and not desired.model_state.parked:
         # The version may have been registered long ago; therefore it is checked again before it gets the traffic.
         draft.up.append(check)
     elif target.min_workers and not registered.workers:
-        (draft.scale_up if wanted.is_default else draft.up).append(check)
+        (draft.scale_up if desired.is_default else draft.up).append(check)
 
 
 def _switch(default: DesiredVersion, build: str, live: LiveModel, draft: Draft) -> None:

@@ -18,21 +18,21 @@ _NEW_BUILD = "TorchServe cannot change these of a registered version"
 _FEWER = "TorchServe drops the requests of a worker that it removes"
 
 
-def register(wanted: DesiredVersion, live: LiveModel | None, draft: Draft) -> str:
+def register(desired: DesiredVersion, live: LiveModel | None, draft: Draft) -> str:
     """Add to a draft the actions and the change that register a version; return the name of the registered build.
 
     Raises:
         TorchmarError: its archive, or the model store for a new build, is not on this machine.
     """
-    registered = builds(live, wanted.version)
-    version, url = _source(wanted, registered, draft)
-    target, stored = wanted.target, wanted.stored
+    registered = builds(live, desired.version)
+    version, url = _source(desired, registered, draft)
+    target, stored = desired.target, desired.stored
     draft.up.append(
         actions.Register(
-            model=wanted.model,
+            model=desired.model,
             version=version,
             url=url,
-            digest=wanted.state.digest,
+            digest=desired.state.digest,
             min_workers=target.min_workers,
             max_workers=target.max_workers,
             **target.settings,
@@ -41,9 +41,9 @@ def register(wanted: DesiredVersion, live: LiveModel | None, draft: Draft) -> st
         )
     )
     if target.min_workers:
-        draft.up.append(check(wanted, version, target.settings["batch_size"] or 1, url, draft))
+        draft.up.append(check(desired, version, target.settings["batch_size"] or 1, url, draft))
     if not registered:
-        draft.add_change("+", f"{wanted.model} {version}", *_describe(wanted, version, live))
+        draft.add_change("+", f"{desired.model} {version}", *_describe(desired, version, live))
         return version
     old = registered[0]
     lines = [f"{name} {before} -> {after}" for name, before, after in target.differences(old)]
@@ -53,78 +53,78 @@ def register(wanted: DesiredVersion, live: LiveModel | None, draft: Draft) -> st
         if target.min_workers < len(old.workers):
             reasons.append(_FEWER)
     reason = f"a new build, {version}: {'; '.join(reasons)}"
-    draft.add_change("~", f"{wanted.model} {old.version} -> {version}", *lines, reason)
+    draft.add_change("~", f"{desired.model} {old.version} -> {version}", *lines, reason)
     return version
 
 
-def check(wanted: DesiredVersion, version: str, batch_size: int, url: str, draft: Draft) -> actions.Check:
+def check(desired: DesiredVersion, version: str, batch_size: int, url: str, draft: Draft) -> actions.Check:
     """Return the action that checks a build of a version before it gets traffic."""
     # A derived archive has the samples of its source. Before it is written, only the source can be read.
     in_store = draft.index.archives.get(url)
-    archive = wanted.stored.path if wanted.stored else in_store.path if in_store else None
-    model = wanted.model_state
+    archive = desired.stored.path if desired.stored else in_store.path if in_store else None
+    model = desired.model_state
     return actions.Check(
-        model=wanted.model,
+        model=desired.model,
         version=version,
         archive=archive,
         samples=model.checks.samples,
         requests=draft.folder / model.checks.requests if model.checks.requests else None,
         warmup_requests=model.warmup_requests,
-        at_once=min(16, batch_size * max(1, wanted.target.min_workers)),
+        at_once=min(16, batch_size * max(1, desired.target.min_workers)),
         max_latency=model.checks.max_latency,
     )
 
 
-def _source(wanted: DesiredVersion, registered: Sequence[ModelVersion], draft: Draft) -> tuple[str, str]:
+def _source(desired: DesiredVersion, registered: Sequence[ModelVersion], draft: Draft) -> tuple[str, str]:
     """Return the build to register and the URL of its archive; if the archive has to be written, add this action."""
-    stored, index = wanted.stored, draft.index
-    archive = wanted.state.archive or f"{wanted.model}-{wanted.version}.mar"
+    stored, index = desired.stored, draft.index
+    archive = desired.state.archive or f"{desired.model}-{desired.version}.mar"
     if stored is None and "://" not in archive:
         raise TorchmarError(
-            f"{wanted.name} is not on the server, and there is no archive {archive} in "
+            f"{desired.name} is not on the server, and there is no archive {archive} in "
             f"{index.folder or 'a model store on this machine'}",
             hint="torchmar build makes archives; archive: names another file, model_store: under server: the folder",
         )
     if stored is None:
         if registered:
             raise TorchmarError(
-                f"{wanted.name} is to change, but its archive {archive} is not here to derive another build from",
+                f"{desired.name} is to change, but its archive {archive} is not here to derive another build from",
                 hint="name the model store under server:, or write the settings that the server has",
             )
-        return wanted.version, archive
-    if versions.base(stored.version) != versions.base(wanted.version):
-        raise TorchmarError(f"{stored.path} is version {stored.version}, not {wanted.version}")
-    if existing := _existing(wanted, stored, registered, draft):
+        return desired.version, archive
+    if versions.base(stored.version) != versions.base(desired.version):
+        raise TorchmarError(f"{stored.path} is version {stored.version}, not {desired.version}")
+    if existing := _existing(desired, stored, registered, draft):
         if index.folder and existing.path.parent.resolve() != index.folder.resolve():
-            _copy(wanted.model, existing.path, index.folder / existing.path.name, draft)
+            _copy(desired.model, existing.path, index.folder / existing.path.name, draft)
         return existing.version, existing.path.name
     if index.folder is None:
         raise TorchmarError(
-            f"{wanted.name} needs another build, but the server's model store is not here",
+            f"{desired.name} needs another build, but the server's model store is not here",
             hint="name its folder under server: model_store: ...",
         )
-    return _derive(wanted, stored, registered, index.folder, draft)
+    return _derive(desired, stored, registered, index.folder, draft)
 
 
 def _existing(
-    wanted: DesiredVersion, stored: StoredArchive, registered: Sequence[ModelVersion], draft: Draft
+    desired: DesiredVersion, stored: StoredArchive, registered: Sequence[ModelVersion], draft: Draft
 ) -> StoredArchive | None:
     """Return an archive that has the target when registered without changes: the version's own, or a build of it."""
     # The build may be older than a restart of the server. A build with other weights does not count.
     left = [
         build
-        for build in draft.index.builds(stored.name, wanted.version)
+        for build in draft.index.builds(stored.name, desired.version)
         if build.path != stored.path
         and build.content
         and build.content == stored.content
-        and build.worker_memory == wanted.target.worker_memory
+        and build.worker_memory == desired.target.worker_memory
     ]
     # If another build is registered, the version's own name means the configuration of its own archive, without
     # additional settings of a registration.
-    own = [stored] if not registered or wanted.target.equals_defaults_of(stored) else []
+    own = [stored] if not registered or desired.target.equals_defaults_of(stored) else []
     names = {build.version for build in registered}
     fitting = (
-        archive for archive in (*own, *left) if archive.version not in names and wanted.target.satisfied_by(archive)
+        archive for archive in (*own, *left) if archive.version not in names and desired.target.satisfied_by(archive)
     )
     return next(fitting, None)
 
@@ -137,22 +137,22 @@ def _copy(model: str, source: Path, destination: Path, draft: Draft) -> None:
 
 
 def _derive(
-    wanted: DesiredVersion, stored: StoredArchive, registered: Sequence[ModelVersion], store: Path, draft: Draft
+    desired: DesiredVersion, stored: StoredArchive, registered: Sequence[ModelVersion], store: Path, draft: Draft
 ) -> tuple[str, str]:
     """Add the action that derives the next build; return its version and the name of its archive."""
     in_store = [
-        build.version for build in draft.index.builds(stored.name, wanted.version) if versions.is_build(build.version)
+        build.version for build in draft.index.builds(stored.name, desired.version) if versions.is_build(build.version)
     ]
     used = (build.version for build in registered)
     number = 1 + max((versions.number(version) for version in (*used, *in_store)), default=0)
-    while f"{stored.name}-{versions.build(wanted.version, number)}.mar" in draft.taken:
+    while f"{stored.name}-{versions.build(desired.version, number)}.mar" in draft.taken:
         number += 1
-    version = versions.build(wanted.version, number)
+    version = versions.build(desired.version, number)
     url = f"{stored.name}-{version}.mar"
     draft.taken.add(url)
-    config = wanted.target.config(stored)
+    config = desired.target.config(stored)
     draft.up.append(
-        actions.Derive(model=wanted.model, version=version, source=stored.path, config=config, destination=store / url)
+        actions.Derive(model=desired.model, version=version, source=stored.path, config=config, destination=store / url)
     )
     return version, url
 

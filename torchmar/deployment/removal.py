@@ -21,8 +21,8 @@ def retire_versions(model: ModelState, resolved: Mapping[str, str], live: LiveMo
         draft: the plan.
     """
     replacements = {versions.base(version): build for version, build in resolved.items()}
-    wanted = set(resolved.values())
-    old = [version for version in live.versions.values() if version.version not in wanted]
+    remaining = set(resolved.values())
+    old = [version for version in live.versions.values() if version.version not in remaining]
     # A rollback goes to the current default; after it, to the newest.
     old.sort(
         key=lambda version: (version.version == live.default, versions.newest_first(version.version)), reverse=True

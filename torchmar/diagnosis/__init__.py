@@ -46,14 +46,14 @@ def examine(
     engine = running.engine if running else engine
     unread: list[Finding] = []
     try:
-        given = properties.read_or_default(config)
+        configured = properties.read_or_default(config)
     except TorchmarError as problem:
-        given = Properties(None, {})
+        configured = Properties(None, {})
         unread = [error("config", problem.message, problem.hint)]
-    effective = _effective(given, running)
+    effective = _effective(configured, running)
     folder = model_store or Path(effective.get("model_store") or "model_store")
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
-        "config": lambda: unread or configuration.check(given, engine),
+        "config": lambda: unread or configuration.check(configured, engine),
         "java": lambda: java.check() if engine == "torchserve" else (),
         "python": lambda: environment.check(engine),
         "gpus": gpus.check,

@@ -40,8 +40,8 @@ def check() -> Iterator[Finding]:
     except gpus.NvidiaSmiError as problem:
         yield error("gpus", f"nvidia-smi {problem}", "reinstall the driver, or restart the machine")
         return
-    found = [_gpu(index, values) for index, values in rows.items()]
-    for gpu in found:
+    present = [_gpu(index, values) for index, values in rows.items()]
+    for gpu in present:
         if gpu.total is None or gpu.used is None:
             yield ok("gpus", f"GPU {gpu.index}: {gpu.name}, driver {gpu.driver}; nvidia-smi does not report its memory")
             continue
@@ -52,7 +52,7 @@ def check() -> Iterator[Finding]:
                 f"GPU {gpu.index} has {gpu.total - gpu.used} MiB left",
                 "nvidia-smi shows the processes that use it; deviceIds in model-config.yaml names other GPUs",
             )
-    yield from _torch(found)
+    yield from _torch(present)
 
 
 def _gpu(index: int, values: list[str]) -> Gpu:
@@ -64,7 +64,7 @@ def _mebibytes(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _torch(found: list[Gpu]) -> Iterator[Finding]:
+def _torch(present: list[Gpu]) -> Iterator[Finding]:
     if not (torch := installed_version("torch")):
         return  # the check of Python reports it
     try:
@@ -87,6 +87,6 @@ def _torch(found: list[Gpu]) -> Iterator[Finding]:
     elif not available:
         yield error(
             "gpus",
-            f"torch {torch} needs CUDA {cuda}, which driver {found[0].driver} does not support",
+            f"torch {torch} needs CUDA {cuda}, which driver {present[0].driver} does not support",
             "install a newer driver, or a torch for the CUDA version that nvidia-smi shows",
         )

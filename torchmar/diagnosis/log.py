@@ -131,20 +131,20 @@ def check(run_folder: Path) -> Iterator[Finding]:
     """Yield the known failures in the logs of a run folder; each once, with their number and the last time."""
     if not (run_folder / "logs").is_dir():
         return
-    found: dict[str, tuple[Signature, str, list[Entry]]] = {}
+    problems: dict[str, tuple[Signature, str, list[Entry]]] = {}
     for entry in _entries(run_folder):
         for signature in SIGNATURES:
             if match := re.search(signature.pattern, entry.text):
                 meaning = signature.meaning.format(*match.groups())
-                found.setdefault(meaning, (signature, meaning, []))[2].append(entry)
-    for signature, meaning, entries in found.values():
+                problems.setdefault(meaning, (signature, meaning, []))[2].append(entry)
+    for signature, meaning, entries in problems.values():
         last = entries[-1]
         source = f"{last.model} {last.version}: " if last.worker else ""
         times = f"{len(entries)} times, last at {_time(last)}" if len(entries) > 1 else f"at {_time(last)}"
         yield Finding(signature.severity, "log", f"{source}{meaning} ({times})", signature.remedy)
     deaths = list(_deaths(run_folder))
     yield from deaths
-    if not found and not deaths:
+    if not problems and not deaths:
         yield ok("log", f"no known failure in {run_folder / 'logs'}")
 
 

@@ -36,15 +36,15 @@ def check(model_store: Path, run_folder: Path, running: ServerRecord | None) -> 
             "name the models to serve, or lower minWorkers: torchmar serve MODEL",
         )
     temporary = Path(tempfile.gettempdir())
-    for folder, wanted, use in (
+    for folder, needed, use in (
         (temporary, content, "every registration extracts its archive to it"),
         (_existing(run_folder), _LOGS, "the logs are written to it"),
     ):
         left = shutil.disk_usage(folder).free
-        if left < wanted:
+        if left < needed:
             yield warning(
                 "disk",
-                f"{folder} has {show_size(left)} left; {use}: about {show_size(wanted)}",
+                f"{folder} has {show_size(left)} left; {use}: about {show_size(needed)}",
                 "free some space, or set TMPDIR to a larger disk" if folder == temporary else "free some space",
             )
         else:

@@ -16,13 +16,13 @@ _TAKEN = " is taken by "
 def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]:
     """Yield the processes that listen on the configuration's ports, which may be the server itself."""
     try:
-        wanted = config.addresses()
+        configured = config.addresses()
     except PropertiesError as problem:
         yield error("ports", problem.message, problem.hint)
         return
     own, free = [], []
     taken: dict[str, list[tuple[str, BindError]]] = {}  # ports by the description of the process
-    for address in wanted:
+    for address in configured:
         name = address.unix or str(address.port)
         listener = None if address.unix else addresses.listener_of(address.port)
         # The system does not report the process that listens on a Unix socket.

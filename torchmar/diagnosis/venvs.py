@@ -48,13 +48,13 @@ def _judge(archive: Archive, place: Path, *, may_build: bool, engine: EngineName
     try:
         with tempfile.TemporaryDirectory(prefix="torchmar-venv-") as scratch:
             specification.extract(archive, runtime, Path(scratch), wheels=False)
-            wanted = specification.read(runtime, Path(scratch))
-        if folders.is_complete(place / wanted.key):
-            return ok(_TOPIC, f"{name}: its environment is there ({wanted.show()})")
+            spec = specification.read(runtime, Path(scratch))
+        if folders.is_complete(place / spec.key):
+            return ok(_TOPIC, f"{name}: its environment is there ({spec.show()})")
         uv.program()
     except TorchmarError as problem:
         return error(_TOPIC, f"{name}: {problem.message}", problem.hint)
     if not may_build:
         remedy = f"torchmar venv build {archive.path}, or set install_py_dep_per_model=true"
         return error(_TOPIC, f"{name}: its environment is not there, and the server must not build it", remedy)
-    return ok(_TOPIC, f"{name}: its environment is built when it is registered ({wanted.show()})")
+    return ok(_TOPIC, f"{name}: its environment is built when it is registered ({spec.show()})")

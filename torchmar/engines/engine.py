@@ -87,8 +87,8 @@ class Engine(ABC):
         metrics_host: str | None = None,
         overrides: Mapping[str, str] | None = None,
     ) -> None:
-        given = properties.read_or_default(config)
-        self.properties = replace(given, values={**given.values, **(overrides or {})})
+        configuration = properties.read_or_default(config)
+        self.properties = replace(configuration, values={**configuration.values, **(overrides or {})})
         if port:
             self.properties = addresses.shift_ports(self.properties, port)
         if host or metrics_host:

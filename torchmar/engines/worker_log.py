@@ -47,7 +47,7 @@ def failures(folder: Path) -> dict[tuple[str, str], Failure]:
     The log does not show whether the current run of such a worker will succeed; the server's
     description does (`torchmar.engines.state`).
     """
-    found: dict[tuple[str, str], Failure] = {}
+    by_version: dict[tuple[str, str], Failure] = {}
     for (name, version, _), ends in _runs(logs.tail(folder, logs.WORKERS)).items():
         # An end of None means that the last run has not ended.
         ended = ends if ends[-1] is not None else ends[:-1]
@@ -56,10 +56,10 @@ def failures(folder: Path) -> dict[tuple[str, str], Failure]:
         tracebacks = [end for end in ended if end]
         in_a_row = next((count for count, end in enumerate(reversed(ended)) if not end), len(ended))
         failure = Failure(max(in_a_row, 1), tracebacks[-1] if in_a_row else "")
-        before = found.get((name, version))
+        before = by_version.get((name, version))
         if before is None or (bool(failure.traceback), failure.deaths) > (bool(before.traceback), before.deaths):
-            found[name, version] = failure
-    return found
+            by_version[name, version] = failure
+    return by_version
 
 
 def size(folder: Path) -> int:

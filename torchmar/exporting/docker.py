@@ -52,10 +52,10 @@ def dockerfile(image: Image, config: Properties) -> str:
         )
     builtin = image.engine != "torchserve"
     ports = {address.key: address.port for address in config.addresses() if not address.unix}
-    wanted = {"REST": "inference_address", "gRPC": "grpc_inference_port", "metrics": "metrics_address"}
+    port_keys = {"REST": "inference_address", "gRPC": "grpc_inference_port", "metrics": "metrics_address"}
     if not config.serves_metrics:
-        del wanted["metrics"]
-    published = {what: ports[key] for what, key in wanted.items() if key in ports}
+        del port_keys["metrics"]
+    published = {what: ports[key] for what, key in port_keys.items() if key in ports}
     numbers = list(dict.fromkeys(published.values()))
     return _DOCKERFILE.format(
         uid=UID,

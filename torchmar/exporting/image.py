@@ -104,8 +104,10 @@ def _build_stage(image: Image) -> str:
     """Return the first stage of a Dockerfile, ``build``, which installs torchmar to ``/opt/venv``."""
     requirements = [_requirement(text) for text in image.packages]
     # Each version of these packages fits one version of torch, so that pip has to choose both together.
-    built_with_torch = [str(each) for each in requirements if each.name in ("torchaudio", "torchvision")]
-    others = [str(each) for each in requirements if str(each) not in built_with_torch]
+    built_with_torch = [
+        str(requirement) for requirement in requirements if requirement.name in ("torchaudio", "torchvision")
+    ]
+    others = [str(requirement) for requirement in requirements if str(requirement) not in built_with_torch]
     torch = shlex.join([f"torch=={image.torch}" if image.torch else "torch", *built_with_torch])
     target = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
     extras = ",".join(dict.fromkeys(("server" if image.engine == "builtin" else image.engine, *image.extras)))

@@ -98,19 +98,19 @@ class Service:
     service_account: str = ""
 
 
-def runtime(given: Runtime) -> dict[str, Any]:
+def runtime(spec: Runtime) -> dict[str, Any]:
     """Return a ClusterServingRuntime, or a ServingRuntime of a namespace."""
     formats = [
         # KServe requires one priority for all versions of a format.
-        {"name": "pytorch", "version": version, "autoSelect": given.auto_select, "priority": PRIORITY}
+        {"name": "pytorch", "version": version, "autoSelect": spec.auto_select, "priority": PRIORITY}
         for version in ("1", "2")
     ]
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
-        "kind": "ServingRuntime" if given.namespace else "ClusterServingRuntime",
+        "kind": "ServingRuntime" if spec.namespace else "ClusterServingRuntime",
         "metadata": {
-            "name": given.name,
-            "namespace": given.namespace or None,
+            "name": spec.name,
+            "namespace": spec.namespace or None,
             # KServe then sets the label serviceEnvelope and the variable PROTOCOL_VERSION, as it does for TorchServe.
             "annotations": {"serving.kserve.io/server-type": "torchserve"},
         },
@@ -121,7 +121,7 @@ def runtime(given: Runtime) -> dict[str, Any]:
             "containers": [
                 {
                     "name": _CONTAINER,
-                    "image": given.image,
+                    "image": spec.image,
                     "command": ["torchmar", "serve"],
                     "args": [
                         "--platform=kserve",
@@ -129,14 +129,14 @@ def runtime(given: Runtime) -> dict[str, Any]:
                         f"--model-store={MODEL_STORE}",
                     ],
                     "env": [
-                        *pods.environment(given.resources.gpus),
+                        *pods.environment(spec.resources.gpus),
                         {"name": "TS_SERVICE_ENVELOPE", "value": "{{.Labels.serviceEnvelope}}"},
                     ],
                     "readinessProbe": pods.probe(pods.READY, PORT, periodSeconds=5, timeoutSeconds=3),
                     "livenessProbe": pods.probe(
                         pods.LIVE, PORT, initialDelaySeconds=20, periodSeconds=10, timeoutSeconds=5, failureThreshold=6
                     ),
-                    "resources": given.resources.manifest(),
+                    "resources": spec.resources.manifest(),
                     "securityContext": pods.container_security(),
                     "volumeMounts": pods.writable_mounts(),
                 }

@@ -124,19 +124,19 @@ def config(models: Sequence[RayModel]) -> str:
     Raises:
         TorchmarError: two archives are the same version of a model.
     """
-    names = [each.deployment for each in models]
+    names = [ray_model.deployment for ray_model in models]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise TorchmarError(f"two archives are called {repeated}", hint="give one of them")
-    deployments = [_deployment(each) for each in models]
+    deployments = [_deployment(ray_model) for ray_model in models]
     if len(models) > 1:
-        ongoing = max(100, *(2 * each.ongoing * each.max_workers for each in models))
+        ongoing = max(100, *(2 * ray_model.ongoing * ray_model.max_workers for ray_model in models))
         ingress = {"num_replicas": 1, "max_ongoing_requests": ongoing, "ray_actor_options": {"num_cpus": 0.1}}
         deployments.append({"name": _INGRESS, **ingress})
     application = {
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": "deployment:app",
-        "args": {"models": [_arguments(each) for each in models]},
+        "args": {"models": [_arguments(ray_model) for ray_model in models]},
         "deployments": deployments,
     }
     return _HEAD + yaml.safe_dump({"applications": [application]}, sort_keys=False, allow_unicode=True)

@@ -164,8 +164,8 @@ def read(name: str, config: Mapping[str, Any], files: Sequence[str]) -> Language
     template = handler.get("chat_template")
     if template:
         arguments += ["--chat-template", _placed(str(template), {*folders, *files})]
-    known = {"model_path", "vllm_engine_config", "adapters", "chat_template"}
-    omitted += [f"handler.{key}: TorchServe's handler does not read it" for key in handler if key not in known]
+    supported = {"model_path", "vllm_engine_config", "adapters", "chat_template"}
+    omitted += [f"handler.{key}: TorchServe's handler does not read it" for key in handler if key not in supported]
     omitted += [
         f"{key}: {_WITHOUT_EQUIVALENT.get(key, 'it is of TorchServe')}" for key in config if key not in _COVERED
     ]

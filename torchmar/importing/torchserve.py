@@ -177,12 +177,12 @@ def _archives(installation: Installation) -> dict[StartupModel, StoredArchive]:
     for model in installation.models:
         paths = [installation.model_store / Path(model.url).name, installation.model_store / model.url, Path(model.url)]
         existing = list(filter(_exists, paths))
-        found = next((archive for path in existing if (archive := read_archive(path))), None)
-        if found is None:
+        readable = next((archive for path in existing if (archive := read_archive(path))), None)
+        if readable is None:
             shown = archive_urls.without_secrets(model.url)
             missing.append(f"{shown} ({_why_unreadable(next(iter(existing), None))})")
         else:
-            stored[model] = found
+            stored[model] = readable
     if missing:
         raise TorchmarError(
             f"{installation.source} names archives that {installation.model_store} does not have: {', '.join(missing)}",

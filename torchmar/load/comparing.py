@@ -214,12 +214,12 @@ def _compare_limits(old: Limit | None, new: Limit | None, limit: float) -> Itera
     if old is None or new is None:
         return
     intervals = []
-    for name, found in (("old", old), ("new", new)):
-        if found.rate is None:
-            yield StepComparison(label="limit", changes=(), refused=f"the {name} one was not found: {found.reason}")
+    for name, measured in (("old", old), ("new", new)):
+        if measured.rate is None:
+            yield StepComparison(label="limit", changes=(), refused=f"the {name} one was not found: {measured.reason}")
             return
-        low, high = found.interval or (found.rate, math.inf)
-        intervals.append(Interval(found.rate, low, high))
+        low, high = measured.interval or (measured.rate, math.inf)
+        intervals.append(Interval(measured.rate, low, high))
     before, after = intervals
     # These are bounds of the limit, not confidence intervals: the ratio is within the ratios of their ends.
     ratio = Interval(after.value / before.value, after.low / before.high, after.high / before.low)

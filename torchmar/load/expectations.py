@@ -70,7 +70,8 @@ def gather(target: Target, workload: Workload) -> Expectations:
                 expected.append(Expected(case.name, 200, comparison_))
             else:
                 expected.append(Expected(case.name))
-    return Expectations(tuple(expected), sum(each.difference is not None for each in expected), tuple(varying))
+    differing = sum(expectation.difference is not None for expectation in expected)
+    return Expectations(tuple(expected), differing, tuple(varying))
 
 
 @contextlib.contextmanager

@@ -349,16 +349,16 @@ def _allow_descriptors(connections: int) -> None:
     Raises:
         TorchmarError: the limit cannot be raised far enough.
     """
-    wanted = connections + _OTHER_FILES
+    needed = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
+    if hard != resource.RLIM_INFINITY and hard < needed:
         raise TorchmarError(
-            f"{connections} connections need {wanted} open files, and this process may have {hard}",
+            f"{connections} connections need {needed} open files, and this process may have {hard}",
             hint="fewer connections, or a higher limit: ulimit -n",
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 @contextlib.contextmanager

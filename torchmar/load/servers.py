@@ -45,8 +45,8 @@ def running(target: Target, run_folder: Path) -> Target:
         target = replace(target, pid=listener.pid if listener else None)
     if target.pid is not None:
         with contextlib.suppress(psutil.Error, TorchmarError):  # a process of another user
-            if found := configured(psutil.Process(target.pid)):
-                engine, file = found
+            if configuration := configured(psutil.Process(target.pid)):
+                engine, file = configuration
                 target = _configured(target, engine, properties.read(file))
     return target
 

@@ -46,13 +46,13 @@ def by_instance(
     """
     separate: list[Outputs] = []
     separate_names: list[str] = []
-    for each, name, count in zip(outputs, names, rows, strict=True):
-        if count is None or any(values.ndim == 0 or len(values) != count for values in each.values()):
-            separate.append(each)
+    for call_outputs, name, count in zip(outputs, names, rows, strict=True):
+        if count is None or any(values.ndim == 0 or len(values) != count for values in call_outputs.values()):
+            separate.append(call_outputs)
             separate_names.append(name)
             continue
         for row in range(count):
-            separate.append({output: values[row] for output, values in each.items()})
+            separate.append({output: values[row] for output, values in call_outputs.items()})
             separate_names.append(name if count == 1 else f"{name} (row {row + 1})")
     return separate, separate_names
 
@@ -70,22 +70,22 @@ def largest_numbers(baseline: Sequence[Outputs]) -> dict[str, float]:
     return scales
 
 
-def flaw(ours: Outputs, theirs: Outputs, name: str) -> tuple[Verdict, str] | None:
+def flaw(original: Outputs, variant: Outputs, name: str) -> tuple[Verdict, str] | None:
     """Return the reason why two outputs cannot be compared; None: they can."""
     import numpy as np
 
-    if set(ours) != set(theirs):
-        return Verdict.REJECTED, f"its outputs are {', '.join(sorted(theirs))}, not {', '.join(sorted(ours))}"
-    for output, values in theirs.items():
-        if values.shape != ours[output].shape:
-            return Verdict.REJECTED, f"{output!r} for {name} has the shape {values.shape}, not {ours[output].shape}"
-        if values.dtype != ours[output].dtype:
-            return Verdict.REJECTED, f"{output!r} is of the type {values.dtype}, not {ours[output].dtype}"
+    if set(original) != set(variant):
+        return Verdict.REJECTED, f"its outputs are {', '.join(sorted(variant))}, not {', '.join(sorted(original))}"
+    for output, values in variant.items():
+        if values.shape != original[output].shape:
+            return Verdict.REJECTED, f"{output!r} for {name} has the shape {values.shape}, not {original[output].shape}"
+        if values.dtype != original[output].dtype:
+            return Verdict.REJECTED, f"{output!r} is of the type {values.dtype}, not {original[output].dtype}"
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             count = values.size - int(np.isfinite(values).sum())
-            also = "" if np.isfinite(ours[output]).all() else "; the original's, too"
+            also = "" if np.isfinite(original[output]).all() else "; the original's, too"
             return Verdict.REJECTED, f"{count} of {values.size} numbers of {output!r} for {name} are not finite{also}"
-    for output, values in ours.items():
+    for output, values in original.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return Verdict.UNDECIDED, (
                 f"the original's own {output!r} for {name} is not finite, so that nothing can be compared with it: "
@@ -94,12 +94,12 @@ def flaw(ours: Outputs, theirs: Outputs, name: str) -> tuple[Verdict, str] | Non
     return None
 
 
-def compare(ours: Outputs, theirs: Outputs, name: str, kind: Kind, scales: Mapping[str, float]) -> Compared:
+def compare(original: Outputs, variant: Outputs, name: str, kind: Kind, scales: Mapping[str, float]) -> Compared:
     """Compare the outputs of two models for one input.
 
     Args:
-        ours: outputs of the original.
-        theirs: outputs of the variant, without a `flaw`.
+        original: outputs of the original.
+        variant: outputs of the variant, without a `flaw`.
         name: name of the input.
         kind: kind of the model.
         scales: `largest_numbers` of the original's outputs.
@@ -107,21 +107,21 @@ def compare(ours: Outputs, theirs: Outputs, name: str, kind: Kind, scales: Mappi
     import numpy as np
 
     cosine, relative, where, changed = 1.0, 0.0, "", ""
-    for output, values in ours.items():
+    for output, values in original.items():
         if values.dtype.kind != "f":
-            changed = changed or ("" if np.array_equal(values, theirs[output]) else repr(output))
+            changed = changed or ("" if np.array_equal(values, variant[output]) else repr(output))
             continue
         if not values.size:
             continue
-        left, right = values.astype(np.float64).ravel(), theirs[output].astype(np.float64).ravel()
-        scores = _scores(output, ours, kind)
-        cosine = min(cosine, _cosine(_centred(values, scores), _centred(theirs[output], scores)))
+        left, right = values.astype(np.float64).ravel(), variant[output].astype(np.float64).ravel()
+        scores = _scores(output, original, kind)
+        cosine = min(cosine, _cosine(_centred(values, scores), _centred(variant[output], scores)))
         difference = float(np.abs(left - right).max())
         scale = max(float(np.abs(left).max()), FLOOR * scales[output])
         error = difference / scale if scale else (math.inf if difference else 0.0)
         if error > relative or not where:
             relative, where = error, output
-    labels, label = _labels(ours, theirs, kind)
+    labels, label = _labels(original, variant, kind)
     if labels is not None and changed:
         labels = 0.0
     return Compared(name, cosine, relative, where, labels, label, changed)
@@ -155,22 +155,22 @@ def _cosine(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
     return min(1.0, float(left @ right) / math.sqrt(float(left @ left) * float(right @ right)))
 
 
-def _labels(ours: Outputs, theirs: Outputs, kind: Kind) -> tuple[float | None, tuple[int, int, float] | None]:
+def _labels(original: Outputs, variant: Outputs, kind: Kind) -> tuple[float | None, tuple[int, int, float] | None]:
     """Return the share of equal labels, and both labels at the first place where they differ.
 
     With the labels comes the lead: how much higher the original's score of its own label was than that of the other.
     """
     classes = kind.classes or (Classes(axis=-1, per_input=False) if kind is TENSORS else None)
-    output = _main(ours, kind)
-    if classes is None or output is None or ours[output].dtype.kind != "f" or not ours[output].size:
+    output = _main(original, kind)
+    if classes is None or output is None or original[output].dtype.kind != "f" or not original[output].size:
         return None, None
-    left, right = (_most_probable(values, classes).ravel() for values in (ours[output], theirs[output]))
+    left, right = (_most_probable(values, classes).ravel() for values in (original[output], variant[output]))
     equal = left == right
     if equal.all():
         return 1.0, None
     place = int(equal.argmin())
     labels = int(left[place]), int(right[place])
-    return float(equal.mean()), (*labels, _lead(ours[output], classes, place, *labels))
+    return float(equal.mean()), (*labels, _lead(original[output], classes, place, *labels))
 
 
 def _most_probable(values: np.ndarray[Any, Any], classes: Classes) -> np.ndarray[Any, Any]:
@@ -190,14 +190,14 @@ def _lead(values: np.ndarray[Any, Any], classes: Classes, place: int, own: int, 
     return float(scores[own]) - float(scores[other])
 
 
-def rank_agreement(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+def rank_agreement(original: np.ndarray[Any, Any], variant: np.ndarray[Any, Any]) -> float:
     """Return the rank correlation of two explanations of an input: Spearman's, with mean ranks of equal values.
 
     Spearman, The Proof and Measurement of Association between Two Things, American Journal of Psychology 15, 1904.
 
     Args:
-        ours: attributions of the original.
-        theirs: attributions of the variant, of the same shape.
+        original: attributions of the original.
+        variant: attributions of the variant, of the same shape.
 
     Returns:
         From -1 to 1. If both are constant, 1; if only one is constant or a value is not finite, 0.
@@ -207,11 +207,11 @@ def rank_agreement(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> 
     """
     import numpy as np
 
-    if ours.shape != theirs.shape:
-        raise ValueError(f"attributions of the shapes {ours.shape} and {theirs.shape}")
-    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+    if original.shape != variant.shape:
+        raise ValueError(f"attributions of the shapes {original.shape} and {variant.shape}")
+    if not (np.isfinite(original).all() and np.isfinite(variant).all()):
         return 0.0
-    ranks = [_ranks(values.ravel()) for values in (ours, theirs)]
+    ranks = [_ranks(values.ravel()) for values in (original, variant)]
     centred = [values - values.mean() for values in ranks]
     lengths = [math.sqrt(float(values @ values)) for values in centred]
     if not all(lengths):

@@ -30,7 +30,7 @@ def timing(batch_size: int, *measurements: Sequence[float]) -> Timing:
     return Timing(
         batch_size=batch_size,
         seconds=statistics.median(itertools.chain(*measurements)),
-        interval=(min(each.low for each in intervals), max(each.high for each in intervals)),
+        interval=(min(interval.low for interval in intervals), max(interval.high for interval in intervals)),
         runs=sum(map(len, measurements)),
     )
 

@@ -78,10 +78,10 @@ def judge(
     """
     compared: list[Compared] = []
     scales = largest_numbers(baseline)
-    for ours, theirs, name in zip(baseline, outputs, names, strict=True):
-        if found := flaw(ours, theirs, name):
-            return Judgement(verdict=found[0], reason=found[1], agreement=None)
-        compared.append(compare(ours, theirs, name, kind, scales))
+    for original, variant, name in zip(baseline, outputs, names, strict=True):
+        if fault := flaw(original, variant, name):
+            return Judgement(verdict=fault[0], reason=fault[1], agreement=None)
+        compared.append(compare(original, variant, name, kind, scales))
     if not compared:
         return Judgement(verdict=Verdict.UNDECIDED, reason=_too_few(0, required, kind), agreement=None)
     if not any(baseline):  # without outputs, every variant would agree
@@ -94,7 +94,8 @@ def judge(
         if failure:
             (rejections if certain else doubts).append(failure)
     # Outputs that are not numbers have no cosine: any difference there is rejected, whatever the requirements.
-    if changed := [each for each in compared if each.changed] if not _requires(required, Measure.LABELS) else []:
+    changed = [] if _requires(required, Measure.LABELS) else [result for result in compared if result.changed]
+    if changed:
         rejections.append(f"{changed[0].changed} for {changed[0].name} is different")
     if rejections:
         return Judgement(verdict=Verdict.REJECTED, reason="; ".join(rejections), agreement=agreement)
@@ -135,10 +136,10 @@ def _failure(
     if measure is Measure.LABELS:
         return _labels_failure(requirement, compared, kind)
     if measure is Measure.COSINE:
-        worst = min(compared, key=lambda each: each.cosine)
+        worst = min(compared, key=lambda comparison: comparison.cosine)
         met, text = worst.cosine >= bound, f"the cosine for {worst.name} is {worst.cosine:.4g}"
     elif measure is Measure.RELATIVE:
-        worst = max(compared, key=lambda each: each.relative)
+        worst = max(compared, key=lambda comparison: comparison.relative)
         met = worst.relative <= bound
         text = f"{worst.relative_output!r} for {worst.name} differs by {_percent(worst.relative)} of its largest number"
     elif measure is Measure.EXPLANATIONS:
@@ -157,11 +158,11 @@ def _labels_failure(requirement: Requirement, compared: Sequence[Compared], kind
         return f"its outputs have no labels; {requirement} is required", True
     if share >= requirement.bound:
         return "", True
-    worst = max(compared, key=lambda each: each.label[2] if each.label else -math.inf)
+    worst = max(compared, key=lambda comparison: comparison.label[2] if comparison.label else -math.inf)
     single = kind.classes is not None and kind.classes.per_input
     text, certain = f"{_percent(share)} of the labels agree", True
     if single:
-        count = sum(each.labels == 1.0 for each in compared)
+        count = sum(comparison.labels == 1.0 for comparison in compared)
         interval = share_interval(count, len(compared))
         ends = f"{_percent(interval.low)} to {_percent(interval.high)} with 95 % confidence"
         text = f"the labels of {count} of {len(compared)} inputs agree, {_percent(share)} ({ends})"

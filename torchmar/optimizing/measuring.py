@@ -110,11 +110,11 @@ class Measurements:
         """
         if self._explanations is None:
             self._explanations = self._explained(BASELINE, None, self._recording.requests[:_EXPLAINED])
-        requests = [each for each in self._recording.requests if each["name"] in self._explanations]
+        requests = [recorded for recorded in self._recording.requests if recorded["name"] in self._explanations]
         own = self._explained(name, weights, requests)
         return {
-            request: agreement.rank_agreement(ours, own[request]) if ours.shape == own[request].shape else 0.0
-            for request, ours in self._explanations.items()
+            request: agreement.rank_agreement(scores, own[request]) if scores.shape == own[request].shape else 0.0
+            for request, scores in self._explanations.items()
             if request in own
         }
 

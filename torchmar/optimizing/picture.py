@@ -30,7 +30,7 @@ def draw(report: Report, batch_size: int | None = None) -> str:
     """
     size = batch_size or report.batch_sizes[0]
     timed = [(row, timing) for row in report.rows if (timing := row.timing(size))]
-    timed.sort(key=lambda each: each[1].seconds)
+    timed.sort(key=lambda pair: pair[1].seconds)
     baseline = report.baseline.timing(size)
     highest = max((timing.interval[1] for _, timing in timed), default=0.001) * 1000
     scale = (WIDTH - _LEFT - _RIGHT) / highest
@@ -52,7 +52,7 @@ def draw(report: Report, batch_size: int | None = None) -> str:
         middle = _TOP + _ROW * (index + 0.5)
         milliseconds = timing.seconds * 1000
         end = _LEFT + milliseconds * scale
-        low, high = (_LEFT + each * 1000 * scale for each in timing.interval)
+        low, high = (_LEFT + bound * 1000 * scale for bound in timing.interval)
         label = f"{number(milliseconds)} ms"
         if baseline and row is not report.baseline:
             label += f", {baseline.seconds / timing.seconds:.2f}x"

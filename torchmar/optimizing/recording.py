@@ -150,7 +150,7 @@ def record(
         steps=steps,
         python=python,
         model=model,
-        requests=[each for each in written if each["name"] not in dict(rejected)],
+        requests=[written_request for written_request in written if written_request["name"] not in dict(rejected)],
         explains=bool(result["explains"]),
         original=Weights(
             folder=str(model_dir),

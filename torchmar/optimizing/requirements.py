@@ -142,12 +142,12 @@ def parse(text: str) -> Requirement:
         raise TorchmarError(f"{text!r} is no requirement of agreement", hint=hint)
     name = match[1].lower()
     measure = _SYNONYMS.get(name) or Measure(name)
-    wanted = "<=" if measure in _AT_MOST else ">="
-    if match[2] != wanted:
+    operator = "<=" if measure in _AT_MOST else ">="
+    if match[2] != operator:
         bound = "an upper" if measure in _AT_MOST else "a lower"
-        raise TorchmarError(f"{text!r}: {name} has {bound} bound", hint=f"{name}{wanted}{match[3]}{match[4]}")
+        raise TorchmarError(f"{text!r}: {name} has {bound} bound", hint=f"{name}{operator}{match[3]}{match[4]}")
     value = float(match[3]) / (100 if match[4] else 1)
-    if wanted == ">=" and not 0 < value <= 1:
+    if operator == ">=" and not 0 < value <= 1:
         raise TorchmarError(f"{text!r}: the bound of {name} is above 0 and at most 1", hint=EXAMPLE)
     return Requirement(measure, value)
 
@@ -164,26 +164,26 @@ def required(texts: Sequence[str], kind: Kind, *, check: bool = False) -> tuple[
     Raises:
         TorchmarError: a text is no requirement, appears twice, or does not fit this kind of model.
     """
-    found: dict[Measure, Requirement] = {}
-    for text in (part for each in texts for part in each.split(",")):
+    parsed: dict[Measure, Requirement] = {}
+    for text in (part for listed in texts for part in listed.split(",")):
         requirement = parse(text)
-        if requirement.measure in found:
+        if requirement.measure in parsed:
             raise TorchmarError(
-                f"{requirement.measure.value} is required twice: {found[requirement.measure]} and {text}"
+                f"{requirement.measure.value} is required twice: {parsed[requirement.measure]} and {text}"
             )
-        found[requirement.measure] = requirement
-    if Measure.LABELS in found and kind.classes is None and kind is not TENSORS:
+        parsed[requirement.measure] = requirement
+    if Measure.LABELS in parsed and kind.classes is None and kind is not TENSORS:
         raise TorchmarError(
-            f"{found[Measure.LABELS]}: {kind.name} has no labels",
+            f"{parsed[Measure.LABELS]}: {kind.name} has no labels",
             hint=" and ".join(map(str, kind.defaults)) + " is its default",
         )
-    if Measure.CHECK in found and not check:
-        raise TorchmarError(f"{found[Measure.CHECK]}: there is no check", hint='give it with --check "python eval.py"')
-    if not found:
-        found = {requirement.measure: requirement for requirement in kind.defaults}
+    if Measure.CHECK in parsed and not check:
+        raise TorchmarError(f"{parsed[Measure.CHECK]}: there is no check", hint='give it with --check "python eval.py"')
+    if not parsed:
+        parsed = {requirement.measure: requirement for requirement in kind.defaults}
     if check:
-        found.setdefault(Measure.CHECK, Requirement(Measure.CHECK, 0.01))
-    return tuple(found.values())
+        parsed.setdefault(Measure.CHECK, Requirement(Measure.CHECK, 0.01))
+    return tuple(parsed.values())
 
 
 def needed(requirement: Requirement, kind: Kind) -> int:

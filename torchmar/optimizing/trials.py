@@ -146,7 +146,11 @@ class Trials:
     def _made(self, variant: Variant, folder: Path) -> Made:
         recorded = self._recorded
         calibrated = {
-            "required": [str(each) for each in recorded.required if each.measure is not requirements.Measure.CHECK],
+            "required": [
+                str(requirement)
+                for requirement in recorded.required
+                if requirement.measure is not requirements.Measure.CHECK
+            ],
             "handler": recorded.model["handler"],
             "seconds": self._budget.step_limit / 2,
         }

@@ -195,12 +195,12 @@ class EnginePair:
         deadline = time.monotonic() + _METRICS_SECONDS
         while True:
             first, second = self._threads.map(lambda client: client.send(case, filling), self._clients)
-            found = mismatches(f"{of}/{case.name}", first, second, tolerance)
+            new_mismatches = mismatches(f"{of}/{case.name}", first, second, tolerance)
             # Workers report their metrics some time after the response.
-            if case.api != "metrics" or all(map(self._documented, found)) or time.monotonic() > deadline:
+            if case.api != "metrics" or all(map(self._documented, new_mismatches)) or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        self._mismatches += found
+        self._mismatches += new_mismatches
         # No request is sent while a dead worker restarts: the response would depend on the time of the request.
         if case.settles or max(first.status, second.status) >= 500 or 0 in (first.status, second.status):
             model = None if of == PROTOCOL else of  # no other model is loaded with an archive

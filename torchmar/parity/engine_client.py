@@ -79,8 +79,8 @@ class EngineClient:
             connection.close()
         headers: dict[str, str] = {}
         for name, value in response.getheaders():
-            known = headers.get(name.lower())
-            headers[name.lower()] = f"{known}, {value}" if known is not None else value
+            previous = headers.get(name.lower())
+            headers[name.lower()] = f"{previous}, {value}" if previous is not None else value
         neutral = {name: self._neutral(value) for name, value in headers.items()}
         return RawResponse(response.status, response.reason, neutral, self._plain(body))
 

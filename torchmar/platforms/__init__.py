@@ -154,8 +154,8 @@ def only_archive(store: Path, title: str) -> Path:
     archives = archive_store.find(store) if store.is_dir() else []
     if len(archives) == 1:
         return archives[0]
-    found = ", ".join(archive.name for archive in archives) or "none"
+    names = ", ".join(archive.name for archive in archives) or "none"
     raise TorchmarError(
-        f"{title} sends its requests to one model, and {store} has {'the archives ' if archives else ''}{found}",
+        f"{title} sends its requests to one model, and {store} has {'the archives ' if archives else ''}{names}",
         hint="put one archive into the image" if archives else "put an archive into the image, or name its folder",
     )

@@ -50,22 +50,22 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
         PropertiesError: an address is invalid.
     """
     variables = _variables(environment, config)
-    given = {**config.values, **variables}
-    store = Path(given.get("model_store") or MODEL_STORE)
+    configured = {**config.values, **variables}
+    store = Path(configured.get("model_store") or MODEL_STORE)
     if not store.is_dir():
         raise TorchmarError(
             f"the model store {store} is not a folder",
             hint="storageUri names a folder with config/config.properties and model-store/",
         )
     values = {**variables, **_addresses(config, variables), "torchmar_envvars_read": "true"}
-    envelope = _envelope(environment, given)
+    envelope = _envelope(environment, configured)
     if envelope:
         values["service_envelope"] = envelope
-    if "disable_token_authorization" not in given and not _has_tokens(environment, given):
+    if "disable_token_authorization" not in configured and not _has_tokens(environment, configured):
         values["disable_token_authorization"] = "true"  # because clients of KServe have none
-    if not any(given.get(key, "").strip() for key in ("model_snapshot", "load_models")):
+    if not any(configured.get(key, "").strip() for key in ("model_snapshot", "load_models")):
         values["load_models"] = "all"
-    served = Properties(None, {**given, **values})
+    served = Properties(None, {**configured, **values})
     grpc_port = served.get("grpc_inference_port")
     notes = [f"KServe: v1 and v2 at {served.url('inference_address')}, v2 over gRPC at port {grpc_port}"]
     if envelope:
@@ -114,7 +114,7 @@ def _addresses(config: Properties, variables: Mapping[str, str]) -> dict[str, st
     return {key: value for key, value in addresses.items() if key not in variables}
 
 
-def _envelope(environment: Mapping[str, str], given: Mapping[str, str]) -> str:
+def _envelope(environment: Mapping[str, str], configured_values: Mapping[str, str]) -> str:
     """Return the envelope of requests: the configured one, or that of the protocol.
 
     If the runtime does not pass the label, there is no envelope, as for TorchServe.
@@ -127,7 +127,7 @@ def _envelope(environment: Mapping[str, str], given: Mapping[str, str]) -> str:
         raise TorchmarError(
             f"PROTOCOL_VERSION={protocol}: no protocol of KServe", hint=f"it is one of {', '.join(_ENVELOPES)}"
         )
-    if configured := given.get("service_envelope", "").strip():
+    if configured := configured_values.get("service_envelope", "").strip():
         return configured
-    is_read = given.get("enable_envvars_config", "").strip().lower() == "true"
+    is_read = configured_values.get("enable_envvars_config", "").strip().lower() == "true"
     return _ENVELOPES[protocol] if is_read and "TS_SERVICE_ENVELOPE" in environment else ""

@@ -43,9 +43,9 @@ def _of_model(name: str, before: Model | None, now: Model | None) -> Iterator[Ch
 
 
 def _of_version(name: str, version: str, before: VersionState, now: VersionState) -> Iterator[Change]:
-    least, wanted = before.model.min_workers, now.model.min_workers
-    if least != wanted:
-        text = f"scaled from {least} to {wanted} {'worker' if wanted == 1 else 'workers'}"
+    least, count = before.model.min_workers, now.model.min_workers
+    if least != count:
+        text = f"scaled from {least} to {count} {'worker' if count == 1 else 'workers'}"
         yield Change("scaled", text, name, version)
     old, new = _running(before), _running(now)
     for pid, worker in new.items():
@@ -53,7 +53,7 @@ def _of_version(name: str, version: str, before: VersionState, now: VersionState
             yield Change("worker_started", "loaded the model", name, version, worker.id)
     if gone := [old[pid] for pid in old.keys() - new.keys()]:
         # A worker that was removed to reduce the number of workers has not died.
-        died = len(gone) - max(0, least - wanted)
+        died = len(gone) - max(0, least - count)
         for worker in gone[: max(0, died)]:
             yield Change("worker_died", "ended while it served, and is started again", name, version, worker.id)
     if now.failure and now.failure.traceback and now.failure != before.failure:

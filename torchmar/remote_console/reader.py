@@ -136,10 +136,10 @@ class Reader:
         for model in short:
             of = models[model.name]
             versions = tuple(
-                VersionState(one.model, one.default, one.memory, failures.get((model.name, model.version)))
-                if one.model is model
-                else one
-                for one in of.versions
+                VersionState(state.model, state.default, state.memory, failures.get((model.name, model.version)))
+                if state.model is model
+                else state
+                for state in of.versions
             )
             models[model.name] = Model(of.default, versions)
         return models

@@ -81,7 +81,7 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
         raise TorchmarError(f"{weights} is a folder, and no SavedModel", hint="name the file that the model is in")
     external = () if converted else _check(weights)
     signature = inputs.read(weights)
-    found = signature.inputs
+    input_tensors = signature.inputs
     image = _image(signature, channels_last=converted)
     chosen: Kind = kind or ("image-classifier" if image else "tensors")
     test = _test_name(name)
@@ -92,7 +92,7 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
     elif chosen == "image-classifier":
         laid = _image_classifier(name, weights, signature, image, converted=converted)
     else:
-        laid = _tensors(name, weights, found, custom=chosen == "custom")
+        laid = _tensors(name, weights, input_tensors, custom=chosen == "custom")
     notes = [*laid.notes, *(_other_kind(weights, signature) if kind is None else ())]
     own = {weights.name: weights, **{name: weights.parent / name for name in external}}
     if weights.is_dir():
@@ -101,7 +101,7 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
     copied = {**own, **laid.copied}
     write(folder, laid.files, copied)
     names = tuple(sorted({*laid.files, *copied}))
-    return Created(folder, names, chosen, found, tuple(notes))
+    return Created(folder, names, chosen, input_tensors, tuple(notes))
 
 
 def _other_kind(weights: Path, signature: Signature) -> list[str]:
@@ -122,24 +122,24 @@ def _check(weights: Path) -> tuple[str, ...]:
     """
     try:
         with weights.open("rb") as stream:
-            found = identify(stream, weights.name)
+            identified = identify(stream, weights.name)
     except OSError as error:
         raise TorchmarError(f"{weights} cannot be read: {error.strerror}") from None
-    if found.format is Format.EMPTY:
+    if identified.format is Format.EMPTY:
         raise TorchmarError(f"{weights} is empty")
-    if found.damage:
-        raise TorchmarError(f"{weights} is {found.description}: {found.damage}")
-    if found.format in _NEEDS_CLASS:
+    if identified.damage:
+        raise TorchmarError(f"{weights} is {identified.description}: {identified.damage}")
+    if identified.format in _NEEDS_CLASS:
         raise TorchmarError(
-            f"{weights} is {found.description}: it has tensors and no code",
+            f"{weights} is {identified.description}: it has tensors and no code",
             hint="export the model (torch.onnx.export, torch.export.save or torch.jit.script), or write a recipe with "
             "model_file: by hand, as docs/handlers.md shows",
         )
-    if found.format not in _SERVED:
+    if identified.format not in _SERVED:
         raise TorchmarError(
-            f"{weights} is {found.description}, and cannot be served as it is", hint=found.remedy or _KNOWN
+            f"{weights} is {identified.description}, and cannot be served as it is", hint=identified.remedy or _KNOWN
         )
-    return found.external
+    return identified.external
 
 
 def check_name(name: str) -> None:

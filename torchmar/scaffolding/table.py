@@ -39,9 +39,9 @@ def lay(name: str, weights: Path, signature: Signature, test: str, *, converted:
     notes: list[str] = []
     if file.is_file():
         columns = _read(file)
-        if width and (given := sum(map(_numbers, columns))) != width:
+        if width and (numbers := sum(map(_numbers, columns))) != width:
             raise TorchmarError(
-                f"{file} describes {given} numbers of a row, and {weights.name} takes {width}",
+                f"{file} describes {numbers} numbers of a row, and {weights.name} takes {width}",
                 hint="a column is one number, and one for each category unless its encoding is index",
             )
         copied = {COLUMNS: file}

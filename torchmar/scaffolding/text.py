@@ -29,9 +29,9 @@ def lay(name: str, weights: Path, signature: Signature, test: str) -> Laid:
     Raises:
         TorchmarError: there is no tokenizer, or the model does not take ids of tokens.
     """
-    known = [given for given in signature.inputs if given.dtype and not given.guessed]
-    if any(not given.dtype.startswith("int") for given in known):
-        described = ", ".join(f"{given.name or 'input'}: {given.dtype}" for given in known)
+    declared = [tensor for tensor in signature.inputs if tensor.dtype and not tensor.guessed]
+    if any(not tensor.dtype.startswith("int") for tensor in declared):
+        described = ", ".join(f"{tensor.name or 'input'}: {tensor.dtype}" for tensor in declared)
         raise TorchmarError(
             f"{weights} takes no ids of tokens ({described})",
             hint=f"torchmar new {name} --kind tensors --from {weights}",
@@ -43,7 +43,7 @@ def lay(name: str, weights: Path, signature: Signature, test: str) -> Laid:
             hint="put it there: save_pretrained of a fast tokenizer of transformers writes it, and Tokenizer.save of "
             "the package tokenizers",
         )
-    output = next((each for each in signature.outputs if each.shape), None)
+    output = next((candidate for candidate in signature.outputs if candidate.shape), None)
     handler = _handler(output)
     notes: list[str] = []
     more = f"files: {{{TOKENIZER}: {TOKENIZER}}} # makes the model's ids of a text\n"

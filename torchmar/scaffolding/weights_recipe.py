@@ -82,15 +82,15 @@ def labels(weights: Path, classes: int) -> tuple[str, list[str]]:
         if not file.is_file():
             continue
         try:
-            found = _listed(json.loads(file.read_bytes()))
+            names = _listed(json.loads(file.read_bytes()))
         except ValueError as error:
             raise TorchmarError(f"{file} is not JSON: {error}") from None
-        if found is None:
+        if names is None:
             continue
-        if classes and len(found) != classes:
-            note = f"{file.name} beside the weights has {len(found)} labels, and the model {classes} classes: not used"
+        if classes and len(names) != classes:
+            note = f"{file.name} beside the weights has {len(names)} labels, and the model {classes} classes: not used"
             return missing, [note]
-        listed = ", ".join(json.dumps(label, ensure_ascii=False) for label in found)
+        listed = ", ".join(json.dumps(label, ensure_ascii=False) for label in names)
         return f"labels: [{listed}] # of {file.name} beside the weights\n", []
     return missing, [f"{FILE_NAME}: list the labels of the {count}; until then answers have their numbers"]
 

@@ -77,15 +77,15 @@ class Calibration:
             # In this case, a little more time causes much more latency, and explains it completely.
             tail = min(max(0.0, before), 0.5 * trial.latency)
             # In this case, latency differs much between measurements: all trials near the capacity are fitted together.
-            others = [each for each in self._near.get(trial.setting.layout, []) if each is not trial]
-            wanted = [
-                (each, max(each.latency - tail, each.latency / 2))
-                for each in (trial, *others[-_MOST_FITTED:])
-                if each.latency is not None
+            others = [near_trial for near_trial in self._near.get(trial.setting.layout, []) if near_trial is not trial]
+            targets = [
+                (near_trial, max(near_trial.latency - tail, near_trial.latency / 2))
+                for near_trial in (trial, *others[-_MOST_FITTED:])
+                if near_trial.latency is not None
             ]
             if self._common_share(trial.setting) > _COMMON:
-                self._fit_efficiency(wanted, requests)
-            correction = self._fitted(wanted, self._target.percent, tail, requests)
+                self._fit_efficiency(targets, requests)
+            correction = self._fitted(targets, self._target.percent, tail, requests)
         else:
             simulated = self._simulated(trial, self._target.percent, requests)
             correction = replace(correction, tail=trial.latency - simulated)
@@ -106,22 +106,22 @@ class Calibration:
             self._model.client = trial.client
 
     def _fitted(
-        self, wanted: Sequence[tuple[Trial, float]], percent: float | None, tail: float, requests: int
+        self, targets: Sequence[tuple[Trial, float]], percent: float | None, tail: float, requests: int
     ) -> Correction:
         """Return the correction that makes simulated statistics equal the wanted ones, and use it from now on.
 
         Args:
-            wanted: trials of the same workers and threads, with the seconds of each; the simulated ones are as far
+            targets: trials of the same workers and threads, with the seconds of each; the simulated ones are as far
                 above as below them, in logarithms.
             percent: the percentile; None: the mean.
             tail: tail of the correction.
             requests: number of requests to simulate.
         """
-        layout = wanted[0][0].setting.layout
+        layout = targets[0][0].setting.layout
 
         def slower(scale: float) -> bool:
             self._model.corrections[layout] = Correction(scale=scale, tail=tail)
-            return self._too_slow(wanted, percent, requests)
+            return self._too_slow(targets, percent, requests)
 
         scale = _first(slower, 1 / _MOST_SCALE, _MOST_SCALE)
         self._model.corrections[layout] = Correction(scale=scale, tail=tail)

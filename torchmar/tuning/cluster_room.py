@@ -84,11 +84,11 @@ def room(nodes: Mapping[str, Resources], free: Mapping[str, Resources], needs: R
         raise TorchmarError(problem, hint="torchmar status shows what the models of other servers use")
     largest = max(int(node.cpus) for node in free.values())
     threads = sorted({*(number for number in _THREADS if number <= largest), largest})
-    counts = [(each, sum(node.times(replace(needs, cpus=float(each))) for node in free.values())) for each in threads]
+    counts = [(cpus, sum(node.times(replace(needs, cpus=float(cpus))) for node in free.values())) for cpus in threads]
     others = sum(node.cpus for name, node in nodes.items() if not is_local(host_of(name)))
     here = cores if any(is_local(host_of(name)) for name in nodes) else 0
     return ClusterRoom(
-        replicas=tuple((each, count) for each, count in counts if count), cores=here + others, nodes=len(nodes)
+        replicas=tuple((cpus, count) for cpus, count in counts if count), cores=here + others, nodes=len(nodes)
     )
 
 

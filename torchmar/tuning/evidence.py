@@ -38,7 +38,7 @@ def document(tuning: Tuning) -> dict[str, Any]:
         "within": result.within,
         "chosen": asdict(result.best) if result.best else None,
         "measured": asdict(result.chosen) if result.chosen else None,
-        "equal": [asdict(each) for each in result.equal],
+        "equal": [asdict(entry) for entry in result.equal],
         "nearest": asdict(result.nearest) if result.nearest and not result.best else None,
         "noise": result.noise,
         "spread": result.spread,
@@ -72,9 +72,9 @@ def document(tuning: Tuning) -> dict[str, Any]:
         "trials": [
             {**asdict(trial), "verdict": trial.verdict(question.target).value} for trial in tuning.record.trials
         ],
-        "predictions": [{**asdict(each), "bound": each.bound.value} for each in result.predictions],
+        "predictions": [{**asdict(entry), "bound": entry.bound.value} for entry in result.predictions],
         "pareto_front": [
-            str(each.setting) for each in pareto_front(result.predictions, throughput=question.rate is None)
+            str(entry.setting) for entry in pareto_front(result.predictions, throughput=question.rate is None)
         ],
     }
 

@@ -37,14 +37,18 @@ def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list
             are compared.
     """
 
-    def rate(each: Prediction) -> float:
-        return each.rate if throughput else each.capacity
+    def rate(prediction: Prediction) -> float:
+        return prediction.rate if throughput else prediction.capacity
 
-    usable = [each for each in predictions if each.rate > 0 and math.isfinite(each.latency)]
+    usable = [prediction for prediction in predictions if prediction.rate > 0 and math.isfinite(prediction.latency)]
     front: list[Prediction] = []
-    for each in sorted(usable, key=lambda each: (-rate(each), each.latency, each.memory, each.setting)):
-        if not any((throughput or other.latency <= each.latency) and other.memory <= each.memory for other in front):
-            front.append(each)
+    for prediction in sorted(
+        usable, key=lambda prediction: (-rate(prediction), prediction.latency, prediction.memory, prediction.setting)
+    ):
+        if not any(
+            (throughput or other.latency <= prediction.latency) and other.memory <= prediction.memory for other in front
+        ):
+            front.append(prediction)
     return sorted(front, key=rate)
 
 
@@ -78,15 +82,15 @@ def _near_limit(tuning: Tuning) -> Iterator[str]:
     if best is None or chosen is None or tuning.question.objective is not Objective.THROUGHPUT:
         return
     target = tuning.question.target
-    known = _limit(best.setting, tuning)
+    reached = _limit(best.setting, tuning)
     here = tuning.predictor.latency(best.setting, best.rate)
     less, more = (
         tuning.predictor.latency(best.setting, best.rate * factor) * chosen.mean / here
         for factor in (1 - _NEAR, 1 + _NEAR)
     )
     text = f"With {_NEAR:.0%} fewer requests, {target.name} is predicted to be {milliseconds(less)}"
-    if known.missed < (1 + _NEAR + _ROUNDING) * best.rate:
-        yield f"{text}; with {known.missed / best.rate - 1:.0%} more, the target was missed: leave room."
+    if reached.missed < (1 + _NEAR + _ROUNDING) * best.rate:
+        yield f"{text}; with {reached.missed / best.rate - 1:.0%} more, the target was missed: leave room."
         return
     text += f", with {_NEAR:.0%} more "
     text += f"{milliseconds(more)}" if math.isfinite(more) else "the server to be saturated"
@@ -124,13 +128,13 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
     """Return the reason why the settings of a region were rejected."""
     best, question, bound = tuning.result.best, tuning.question, members[0].bound
     assert best
-    region = _region([each.setting for each in members], tuning)
+    region = _region([member.setting for member in members], tuning)
     if bound is Bound.MEMORY:
-        least = min(each.memory for each in members)
+        least = min(member.memory for member in members)
         return f"{region}: more memory than allowed ({least / 2**20:,.0f} MiB or more)."
     if question.objective is Objective.THROUGHPUT:
-        highest = max(each.rate for each in members)
-        settings = {each.setting for each in members}
+        highest = max(member.rate for member in members)
+        settings = {member.setting for member in members}
         kept = max(_limit(setting, tuning).kept for setting in settings)
         if kept > highest:  # the prediction was too low
             return f"{region}: the target is kept at {_rate(kept)} ({_share(kept, best.rate)}), as measured."
@@ -138,8 +142,8 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
             return f"{region}: {_LIMITS[bound]} at every rate."
         return f"{region}: {_LIMITS[bound]} above {_rate(highest)} ({_share(highest, best.rate)})."
     if bound is Bound.NONE:
-        lowest = min(each.latency for each in members)
-        least = min(each.memory for each in members)
+        lowest = min(member.latency for member in members)
+        least = min(member.memory for member in members)
         if question.objective is Objective.COST:
             return f"{region}: the target is kept, with more memory ({least / 2**20:,.0f} MiB or more)."
         return f"{region}: the target is kept, but {tuning.compared.name} is {milliseconds(lowest)} or more."

@@ -56,15 +56,18 @@ def finalists(measured: Sequence[Measured]) -> list[Measured]:
     if not measured:
         return []
     deviation = spread(measured)
-    lowest = min(measured, key=lambda each: each.mean)
+    lowest = min(measured, key=lambda candidate: candidate.mean)
 
-    def noise(each: Measured) -> float:
-        return _CERTAIN * deviation * math.sqrt(1 / len(each.latencies) + 1 / len(lowest.latencies))
+    def noise(candidate: Measured) -> float:
+        return _CERTAIN * deviation * math.sqrt(1 / len(candidate.latencies) + 1 / len(lowest.latencies))
 
-    equal = [each for each in measured if math.log(each.mean / lowest.mean) <= noise(each)]
-    near = [each for each in equal if each.mean <= (1 + _NEAR) * lowest.mean]
-    choice = min(near, key=lambda each: (*_size(each.setting), each.mean))
-    return [choice, *sorted((each for each in equal if each is not choice), key=lambda each: each.mean)]
+    equal = [candidate for candidate in measured if math.log(candidate.mean / lowest.mean) <= noise(candidate)]
+    near = [candidate for candidate in equal if candidate.mean <= (1 + _NEAR) * lowest.mean]
+    choice = min(near, key=lambda candidate: (*_size(candidate.setting), candidate.mean))
+    return [
+        choice,
+        *sorted((candidate for candidate in equal if candidate is not choice), key=lambda candidate: candidate.mean),
+    ]
 
 
 def _size(setting: Setting) -> tuple[int, int, int, int]:

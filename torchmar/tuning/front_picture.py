@@ -21,8 +21,12 @@ def draw(tuning: Tuning) -> str:
     """Return the picture as SVG: latency against rate of the settings of the front, the trials and the target."""
     target, best = tuning.question.target, tuning.result.best
     lines = [
-        svg.Line(_label(each), _points(tuning, each), colour=0 if best and each.setting == best.setting else 2 + index)
-        for index, each in enumerate(_chosen(tuning))
+        svg.Line(
+            _label(prediction),
+            _points(tuning, prediction),
+            colour=0 if best and prediction.setting == best.setting else 2 + index,
+        )
+        for index, prediction in enumerate(_chosen(tuning))
     ]
     measured = [
         svg.Point(trial.rate, trial.latency * 1000, f"{trial.setting}: {milliseconds(trial.latency)}")

@@ -104,19 +104,19 @@ def profile(
     """
     with contextlib.ExitStack() as stack:
         measured = [_Measured(stack, subject, requests) for subject in subjects]
-        processes = [each.process for each in measured]
+        processes = [worker.process for worker in measured]
         before = Reading(processes, local=True)
         for number in range(1, _ROUNDS + 1):
             for size in (size for size in SIZES if size <= largest):
                 on_size(size)
                 # In both directions, so that a steady change of the machine affects all workers equally.
-                for each in measured if number % 2 else measured[::-1]:
-                    if size <= each.largest:
-                        each.measure(size, number)
-                        if each.mean(size) > longest:
-                            each.largest = size
+                for worker in measured if number % 2 else measured[::-1]:
+                    if size <= worker.largest:
+                        worker.measure(size, number)
+                        if worker.mean(size) > longest:
+                            worker.largest = size
         others = before.use_until(Reading(processes, local=True)).other_cores or 0.0
-        return [each.profile(others) for each in measured]
+        return [worker.profile(others) for worker in measured]
 
 
 class _Measured:
@@ -166,10 +166,10 @@ class _Measured:
         times = []
         for size, cpu_seconds in self._cpu_seconds.items():
             seconds = self._seconds(size)
-            each = cpu_seconds / len(seconds)
+            batch_seconds = cpu_seconds / len(seconds)
             # in the rest of the time it waited for cores, which it would also have used
-            each = max(fmean(seconds), each) if waited else each
-            times.append(BatchTimes(size=size, seconds=tuple(seconds), cpu_seconds=each))
+            batch_seconds = max(fmean(seconds), batch_seconds) if waited else batch_seconds
+            times.append(BatchTimes(size=size, seconds=tuple(seconds), cpu_seconds=batch_seconds))
         return Profile(
             threads=self._subject.threads,
             gpu=self._subject.gpu,

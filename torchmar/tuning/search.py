@@ -242,8 +242,8 @@ class Search:
             or any(trial.purpose == "floor" for trial in self._measured.trials)
         ):
             return None
-        known = (setting for setting in self._settings if self.predictor.model.knows(setting))
-        predictions = [self.predict(setting, fine=False) for setting in known]
+        profiled = (setting for setting in self._settings if self.predictor.model.knows(setting))
+        predictions = [self.predict(setting, fine=False) for setting in profiled]
         usable = [prediction for prediction in predictions if prediction.bound is not Bound.MEMORY]
         if not usable:
             return None

@@ -110,11 +110,11 @@ class Trial:
         answered, within = self._counts(others)
         if target.percent is None or not answered:
             return Verdict.KEPT if self.latency < target.seconds else Verdict.MISSED
-        wanted = target.percent / 100
+        required = target.percent / 100
         if answered >= target.least_requests:
-            return Verdict.KEPT if within >= wanted * answered else Verdict.MISSED
+            return Verdict.KEPT if within >= required * answered else Verdict.MISSED
         share = share_interval(within, answered)
-        return Verdict.KEPT if share.low >= wanted else Verdict.MISSED if share.high < wanted else Verdict.UNPROVEN
+        return Verdict.KEPT if share.low >= required else Verdict.MISSED if share.high < required else Verdict.UNPROVEN
 
     def share_within(self, *others: Trial) -> float | None:
         """Return the share of the answers within the target, a lower bound with 95 % confidence; None: unknown."""

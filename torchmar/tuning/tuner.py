@@ -93,11 +93,11 @@ class Tuner:
             handler_options=self._archive.carries_handlers,
             gpus=0 if options.on_cluster else gpus.count(),
         )
-        known = identity(
+        run_identity = identity(
             self._archive, [case.request for case in self.workload.cases], question, options, self._machine
         )
-        self._file = RecordFile(folder, known)
-        self.record = Record(question=known) if anew else self._file.load()
+        self._file = RecordFile(folder, run_identity)
+        self.record = Record(question=run_identity) if anew else self._file.load()
         self._seconds_before = self.record.seconds
         if not self.record.choose_threads:
             self._leave_threads()
@@ -202,9 +202,9 @@ class Tuner:
         if server:
             server.compared = predictor.target
         self._observer.on_step("predicting all settings")
-        each = (self._seconds_at_rate() if self._question.rate else _TRIAL_SECONDS) + _CHANGE_SECONDS
+        seconds_per_trial = (self._seconds_at_rate() if self._question.rate else _TRIAL_SECONDS) + _CHANGE_SECONDS
         # The last measurement starts early enough to end in time; the first one starts in any case.
-        seconds = max(1.0, self._deadline - time.monotonic() - each) if server else 0.0
+        seconds = max(1.0, self._deadline - time.monotonic() - seconds_per_trial) if server else 0.0
         search = Search(
             predictor,
             self._space,
@@ -213,7 +213,7 @@ class Tuner:
             trials=tuple(self.record.trials),
             most_trials=self._options.most_trials,
             seconds=seconds,
-            trial_seconds=each,
+            trial_seconds=seconds_per_trial,
         )
         return search.run()
 
@@ -240,17 +240,17 @@ class Tuner:
     def _profile(self) -> None:
         """Measure the workers without a profile in the record, in turn."""
         done = {(measured.threads, measured.gpu) for measured in self.record.profiles}
-        wanted = [
+        missing = [
             (threads, gpu)
             for gpu in ((False, True) if self._space.gpus else (False,))
             for threads in profiled_threads(self._space, self._machine.cores)
             if (threads, gpu) not in done
         ]
-        if not wanted:
+        if not missing:
             return
         self._save()  # a folder that cannot be written is an error now, not after all measurements
         try:
-            measured = self._profile_workers(wanted)
+            measured = self._profile_workers(missing)
         except LoadError:
             # A handler of its own beside torchmar's may lack their options.
             if not self._choose_threads or self.record.profiles:
@@ -260,14 +260,14 @@ class Tuner:
             return
         self.record.profiles.extend(measured)
         self._save()
-        for each in measured:
-            self._observer.on_profile(each)
+        for worker_profile in measured:
+            self._observer.on_profile(worker_profile)
 
-    def _profile_workers(self, wanted: Sequence[tuple[int, bool]]) -> list[Profile]:
+    def _profile_workers(self, missing: Sequence[tuple[int, bool]]) -> list[Profile]:
         """Return the profiles of workers, by the number of threads and whether they have a GPU."""
         with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
             subjects = []
-            for number, (threads, gpu) in enumerate(wanted):
+            for number, (threads, gpu) in enumerate(missing):
                 config = trial_config(
                     self._archive.path,
                     Setting(workers=1, threads=threads, batch_size=1, gpu=gpu),

@@ -239,8 +239,8 @@ def attempt(shown: str, job: Mapping[str, Any], files: Mapping[str, Path], scrat
         if not error.crashed:
             raise TorchmarError(f"{shown} cannot be exported: {error.message}", hint=error.hint) from None
         if len(files) > 1:
-            each = [attempt(shown, job, {to: file}, scratch) for to, file in files.items()]
-            return Attempts({}, {to: result for one in each for to, result in one.made.items()})
+            attempts = [attempt(shown, job, {to: file}, scratch) for to, file in files.items()]
+            return Attempts({}, {to: result for single in attempts for to, result in single.made.items()})
         return Attempts({}, {to: {"message": error.message, "hint": error.hint} for to in files})
     made: dict[str, Any] = written.pop("targets")
     good = {to: file for to, file in files.items() if "message" not in made[to]}
@@ -304,8 +304,8 @@ def _result(source: Source, to: str, files: tuple[Path, ...], attempts: Attempts
         source=source.shown,
         to=to,
         files=files,
-        inputs=tuple(Tensor(each["name"], each["dtype"], tuple(each["shape"])) for each in described["inputs"]),
-        outputs=tuple(Tensor("", each["dtype"], tuple(each["shape"])) for each in described["outputs"]),
+        inputs=tuple(Tensor(tensor["name"], tensor["dtype"], tuple(tensor["shape"])) for tensor in described["inputs"]),
+        outputs=tuple(Tensor("", tensor["dtype"], tuple(tensor["shape"])) for tensor in described["outputs"]),
         sizes=made["sizes"],
         bounds={name: (limits[0], limits[1], limits[2]) for name, limits in made["bounds"].items()},
         difference=made["difference"],

@@ -116,9 +116,9 @@ class Worker:
             python, variables = str(venv.python), venv.variables(variables)
         python = python or sys.executable
         self._log = home / "worker.log"
-        ours, theirs = socket.socketpair()
-        self._cleanup.callback(ours.close)
-        self._socket = ours
+        parent_end, child_end = socket.socketpair()
+        self._cleanup.callback(parent_end.close)
+        self._socket = parent_end
         model = ModelSpec(
             name=manifest.name,
             model_dir=str(model_dir),
@@ -127,22 +127,22 @@ class Worker:
             gpu=gpu,
             envelope=manifest.model.envelope or "",
         )
-        message = RunWorker(theirs.fileno(), model)
+        message = RunWorker(child_end.fileno(), model)
         try:
-            with theirs, self._log.open("wb") as log:
+            with child_end, self._log.open("wb") as log:
                 self._process = subprocess.Popen(
                     [python, str(START), json.dumps(to_wire(message))],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[child_end.fileno()],
                     env=worker_environment(variables),
                 )
         except OSError as error:
             raise WorkerError(f"{python} cannot be started: {error.strerror}") from None
         self._cleanup.callback(self._end)
         self._socket.settimeout(startup)
-        self._receiver = frames.Receiver(ours)
+        self._receiver = frames.Receiver(parent_end)
         _, document, _ = self._receive()
         result: WorkerReady | LoadFailed = from_wire(document)
         if isinstance(result, LoadFailed):

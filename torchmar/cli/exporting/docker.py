@@ -65,18 +65,18 @@ def docker(
 
     if bake and mount:
         raise typer.BadParameter("archives are put into the image or mounted, not both", param_hint="--bake")
-    given = properties.read_or_default(config)
+    configuration = properties.read_or_default(config)
     if package is None and not _is_our_source():
         raise TorchmarError(
             "this folder is not the source of torchmar, which the image needs",
             hint="pip wheel --no-deps -w . SOURCE makes a wheel; name it with --package torchmar-....whl",
         )
-    folder = store(given, model_store)
+    folder = store(configuration, model_store)
     baked = {path: extras_of(path, engine) for path in _newest(folder, bake or ())}
     named = [name.strip() for name in extras.split(",") if name.strip()]
     python, torch = versions_here()
     image = Image(
-        config=_inside(given.file) if given.file else None,
+        config=_inside(configuration.file) if configuration.file else None,
         model_store=_inside(folder),
         mount=mount,
         baked=tuple(map(_inside, baked)),
@@ -89,13 +89,13 @@ def docker(
         python=python,
         torch=torch,
     )
-    text = dockerfile(image, given)
+    text = dockerfile(image, configuration)
     if output is None:
         write({None: text})
         err.print("--output . writes it to a file, with a .dockerignore that keeps tokens out of the image")
         return
     require_folder(output, "Dockerfile and .dockerignore")
-    _print_notes(image, given)
+    _print_notes(image, configuration)
     write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
 
 

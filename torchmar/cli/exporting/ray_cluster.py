@@ -126,9 +126,9 @@ def ray_cluster(
     if bool(image) == bool(head):
         raise typer.BadParameter("give --image for KubeRay, or --head for machines", param_hint="--image")
     if head:
-        given: dict[str, object] = {"--namespace": namespace, "--cpu": cpu, "--memory": memory, "--gpus": gpus}
-        given |= {"--claim": claim, "--service-account": service_account, "--allow": allow, "--deployment": deployment}
-        _refuse({**given, "--redis": redis, "--redis-secret": redis_secret}, "only a RayService has it: --image")
+        flags: dict[str, object] = {"--namespace": namespace, "--cpu": cpu, "--memory": memory, "--gpus": gpus}
+        flags |= {"--claim": claim, "--service-account": service_account, "--allow": allow, "--deployment": deployment}
+        _refuse({**flags, "--redis": redis, "--redis-secret": redis_secret}, "only a RayService has it: --image")
         local = configured(config, None)
         machines = ray_cluster.Machines(
             head=head,

@@ -50,7 +50,7 @@ def systemd(
         raise typer.BadParameter(
             "a service of another user must be a system service: add --system", param_hint="--user"
         )
-    given = properties.read(config)
+    configuration = properties.read(config)
     folder = Path.cwd()
     account = (user or folder.owner()) if system else ""
     service = Service(
@@ -58,14 +58,14 @@ def systemd(
         python=Path(sys.executable),
         folder=folder,
         config=config.absolute(),
-        model_store=store(given, model_store).absolute(),
+        model_store=store(configuration, model_store).absolute(),
         run_folder=run_folder.absolute(),
         port=port,
         java_home=_java_home() if engine == "torchserve" else None,
         engine=engine,
         user=account,
     )
-    write({output: unit(service, given)})
+    write({output: unit(service, configuration)})
     if account == "root":
         err.print("the service runs as root; --user names another user, who must be able to write the run folder")
     if any(base in service.folder.parents for base in _HIDDEN):

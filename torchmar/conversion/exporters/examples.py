@@ -109,23 +109,23 @@ def _of_json(value: Any) -> Any:
 
 def _example(file: Path, value: Any, names: Sequence[str], floats: torch.dtype, required: int) -> Example:
     takes = f"the model takes {', '.join(names)}"
-    given = value
+    items = value
     if isinstance(value, Mapping):
         if unknown := [key for key in value if key not in names]:
             raise Rejected(f"{file} has the input {unknown[0]!r}, and {takes}")
-        given = [value[name] for name in names if name in value]
+        items = [value[name] for name in names if name in value]
         if [name for name in names if name in value] != list(names[: len(value)]):
             missing = next(name for name in names if name not in value)
             raise Rejected(f"{file} lacks the input {missing!r}; {takes}", "give all inputs before the last one")
     elif not isinstance(value, list):
-        given = [value]
-    if not required <= len(given) <= len(names):
+        items = [value]
+    if not required <= len(items) <= len(names):
         example = ", ".join(f"{name}={name}" for name in names[: max(required, 2)])
         raise Rejected(
-            f"{file} has {len(given)} {'input' if len(given) == 1 else 'inputs'}, and {takes}",
+            f"{file} has {len(items)} {'input' if len(items) == 1 else 'inputs'}, and {takes}",
             f"np.savez('example.npz', {example}) saves several by name" if required > 1 else "",
         )
-    return tuple(_tensor(file, item, floats) for item in given)
+    return tuple(_tensor(file, item, floats) for item in items)
 
 
 def _tensor(file: Path, value: Any, floats: torch.dtype) -> torch.Tensor:

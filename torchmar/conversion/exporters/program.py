@@ -53,24 +53,24 @@ def export_program(model: Model, example: Example, dynamic: Axes) -> ExportedPro
 def bounds(program: ExportedProgram, dynamic: Axes) -> dict[str, tuple[int, int | None, int]]:
     """Return for each named dimension the smallest and the largest size, and the number that sizes are multiples of."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    found: dict[str, tuple[int, int | None, int]] = {}
+    limits: dict[str, tuple[int, int | None, int]] = {}
     for leaf, axes in zip(program.graph_signature.user_inputs, dynamic, strict=False):
         value: Any = values.get(str(leaf))
         for dimension, name in axes.items() if isinstance(value, torch.Tensor) else ():
             size: Any = value.shape[dimension]
             if isinstance(size, int):
-                found[name] = (size, size, 1)
+                limits[name] = (size, size, 1)
                 continue
             expression = size.node.expr
             factor = int(expression.as_coeff_Mul()[0]) if expression.is_Mul else 1
             symbol = next(iter(expression.free_symbols))
-            known = program.range_constraints.get(symbol)
+            constraint = program.range_constraints.get(symbol)
             # For dimensions of any size torch reports 2, but they also accept 1: a trace with 0 or 1 would make it a
             # constant.
-            low = int(known.lower) if known is not None and known.lower > 2 else 1
-            high = int(known.upper) if known is not None and known.upper < _LARGEST else None
-            found[name] = (low * factor, None if high is None else high * factor, factor)
-    return found
+            low = int(constraint.lower) if constraint is not None and constraint.lower > 2 else 1
+            high = int(constraint.upper) if constraint is not None and constraint.upper < _LARGEST else None
+            limits[name] = (low * factor, None if high is None else high * factor, factor)
+    return limits
 
 
 def _traced(model: nn.Module, example: Example, dynamic: Axes) -> ExportedProgram:

@@ -102,7 +102,7 @@ def calibration(
     """
     kind = requirements.kind_of(handler, source.weights.options)
     return Calibration(
-        inputs=[_arrays(source, each) for each in inputs],
+        inputs=[_arrays(source, instance) for instance in inputs],
         required=requirements.required(required, kind),
         kind=kind,
         threads=source.weights.threads,

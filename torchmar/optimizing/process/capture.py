@@ -75,7 +75,7 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
         )
     save(inputs, Path(job["target"]))
     return {
-        "inputs": [(each.name, each.digest) for each in inputs],
+        "inputs": [(captured_input.name, captured_input.digest) for captured_input in inputs],
         "rejected": rejected,
         "threads": torch.get_num_threads(),
         "explains": _explains(handler),

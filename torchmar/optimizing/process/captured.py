@@ -96,16 +96,16 @@ def batches(inputs: Sequence[Captured], size: int) -> Iterator[Captured]:
         size: instances in a batch.
     """
     kinds: dict[tuple[Any, ...], list[Captured]] = {}
-    for each in inputs:
-        if each.rows:
-            kinds.setdefault(each.kind, []).append(each)
+    for instance in inputs:
+        if instance.rows:
+            kinds.setdefault(instance.kind, []).append(instance)
     for members in kinds.values():
         members = members[:size]
-        repeated = members * -(-size // sum(each.rows or 0 for each in members))
+        repeated = members * -(-size // sum(instance.rows or 0 for instance in members))
 
         def joined(values: Sequence[torch.Tensor]) -> torch.Tensor:
             return torch.cat(list(values))[:size].contiguous()
 
-        args = tuple(joined(column) for column in zip(*(each.args for each in repeated), strict=True))
-        kwargs = {name: joined([each.kwargs[name] for each in repeated]) for name in members[0].kwargs}
+        args = tuple(joined(column) for column in zip(*(instance.args for instance in repeated), strict=True))
+        kwargs = {name: joined([instance.kwargs[name] for instance in repeated]) for name in members[0].kwargs}
         yield Captured(members[0].name, args, kwargs)

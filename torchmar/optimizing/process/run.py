@@ -57,8 +57,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     stored = handlers_weights.dtype(model)
     dtype = stored if stored in (torch.float16, torch.bfloat16) else None  # as the base handler does
 
-    def answer(each: captured.Captured) -> Any:
-        batch = source.batch_of(each, device)
+    def answer(instance: captured.Captured) -> Any:
+        batch = source.batch_of(instance, device)
         with torch.inference_mode():
             output = forward(model, batch, device=device, dtype=dtype)
         if device.type == "cuda":
@@ -68,8 +68,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     first = answer(inputs[0])
     load_seconds = time.perf_counter() - started
     if job["answers"]:
-        _save_answers([answer(each) for each in inputs], Path(job["answers"]))
-    if all(each.rows for each in inputs):
+        _save_answers([answer(instance) for instance in inputs], Path(job["answers"]))
+    if all(instance.rows for instance in inputs):
         batches = {size: list(captured.batches(inputs, size)) for size in job["batch_sizes"]}
     else:  # it is unknown how to make a batch of them
         batches = {1: inputs}

@@ -213,7 +213,7 @@ def other_sizes(source: Source, inputs: Sequence[Captured]) -> Iterator[Captured
     for place, (tensor, axes) in enumerate(zip(tensors, free, strict=True)):
         for axis in axes:
             groups.setdefault((axis, tensor.shape[axis]), []).append(place)
-    observed = [each.tensors or () for each in inputs]
+    observed = [instance.tensors or () for instance in inputs]
     for (axis, size), places in groups.items():
         seen = {values[places[0]].shape[axis] for values in observed} if axis else {1, 3}
         for other in sorted({*seen, size + 1, size - 1, 2 * size} - {size, 0})[:_OTHER_SIZES]:

@@ -68,8 +68,8 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
     else:
         versions = list(_versions(registry))
     documents = [
-        {"name": each.name, "version": each.version, **metrics.statistics(each.name, each.version).document()}
-        for each in versions
+        {"name": entry.name, "version": entry.version, **metrics.statistics(entry.name, entry.version).document()}
+        for entry in versions
     ]
     return {"model_stats": documents}
 

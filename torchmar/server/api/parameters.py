@@ -35,21 +35,21 @@ def query(request: Request) -> dict[str, str]:
     return dict(reversed(request.query))
 
 
-def check(names: Iterable[str], known: tuple[str, ...], call: str) -> None:
+def check(names: Iterable[str], accepted: tuple[str, ...], call: str) -> None:
     """Raise an error for names that are probably misspelt; log other unknown names.
 
     Args:
         names: names of the parameters in a request.
-        known: names of the call's parameters.
+        accepted: names of the call's parameters.
         call: name of the call for the log: ``POST /models``.
 
     Raises:
         ApiError: 400, with the name that the client probably meant.
     """
     for name in names:
-        if name in known:
+        if name in accepted:
             continue
-        if (similar := _similar(name, known)) is not None:
+        if (similar := _similar(name, accepted)) is not None:
             raise ApiError(400, "BadRequestException", f"Unknown parameter {name[:_LONGEST]}; did you mean {similar}?")
         logs.SERVER.warning("%s: unknown parameter %r is ignored", call, name[:_LONGEST])
 

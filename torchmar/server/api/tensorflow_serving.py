@@ -67,7 +67,7 @@ def find(registry: Registry, name: str, version: str | None = None, label: str =
     if model is not None and label:
         version = model.labels.get(label, label)
     elif model is not None and version is not None and version.isascii() and version.isdigit():
-        numbered = (known for known in model.versions if number(known) == int(version))
+        numbered = (version_number for version_number in model.versions if number(version_number) == int(version))
         version = version if version in model.versions else next(numbered, version)
     return registry.find(name, version or label or None)
 

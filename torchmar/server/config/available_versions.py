@@ -78,13 +78,13 @@ def number(path: Path) -> str | None:
 
 
 def _complete(
-    candidates: Iterable[tuple[Path, tuple[str, str] | None]], known: Known | None
+    candidates: Iterable[tuple[Path, tuple[str, str] | None]], previous: Known | None
 ) -> Iterator[AvailableVersion]:
     """Yield the archives that can be opened and are complete; a file that is being copied cannot be opened yet."""
     for path, identity in candidates:
         with contextlib.suppress(TorchmarError, OSError):
             current = stamp(path)
-            if (before := known.get(path) if known else None) is not None and before.stamp == current:
+            if (before := previous.get(path) if previous else None) is not None and before.stamp == current:
                 yield before
                 continue
             with Archive(path) as archive:

@@ -36,7 +36,7 @@ def read(
         PropertiesError: the file cannot be read, or values are wrong: with file, key, value and an example for each.
     """
     config = ConfigText(file, environment, overrides)
-    parsed = {key: config.read(key, known) for key, known in SUPPORTED_KEYS.items() if config.text(key)}
+    parsed = {key: config.read(key, key_spec) for key, key_spec in SUPPORTED_KEYS.items() if config.text(key)}
     values = {key: value for key, value in parsed.items() if value is not None}
     settings = _settings(config, values, environment)
     config.raise_problems()

@@ -115,9 +115,9 @@ def _add_probes(services: list[Any], server: Callable[[], bool], service: Callab
     except ImportError:
         logs.SERVER.warning("gRPC has no health checks and no reflection: they need pip install 'torchmar[server]'")
         return None
-    probe = health.Health({"": server, **{each.name: service for each in services}})
+    probe = health.Health({"": server, **{grpc_service.name: service for grpc_service in services}})
     services.append(probe)
-    names = [each.name for each in services]
+    names = [grpc_service.name for grpc_service in services]
     services += [reflection.Reflection(name, names) for name in (reflection.ALPHA, reflection.NAME)]
     return probe
 

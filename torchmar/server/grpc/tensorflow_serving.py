@@ -61,24 +61,24 @@ class PredictionService:
         await described(version, context)
         self._calls.admit(version, context)
         try:
-            given = [
+            inputs = [
                 tensorflow_tensors.tensor(name, message, self._max_bytes)
                 for name, message in sorted(request.inputs.items())
             ]
-            if not given:
+            if not inputs:
                 raise ValueError("the request has no inputs")
-            wanted = list(request.output_filter)
-            headers, row = _row(given, wanted, binary=version.pool.description.get("binary") is True)
+            output_names = list(request.output_filter)
+            headers, row = _row(inputs, output_names, binary=version.pool.description.get("binary") is True)
         except ValueError as error:
             raise _invalid(error, version) from None
         body, reply = await self._reply(version, row, context, headers)
         outputs = _outputs(body, reply, version)
-        if missing := [name for name in wanted if name not in outputs]:
-            known = ", ".join(outputs)
-            message = f"output tensor alias not found in signature: {missing[0]}; the outputs are {known}"
+        if missing := [name for name in output_names if name not in outputs]:
+            available = ", ".join(outputs)
+            message = f"output tensor alias not found in signature: {missing[0]}; the outputs are {available}"
             raise CallError(Code.INVALID_ARGUMENT, message)
         response = wire.PredictResponse(model_spec=_spec(version, request.model_spec))
-        for name in wanted or outputs:
+        for name in output_names or outputs:
             response.outputs[name].CopyFrom(tensorflow_tensors.message(outputs[name]))
         return response
 
@@ -163,13 +163,13 @@ class PredictionService:
         return result
 
     async def _predictions(
-        self, version: Version, spec: wire.ModelSpec, given: wire.Input, context: Context
+        self, version: Version, spec: wire.ModelSpec, examples_input: wire.Input, context: Context
     ) -> list[Any]:
         """Return the model's prediction for each example."""
         documents.check_signature(spec.signature_name)
         await described(version, context)
         self._calls.admit(version, context)
-        examples, shared = _examples(given)
+        examples, shared = _examples(examples_input)
         inputs = version.pool.description.get("inputs", ())
         instances = documents.instances(examples, shared, inputs)
         body = json.dumps({"instances": tensorflow_json.plain(instances)}, ensure_ascii=False).encode()
@@ -262,21 +262,21 @@ def _spec(version: Version, requested: wire.ModelSpec) -> wire.ModelSpec:
     return spec
 
 
-def _row(given: Sequence[Tensor], wanted: Sequence[str], *, binary: bool) -> tuple[dict[str, str], Part]:
+def _row(inputs: Sequence[Tensor], outputs: Sequence[str], *, binary: bool) -> tuple[dict[str, str], Part]:
     """Return the headers and the row for a handler: tensors in binary or in JSON.
 
     Raises:
         ValueError: an input has no batch dimension.
     """
-    if scalar := [tensor.name for tensor in given if not tensor.shape]:
+    if scalar := [tensor.name for tensor in inputs if not tensor.shape]:
         raise ValueError(f"input {scalar[0]!r} is a scalar; the first dimension of an input is that of the batch")
     if binary:
         document: dict[str, Any] = {"parameters": {"binary_data_output": True}}
-        if wanted:
-            document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in wanted]
-        body, length = tensors.joined(document, given, "inputs")
+        if outputs:
+            document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+        body, length = tensors.joined(document, inputs, "inputs")
         return {tensors.HEADER_LENGTH: str(length)}, Part("body", "application/octet-stream", body)
-    columns = {tensor.name: tensorflow_json.nested(tensor) for tensor in given}
+    columns = {tensor.name: tensorflow_json.nested(tensor) for tensor in inputs}
     body = json.dumps({"inputs": columns}, ensure_ascii=False).encode()
     return {"content-type": _JSON}, Part("body", _JSON, body)
 

@@ -67,22 +67,22 @@ class Sampler:
         samples: dict[Key, Sample] = {}
         changed: dict[Key, Workers] = {}
         before = self._history.workers
-        ready = wanted = pending = 0
-        known = set()
+        ready = desired = pending = 0
+        keys = set()
         # With many models most are idle; their cost is that of this loop.
         for key, pool in self._pools():
-            known.add(key)
+            keys.add(key)
             workers = pool.ready, pool.min_workers, pool.pending
-            ready, wanted, pending = ready + workers[0], wanted + workers[1], pending + workers[2]
+            ready, desired, pending = ready + workers[0], desired + workers[1], pending + workers[2]
             if before.get(key, _NONE) != workers:
                 changed[key] = Workers(*workers)
             if (counters := self._metrics.counters(*key)) and (sample := self._sample(key, counters)):
                 samples[key] = sample
-        for key in before.keys() - known:
+        for key in before.keys() - keys:
             changed[key] = _NONE
-        for key in self._counts.keys() - known:
+        for key in self._counts.keys() - keys:
             del self._counts[key]
-        self._history.add(Tick(time.time(), seconds, Workers(ready, wanted, pending), samples, changed))
+        self._history.add(Tick(time.time(), seconds, Workers(ready, desired, pending), samples, changed))
 
     def _pools(self) -> Iterator[tuple[Key, VersionPool]]:
         for name, model in self._registry.models.items():

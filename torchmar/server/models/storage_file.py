@@ -221,12 +221,12 @@ class _GoogleReader(_Reader):
 
 
 class _AzureReader(_Reader):
-    def __init__(self, wanted: StorageObject) -> None:
-        super().__init__(wanted)
+    def __init__(self, storage_object: StorageObject) -> None:
+        super().__init__(storage_object)
         import adlfs
         from azure.storage.blob.aio import BlobServiceClient
 
-        self._system = adlfs.AzureBlobFileSystem(version_aware=bool(wanted.version), **_WITHOUT_CACHES)
+        self._system = adlfs.AzureBlobFileSystem(version_aware=bool(storage_object.version), **_WITHOUT_CACHES)
         # adlfs passes no options to this client, which would try each request four times, even without credentials, and
         # wait for 90 seconds in between.
         client = self._system.service_client
@@ -237,7 +237,7 @@ class _AzureReader(_Reader):
             connection_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
         )
-        self._versioned = f"{self._path}?versionid={wanted.version}" if wanted.version else self._path
+        self._versioned = f"{self._path}?versionid={storage_object.version}" if storage_object.version else self._path
 
     def describe(self) -> tuple[int, str]:
         info = _file(self._system.info(self._versioned, refresh=True))

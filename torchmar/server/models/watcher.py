@@ -77,31 +77,31 @@ class Watcher:
     def _look(self) -> tuple[dict[str, tuple[list[AvailableVersion], VersionPolicy]], list[str]]:
         """Return the versions and the policy of each model, and messages; base paths take precedence over the store."""
         messages: list[str] = []
-        found: dict[str, tuple[list[AvailableVersion], VersionPolicy]] = {}
+        available: dict[str, tuple[list[AvailableVersion], VersionPolicy]] = {}
         if self._store is not None:
             in_store = available_versions.in_store(self._store, self._known.get(""))
             self._known[""] = {version.path: version for version in in_store}
             for version in in_store:
-                found.setdefault(version.model, ([], self._store_policy))[0].append(version)
+                available.setdefault(version.model, ([], self._store_policy))[0].append(version)
             messages += self._left_out.report(self._store, in_store)
         for base_path in self._base_paths:
             versions = available_versions.in_base_path(base_path, self._known.get(base_path.name))
             self._known[base_path.name] = {version.path: version for version in versions}
-            found[base_path.name] = versions, base_path.policy
+            available[base_path.name] = versions, base_path.policy
             messages += self._left_out.report(base_path.path, versions, base_path.name)
         for name, _ in self._served:
-            found.setdefault(name, ([], self._store_policy))
-        return found, messages
+            available.setdefault(name, ([], self._store_policy))
+        return available, messages
 
     async def _apply(self, name: str, versions: Sequence[AvailableVersion], policy: VersionPolicy) -> None:
         """Serve those versions of a model that its policy selects, and no others."""
-        wanted = available_versions.select(versions, policy)
-        for available in reversed(wanted):  # the newest first, because clients wait for it
+        selected = available_versions.select(versions, policy)
+        for available in reversed(selected):  # the newest first, because clients wait for it
             await self._register(available)
         registered = self._registry.models.get(name)
         if registered is None:
             return
-        serving = [available for available in wanted if available.version in registered.versions]
+        serving = [available for available in selected if available.version in registered.versions]
         if not serving:
             return  # the last version stays when its archive is removed: an empty folder is probably a mistake
         newest = serving[-1].version
@@ -115,8 +115,8 @@ class Watcher:
     async def _register(self, available: AvailableVersion) -> None:
         model = self._registry.models.get(available.model)
         if model is not None and available.version in model.versions:
-            known = self._served.setdefault((available.model, available.version), available)
-            if known.stamp != available.stamp:
+            served = self._served.setdefault((available.model, available.version), available)
+            if served.stamp != available.stamp:
                 logs.SERVER.warning(
                     "%s has changed, and %s %s is served as it was: give it a new version",
                     *(available.path, available.model, available.version),

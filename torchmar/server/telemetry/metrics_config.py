@@ -59,7 +59,7 @@ def _specs(file: Path, document: Mapping[str, Any], section: str) -> list[Metric
     kinds = document.get(section) or {}
     if not isinstance(kinds, Mapping) or not set(kinds) <= set(get_args(Kind)):
         raise _wrong(file, section, "counter:, gauge: and histogram:")
-    found = []
+    specs = []
     for kind, entries in kinds.items():
         for entry in entries or ():
             match entry:
@@ -69,8 +69,8 @@ def _specs(file: Path, document: Mapping[str, Any], section: str) -> list[Metric
                     raise _wrong(file, f"{section}: {kind}: {entry!r}", "name:, unit: and a list of dimensions:")
             if not spec.sound:
                 raise _wrong(file, f"{section}: {name}", "letters, digits and _ in the names of it and its dimensions")
-            found.append(spec)
-    return found
+            specs.append(spec)
+    return specs
 
 
 def _wrong(file: Path, where: str, wanted: str) -> PropertiesError:

@@ -109,7 +109,7 @@ class RecentLogs(logging.Handler):
         while len(self._entries) > _CAPACITY or (self._characters > _MOST_CHARACTERS and len(self._entries) > 1):
             dropped = self._entries.popleft()
             self._characters -= len(dropped.text)
-            if (known := self._open.get(dropped.worker)) and known[0] is dropped:
+            if (open_entry := self._open.get(dropped.worker)) and open_entry[0] is dropped:
                 del self._open[dropped.worker]
         return entry
 

@@ -87,9 +87,9 @@ class Statistics:
                 {
                     "batch_size": size,
                     "compute_input": nothing,
-                    "compute_infer": one.document(),
+                    "compute_infer": durations.document(),
                     "compute_output": nothing,
                 }
-                for size, one in sorted(self._batches.items())
+                for size, durations in sorted(self._batches.items())
             ],
         }

@@ -47,11 +47,12 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
             the environment, whose default is all of them.
         environment: environment with OpenTelemetry's variables.
     """
-    given = next(filter(None, map(environment.get, _ENDPOINTS)), "")
+    configured_url = next(filter(None, map(environment.get, _ENDPOINTS)), "")
     disabled = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if not (endpoint or given) or disabled or environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+    exporter_name = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    if not (endpoint or configured_url) or disabled or exporter_name == "none":
         return None
-    url = f"{endpoint.rstrip('/')}{_PATH}" if endpoint else given
+    url = f"{endpoint.rstrip('/')}{_PATH}" if endpoint else configured_url
     if not (address := _address(url)):
         logs.SERVER.warning("no spans are sent: OTEL_EXPORTER_OTLP_ENDPOINT must be like http://127.0.0.1:4318")
         return None
@@ -99,13 +100,13 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
         library.close()
         logs.SERVER.warning(_WRONG_VARIABLE, error)
         return None
-    found = Resource.create()
+    detected = Resource.create()
     own = {SERVICE_NAME: "torchmar", SERVICE_VERSION: torchmar.__version__}
-    if not str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+    if not str(detected.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
         del own[SERVICE_NAME]
-    if SERVICE_VERSION in found.attributes:
+    if SERVICE_VERSION in detected.attributes:
         del own[SERVICE_VERSION]
-    resource = HashedResource({**found.attributes, **own}, found.schema_url)
+    resource = HashedResource({**detected.attributes, **own}, detected.schema_url)
     logs.SERVER.info("spans of requests are sent to %s", address)
     return Tracer(sampler, _Sender(exporter, resource, address, library))
 

@@ -122,13 +122,13 @@ class ForkServer:
         await self.start()
         assert self._control
         assert self._forks
-        ours, theirs = socket.socketpair()
-        with theirs:
-            model_process = ModelProcess(ours)
+        parent_end, child_end = socket.socketpair()
+        with child_end:
+            model_process = ModelProcess(parent_end)
             output = open_output(on_line)
             number, future = self._forks.add()
             self._model_processes[number] = model_process
-            files = [theirs.fileno(), output, *([weights.descriptor] if weights else [])]
+            files = [child_end.fileno(), output, *([weights.descriptor] if weights else [])]
             self._control.send(Spawn(number, model), files)
             os.close(output)
         try:
@@ -176,17 +176,17 @@ class ForkServer:
                 self._supervisor.wait()
 
     def _open(self) -> None:
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         output = open_output(lambda line: logs.SERVER.info("fork server: %s", line))
-        with theirs:
-            message = json.dumps(to_wire(RunForkServer(theirs.fileno())))
+        with child_end:
+            message = json.dumps(to_wire(RunForkServer(child_end.fileno())))
             try:
                 supervisor = subprocess.Popen(
                     [self._python, str(START), message],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[child_end.fileno()],
                     env=self._environment,
                     cwd="/",
                     # Not in a new session: the process makes itself the leader of a process group, so that a signal to
@@ -195,13 +195,13 @@ class ForkServer:
                     # server.
                 )
             except OSError as error:
-                ours.close()
+                parent_end.close()
                 raise WorkerError(f"{self._python} cannot be started: {error.strerror}") from None
             finally:
                 os.close(output)
         self._supervisor = supervisor
         self._ready = asyncio.get_running_loop().create_future()
-        self._control = ControlConnection(ours, self._on_message, lambda: self._on_exit(supervisor))
+        self._control = ControlConnection(parent_end, self._on_message, lambda: self._on_exit(supervisor))
         self._forks = ForkRequests(self._control.send)
 
     def _on_message(self, message: Message, files: list[int]) -> None:

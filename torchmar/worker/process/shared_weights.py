@@ -222,12 +222,12 @@ def _replace(descriptor: int, buffers: list[_Buffer]) -> int:
     """Map the buffers that are in the file; return the number of bytes."""
     libc = _libc()
     (length,) = _HEAD.unpack(os.pread(descriptor, _HEAD.size, 0))
-    known: dict[tuple[str, int], list[int]] = {}
+    offsets: dict[tuple[str, int], list[int]] = {}
     for digest, size, offset in json.loads(os.pread(descriptor, length, _HEAD.size)):
-        known.setdefault((digest, size), []).append(offset)
+        offsets.setdefault((digest, size), []).append(offset)
     replaced = 0
     for buffer in buffers:
-        for offset in known.get((_digest(buffer), buffer.size), []):
+        for offset in offsets.get((_digest(buffer), buffer.size), []):
             copy = libc.mmap(None, buffer.size, mmap.PROT_READ, mmap.MAP_PRIVATE, descriptor, offset)
             if copy == _FAILED:
                 return replaced

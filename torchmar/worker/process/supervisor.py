@@ -75,27 +75,27 @@ class Children:
 
         The pid is 0 if the fork failed.
         """
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         try:
             supervisor = os.fork()
         except OSError as error:
             sys.stderr.write(f"no process can be forked: {error.strerror}\n")
-            ours.close()
-            theirs.close()
+            parent_end.close()
+            child_end.close()
             return 0, []
         if not supervisor:
-            ours.close()
+            parent_end.close()
             self._close_lifelines()
             try:
-                supervise(theirs.fileno(), lambda pid: _send_pid(theirs, pid))
+                supervise(child_end.fileno(), lambda pid: _send_pid(child_end, pid))
             except BaseException:  # the fork failed
                 traceback.print_exc()
                 os._exit(1)
-            theirs.close()
+            child_end.close()
             return None
-        theirs.close()
-        self._supervisors[supervisor] = number, ours
-        return _receive_pid(ours)
+        child_end.close()
+        self._supervisors[supervisor] = number, parent_end
+        return _receive_pid(parent_end)
 
     def kill(self, number: int) -> None:
         """Kill the process with this id; do nothing if it has exited."""

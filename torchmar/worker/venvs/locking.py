@@ -117,8 +117,8 @@ def _compile(
     log: Callable[[str], None],
 ) -> Path:
     """Write a lock file to a temporary folder; return its path."""
-    wanted = scratch / "requirements.in"
-    wanted.write_text("".join(f"{line}\n" for line in _wanted(runtime)), encoding="utf-8")
+    requirements_file = scratch / "requirements.in"
+    requirements_file.write_text("".join(f"{line}\n" for line in _wanted(runtime)), encoding="utf-8")
     overrides = scratch / "overrides.txt"
     overrides.write_text("".join(f"{line}\n" for line in _overrides(runtime, source)), encoding="utf-8")
     compiled = scratch / "lock.txt"
@@ -126,7 +126,7 @@ def _compile(
         # If it contained paths of wheels, uv would not find other wheels.
         old = [line for line in target.read_text(encoding="utf-8").splitlines(True) if not line.startswith("--")]
         compiled.write_text("".join(old), encoding="utf-8")
-    command = ["pip", "compile", str(wanted), *([str(source.absolute())] if source else []), "--output-file"]
+    command = ["pip", "compile", str(requirements_file), *([str(source.absolute())] if source else []), "--output-file"]
     command += [str(compiled), "--generate-hashes", "--universal", "--only-binary", ":all:", "--no-header", "--quiet"]
     command += ["--python-version", runtime.python, "--python", sys.executable, "--overrides", str(overrides)]
     command += ["--no-annotate", *uv.PYTHON_DOWNLOADS, *(["--upgrade"] if upgrade else [])]

@@ -152,12 +152,12 @@ def _summary(path: Path, models: list[dict[str, str]]) -> dict[str, Any]:
     try:
         with Archive(path) as archive:
             manifest = archive.manifest
-            known = {
+            sections = {
                 "name": manifest.name,
                 "version": manifest.version,
                 "description": manifest.model.description or "",
             }
-            return {**document, **known}
+            return {**document, **sections}
     except (TorchmarError, OSError) as error:
         return {**document, "error": str(error).replace(str(path), path.name)}
 

@@ -281,16 +281,16 @@ def _checked(kind: Change, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ApiError: 400, a value is missing or invalid.
     """
-    known = _VALUES[kind]
-    for name, most in known.items():
+    limits = _VALUES[kind]
+    for name, most in limits.items():
         value = values.get(name, "" if most is None else 0)
         number = isinstance(value, int | float) and most is not None and 0 <= value <= most
         if not (number or (isinstance(value, str) and value and most is None)):
             what = "a text" if most is None else f"a number from 0 to {most:g}"
             raise ApiError(400, "BadRequestException", f"The body of {kind} needs {name}, {what}.")
-    if unknown := sorted(values.keys() - known.keys()):
+    if unknown := sorted(values.keys() - limits.keys()):
         raise ApiError(
-            400, "BadRequestException", f"The body of {kind} has no {unknown[0][:100]}; it has {', '.join(known)}."
+            400, "BadRequestException", f"The body of {kind} has no {unknown[0][:100]}; it has {', '.join(limits)}."
         )
     return dict(values)
 
