@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 
+from torchmar.diagnosis import worker_python
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.engines.torchserve import VERSION
 from torchmar.package_versions import installed_version
-from torchmar.worker.environment import worker_environment
 
 _SECONDS = 120
 _NEEDED_BY: dict[EngineName, tuple[str, ...]] = {
@@ -38,13 +37,7 @@ def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
             "python", f"torchmar is made for TorchServe {VERSION}, not {served}", f"pip install torchserve=={VERSION}"
         )
     try:
-        ran = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            env=worker_environment(os.environ),
-        )
+        ran = worker_python.run(_PROBE, _SECONDS)
     except subprocess.TimeoutExpired:
         yield error(
             "python", f"importing torch takes more than {_SECONDS} s", "check the speed of the disk, or of its network"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torchmar import gpus
+from torchmar.diagnosis import worker_python
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.package_versions import installed_version
-from torchmar.worker.environment import worker_environment
 
 _SECONDS = 60
 _PROBE = "import json, torch; print(json.dumps([torch.version.cuda, torch.cuda.is_available()]))"
@@ -68,13 +66,7 @@ def _torch(present: list[Gpu]) -> Iterator[Finding]:
     if not (torch := installed_version("torch")):
         return  # the check of Python reports it
     try:
-        ran = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            env=worker_environment(os.environ),
-        )
+        ran = worker_python.run(_PROBE, _SECONDS)
         cuda, available = json.loads(ran.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         return  # the check of Python reports it
