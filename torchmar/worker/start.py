@@ -6,14 +6,13 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 _NAME = "_torchmar_worker"  # no archive has a module with this name
 
 
-def main(message: str) -> None:
-    """Run the process for a message; see ``process/main.py``."""
-    # Modules must not be imported from this file's folder.
-    sys.path.pop(0)
+def load() -> ModuleType:
+    """Import the modules of worker processes, and return the one with their main function."""
     folder = Path(__file__).parent / "process"
     spec = importlib.util.spec_from_file_location(
         _NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -23,7 +22,14 @@ def main(message: str) -> None:
     package = importlib.util.module_from_spec(spec)
     sys.modules[_NAME] = package
     spec.loader.exec_module(package)
-    importlib.import_module(f"{_NAME}.main").main(json.loads(message))
+    return importlib.import_module(f"{_NAME}.main")
+
+
+def main(message: str) -> None:
+    """Run the process for a message; see ``process/main.py``."""
+    # Modules must not be imported from this file's folder.
+    sys.path.pop(0)
+    load().main(json.loads(message))
 
 
 if __name__ == "__main__":

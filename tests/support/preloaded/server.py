@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
-import importlib.util
+import importlib
 import json
 import marshal
 import mimetypes
@@ -80,7 +80,7 @@ _LEFT_OUT = (
 )
 _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _HANDLERS = Path(__file__).parents[3] / "handlers" / "torchmar_handlers"
-_WORKER, _PROCESS = "_torchmar_worker", Path(__file__).parents[3] / "torchmar" / "worker" / "process"
+_START = Path(__file__).parents[3] / "torchmar" / "worker" / "start.py"
 _MAX_MESSAGE = 1 << 20
 _LARGE_PAGE = 2 << 20
 _MADV_COLLAPSE = 25  # Linux 6.1; earlier versions refuse it
@@ -308,7 +308,7 @@ def load(kind: str) -> None:
         sys.modules["PIL.Image"].init()  # loads the readers of all formats
         mimetypes.init()  # reads files of the system
     if kind == "workers":
-        _import_worker()
+        runpy.run_path(str(_START))["load"]()  # so that start.py, which forked processes run, finds the modules
         _compile_handlers()
         _run_torchscript()
     gc.collect()
@@ -327,18 +327,6 @@ def _use_large_pages() -> None:
             start, end = (int(address, 16) for address in addresses.split("-"))
             for page in range(-(-start // _LARGE_PAGE) * _LARGE_PAGE, end - _LARGE_PAGE + 1, _LARGE_PAGE):
                 madvise(ctypes.c_void_p(page), ctypes.c_size_t(_LARGE_PAGE), _MADV_COLLAPSE)
-
-
-def _import_worker() -> None:
-    """Import the modules of worker processes under the name under which `start.py` then finds them."""
-    spec = importlib.util.spec_from_file_location(
-        _WORKER, _PROCESS / "__init__.py", submodule_search_locations=[str(_PROCESS)]
-    )
-    assert spec
-    assert spec.loader
-    sys.modules[_WORKER] = package = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(package)
-    importlib.import_module(f"{_WORKER}.main")
 
 
 def _compile_handlers() -> None:
