@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support import pool_harness
 from tests.support.manual_replica import NODE, ManualReplica
 from torchmar.cluster.directory import ReplicaState
 from torchmar.cluster.dispatcher import BATCHES, Dispatcher
@@ -65,11 +66,7 @@ class Pool:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async def wait() -> None:
-        while not condition():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), 20)
+    await asyncio.wait_for(pool_harness.until(condition), 20)
 
 
 def run(
