@@ -69,8 +69,8 @@ class Calibration:
         if trial.rate > _KEPT_UP * capacity(self._model.system(trial.setting)):
             # An overloaded server answered fewer requests than it can: the rate at which it keeps up is below its
             # capacity.
-            shown = trial.rate / (_KEPT_UP * capacity(self._model.system(trial.setting)))
-            self._model.efficiency = min(1.0, self._model.efficiency * shown)
+            ratio = trial.rate / (_KEPT_UP * capacity(self._model.system(trial.setting)))
+            self._model.efficiency = min(1.0, self._model.efficiency * ratio)
         before = self._model.tail(trial.setting, trial.rate)
         correction = self._fitted([(trial, trial.median)], 50.0, 0.0, requests)
         if trial.rate > _NEAR_CAPACITY * capacity(self._model.system(trial.setting)):
@@ -127,12 +127,12 @@ class Calibration:
         self._model.corrections[layout] = Correction(scale=scale, tail=tail)
         return self._model.corrections[layout]
 
-    def _too_slow(self, wanted: Sequence[tuple[Trial, float]], percent: float | None, requests: int) -> bool:
-        """Return whether simulated statistics are above the wanted ones, in the sum of their logarithms."""
-        if len(wanted) == 1:
-            ((trial, seconds),) = wanted
+    def _too_slow(self, targets: Sequence[tuple[Trial, float]], percent: float | None, requests: int) -> bool:
+        """Return whether simulated statistics are above the targets, in the sum of their logarithms."""
+        if len(targets) == 1:
+            ((trial, seconds),) = targets
             return self._simulated(trial, percent, requests, bound=seconds) > seconds
-        ratios = (self._simulated(trial, percent, requests) / seconds for trial, seconds in wanted)
+        ratios = (self._simulated(trial, percent, requests) / seconds for trial, seconds in targets)
         return sum(math.log(min(max(ratio, 1 / _MOST_ERROR), _MOST_ERROR)) for ratio in ratios) > 0
 
     def _saturate(self, trial: Trial) -> None:
@@ -141,26 +141,26 @@ class Calibration:
         The times of batches apply only to its workers and threads. The cores that server and clients need are
         common to all settings; the larger their part of a request is, the more the trial shows about them.
         """
-        shown = max(0.01 * trial.rate, min(trial.rate, trial.throughput))
+        throughput = max(0.01 * trial.rate, min(trial.rate, trial.throughput))
         self._model.corrections[trial.setting.layout] = Correction()
         limit = capacity(self._model.system(trial.setting))
-        if limit > shown:
+        if limit > throughput:
             common = self._common_share(trial.setting)
-            self._model.efficiency = max(_LEAST_EFFICIENCY, self._model.efficiency * (shown / limit) ** common)
+            self._model.efficiency = max(_LEAST_EFFICIENCY, self._model.efficiency * (throughput / limit) ** common)
             limit = capacity(self._model.system(trial.setting))
-        self._model.corrections[trial.setting.layout] = Correction(scale=max(1.0, limit / shown))
+        self._model.corrections[trial.setting.layout] = Correction(scale=max(1.0, limit / throughput))
 
     def _common_share(self, setting: Setting) -> float:
         """Return the part of server and clients in the time that limits a setting's capacity."""
         system = self._model.system(setting)
         return 1 - capacity(system) / capacity(replace(system, loop=0.0, client=0.0))
 
-    def _fit_efficiency(self, wanted: Sequence[tuple[Trial, float]], requests: int) -> None:
-        """Set the efficiency that makes simulated statistics equal the wanted ones, with an unchanged scale."""
+    def _fit_efficiency(self, targets: Sequence[tuple[Trial, float]], requests: int) -> None:
+        """Set the efficiency that makes simulated statistics equal the targets, with an unchanged scale."""
 
         def fast_enough(efficiency: float) -> bool:
             self._model.efficiency = efficiency
-            return not self._too_slow(wanted, self._target.percent, requests)
+            return not self._too_slow(targets, self._target.percent, requests)
 
         self._model.efficiency = _first(fast_enough, _LEAST_EFFICIENCY, 1.0)
 

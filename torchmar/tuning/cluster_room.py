@@ -85,32 +85,32 @@ def room(nodes: Mapping[str, Resources], free: Mapping[str, Resources], needs: R
     largest = max(int(node.cpus) for node in free.values())
     threads = sorted({*(number for number in _THREADS if number <= largest), largest})
     counts = [(cpus, sum(node.times(replace(needs, cpus=float(cpus))) for node in free.values())) for cpus in threads]
-    others = sum(node.cpus for name, node in nodes.items() if not is_local(host_of(name)))
-    here = cores if any(is_local(host_of(name)) for name in nodes) else 0
+    remote = sum(node.cpus for name, node in nodes.items() if not is_local(host_of(name)))
+    local = cores if any(is_local(host_of(name)) for name in nodes) else 0
     return ClusterRoom(
-        replicas=tuple((cpus, count) for cpus, count in counts if count), cores=here + others, nodes=len(nodes)
+        replicas=tuple((cpus, count) for cpus, count in counts if count), cores=local + remote, nodes=len(nodes)
     )
 
 
 def nodes_of(reading: Reading, name: str) -> dict[str, Resources]:
     """Return the resources of each node, by its name, from a metric."""
-    found: dict[str, dict[str, float]] = {}
+    by_node: dict[str, dict[str, float]] = {}
     for sample in reading.samples:
         if sample.name == name:
-            found.setdefault(sample.labels["node"], {})[sample.labels["resource"]] = sample.value
+            by_node.setdefault(sample.labels["node"], {})[sample.labels["resource"]] = sample.value
     return {
         node: Resources(
-            **{kind: has.get(kind, 0.0) for kind in _OWN},
-            others={kind: amount for kind, amount in has.items() if kind not in _OWN},
+            **{kind: amounts.get(kind, 0.0) for kind in _OWN},
+            others={kind: amount for kind, amount in amounts.items() if kind not in _OWN},
         )
-        for node, has in found.items()
+        for node, amounts in by_node.items()
     }
 
 
 def _needs(archive: Archive) -> Resources:
     """Return the resources that a replica of an archive needs, besides its CPUs."""
-    own = _replica(archive)
-    return Resources(gpus=own.gpus or 0.0, memory=float(own.memory or 0), others=own.resources)
+    replica = _replica(archive)
+    return Resources(gpus=replica.gpus or 0.0, memory=float(replica.memory or 0), others=replica.resources)
 
 
 def _on_cpu(archive: Archive) -> bool:
@@ -118,9 +118,9 @@ def _on_cpu(archive: Archive) -> bool:
 
 
 def _replica(archive: Archive) -> Replica:
-    own = archive.config.get("torchmar")
-    written = own.get("replica") if isinstance(own, dict) else None
+    section = archive.config.get("torchmar")
+    replica = section.get("replica") if isinstance(section, dict) else None
     try:
-        return Replica.model_validate(written or {})
+        return Replica.model_validate(replica or {})
     except ValidationError as error:
         raise TorchmarError(f"torchmar: replica: in the configuration is wrong: {error.errors()[0]['msg']}") from None

@@ -87,9 +87,9 @@ def text(tuning: Tuning) -> str:
 def _rounded(value: Any) -> Any:
     """Return values with six significant digits; JSON has no infinite numbers, which become null."""
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
+        return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
+        return [_rounded(item) for item in value]
     if isinstance(value, float):
         return None if value in (float("inf"), float("-inf")) or value != value else float(f"{value:.6g}")
     return value

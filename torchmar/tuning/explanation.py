@@ -83,9 +83,9 @@ def _near_limit(tuning: Tuning) -> Iterator[str]:
         return
     target = tuning.question.target
     reached = _limit(best.setting, tuning)
-    here = tuning.predictor.latency(best.setting, best.rate)
+    latency = tuning.predictor.latency(best.setting, best.rate)
     less, more = (
-        tuning.predictor.latency(best.setting, best.rate * factor) * chosen.mean / here
+        tuning.predictor.latency(best.setting, best.rate * factor) * chosen.mean / latency
         for factor in (1 - _NEAR, 1 + _NEAR)
     )
     text = f"With {_NEAR:.0%} fewer requests, {target.name} is predicted to be {milliseconds(less)}"
@@ -114,13 +114,13 @@ def _rejected(tuning: Tuning) -> Iterator[str]:
     if best is None:
         return
     groups: dict[tuple[object, Bound], list[Prediction]] = {}
-    for each in tuning.result.predictions:
-        if each.setting != best.setting and not _as_good(each, tuning):
-            groups.setdefault((each.setting.layout, each.bound), []).append(each)
-    regions = sorted(groups.values(), key=lambda members: min(_rank(each, tuning) for each in members))
+    for prediction in tuning.result.predictions:
+        if prediction.setting != best.setting and not _as_good(prediction, tuning):
+            groups.setdefault((prediction.setting.layout, prediction.bound), []).append(prediction)
+    regions = sorted(groups.values(), key=lambda members: min(_rank(prediction, tuning) for prediction in members))
     for members in regions[:_REGIONS]:
         yield _sentence(members, tuning)
-    if further := [each for members in regions[_REGIONS:] for each in members]:
+    if further := [prediction for members in regions[_REGIONS:] for prediction in members]:
         yield f"{len(further)} further settings are predicted to be worse than these."
 
 
@@ -135,9 +135,9 @@ def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
     if question.objective is Objective.THROUGHPUT:
         highest = max(member.rate for member in members)
         settings = {member.setting for member in members}
-        kept = max(_limit(setting, tuning).kept for setting in settings)
-        if kept > highest:  # the prediction was too low
-            return f"{region}: the target is kept at {_rate(kept)} ({_share(kept, best.rate)}), as measured."
+        kept_rate = max(_limit(setting, tuning).kept for setting in settings)
+        if kept_rate > highest:  # the prediction was too low
+            return f"{region}: the target is kept at {_rate(kept_rate)} ({_share(kept_rate, best.rate)}), as measured."
         if not highest:
             return f"{region}: {_LIMITS[bound]} at every rate."
         return f"{region}: {_LIMITS[bound]} above {_rate(highest)} ({_share(highest, best.rate)})."
@@ -156,11 +156,11 @@ def _limit(setting: Setting, tuning: Tuning) -> Limit:
     return limit(standing(tuning.record.trials, target), setting, target)
 
 
-def _rank(each: Prediction, tuning: Tuning) -> float:
+def _rank(prediction: Prediction, tuning: Tuning) -> float:
     """Return a sort key, smallest for the best of the rejected settings."""
     if tuning.question.objective is Objective.THROUGHPUT:
-        return -each.rate
-    return float(each.memory) if tuning.question.objective is Objective.COST else each.latency
+        return -prediction.rate
+    return float(prediction.memory) if tuning.question.objective is Objective.COST else prediction.latency
 
 
 _LIMITS = {
@@ -174,17 +174,17 @@ _LIMITS = {
 }
 
 
-def _as_good(each: Prediction, tuning: Tuning) -> bool:
+def _as_good(prediction: Prediction, tuning: Tuning) -> bool:
     best = tuning.result.best
     assert best
-    if each.bound is Bound.MEMORY:
+    if prediction.bound is Bound.MEMORY:
         return False
     if tuning.question.objective is Objective.THROUGHPUT:
-        return each.rate >= (1 - _NEAR) * best.rate
+        return prediction.rate >= (1 - _NEAR) * best.rate
     if tuning.question.objective is Objective.COST:
         return False
     assert tuning.result.chosen
-    return each.latency <= (1 + _near(tuning)) * tuning.result.chosen.mean
+    return prediction.latency <= (1 + _near(tuning)) * tuning.result.chosen.mean
 
 
 def _near(tuning: Tuning) -> float:
@@ -197,7 +197,7 @@ def _equal(tuning: Tuning) -> Iterator[str]:
     name, result = tuning.compared.name, tuning.result
     if not result.equal or result.chosen is None:
         return
-    others = "; ".join(f"{each.setting}: {_mean(each)}" for each in result.equal)
+    others = "; ".join(f"{measured.setting}: {_mean(measured)}" for measured in result.equal)
     yield (
         f"Measured in turn, it has {name} {_mean(result.chosen)}. What differs from it by no more than noise, so that "
         f"it may be as good or better: {others}. The choice is the simplest of those near the lowest."
@@ -214,9 +214,9 @@ def _sensitivity(tuning: Tuning) -> Iterator[str]:
     if best is None or tuning.question.objective is Objective.COST:
         return
     near = _near(tuning)
-    shown = {best.setting, *(each.setting for each in tuning.result.equal)}
-    good = [each.setting for each in tuning.result.predictions if _as_good(each, tuning)]
-    others = [setting for setting in good if setting not in shown]
+    shown_settings = {best.setting, *(measured.setting for measured in tuning.result.equal)}
+    good = [prediction.setting for prediction in tuning.result.predictions if _as_good(prediction, tuning)]
+    others = [setting for setting in good if setting not in shown_settings]
     if others:
         yield f"Within {near:.0%} of it, as predicted: {_region(others, tuning)}; the choice among them matters little."
     else:
@@ -227,7 +227,7 @@ def _region(settings: Sequence[Setting], tuning: Tuning) -> str:
     """Return the values of each dimension: ``3 to 4 workers with 1 thread, batch size 1 and 8 to 128``."""
 
     def values(name: str) -> str:
-        grid = sorted({getattr(each.setting, name) for each in tuning.result.predictions})
+        grid = sorted({getattr(prediction.setting, name) for prediction in tuning.result.predictions})
         return _runs({getattr(setting, name) for setting in settings}, grid)
 
     workers, threads = values("workers"), values("threads")

@@ -36,10 +36,10 @@ def spread(measured: Sequence[Measured]) -> float:
     chi-squared prior (Gelman et al., Bayesian Data Analysis, 3rd edition, 2.6).
     """
     squares, freedom = _WEIGHT * _SPREAD**2, _WEIGHT
-    for each in measured:
-        mean = math.log(each.mean)
-        squares += sum((math.log(latency) - mean) ** 2 for latency in each.latencies)
-        freedom += len(each.latencies) - 1
+    for measurement in measured:
+        mean = math.log(measurement.mean)
+        squares += sum((math.log(latency) - mean) ** 2 for latency in measurement.latencies)
+        freedom += len(measurement.latencies) - 1
     return math.sqrt(squares / freedom)
 
 

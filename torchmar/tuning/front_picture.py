@@ -59,13 +59,13 @@ def _chosen(tuning: Tuning) -> list[Prediction]:
     layouts: dict[object, Prediction] = {}
     throughput = tuning.question.rate is None
 
-    def by_rate(each: Prediction) -> tuple[float, Setting]:
-        return -(each.rate if throughput else each.capacity), each.setting
+    def by_rate(prediction: Prediction) -> tuple[float, Setting]:
+        return -(prediction.rate if throughput else prediction.capacity), prediction.setting
 
     front = pareto_front(tuning.result.predictions, throughput=throughput)
-    own = [each for each in tuning.result.predictions if best and each.setting == best.setting]
-    for each in [*own, *sorted(front, key=by_rate), *sorted(tuning.result.predictions, key=by_rate)]:
-        layouts.setdefault(each.setting.layout, each)
+    of_best = [prediction for prediction in tuning.result.predictions if best and prediction.setting == best.setting]
+    for prediction in [*of_best, *sorted(front, key=by_rate), *sorted(tuning.result.predictions, key=by_rate)]:
+        layouts.setdefault(prediction.setting.layout, prediction)
     return list(layouts.values())[:_LINES]
 
 

@@ -45,8 +45,8 @@ class _Trials:
             return False
         late = None if self._percent is None else late_limit(self._percent, bound, self._requests)
         outcome = simulate(self._system, rate, requests=self._requests, seed=self._seed, late=late)
-        kept = len(outcome.latencies) == self._counted and outcome.statistic(self._percent) < bound
-        if kept and not outcome.rejected:
+        meets_bound = len(outcome.latencies) == self._counted and outcome.statistic(self._percent) < bound
+        if meets_bound and not outcome.rejected:
             self.outcomes[rate] = outcome
             return True
         self.rejects[rate] = outcome.rejected > 0

@@ -82,13 +82,13 @@ def limit(trials: Iterable[Trial], setting: Setting, target: Target) -> Limit:
     """
     trials = [trial for trial in trials if trial.setting == setting]
     missed = min((trial.rate for trial in trials if not trial.keeps(target)), default=math.inf)
-    kept = [trial for trial in trials if trial.keeps(target)]
-    highest = max((trial.rate for trial in kept if trial.rate < missed), default=0.0)
-    statistics = [trial.latency for trial in kept if trial.rate == highest and trial.latency is not None]
+    kept_trials = [trial for trial in trials if trial.keeps(target)]
+    highest = max((trial.rate for trial in kept_trials if trial.rate < missed), default=0.0)
+    statistics = [trial.latency for trial in kept_trials if trial.rate == highest and trial.latency is not None]
     return Limit(
         kept=highest,
         missed=missed,
         rates=len({trial.rate for trial in trials}),
         share=max(statistics, default=target.seconds) / target.seconds,
-        marginal=any(trial.rate == missed for trial in kept),
+        marginal=any(trial.rate == missed for trial in kept_trials),
     )

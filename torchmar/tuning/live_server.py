@@ -177,7 +177,7 @@ class LiveServer:
         spec = StepSpec(rate=rate, warmup_s=warm_up, duration_s=seconds)
         before = _cpu_seconds(self._pid)
         step = measure(load, self._workload, self._expected, spec)
-        used = _cpu_seconds(self._pid) - before
+        cpu_s = _cpu_seconds(self._pid) - before
         if not step.complete:
             raise KeyboardInterrupt
         if step.wrong_answers:
@@ -185,7 +185,7 @@ class LiveServer:
                 f"{step.wrong_answers} of {step.completed} answers are wrong, with {setting}: {step.wrong_answer}",
                 hint="torchmar check --run compares answers in batches with those to single requests",
             )
-        return self._trial(setting, rate, predicted, purpose, step, used / (rate * (spec.warmup_s + spec.duration_s)))
+        return self._trial(setting, rate, predicted, purpose, step, cpu_s / (rate * (spec.warmup_s + spec.duration_s)))
 
     def _have_java_compiled(self, load: LoadTarget, expected: Expectations) -> None:
         """Send requests to a server in Java until its code is compiled."""
@@ -319,9 +319,9 @@ def trial_config(
         workers = {"preprocess": setting.preprocess, "inference": setting.workers, "postprocess": setting.postprocess}
         changes["stages"] = {name: number for name, number in workers.items() if number}
     if replicas:
-        own = config.get("torchmar")
-        own = own if isinstance(own, dict) else {}
-        changes["torchmar"] = {**own, "replica": {**(own.get("replica") or {}), "cpus": setting.threads}}
+        section = config.get("torchmar")
+        section = section if isinstance(section, dict) else {}
+        changes["torchmar"] = {**section, "replica": {**(section.get("replica") or {}), "cpus": setting.threads}}
     if choose_device:
         changes["deviceType"] = "gpu" if setting.gpu else "cpu"
     return changes

@@ -39,12 +39,12 @@ class Measurements:
 
     def best(self) -> Trial | None:
         """Return the trial of the best setting that met the target in all its measurements; None: there is none."""
-        kept = [trial for trial in self._kept() if trial.purpose != "repeat"]
+        trials = [trial for trial in self._kept() if trial.purpose != "repeat"]
         if self._question.objective is Objective.LATENCY:
-            setting = next((each.setting for each in self.finalists()), None)
-            kept = [trial for trial in kept if trial.setting == setting]
-            return max(kept, key=lambda trial: trial.purpose != "probe", default=None)
-        return min(kept, key=self.cost, default=None)
+            setting = next((finalist.setting for finalist in self.finalists()), None)
+            trials = [trial for trial in trials if trial.setting == setting]
+            return max(trials, key=lambda trial: trial.purpose != "probe", default=None)
+        return min(trials, key=self.cost, default=None)
 
     def _kept(self) -> list[Trial]:
         """Return the trials, at the rate in question, of settings that met the target in all their measurements."""
@@ -76,8 +76,8 @@ class Measurements:
         """Return the choice, then the settings that may be equally good; for the lowest latency only."""
         if self._question.objective is not Objective.LATENCY:
             return []
-        kept = {(trial.setting, trial.rate) for trial in self._kept()}
-        return finalists.finalists([each for key, each in self.by_rate().items() if key in kept])
+        kept_keys = {(trial.setting, trial.rate) for trial in self._kept()}
+        return finalists.finalists([measured for key, measured in self.by_rate().items() if key in kept_keys])
 
     def _keeps(self, trial: Trial) -> bool:
         """Return whether a trial shows that a setting meets the target and the limits at the rate in question."""
@@ -115,7 +115,7 @@ class Measurements:
             return False
         stalled = trial.latency > _STALLED * trial.predicted and trial.median < trial.predicted
         return (
-            stalled and not trial.keeps(self._question.target) and sum(same(trial, each) for each in self.trials) == 1
+            stalled and not trial.keeps(self._question.target) and sum(same(trial, other) for other in self.trials) == 1
         )
 
     def limit(self, setting: Setting) -> limits.Limit:

@@ -99,13 +99,13 @@ class Predictor:
 
     def at_rate(self, setting: Setting, rate: float, *, fine: bool = True) -> Prediction:
         """Predict a setting at a given rate."""
-        known = self._cached(setting, rate, fine)
-        return self._with_memory(known or self._store(setting, rate, fine, self._at_rate(setting, rate, fine)))
+        cached = self._cached(setting, rate, fine)
+        return self._with_memory(cached or self._store(setting, rate, fine, self._at_rate(setting, rate, fine)))
 
     def highest(self, setting: Setting, *, fine: bool = True) -> Prediction:
         """Predict the highest rate at which a setting meets the target; the rate 0 means that there is none."""
-        known = self._cached(setting, None, fine)
-        return self._with_memory(known or self._store(setting, None, fine, self._highest(setting, fine)))
+        cached = self._cached(setting, None, fine)
+        return self._with_memory(cached or self._store(setting, None, fine, self._highest(setting, fine)))
 
     def calibrate(self, trial: Trial) -> None:
         """Correct the predictions of all settings with the first trial; see `Calibration.calibrate`."""

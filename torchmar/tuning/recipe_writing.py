@@ -32,20 +32,20 @@ def write(tuning: Tuning, path: Path) -> list[Path]:
     content, folder = recipe.read(path)
     file = recipe.file_of(path)
     changes = settings_of(best.setting, tuning)
-    written: list[Path] = []
+    paths: list[Path] = []
     text = file.read_text(encoding="utf-8")
     if isinstance(content.config, str):  # the configuration is a file that the recipe names
         config_file = folder / content.config
         config = edit(config_file.read_text(encoding="utf-8"), changes, str(config_file))
-        written.append(_write(config_file, config))
+        paths.append(_write(config_file, config))
     else:
         text = edit(text, {("config", *keys): value for keys, value in changes.items()}, str(file))
     if content.files.get(evidence.FILE_NAME) != evidence.FILE_NAME:
         text = edit(text, {("files", evidence.FILE_NAME): evidence.FILE_NAME}, str(file))
-    written.append(_write(folder / evidence.FILE_NAME, evidence.text(tuning)))
+    paths.append(_write(folder / evidence.FILE_NAME, evidence.text(tuning)))
     recipe.parse(text, str(file), folder)
-    written.append(_write(file, text))
-    return written
+    paths.append(_write(file, text))
+    return paths
 
 
 def settings_of(setting: Setting, tuning: Tuning) -> dict[Sequence[str], Any]:
@@ -73,8 +73,8 @@ def settings_of(setting: Setting, tuning: Tuning) -> dict[Sequence[str], Any]:
     elif tuning.space.choose_threads:
         share = max(1, tuning.space.cores // setting.workers)
         # The default of the handler needs no option, and adapts to the cores of another machine.
-        own = setting.threads != share or bool(setting.preprocess or setting.postprocess)
-        if own or tuning.had_threads:
+        needs_option = setting.threads != share or bool(setting.preprocess or setting.postprocess)
+        if needs_option or tuning.had_threads:
             changes["handler", "threads"] = setting.threads
     if tuning.space.gpus:
         changes["deviceType",] = "gpu" if setting.gpu else "cpu"

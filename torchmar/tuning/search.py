@@ -131,9 +131,9 @@ class Search:
             if self._time() <= 0:
                 reason, out_of_time = "the time was used up", True
                 break
-            if not (chosen := self._again() or self._explore() or self._repetition() or self._next()):
+            if not (proposal := self._again() or self._explore() or self._repetition() or self._next()):
                 break
-            setting, rate, predicted, purpose = chosen
+            setting, rate, predicted, purpose = proposal
             if self._measured.count() >= self._most and not self._continues(setting):
                 reason = f"{self._most} trials were measured"
                 break
@@ -221,7 +221,7 @@ class Search:
         if not self._measured.trials:
             return self._probe(candidates)
         best = self._measured.best()
-        chosen: tuple[Setting, float, float, str] | None = None
+        proposal: tuple[Setting, float, float, str] | None = None
         promise = math.inf
         for prediction in candidates:
             rate = self._rate_for(prediction)
@@ -231,8 +231,8 @@ class Search:
             if optimistic < promise and (best is None or self._better(optimistic, best)):
                 promise = optimistic
                 predicted = self.predictor.latency(prediction.setting, rate)
-                chosen = prediction.setting, rate, predicted, "search"
-        return chosen
+                proposal = prediction.setting, rate, predicted, "search"
+        return proposal
 
     def _floor(self) -> tuple[Setting, float, float, str] | None:
         """Return a trial at a low rate, if no setting is predicted to meet the target: it shows the lowest latency."""
@@ -261,8 +261,8 @@ class Search:
         return best.setting, best.rate, self.predictor.latency(best.setting, best.rate), "repeat"
 
     def _turn(self, ranked: Sequence[Measured]) -> tuple[Setting, float, float, str] | None:
-        enough = _ROUNDS if len(ranked) > 1 else 2
-        setting = next((each.setting for each in sorted(ranked, key=_count) if _count(each) < enough), None)
+        rounds = _ROUNDS if len(ranked) > 1 else 2
+        setting = next((measured.setting for measured in sorted(ranked, key=_count) if _count(measured) < rounds), None)
         rate = self.question.rate
         if setting is None or rate is None:
             return None
@@ -287,13 +287,13 @@ class Search:
         if not candidates:
             return None
         if self.question.objective is Objective.THROUGHPUT:
-            chosen = max(candidates, key=lambda prediction: prediction.rate)
-            rate = _PROBE * (chosen.rate or chosen.capacity)
+            candidate = max(candidates, key=lambda prediction: prediction.rate)
+            rate = _PROBE * (candidate.rate or candidate.capacity)
         else:
             assert self.question.rate is not None
-            chosen = min(candidates, key=self._predicted_cost)
-            rate = min(self.question.rate, 0.9 * chosen.capacity)
-        return chosen.setting, rate, self.predictor.latency(chosen.setting, rate), "probe"
+            candidate = min(candidates, key=self._predicted_cost)
+            rate = min(self.question.rate, 0.9 * candidate.capacity)
+        return candidate.setting, rate, self.predictor.latency(candidate.setting, rate), "probe"
 
     def _predicted_cost(self, prediction: Prediction) -> tuple[float, ...]:
         if self.question.objective is Objective.COST:
@@ -312,13 +312,13 @@ class Search:
             warm = [trial for trial in trials if cost or trial.purpose != "probe"]
             measured = any(trial.rate >= 0.99 * self.question.rate for trial in warm)
             return None if measured else self.question.rate
-        shown, best = self._measured.limit(prediction.setting), self._measured.best()
-        others = best.rate if best and best.setting != prediction.setting else 0.0
-        if not shown.rates:
-            return _BEYOND * others or _ALONE * prediction.rate or None
-        if shown.known or shown.missed < (_BEYOND + SAME) * others:
+        limit, best = self._measured.limit(prediction.setting), self._measured.best()
+        best_rate = best.rate if best and best.setting != prediction.setting else 0.0
+        if not limit.rates:
+            return _BEYOND * best_rate or _ALONE * prediction.rate or None
+        if limit.known or limit.missed < (_BEYOND + SAME) * best_rate:
             return None
-        return shown.next_rate(prediction.rate) or None
+        return limit.next_rate(prediction.rate) or None
 
     def _optimistic(self, prediction: Prediction) -> float:
         """Return the value that a setting would have with a usual error in its favour; the smallest is the best."""
@@ -335,7 +335,7 @@ class Search:
         if self.question.objective is Objective.THROUGHPUT:
             return optimistic < -best.rate * (1 + SAME)
         if self.question.objective is Objective.LATENCY:
-            return optimistic < min(each.mean for each in self._measured.finalists()) * (1 - SAME)
+            return optimistic < min(finalist.mean for finalist in self._measured.finalists()) * (1 - SAME)
         return optimistic < self._measured.cost(best)[0] * (1 - SAME)
 
 

@@ -266,9 +266,9 @@ class _Simulation:
             else:
                 break
             if idle and next_arrival < next_end:
-                passed = (next_arrival - now) * speed
-                virtual += passed
-                used += passed * demand
+                elapsed = (next_arrival - now) * speed
+                virtual += elapsed
+                used += elapsed * demand
                 now = next_arrival
                 if arrived == first_counted:
                     counted = sent
@@ -309,10 +309,10 @@ class _Simulation:
                         times[size] = self._batch_times(size)
                         sizes[size] = 0
                     sizes[size] += 1
-                    likely, count, taken = times[size]
-                    replace_first(running, (virtual + likely[int(noise() * count)], sent, sent + size, taken))
+                    likely, count, batch_cores = times[size]
+                    replace_first(running, (virtual + likely[int(noise() * count)], sent, sent + size, batch_cores))
                     sent += size
-                    demand += taken
+                    demand += batch_cores
                 else:
                     pop(running)
                     idle += 1
@@ -347,9 +347,9 @@ class _Simulation:
     # Time and cores.
 
     def _advance(self, moment: float) -> None:
-        passed = moment - self._now
-        self._virtual += passed * self._speed
-        self._used += passed * self._speed * self._demand
+        elapsed = moment - self._now
+        self._virtual += elapsed * self._speed
+        self._used += elapsed * self._speed * self._demand
         self._now = moment
 
     def _rate_of_work(self) -> float:

@@ -125,10 +125,10 @@ class Space:
         """Return the numbers of workers: 1 to 4, then powers of two up to twice the cores, or those that fit."""
         powers = [2**power for power in range(3, 7)]
         if self.replicas:
-            most = max(number for _, number in self.replicas)
-            return sorted({number for number in (1, 2, 3, 4, *powers, most) if number <= most})
-        most = min(2 * self.cores, _MOST_WORKERS)
-        return sorted({number for number in (1, 2, 3, 4, self.cores, *powers) if number <= max(2, most)})
+            largest = max(number for _, number in self.replicas)
+            return sorted({number for number in (1, 2, 3, 4, *powers, largest) if number <= largest})
+        largest = min(2 * self.cores, _MOST_WORKERS)
+        return sorted({number for number in (1, 2, 3, 4, self.cores, *powers) if number <= max(2, largest)})
 
     def thread_counts(self, workers: int) -> list[int]:
         """Return the numbers of threads of a worker: its share of the cores, and fewer if the handler allows it."""

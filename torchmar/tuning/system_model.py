@@ -88,13 +88,12 @@ class SystemModel:
         correction = self.correction(setting)
         before, after = self.step_shares
         service = self.service(setting).scaled(correction.scale)
-        whole = service
         stages: list[Stage | None] = [None, None]
         moved = 0.0
         for index, (share, workers) in enumerate(((before, setting.preprocess), (after, setting.postprocess))):
             if workers:
                 moved += share
-                stages[index] = Stage(workers=workers, service=whole.scaled(share))
+                stages[index] = Stage(workers=workers, service=service.scaled(share))
         return System(
             service=service.scaled(max(0.01, 1 - moved)),
             workers=setting.workers,
@@ -116,35 +115,35 @@ class SystemModel:
 
     def service(self, setting: Setting) -> ServiceModel:
         """Return the profile of the setting's threads, or of the nearest number of threads."""
-        known = [threads for threads, gpu in self.services if gpu == setting.gpu]
+        thread_counts = [threads for threads, gpu in self.services if gpu == setting.gpu]
         threads = min(
-            known, key=lambda threads: (max(threads, setting.threads) / min(threads, setting.threads), threads)
+            thread_counts, key=lambda threads: (max(threads, setting.threads) / min(threads, setting.threads), threads)
         )
         return self.services[threads, setting.gpu]
 
     def memory(self, setting: Setting) -> int:
         """Return the memory of the server with its workers, in bytes."""
-        known, wanted = self.measured_memory, setting.processes
-        if not known:
-            return self._worker_memory * wanted
-        nearest = min(known, key=lambda processes: abs(processes - wanted))
-        others = [processes for processes in known if processes != nearest]
-        each = self._worker_memory  # too much if workers share memory, which only trials show
+        measured, count = self.measured_memory, setting.processes
+        if not measured:
+            return self._worker_memory * count
+        nearest = min(measured, key=lambda processes: abs(processes - count))
+        others = [processes for processes in measured if processes != nearest]
+        per_process = self._worker_memory  # too much if workers share memory, which only trials show
         if others:
             other = max(others, key=lambda processes: abs(processes - nearest))
-            each = max(0, (known[other] - known[nearest]) // (other - nearest))
-        return max(0, known[nearest] + each * (wanted - nearest))
+            per_process = max(0, (measured[other] - measured[nearest]) // (other - nearest))
+        return max(0, measured[nearest] + per_process * (count - nearest))
 
     def correction(self, setting: Setting) -> Correction:
         """Return the correction of a setting; if no trial has measured its layout, the most favourable correction."""
-        if own := self.corrections.get(setting.layout):
-            return own
+        if measured := self.corrections.get(setting.layout):
+            return measured
         if not self.corrections:
             return Correction()
         # The best correction so far: a setting that looks worse than it is would never be measured.
-        shortest = min(self.corrections.values(), key=lambda known: known.tail / _growth(known.utilisation))
+        shortest = min(self.corrections.values(), key=lambda fitted: fitted.tail / _growth(fitted.utilisation))
         return Correction(
-            scale=min(known.scale for known in self.corrections.values()),
+            scale=min(fitted.scale for fitted in self.corrections.values()),
             tail=max(0.0, shortest.tail),
             utilisation=shortest.utilisation,
         )

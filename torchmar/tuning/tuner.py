@@ -158,8 +158,8 @@ class Tuner:
         if self.record.complete:
             result = replace(self._search(predictor, None), reason=self.record.reason)
         else:
-            left = self._deadline - time.monotonic()
-            if left < _TRIAL_SECONDS and not self.record.trials:
+            remaining = self._deadline - time.monotonic()
+            if remaining < _TRIAL_SECONDS and not self.record.trials:
                 raise TorchmarError(
                     "the budget was used up by the profiles, before the first trial",
                     hint="start it again: it continues with the profiles; or give it a longer --budget",
@@ -188,8 +188,8 @@ class Tuner:
         def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
             assert server
             self._observer.on_step(f"measuring {setting} at {rate:.4g} requests/s")
-            left = self._deadline - time.monotonic() - _CHANGE_SECONDS
-            longest = max(_TRIAL_SECONDS, min(self._longest_trial, left))
+            remaining = self._deadline - time.monotonic() - _CHANGE_SECONDS
+            longest = max(_TRIAL_SECONDS, min(self._longest_trial, remaining))
             # The highest rate is found by short measurements; a long one confirms it at the end.
             brief = self._question.rate is None and purpose != "repeat"
             shortest = BRIEF_SECONDS if brief else LEAST_SECONDS
@@ -239,12 +239,12 @@ class Tuner:
 
     def _profile(self) -> None:
         """Measure the workers without a profile in the record, in turn."""
-        done = {(measured.threads, measured.gpu) for measured in self.record.profiles}
+        profiled = {(measured.threads, measured.gpu) for measured in self.record.profiles}
         missing = [
             (threads, gpu)
             for gpu in ((False, True) if self._space.gpus else (False,))
             for threads in profiled_threads(self._space, self._machine.cores)
-            if (threads, gpu) not in done
+            if (threads, gpu) not in profiled
         ]
         if not missing:
             return
@@ -306,8 +306,8 @@ class Tuner:
 
 def profiled_threads(space: Space, cores: int) -> list[int]:
     """Return the numbers of threads to profile: one, all cores, and up to two numbers between them."""
-    wanted = {threads for workers in space.worker_counts() for threads in space.thread_counts(workers)}
-    counts = sorted({min(threads, cores) for threads in wanted})
+    thread_counts = {threads for workers in space.worker_counts() for threads in space.thread_counts(workers)}
+    counts = sorted({min(threads, cores) for threads in thread_counts})
     if len(counts) <= 3:
         return counts
     return sorted({counts[0], counts[len(counts) // 2], counts[-1]})
