@@ -150,12 +150,12 @@ class Application:
 
 def needs(options: PoolOptions, settings: Settings) -> Resources:
     """Return the resources that a node reserves for a replica: those of its archive, or else of the configuration."""
-    own = options.replica or Replica()
+    replica = options.replica or Replica()
     return Resources(
-        cpus=settings.ray_cpus * _processes(options) if own.cpus is None else own.cpus,
-        gpus=(settings.ray_gpus if options.devices else 0.0) if own.gpus is None else own.gpus,
-        memory=float(options.memory_limit if own.memory is None else own.memory),
-        others=own.resources,
+        cpus=settings.ray_cpus * _processes(options) if replica.cpus is None else replica.cpus,
+        gpus=(settings.ray_gpus if options.devices else 0.0) if replica.gpus is None else replica.gpus,
+        memory=float(options.memory_limit if replica.memory is None else replica.memory),
+        others=replica.resources,
     )
 
 

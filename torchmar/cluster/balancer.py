@@ -48,9 +48,9 @@ class Balancer(Generic[T]):
 
     def remove(self, target: T) -> None:
         """Remove a replica, if it is known."""
-        if (known := self._known.pop(target, None)) is None:
+        if (entry := self._known.pop(target, None)) is None:
             return
-        count, ready, has_room = known
+        count, ready, has_room = entry
         self.total -= count
         self.ready -= ready
         if has_room:

@@ -27,37 +27,37 @@ class Resources:
         texts += [f"{amount:g} {name}" for name, amount in sorted(self.others.items())]
         return ", ".join(texts)
 
-    def only(self, needed: Resources) -> Resources:
-        """Return these resources, with only those of ``others`` that ``needed`` has too."""
-        return replace(self, others={name: self.others.get(name, 0.0) for name in needed.others})
+    def only(self, needs: Resources) -> Resources:
+        """Return these resources, with only those of ``others`` that ``needs`` has too."""
+        return replace(self, others={name: self.others.get(name, 0.0) for name in needs.others})
 
-    def times(self, needed: Resources) -> int:
-        """Return how many times ``needed`` fits into these resources."""
-        pairs = [(self.cpus, needed.cpus), (self.gpus, needed.gpus), (self.memory, needed.memory)]
-        pairs += [(self.others.get(name, 0.0), amount) for name, amount in needed.others.items()]
+    def times(self, needs: Resources) -> int:
+        """Return how many times ``needs`` fits into these resources."""
+        pairs = [(self.cpus, needs.cpus), (self.gpus, needs.gpus), (self.memory, needs.memory)]
+        pairs += [(self.others.get(name, 0.0), amount) for name, amount in needs.others.items()]
         # Ray counts in steps of 1/10000; sums of fractions are not exact.
-        return min((int((has + 1e-6) / needs) for has, needs in pairs if needs), default=1 << 30)
+        return min((int((available + 1e-6) / amount) for available, amount in pairs if amount), default=1 << 30)
 
 
-def problem(needed: Resources, count: int, nodes: Mapping[str, Resources], *, free: bool = False) -> str:
+def problem(needs: Resources, count: int, nodes: Mapping[str, Resources], *, free: bool = False) -> str:
     """Return why ``count`` replicas do not fit, in one sentence with numbers; empty: they fit.
 
     Args:
-        needed: resources of each replica.
+        needs: resources of each replica.
         count: number of replicas.
         nodes: resources of each node, by its name.
         free: whether ``nodes`` are the free resources of the nodes, not all resources.
     """
     if not nodes:
         return "the cluster has no node"
-    fitting = {name: node.times(needed) for name, node in nodes.items()}
+    fitting = {name: node.times(needs) for name, node in nodes.items()}
     if sum(fitting.values()) >= count:
         return ""
-    has = "has free" if free else "has"
-    listed = "; ".join(f"node {name} {has} {node.only(needed).show()}" for name, node in _largest(nodes))
+    verb = "has free" if free else "has"
+    listed = "; ".join(f"node {name} {verb} {node.only(needs).show()}" for name, node in _largest(nodes))
     if not any(fitting.values()):
-        return f"a replica needs {needed.show()}, and no node {has} as much: {listed}"
-    return f"{count} replicas need {needed.show()} each, and there is room for {sum(fitting.values())}: {listed}"
+        return f"a replica needs {needs.show()}, and no node {verb} as much: {listed}"
+    return f"{count} replicas need {needs.show()} each, and there is room for {sum(fitting.values())}: {listed}"
 
 
 _SHOWN = 8  # number of nodes in a message

@@ -134,9 +134,9 @@ class Channel(FrameConnection):
         if not greeting.startswith(_GREETING):
             self._reject("another program, or another version of torchmar, listens there")
             return
-        own = secrets.token_bytes(_SIZE)
-        self._numbers = greeting[len(_GREETING) :] + own
-        self._transport.write(own + self._proof(b"front"))
+        number = secrets.token_bytes(_SIZE)
+        self._numbers = greeting[len(_GREETING) :] + number
+        self._transport.write(number + self._proof(b"front"))
         self._next, self._expected = self._verify_replica, _SIZE
 
     def _verify_front(self, message: bytes) -> None:

@@ -148,9 +148,9 @@ class Directory:
         """Return the replicas with a recent announcement, by pool."""
         now = time.monotonic()
         for pool, replicas in list(self._replicas.items()):
-            kept = {key: entry for key, entry in replicas.items() if now - entry[0] < _LOST_SECONDS}
-            if kept:
-                self._replicas[pool] = kept
+            recent = {key: entry for key, entry in replicas.items() if now - entry[0] < _LOST_SECONDS}
+            if recent:
+                self._replicas[pool] = recent
             else:
                 del self._replicas[pool]
         return {pool: [state for _, state in replicas.values()] for pool, replicas in self._replicas.items()}
@@ -200,7 +200,7 @@ class Directory:
             # After a restart of the directory, the former leader gets time to announce itself: a front that has just
             # started and leads deletes the applications that it does not serve.
             waits = (self._restarted or revision >= 0) and now - self._started < _LOST_SECONDS
-            newest = max(served for _, served in self._fronts.values())
+            newest = max(served_revision for _, served_revision in self._fronts.values())
             self._leader = "" if waits or revision < newest else front
         return Standing(self._leader, self._revision, len(self._fronts), self._id)
 
@@ -216,7 +216,7 @@ class Directory:
 
     def _forget_fronts(self) -> None:
         now = time.monotonic()
-        self._fronts = {each: entry for each, entry in self._fronts.items() if now - entry[0] < _LOST_SECONDS}
+        self._fronts = {front: entry for front, entry in self._fronts.items() if now - entry[0] < _LOST_SECONDS}
         self._calls.end_calls(self._fronts)
 
     async def publish(self, front: str, state: SharedState, revision: int = 0) -> int:

@@ -94,8 +94,8 @@ class Dispatcher:
             if replica.endpoint and replica.id not in self.links and not self._closed:
                 limit = BATCHES * self._options.batch_size
                 self.links[replica.id] = ReplicaLink(replica.id, replica.endpoint, self._node_id, limit, self)
-        for gone in self.links.keys() - replicas.keys():
-            link = self.links.pop(gone)
+        for replica_id in self.links.keys() - replicas.keys():
+            link = self.links.pop(replica_id)
             link.close()
             self._balancer.remove(link)
 

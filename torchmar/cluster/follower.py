@@ -82,14 +82,18 @@ class Follower:
         for (name, version), shared in state.versions.items():
             if (entry := state.models.get(name, {}).get(version)) is None:
                 continue  # it was removed while the state was read
-            known = registry.models.get(name)
-            registered = known.versions.get(version) if known else None
+            model = registry.models.get(name)
+            registered = model.versions.get(version) if model else None
             if registered and pools.key_of(registered.pool) != shared.key:  # it was registered anew
                 await registry.drop(name, version)
                 registered = None
             if registered:
                 await pools.resize(registered.pool, entry["minWorkers"], entry["maxWorkers"])
-            elif (tried := self._unserved.get((name, version))) is None or tried.key != shared.key or tried.retry_due:
+            elif (
+                (unserved := self._unserved.get((name, version))) is None
+                or unserved.key != shared.key
+                or unserved.retry_due
+            ):
                 await self._attach(name, version, entry, shared)
 
     def _forget_failures(self, state: SharedState) -> None:
@@ -112,12 +116,12 @@ class Follower:
                 await self._registry.drop(name, version)
 
     def _set_routes(self, state: SharedState) -> None:
-        known, wanted = self._registry.routes, routes.parse(state.routes)
-        for path in known.by_path.keys() - wanted.keys():
-            known.remove(path)
-        for path, route in wanted.items():
-            if known.by_path.get(path) != route:
-                known.set(path, route)
+        current, desired = self._registry.routes, routes.parse(state.routes)
+        for path in current.by_path.keys() - desired.keys():
+            current.remove(path)
+        for path, route in desired.items():
+            if current.by_path.get(path) != route:
+                current.set(path, route)
 
     async def _attach(self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion) -> None:
         """Register a version whose replicas another front has deployed; after a logged failure it is left out."""
@@ -140,15 +144,15 @@ class Follower:
 
     async def _attach_copy(self, name: str, version: str, entry: Mapping[str, Any], shared: SharedVersion) -> None:
         """Register a copy of a content that another front has."""
-        own = await asyncio.to_thread(copy, shared.content, self._session.reader(shared.content), self._folder)
-        content = await asyncio.to_thread(fetch, own, lambda offset: b"")
+        packed = await asyncio.to_thread(copy, shared.content, self._session.reader(shared.content), self._folder)
+        content = await asyncio.to_thread(fetch, packed, lambda offset: b"")
         try:
-            await self._session.add_content(own)
+            await self._session.add_content(packed)
             registered = await self._register(name, version, entry, content.folder, shared.key)
         except BaseException:
             content.close()
             raise
-        self._pools.attach(registered.pool, own, content)
+        self._pools.attach(registered.pool, packed, content)
         registered.url = entry["marName"]
         digest = file_digest.parse(entry.get("digest", ""))
         registered.archive = replace(

@@ -71,11 +71,11 @@ class Forwarding:
         while True:
             try:
                 call: Call | None = await directory.next_call.remote(front)
-                taken = call and await directory.take.remote(front, call.id)
+                may_run = call and await directory.take.remote(front, call.id)
             except Exception:  # Ray raises exceptions of many classes
                 await asyncio.sleep(ANNOUNCE_SECONDS)
                 continue
-            if call and taken:
+            if call and may_run:
                 self._tasks.start(self._run(call, manage))
 
     async def _run(self, call: Call, manage: Callable[[Request, list[str]], None]) -> None:

@@ -137,7 +137,7 @@ class ReplicaLink:
         attempts = 0
         while not self._closed and not self.draining:
             self._ended.clear()
-            heard = self._heard
+            heard_before = self._heard
             try:
                 await asyncio.wait_for(channel.connect(self._endpoint, self._node_id, self._create), _CONNECT_SECONDS)
                 await self._ended.wait()
@@ -145,7 +145,7 @@ class ReplicaLink:
                 self._fail(f"no answer within {_CONNECT_SECONDS:g} s")
             except OSError as error:
                 self._fail(error.strerror or str(error))
-            attempts = 0 if self._heard > heard else attempts + 1
+            attempts = 0 if self._heard > heard_before else attempts + 1
             await asyncio.sleep(_PAUSES[min(attempts, len(_PAUSES) - 1)])
 
     def _create(self) -> Channel:
@@ -175,20 +175,20 @@ class ReplicaLink:
             self._close_if_drained()
 
     def _on_replies(self, document: channel.Replies, bodies: Sequence[bytes]) -> None:
-        answered: list[tuple[Job, Reply]] = []
+        replies: list[tuple[Job, Reply]] = []
         for (number, status, content_type, headers, _, message, more), body in zip(
             document["replies"], bodies, strict=True
         ):
             if (job := self.jobs.get(number)) is not None:
-                answered.append((job, Reply(status, body, content_type, headers, more, message)))
+                replies.append((job, Reply(status, body, content_type, headers, more, message)))
                 if more:
                     self._streaming.add(number)
                 else:
                     self._remove(number)
-        self._measure(answered)
+        self._measure(replies)
         # First send further requests, so that the replica does not wait while these replies are handled.
         self._owner.on_replies(self, document["batches"], document["metrics"])
-        for job, reply in answered:
+        for job, reply in replies:
             if job.spans is not None and not reply.more:
                 error = (reply.message or f"status {reply.status}") if reply.status >= 500 else None
                 job.spans.end_batch({"torchmar.worker.id": self.id}, (), (), error)
@@ -196,10 +196,10 @@ class ReplicaLink:
                 job.on_reply(reply)
         self._close_if_drained()
 
-    def _measure(self, answered: Sequence[tuple[Job, Reply]]) -> None:
+    def _measure(self, replies: Sequence[tuple[Job, Reply]]) -> None:
         """Record the time of a batch: since the replica has received it, or has answered the previous batch."""
         # A reply with an error message was rejected, or ended its worker: its time says nothing about a batch.
-        run = [job for job, reply in answered if not reply.more and not reply.message]
+        run = [job for job, reply in replies if not reply.more and not reply.message]
         if not run:
             return
         now = time.monotonic()

@@ -149,16 +149,16 @@ class ClusterPools:
 
     def remove_unused(self) -> None:
         """Remove packed contents that an earlier server left in the folder."""
-        used = {pool.packed_file for pool in self._pools.values()}
-        for left in self._folder.glob("*.tar"):
-            if left not in used:
-                left.unlink()
+        used_files = {pool.packed_file for pool in self._pools.values()}
+        for file in self._folder.glob("*.tar"):
+            if file not in used_files:
+                file.unlink()
 
     async def delete_others(self) -> None:
         """Delete applications that belong to no pool."""
         name_of = self._session.application_name
-        kept = {name_of(pool.options.name, pool.options.version) for pool in self._pools.values()}
-        await self._session.run(self._session.delete_others, kept)
+        names = {name_of(pool.options.name, pool.options.version) for pool in self._pools.values()}
+        await self._session.run(self._session.delete_others, names)
 
     def attach_next(self, name: str, version: str, key: str) -> None:
         """Attach the next pool of a version to the replicas that another front has deployed."""

@@ -60,17 +60,17 @@ class ClusterGroup:
         for process in psutil.process_iter(["ppid", "cmdline"]):
             children[process.info["ppid"]].append(process)
             words[process] = process.info["cmdline"] or ()
-        of_head = [process for process, own in words.items() if any(map(self._is_head, _values(own, _HEAD)))]
+        of_head = [process for process, argv in words.items() if any(map(self._is_head, _values(argv, _HEAD)))]
         sessions = {name for process in of_head for name in _values(words[process], _SESSION)}
         # The command line of the head itself does not contain its address.
-        of_session = [process for process, own in words.items() if sessions.intersection(_values(own, _SESSION))]
+        of_session = [process for process, argv in words.items() if sessions.intersection(_values(argv, _SESSION))]
         members: dict[psutil.Process, None] = {}
-        left = [*of_head, *of_session]
-        while left:
-            process = left.pop()
+        pending = [*of_head, *of_session]
+        while pending:
+            process = pending.pop()
             if process not in members and self._belongs(words[process]):
                 members[process] = None
-                left += children[process.pid]
+                pending += children[process.pid]
         return list(members)
 
     def _is_head(self, address: str) -> bool:
@@ -81,17 +81,17 @@ class ClusterGroup:
         for group in _values(words, _LOADER_GROUP):
             return group == group_name(self.group)
         title = words[0] if words else ""
-        own = f"ServeReplica:{group_name(self.group)}:"
-        return not title.startswith(_TITLE) or title.removeprefix(_TITLE).startswith((own, *_RAYS, *_GROUPS))
+        own_title = f"ServeReplica:{group_name(self.group)}:"
+        return not title.startswith(_TITLE) or title.removeprefix(_TITLE).startswith((own_title, *_RAYS, *_GROUPS))
 
 
 def node_addresses(processes: Iterable[psutil.Process]) -> set[str]:
     """Return the addresses of nodes in command lines of processes."""
-    found: set[str] = set()
+    addresses: set[str] = set()
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            found.update(_values(process.cmdline(), _NODE))
-    return found
+            addresses.update(_values(process.cmdline(), _NODE))
+    return addresses
 
 
 def _values(words: Sequence[str], option: str) -> Iterator[str]:

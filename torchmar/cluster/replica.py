@@ -148,8 +148,8 @@ class Replica:
             raise EngineError(f"it has torchmar {torchmar.__version__}, and the server {spec.release}")
         read = reader(self._directory, spec.content.digest)
         self._content = await asyncio.to_thread(fetch, spec.content, read)
-        hidden = re.compile(spec.hidden) if spec.hidden else None
-        environment = {name: value for name, value in os.environ.items() if not (hidden and hidden.fullmatch(name))}
+        pattern = re.compile(spec.hidden) if spec.hidden else None
+        environment = {name: value for name, value in os.environ.items() if not (pattern and pattern.fullmatch(name))}
         # Ray sets this variable for its own processes; the pool limits the threads of its worker.
         environment.pop("OMP_NUM_THREADS", None)
         environment.update(spec.variables)
@@ -190,7 +190,7 @@ class Replica:
             venv=str(self._venv.folder) if self._venv else "",
         )
 
-    async def _own_venv(self, folder: Path, own: NodeVenv, environment: Mapping[str, str]) -> Venv:
+    async def _own_venv(self, folder: Path, node_venv: NodeVenv, environment: Mapping[str, str]) -> Venv:
         """Return the environment that the archive in a folder requires; a node builds it once."""
         with Archive(folder) as archive:
             runtime = archive.runtime
@@ -198,8 +198,8 @@ class Replica:
         return await venvs.prepare(
             runtime,
             content=folder,
-            place=Path(own.place) if own.place else venv_folders.root(),
-            may_build=own.may_build,
+            place=Path(node_venv.place) if node_venv.place else venv_folders.root(),
+            may_build=node_venv.may_build,
             model_name=self._spec.options.name,
             environment=environment,
         )
@@ -310,6 +310,6 @@ class _Events:
 
     def take(self) -> dict[str, Any]:
         """Return the events since the previous call, in the form of `torchmar.cluster.channel.Replies`."""
-        taken = {"batches": self._batches, "metrics": self._updates}
+        events = {"batches": self._batches, "metrics": self._updates}
         self._batches, self._updates = [], []
-        return taken
+        return events

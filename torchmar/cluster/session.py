@@ -96,10 +96,10 @@ class Session:
         from ray import serve
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        alone = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        where = {"address": address} if address else alone
+        local_options = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options = {"address": address} if address else local_options
         try:
-            ray.init(**where, namespace=_NAMESPACE, log_to_driver=False, configure_logging=False)
+            ray.init(**options, namespace=_NAMESPACE, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray raises Exception itself if its processes do not start in time
             where_text = f"the cluster at {address}" if address else "a cluster of this machine"
             raise EngineError(f"{where_text} cannot be used: {error}") from None
@@ -111,8 +111,8 @@ class Session:
         self._affinity = NodeAffinitySchedulingStrategy
         self.front = f"{ray.util.get_node_ip_address()} ({self.node_id[:8]}, process {os.getpid()})"
         self.directory = self._open_directory()
-        here = self._affinity(self.node_id, soft=False)
-        self._reader = ray.remote(ContentReader).options(num_cpus=0, scheduling_strategy=here).remote()
+        this_node = self._affinity(self.node_id, soft=False)
+        self._reader = ray.remote(ContentReader).options(num_cpus=0, scheduling_strategy=this_node).remote()
         self._contents: dict[str, PackedContent] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
 
@@ -149,10 +149,10 @@ class Session:
             hint="install one release on all nodes, and stop the servers of another one first",
         )
 
-    def delete_others(self, kept: Set[str]) -> None:
-        """Delete the applications of all fronts, except ``kept``. Blocking."""
+    def delete_others(self, kept_names: Set[str]) -> None:
+        """Delete the applications of all fronts, except ``kept_names``. Blocking."""
         for name in self.applications():
-            if name.startswith(f"{self._group}:") and name not in kept:
+            if name.startswith(f"{self._group}:") and name not in kept_names:
                 self.delete(name)
 
     def _start_serve(self) -> None:
@@ -186,12 +186,12 @@ class Session:
         resources = {}
         for node in self._ray.nodes():
             if node["Alive"]:
-                has = by_id.get(node["NodeID"], {}) if free else node["Resources"]
+                amounts = by_id.get(node["NodeID"], {}) if free else node["Resources"]
                 resources[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = Resources(
-                    cpus=has.get("CPU", 0.0),
-                    gpus=has.get("GPU", 0.0),
-                    memory=has.get("memory", 0.0),
-                    others={name: amount for name, amount in has.items() if name not in ("CPU", "GPU", "memory")},
+                    cpus=amounts.get("CPU", 0.0),
+                    gpus=amounts.get("GPU", 0.0),
+                    memory=amounts.get("memory", 0.0),
+                    others={name: amount for name, amount in amounts.items() if name not in ("CPU", "GPU", "memory")},
                 )
         return resources
 
