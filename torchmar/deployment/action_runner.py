@@ -120,8 +120,8 @@ class ActionRunner:
             ) from conflict
         except ServerError as error:
             responded = True
-            failed = error.status >= 500
-            hint = f"torchmar run on {action.url} shows the same without a server" if failed else error.hint
+            is_server_error = error.status >= 500
+            hint = f"torchmar run on {action.url} shows the same without a server" if is_server_error else error.hint
             raise TorchmarError(f"{action.model} {action.version}: {error.message}", hint=hint) from error
         responded = True
         registered = self._describe(action.model, action.version)
@@ -139,8 +139,8 @@ class ActionRunner:
 
     def _scale_up(self, action: actions.ScaleUp) -> str:
         def undo() -> str:
-            more = self._describe(action.model, action.version).ready > before.ready
-            if more and before.ready and self._client.describe(action.model)[0].version == action.version:
+            grew = self._describe(action.model, action.version).ready > before.ready
+            if grew and before.ready and self._client.describe(action.model)[0].version == action.version:
                 # The new workers may have requests by now, which a removal would lose.
                 return f"{action.model} {action.version} keeps its {actions.workers(action.min_workers)}"
             self._client.scale(
@@ -225,10 +225,10 @@ class ActionRunner:
 
 def _compare(action: actions.Register, registered: ModelVersion) -> None:
     """Raise TorchmarError if a registered version has other settings than the action gave."""
-    wanted = {name: value for name in SETTINGS if (value := getattr(action, name)) is not None}
+    expected = {name: value for name in SETTINGS if (value := getattr(action, name)) is not None}
     if action.devices is not None:
-        wanted["device_ids"] = action.devices
-    for name, value in wanted.items():
+        expected["device_ids"] = action.devices
+    for name, value in expected.items():
         actual = getattr(registered, name)
         if actual != value:
             hint = ""

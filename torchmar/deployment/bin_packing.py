@@ -61,7 +61,7 @@ def assign(sizes: Sequence[int], demands: Sequence[Demand]) -> list[tuple[int, .
         for device in demand.fixed or ():
             free[device] -= demand.memory
             assigned[index].append(device)
-    over = [device for device, left in enumerate(free) if left < 0]
+    over = [device for device, room in enumerate(free) if room < 0]
     if over:
         raise _does_not_fit(
             sizes, free, demands, assigned, f"the workers on GPU {over[0]} need more memory than it has"
@@ -72,10 +72,10 @@ def assign(sizes: Sequence[int], demands: Sequence[Demand]) -> list[tuple[int, .
     search = _Search(demands, free, assigned, waiting)
     if not search.run():
         index = search.stuck
-        why = f"a worker of {demands[index].name} needs {show(demands[index].memory)}"
+        reason = f"a worker of {demands[index].name} needs {show(demands[index].memory)}"
         if search.attempts > _MAX_ATTEMPTS:
-            why += f" (after {_MAX_ATTEMPTS} attempts)"
-        raise _does_not_fit(sizes, search.best_free, demands, search.best_assigned, why)
+            reason += f" (after {_MAX_ATTEMPTS} attempts)"
+        raise _does_not_fit(sizes, search.best_free, demands, search.best_assigned, reason)
     return [tuple(devices) for devices in assigned]
 
 
@@ -116,7 +116,7 @@ class _Search:
         demand, devices = self.demands[index], self.assigned[index]
         if depth > self.deepest:
             self.deepest, self.stuck = depth, index
-            self.best_free, self.best_assigned = list(self.free), [list(taken) for taken in self.assigned]
+            self.best_free, self.best_assigned = list(self.free), [list(assignment) for assignment in self.assigned]
         choices, seen_sizes = [], set()
         for device in self._candidates(demand, devices):
             # Empty GPUs of the same size are interchangeable, unless a version may only use some GPUs.
@@ -163,9 +163,9 @@ class _Search:
 
 
 def _does_not_fit(
-    sizes: Sequence[int], free: Sequence[int], demands: Sequence[Demand], assigned: Sequence[Sequence[int]], why: str
+    sizes: Sequence[int], free: Sequence[int], demands: Sequence[Demand], assigned: Sequence[Sequence[int]], reason: str
 ) -> TorchmarError:
-    lines = [f"the workers do not fit on the GPUs: {why}"]
+    lines = [f"the workers do not fit on the GPUs: {reason}"]
     for device, size in enumerate(sizes):
         workers = [
             f"{demand.name} {devices.count(device)} x {show(demand.memory)}"

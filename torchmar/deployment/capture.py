@@ -31,8 +31,8 @@ def capture(
         routes: routes of the server; None: it has none.
     """
     document: dict[str, Any] = {"server": dict(section)} if section else {}
-    if written := {path: _route(route, live, index) for path, route in (routes or {}).items() if route.model in live}:
-        document["routes"] = written
+    if entries := {path: _route(route, live, index) for path, route in (routes or {}).items() if route.model in live}:
+        document["routes"] = entries
     document["models"] = {name: _model(model, index) for name, model in sorted(live.items())}
     return dump(document)
 
@@ -72,19 +72,19 @@ def _name(model: str, version: ModelVersion, index: StoreIndex) -> str:
 
 
 def _version(name: str, version: ModelVersion, index: StoreIndex) -> dict[str, Any]:
-    written: dict[str, Any] = {}
+    document: dict[str, Any] = {}
     if name == version.version and version.url != f"{version.name}-{name}.mar":
-        written["archive"] = version.url
-    written["min_workers"] = len(version.workers)
+        document["archive"] = version.url
+    document["min_workers"] = len(version.workers)
     if version.max_workers > len(version.workers):
-        written["max_workers"] = version.max_workers
-    written |= {key: getattr(version, key) for key in SETTINGS}
+        document["max_workers"] = version.max_workers
+    document |= {key: getattr(version, key) for key in SETTINGS}
     if version.device_ids:
-        written["devices"] = sorted(set(version.device_ids))
+        document["devices"] = sorted(set(version.device_ids))
     stored = index.archives.get(version.url)
     if stored and stored.worker_memory:
-        written["worker_memory"] = f"{stored.worker_memory // 2**20}MiB"
-    return written
+        document["worker_memory"] = f"{stored.worker_memory // 2**20}MiB"
+    return document
 
 
 class _Dumper(yaml.SafeDumper):

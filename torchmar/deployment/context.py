@@ -38,11 +38,11 @@ def resolve(section: ServerSection, folder: Path, run_folder: Path | None = None
     Raises:
         PropertiesError: a configuration of the server cannot be read.
     """
-    named = run_folder or (folder / section.run_folder if section.run_folder else None)
+    named_folder = run_folder or (folder / section.run_folder if section.run_folder else None)
     return DeploymentContext(
-        endpoint=_endpoint(section, folder, named),
-        run_folder=named or RUN_FOLDER,
-        model_store=_model_store(section, folder, named or RUN_FOLDER),
+        endpoint=_endpoint(section, folder, named_folder),
+        run_folder=named_folder or RUN_FOLDER,
+        model_store=_model_store(section, folder, named_folder or RUN_FOLDER),
         folder=folder,
     )
 
@@ -73,8 +73,8 @@ def _model_store(section: ServerSection, folder: Path, run_folder: Path) -> Path
     if section.model_store:
         return folder / section.model_store
     for config in (run_folder / properties.FILE_NAME, folder / section.config if section.config else None):
-        if config and config.is_file() and (named := properties.read(config).get("model_store")):
-            store = config.parent / named
+        if config and config.is_file() and (store_name := properties.read(config).get("model_store")):
+            store = config.parent / store_name
             return store if store.is_dir() else None
-    beside = folder / "model_store"
-    return beside if beside.is_dir() else None
+    default = folder / "model_store"
+    return default if default.is_dir() else None

@@ -157,11 +157,11 @@ class ModelState(StrictModel):
                 f"the default {default} has no workers (min_workers: 0), but others do: every request "
                 "without a version would be refused"
             )
-        seen: dict[str, str] = {}
+        by_base: dict[str, str] = {}
         for name in self.versions:
-            if other := seen.get(versions.base(name)):
+            if other := by_base.get(versions.base(name)):
                 raise ValueError(f"{other} and {name} are builds of one version; keep one")
-            seen[versions.base(name)] = name
+            by_base[versions.base(name)] = name
         return self
 
     @property
@@ -269,7 +269,7 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
     is_key = "[key]" in detail["loc"]
     location = [part for part in detail["loc"] if part != "[key]"]
     line, node = document.find(location)
-    written = node.value if isinstance(node, yaml.ScalarNode) else str(location[-1] if location else "")
+    text = node.value if isinstance(node, yaml.ScalarNode) else str(location[-1] if location else "")
     message, hint = str(detail["msg"]).removeprefix("Value error, "), ""
     if detail["type"] == "extra_forbidden":
         key = str(location.pop())
@@ -278,11 +278,11 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
         message = "this key is required"
     elif detail["type"] == "string_type" and (is_key or location[-1] in ("default", "version")):
         # YAML reads 1.10 as the number 1.1: a version without quotes would be a wrong version.
-        what = "name" if location[:-1] == ["models"] else "version"
+        noun = "name" if location[:-1] == ["models"] else "version"
         location = list(document.written(location))
         if is_key:
-            written = location[-1]
-        message = f'write the {what} in quotes: "{written}"'
+            text = location[-1]
+        message = f'write the {noun} in quotes: "{text}"'
     elif detail["type"] == "string_pattern_mismatch":
         message = f"{detail['input']!r} cannot be part of a URL"
         hint = "letters, digits, '.', '_', '-' and in a version '+', a letter or digit first"

@@ -60,9 +60,9 @@ class Draft:
     drains: list[actions.Drained] = field(default_factory=list)
     down: list[Action] = field(default_factory=list)
 
-    def add_change(self, sign: Sign, what: str, *lines: str, failing: bool = False) -> None:
+    def add_change(self, sign: Sign, title: str, *lines: str, failing: bool = False) -> None:
         """Add a difference."""
-        self.changes.append(Change(sign, what, lines, failing))
+        self.changes.append(Change(sign, title, lines, failing))
 
     def ordered_actions(self) -> tuple[Action, ...]:
         """Return the actions of all phases, in order."""

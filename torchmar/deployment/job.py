@@ -47,7 +47,7 @@ def run(job: Job, send: Send) -> None:
     try:
         send("result", _OPERATIONS[job.kind](job, send))
     except RecipeError as error:
-        send("error", {"message": str(error), "hint": "", "problems": [_problem(each) for each in error.problems]})
+        send("error", {"message": str(error), "hint": "", "problems": [_problem(item) for item in error.problems]})
     except TorchmarError as error:
         send("error", {"message": error.message, "hint": error.hint, "problems": []})
 
@@ -154,12 +154,12 @@ def _promote(job: Job, send: Send) -> dict[str, Any]:
 def _rollback(job: Job, send: Send) -> dict[str, Any]:
     with ManagementClient(_endpoint(job)) as client, _Steps(send) as steps:
         steps.begin("switch", f"{job.model} to {job.version}")
-        done = back.rollback(client, job.model, job.version)
-        if done.workers_after < done.workers_before:
-            number = actions.workers(done.workers_before)
-            steps.begin("scale-up", f"{job.model} {done.after}, {done.workers_after} to {number}")
-            back.restore_workers(client, done)
-    return {"before": done.before, "after": done.after}
+        outcome = back.rollback(client, job.model, job.version)
+        if outcome.workers_after < outcome.workers_before:
+            number = actions.workers(outcome.workers_before)
+            steps.begin("scale-up", f"{job.model} {outcome.after}, {outcome.workers_after} to {number}")
+            back.restore_workers(client, outcome)
+    return {"before": outcome.before, "after": outcome.after}
 
 
 _OPERATIONS: dict[str, Callable[[Job, Send], dict[str, Any]]] = {

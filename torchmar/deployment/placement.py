@@ -79,15 +79,15 @@ def _with_devices(version: DesiredVersion, devices: tuple[int, ...] | None) -> D
 def _assign(
     on_gpus: Sequence[DesiredVersion],
     staying: set[_Key],
-    wanted: Sequence[DesiredVersion],
+    desired: Sequence[DesiredVersion],
     live: Mapping[str, LiveModel],
     index: StoreIndex,
     sizes: Sequence[int],
 ) -> dict[_Key, tuple[int, ...]]:
     demands = [_demand(version, stays=version.key in staying) for version in on_gpus]
-    kept = {(version.model, version.live.version) for version in on_gpus if version.live and version.key in staying}
-    memory = {(version.model, versions.base(version.version)): version.target.worker_memory for version in wanted}
-    demands += _running(live, kept, memory, index)
+    keys = {(version.model, version.live.version) for version in on_gpus if version.live and version.key in staying}
+    memory = {(version.model, versions.base(version.version)): version.target.worker_memory for version in desired}
+    demands += _running(live, keys, memory, index)
     assigned = bin_packing.assign(sizes, demands)
     return {version.key: devices for version, devices in zip(on_gpus, assigned, strict=False)}
 
@@ -105,20 +105,20 @@ def _demand(version: DesiredVersion, *, stays: bool) -> Demand:
 
 
 def _running(
-    live: Mapping[str, LiveModel], kept: set[_Key], memory: Mapping[_Key, int], index: StoreIndex
+    live: Mapping[str, LiveModel], keys: set[_Key], memory: Mapping[_Key, int], index: StoreIndex
 ) -> Iterator[Demand]:
     """Yield the demand of each registered version that is not kept; it ends when its successor has the traffic."""
     for model in live.values():
         for version in model.versions.values():
-            if version.device_ids and version.workers and (model.name, version.version) not in kept:
+            if version.device_ids and version.workers and (model.name, version.version) not in keys:
                 stored = index.archives.get(version.url)
-                wanted = memory.get((model.name, versions.base(version.version)))
-                need = wanted or (stored.worker_memory if stored else 0)
+                desired_memory = memory.get((model.name, versions.base(version.version)))
+                need = desired_memory or (stored.worker_memory if stored else 0)
                 devices = spread(version.device_ids, len(version.workers))
                 yield Demand(f"{model.name} {version.version}", len(devices), need, fixed=devices)
 
 
 def _gpu(device: int, size: int, placed: Sequence[DesiredVersion]) -> Gpu:
     counts = [(version, (version.target.devices or ()).count(device)) for version in placed]
-    used = sum(count * version.target.worker_memory for version, count in counts)
-    return Gpu(size, used, tuple((version.name, count) for version, count in counts if count))
+    used_memory = sum(count * version.target.worker_memory for version, count in counts)
+    return Gpu(size, used_memory, tuple((version.name, count) for version, count in counts if count))

@@ -110,7 +110,7 @@ def _plan_model(
 def _update(desired: DesiredVersion, registered: ModelVersion, live: LiveModel | None, draft: Draft) -> None:
     """Add the changes of a version that stays registered: its number of workers, and its check if it needs one."""
     target, count = desired.target, len(registered.workers)
-    what = f"{desired.model} {registered.version}"
+    title = f"{desired.model} {registered.version}"
     is_live_default = live is not None and live.default == registered.version
     if "min_workers" in target.explicit and (target.min_workers, target.max_workers) != (count, registered.max_workers):
         if target.min_workers >= count and target.max_workers >= count:
@@ -126,10 +126,10 @@ def _update(desired: DesiredVersion, registered: ModelVersion, live: LiveModel |
             drained = removal.drained(desired.model_state, registered)
             removal.scale_down(registered, drained, target.min_workers, target.max_workers, draft)
         before, after = _range(count, registered.max_workers), _range(target.min_workers, target.max_workers)
-        draft.add_change("~", what, f"workers {before} -> {after}")
+        draft.add_change("~", title, f"workers {before} -> {after}")
     if registered.ready < count:
         draft.add_change(
-            "!", what, f"{registered.ready} of {workers(count)} answer; the server's log has the reason", failing=True
+            "!", title, f"{registered.ready} of {workers(count)} answer; the server's log has the reason", failing=True
         )
     check = registration.check(desired, registered.version, registered.batch_size, registered.url, draft)
     if live and desired.is_default and not is_live_default and not desired.model_state.parked:

@@ -111,7 +111,7 @@ def _existing(
 ) -> StoredArchive | None:
     """Return an archive that has the target when registered without changes: the version's own, or a build of it."""
     # The build may be older than a restart of the server. A build with other weights does not count.
-    left = [
+    others = [
         build
         for build in draft.index.builds(stored.name, desired.version)
         if build.path != stored.path
@@ -124,7 +124,7 @@ def _existing(
     own = [stored] if not registered or desired.target.equals_defaults_of(stored) else []
     names = {build.version for build in registered}
     fitting = (
-        archive for archive in (*own, *left) if archive.version not in names and desired.target.satisfied_by(archive)
+        archive for archive in (*own, *others) if archive.version not in names and desired.target.satisfied_by(archive)
     )
     return next(fitting, None)
 
@@ -143,8 +143,8 @@ def _derive(
     in_store = [
         build.version for build in draft.index.builds(stored.name, desired.version) if versions.is_build(build.version)
     ]
-    used = (build.version for build in registered)
-    number = 1 + max((versions.number(version) for version in (*used, *in_store)), default=0)
+    registered_versions = (build.version for build in registered)
+    number = 1 + max((versions.number(version) for version in (*registered_versions, *in_store)), default=0)
     while f"{stored.name}-{versions.build(desired.version, number)}.mar" in draft.taken:
         number += 1
     version = versions.build(desired.version, number)
@@ -157,13 +157,13 @@ def _derive(
     return version, url
 
 
-def _describe(wanted: DesiredVersion, version: str, live: LiveModel | None) -> Iterator[str]:
-    target = wanted.target
+def _describe(desired: DesiredVersion, version: str, live: LiveModel | None) -> Iterator[str]:
+    target = desired.target
     role = f", the default in place of {live.default}" if live else ", the default"
-    yield f"{workers(target.min_workers)}{role if wanted.is_default else ''}"
+    yield f"{workers(target.min_workers)}{role if desired.is_default else ''}"
     if settings := [f"{name} {value}" for name, value in target.settings.items() if name in target.explicit]:
         yield ", ".join(settings)
     if target.devices is not None:
         yield f"GPU of each worker: {', '.join(map(str, target.devices))}"
-    if version != wanted.version:
-        yield f"{version} is {wanted.version} with this configuration, which overrides the values of a registration"
+    if version != desired.version:
+        yield f"{version} is {desired.version} with this configuration, which overrides the values of a registration"

@@ -27,24 +27,24 @@ def retire_versions(model: ModelState, resolved: Mapping[str, str], live: LiveMo
     old.sort(
         key=lambda version: (version.version == live.default, versions.newest_first(version.version)), reverse=True
     )
-    kept: set[str] = set()
+    kept_bases: set[str] = set()
     for version in old:
         base = versions.base(version.version)
-        what = f"{live.name} {version.version}"
-        if base in replacements or base in kept or len(kept) >= model.keep:
+        title = f"{live.name} {version.version}"
+        if base in replacements or base in kept_bases or len(kept_bases) >= model.keep:
             reason = (
                 f"{replacements[base]} takes its place"
                 if base in replacements
-                else f"not listed; {_kept(live.name, kept)}"
+                else f"not listed; {_kept(live.name, kept_bases)}"
             )
-            draft.add_change("-", what, reason)
+            draft.add_change("-", title, reason)
             _remove(version, drained(model, version), draft)
             continue
-        kept.add(base)
+        kept_bases.add(base)
         count = len(version.workers)
         if model.kept_workers is not None and count > model.kept_workers:
             scale_down(version, drained(model, version), model.kept_workers, model.kept_workers, draft)
-            draft.add_change("~", what, f"workers {count} -> {model.kept_workers}, kept for a rollback")
+            draft.add_change("~", title, f"workers {count} -> {model.kept_workers}, kept for a rollback")
 
 
 def retire_model(live: LiveModel, prune: bool, draft: Draft) -> None:

@@ -71,7 +71,7 @@ def rollback(client: ManagementClient, name: str, to: str | None = None) -> Roll
     )
 
 
-def restore_workers(client: ManagementClient, done: Rollback) -> None:
+def restore_workers(client: ManagementClient, outcome: Rollback) -> None:
     """Start as many workers as the previous version had, if fewer were kept; the model answers in the meantime."""
-    if done.workers_after < done.workers_before:
-        client.scale(done.model, done.after, min_worker=done.workers_before)
+    if outcome.workers_after < outcome.workers_before:
+        client.scale(outcome.model, outcome.after, min_worker=outcome.workers_before)

@@ -103,12 +103,12 @@ def run(
     if not probes:
         return SmokeTest(0, None)
     client = InferenceClient(server, timeout=timeout)
-    wrong = []
+    problems = []
     for probe in probes:
         response, _ = send(client, name, probe.request, version)
-        wrong += [f"{probe.name}: {problem}" for problem in probe.problems(response)]
-    if wrong:
-        raise _failed(f"{name} {version} does not answer as it should", wrong)
+        problems += [f"{probe.name}: {problem}" for problem in probe.problems(response)]
+    if problems:
+        raise _failed(f"{name} {version} does not answer as it should", problems)
     _warm_up(server, name, version, [probe.request for probe in probes], warmup_requests, at_once, timeout)
     medians = {}
     for probe in probes:
@@ -133,9 +133,9 @@ def _warm_up(
         list(pool.map(send_all, [repeated[start::at_once] for start in range(at_once)]))
 
 
-def _failed(what: str, lines: Sequence[str]) -> TorchmarError:
-    shown = [*lines[:8], *([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])]
-    return TorchmarError("\n  ".join([f"{what}:", *shown]))
+def _failed(summary: str, lines: Sequence[str]) -> TorchmarError:
+    listed = [*lines[:8], *([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])]
+    return TorchmarError("\n  ".join([f"{summary}:", *listed]))
 
 
 def _of_archive(path: Path) -> Iterator[Probe]:

@@ -89,18 +89,18 @@ class Target:
         if low and (low, high) != (self.min_workers, self.max_workers):
             return False
         for name, (key, default) in SETTINGS.items():
-            own = stored.number(key)
-            if own is None and stored.configured and name in _TIMEOUTS:
-                own = default  # TorchServe uses the default for a timeout that the configuration lacks
-            wanted = self.settings[name]
-            if wanted is not None and own is not None and own != wanted:
+            own_value = stored.number(key)
+            if own_value is None and stored.configured and name in _TIMEOUTS:
+                own_value = default  # TorchServe uses the default for a timeout that the configuration lacks
+            value = self.settings[name]
+            if value is not None and own_value is not None and own_value != value:
                 return False
         return self.devices is None or tuple(stored.config.get("deviceIds") or ()) == self.devices
 
     def equals_defaults_of(self, stored: StoredArchive) -> bool:
         """Return whether the target equals an archive's own configuration, completed by TorchServe's defaults."""
-        own = {name: stored.number(key) or default for name, (key, default) in SETTINGS.items()}
-        return self.satisfied_by(stored) and all(self.settings[name] in (None, own[name]) for name in SETTINGS)
+        defaults = {name: stored.number(key) or default for name, (key, default) in SETTINGS.items()}
+        return self.satisfied_by(stored) and all(self.settings[name] in (None, defaults[name]) for name in SETTINGS)
 
     def config(self, stored: StoredArchive) -> dict[str, Any]:
         """Return the changes to an archive's configuration that give the target; None removes a key."""
