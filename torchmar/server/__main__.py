@@ -30,11 +30,11 @@ def main(create: Callable[[Settings, Path], app.ServerApp] = app.ServerApp, modu
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=__doc__.partition("\n")[0])
     parser.add_argument("-f", metavar="CONFIG", type=Path, required=True, help="a config.properties")
     parser.add_argument("--foreground", action="store_true", help="also write log messages to stderr")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        configured, warnings = reader.read(chosen.f)
+        configured, warnings = reader.read(arguments.f)
         with run_folder.locked(Path.cwd()):
-            close_logs = logs.open_in(Path("logs"), configured.log_format, stderr=chosen.foreground)
+            close_logs = logs.open_in(Path("logs"), configured.log_format, stderr=arguments.foreground)
             try:
                 for warning in warnings:
                     logs.SERVER.warning("%s", warning)

@@ -43,8 +43,8 @@ class ApiError(Exception):
 def error_body(status: int, type: str, message: str, *, error: bool = False) -> bytes:
     """Return ``{"code", "type", "message"}`` as TorchServe writes it, with the message as ``error``, too, if wanted."""
     text = _quoted(message)
-    again = f',\n  "error": {text}' if error else ""
-    return f'{{\n  "code": {status:d},\n  "type": {_quoted(type)},\n  "message": {text}{again}\n}}\n'.encode()
+    error_line = f',\n  "error": {text}' if error else ""
+    return f'{{\n  "code": {status:d},\n  "type": {_quoted(type)},\n  "message": {text}{error_line}\n}}\n'.encode()
 
 
 def not_allowed(*methods: str) -> ApiError:

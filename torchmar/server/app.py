@@ -253,8 +253,8 @@ class ServerApp:
                 on_head=on_head,
             )
         except OSError as error:
-            where = str(address) if address.unix else str(address).partition("//")[2]
-            raise bind_error(where, error) from None
+            place = str(address) if address.unix else str(address).partition("//")[2]
+            raise bind_error(place, error) from None
 
 
 def _by_address(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:

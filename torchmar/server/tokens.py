@@ -95,9 +95,9 @@ class Tokens:
         raise _invalid(kind)
 
     def _accepts(self, kind: str, authorization: str) -> bool:
-        given = authorization.encode("utf-8", "replace")
+        encoded = authorization.encode("utf-8", "replace")
         for _, expected, end in self._tokens[kind]:
-            if hmac.compare_digest(given, expected):
+            if hmac.compare_digest(encoded, expected):
                 return time.time() < end
         match = _BEARER.fullmatch(authorization)  # several spaces are allowed
         if not match or authorization == f"Bearer {match[1]}":

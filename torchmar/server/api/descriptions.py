@@ -82,13 +82,13 @@ def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
     """
     if not 0 <= limit <= PAGE:
         limit = PAGE
-    named = sorted(models, key=lambda model: model.name)
+    ordered = sorted(models, key=lambda model: model.name)
     start = max(0, token)
     # As in TorchServe: if a page ends with the list, there is still a token, and the next page is empty.
-    following = {"nextPageToken": str(start + limit)} if start + limit <= len(named) else {}
+    following = {"nextPageToken": str(start + limit)} if start + limit <= len(ordered) else {}
     listed = [
         {"modelName": model.name, "modelUrl": model.versions[model.default].shown_url}
-        for model in named[start : start + limit]
+        for model in ordered[start : start + limit]
     ]
     return {**following, "models": listed}
 

@@ -341,8 +341,8 @@ def _earlier(deadline: float | None, received: float, timeout: str) -> float:
             f"most {_MAX_TIMEOUT_MS:.0f}."
         )
         raise ApiError(400, "BadRequestException", message)
-    own = received + milliseconds / 1000
-    return own if deadline is None else min(deadline, own)
+    requested = received + milliseconds / 1000
+    return requested if deadline is None else min(deadline, requested)
 
 
 def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], dict[str, str]]:
@@ -361,8 +361,8 @@ def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], d
         document["inputs"] = [tensors.in_json(tensor) for tensor in binary]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ApiError(400, "BadRequestException", f"The tensors cannot be read: {error}.") from None
-    kept = {name: value for name, value in headers.items() if name.lower() != tensors.HEADER_LENGTH.lower()}
-    return [Part("body", _JSON, json.dumps(document, ensure_ascii=False).encode())], kept
+    remaining = {name: value for name, value in headers.items() if name.lower() != tensors.HEADER_LENGTH.lower()}
+    return [Part("body", _JSON, json.dumps(document, ensure_ascii=False).encode())], remaining
 
 
 def _is_mislabelled_json(request: Request) -> bool:

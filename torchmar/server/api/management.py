@@ -207,9 +207,9 @@ class Management:
     async def _register(self, request: Request) -> None:
         if not self._settings.model_api:
             raise not_allowed("GET")
-        wanted = registration(request)
-        version = await self._registry.register(wanted)
-        self._respond_status(request, status_messages.registered(version, synchronous=wanted.synchronous))
+        parsed = registration(request)
+        version = await self._registry.register(parsed)
+        self._respond_status(request, status_messages.registered(version, synchronous=parsed.synchronous))
 
     async def _scale(self, request: Request, name: str, version: str | None) -> None:
         query = parameters.query(request)

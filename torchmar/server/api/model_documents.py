@@ -88,7 +88,7 @@ def index(registry: Registry, *, ready: bool = False) -> list[dict[str, str]]:
         startup = registry.startup
         absent = [(model.title, model.version, "LOADING", "") for model in startup.pending]
         absent += [
-            (name, failed.model.version, "UNAVAILABLE", failed.message) for name, failed in startup.failures.items()
+            (name, failure.model.version, "UNAVAILABLE", failure.message) for name, failure in startup.failures.items()
         ]
         documents += [dict(zip(("name", "version", "state", "reason"), values, strict=True)) for values in absent]
     return documents

@@ -103,7 +103,7 @@ class ModelResponse:
             return
         loop = asyncio.get_running_loop()
         encoding = loop.run_in_executor(None, compression.encode, reply.body, self.encoding)
-        encoding.add_done_callback(lambda done: self._send_encoded(reply, done.result()))
+        encoding.add_done_callback(lambda future: self._send_encoded(reply, future.result()))
 
     def _send_encoded(self, reply: Reply, body: bytes) -> None:
         content_type, headers = self._head(reply)

@@ -84,11 +84,11 @@ def flag(values: Mapping[str, str], name: str, *, default: bool) -> bool:
     return text.lower() == "true"
 
 
-def _similar(name: str, known: tuple[str, ...]) -> str | None:
+def _similar(name: str, accepted: tuple[str, ...]) -> str | None:
     # batchSize, batch-size and "batch size" mean batch_size.
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_").replace(" ", "_").lower()
     for names in _SYNONYMS:
-        if plain in names and (same := names.intersection(known)):
-            return same.pop()
-    near = difflib.get_close_matches(plain, known, 1, 0.75)
+        if plain in names and (matches := names.intersection(accepted)):
+            return matches.pop()
+    near = difflib.get_close_matches(plain, accepted, 1, 0.75)
     return near[0] if near else None

@@ -124,9 +124,9 @@ class SageMaker:
         try:
             archive = await asyncio.to_thread(_archive, url, self._settings.model_store)
             workers = max(1, self._settings.default_workers_per_model)
-            needed = await asyncio.to_thread(memory.needed_by, archive, workers)
+            size = await asyncio.to_thread(memory.needed_by, archive, workers)
             registration = Registration(str(archive), model_name=name, by_operator=True, fallback_name=name)
-            with self._memory.reserve(needed):
+            with self._memory.reserve(size):
                 version = await self._registry.register(registration)
         finally:
             del self._loading[name]

@@ -131,9 +131,9 @@ def metadata_document(version: Version) -> dict[str, Any]:
         "inputs": {tensor["name"]: _tensor_info(tensor) for tensor in described.get("inputs", ())},
         "outputs": {output["name"]: _tensor_info(output) for output in described.get("outputs", ())},
     }
-    named = {"name": version.name, "signature_name": "", "version": _version_name(version.version)}
+    model_spec = {"name": version.name, "signature_name": "", "version": _version_name(version.version)}
     definitions = {SIGNATURE: {**signature, "method_name": PREDICT}}
-    return {"model_spec": named, "metadata": {"signature_def": {"signature_def": definitions}}}
+    return {"model_spec": model_spec, "metadata": {"signature_def": {"signature_def": definitions}}}
 
 
 def check_signature(name: str) -> None:
@@ -268,8 +268,8 @@ def _tensor_info(tensor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _version_name(version: str) -> str:
-    whole = number(version)
-    return version if whole is None else str(whole)
+    parsed = number(version)
+    return version if parsed is None else str(parsed)
 
 
 def _feature(value: Any, rank: int | None) -> Any:

@@ -38,12 +38,12 @@ class AvailableVersion(NamedTuple):
 Known = Mapping[Path, AvailableVersion]
 
 
-def in_store(store: Path, known: Known | None = None) -> list[AvailableVersion]:
+def in_store(store: Path, earlier: Known | None = None) -> list[AvailableVersion]:
     """Return the complete archives in a model store, with the names and versions of their manifests."""
-    return list(_complete(((path, None) for path in entries(store) if is_archive(path)), known))
+    return list(_complete(((path, None) for path in entries(store) if is_archive(path)), earlier))
 
 
-def in_base_path(base_path: BasePath, known: Known | None = None) -> list[AvailableVersion]:
+def in_base_path(base_path: BasePath, earlier: Known | None = None) -> list[AvailableVersion]:
     """Return the complete archives below a base path: ``1/``, ``2.mar`` ..., under the model's name and these numbers.
 
     If a folder and a file have the same number, the folder is used.
@@ -51,7 +51,7 @@ def in_base_path(base_path: BasePath, known: Known | None = None) -> list[Availa
     numbered = [(path, version) for path in entries(base_path.path) if (version := number(path)) is not None]
     numbered.sort(key=lambda entry: entry[0].is_dir())
     paths = {version: path for path, version in numbered}
-    return list(_complete(((path, (base_path.name, version)) for version, path in paths.items()), known))
+    return list(_complete(((path, (base_path.name, version)) for version, path in paths.items()), earlier))
 
 
 def select(versions: Iterable[AvailableVersion], policy: VersionPolicy) -> list[AvailableVersion]:

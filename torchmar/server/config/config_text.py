@@ -52,15 +52,15 @@ class ConfigText:
         """Return whether a value is ``true``."""
         return self.text(key).lower() == "true"
 
-    def read(self, key: str, known: ConfigKey) -> Any:
+    def read(self, key: str, config_key: ConfigKey) -> Any:
         """Return a value with its key's type; None if it is invalid, which is recorded as a problem."""
         text = self.text(key)
-        if known.read is flag and text.lower() not in ("true", "false"):
+        if config_key.read is flag and text.lower() not in ("true", "false"):
             self.warnings.append(f"{self.origin(key)}: false, as for TorchServe; write {key}=true or {key}=false")
         try:
-            return known.read(text)
+            return config_key.read(text)
         except ValueError as error:
-            self.problem(f"{self.origin(key)}: {error}", f"write it like {key}={known.example}")
+            self.problem(f"{self.origin(key)}: {error}", f"write it like {key}={config_key.example}")
             return None
 
     def origin(self, key: str) -> str:

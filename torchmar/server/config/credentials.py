@@ -58,10 +58,10 @@ def fixed_tokens(
 def check_tls(config: ConfigText, settings: Settings) -> None:
     """Record a problem if an address is encrypted but its key or certificate is missing."""
     addresses = (settings.inference, settings.management, settings.metrics, settings.grpc_inference)
-    needed = any(address.tls for address in addresses)
+    needs_tls = any(address.tls for address in addresses)
     if config.text("keystore"):
         keystore = config.text("keystore")
-        if needed and not (settings.private_key_file and settings.certificate_file):
+        if needs_tls and not (settings.private_key_file and settings.certificate_file):
             config.problem(
                 f"{config.origin('keystore')}: a keystore is Java's",
                 "in place of it, private_key_file=key.pem and certificate_file=cert.pem, which are made of it by "
@@ -72,7 +72,7 @@ def check_tls(config: ConfigText, settings: Settings) -> None:
             )
         else:
             config.warnings.append(f"{config.origin('keystore')}: without effect here")
-    elif needed:
+    elif needs_tls:
         for key in ("private_key_file", "certificate_file"):
             path: Path | None = getattr(settings, key)
             if path is None:

@@ -183,13 +183,13 @@ IGNORED_KEYS: Mapping[str, Kind] = {
     "workflow_store": "text",
 }
 TORCHSERVE_KINDS: Mapping[str, Kind] = {
-    **{key: known.kind for key, known in SUPPORTED_KEYS.items() if not key.startswith(OWN_PREFIX)},
+    **{key: config_key.kind for key, config_key in SUPPORTED_KEYS.items() if not key.startswith(OWN_PREFIX)},
     **IGNORED_KEYS,
 }
 #: Keys whose values are paths of the user's files.
 PATH_KEYS = tuple(
     sorted(
-        {key for key, known in SUPPORTED_KEYS.items() if known.kind == "path"}
+        {key for key, config_key in SUPPORTED_KEYS.items() if config_key.kind == "path"}
         | {key for key, kind in IGNORED_KEYS.items() if kind == "path"}
     )
 )

@@ -62,7 +62,7 @@ def _settings(config: ConfigText, values: Mapping[str, Any], environment: Mappin
         port = values.get(f"grpc_{api}_port") or int(properties.DEFAULTS[f"grpc_{api}_port"])
         fields[f"grpc_{api}"] = Address(host, port, tls=bool(values.get("enable_grpc_ssl")))
     if values.get("cors_allowed_origin"):
-        fields["cors"] = Cors(*(config.text(f"cors_allowed_{what}") for what in ("origin", "methods", "headers")))
+        fields["cors"] = Cors(*(config.text(f"cors_allowed_{suffix}") for suffix in ("origin", "methods", "headers")))
     if "disable_token_authorization" in values:
         fields["tokens"] = not values["disable_token_authorization"]
     if protocol := environment.get("TS_OPEN_INFERENCE_PROTOCOL"):  # TorchServe always reads this variable
@@ -79,9 +79,9 @@ def _settings(config: ConfigText, values: Mapping[str, Any], environment: Mappin
 def _model_store(config: ConfigText) -> Path:
     store = Path(config.text("model_store")).resolve()
     if not config.text("model_store"):
-        where = f"{config.file}: " if config.file else ""
+        prefix = f"{config.file}: " if config.file else ""
         config.problem(
-            f"{where}model_store is missing",
+            f"{prefix}model_store is missing",
             "write it like model_store=/srv/model_store, or name it with --model-store",
         )
     elif "://" in config.text("model_store"):
@@ -100,6 +100,6 @@ def _key_warnings(config: ConfigText) -> list[str]:
         warnings.append(f"without meaning here: {', '.join(ignored)}")
     for key in sorted(config.values.keys() - SUPPORTED_KEYS.keys() - IGNORED_KEYS.keys()):
         close = suggest(key)
-        where = f"{config.file}: " if config.file else ""
-        warnings.append(f"{where}unknown key {key}{f'; did you mean {close}?' if close else ', which is ignored'}")
+        prefix = f"{config.file}: " if config.file else ""
+        warnings.append(f"{prefix}unknown key {key}{f'; did you mean {close}?' if close else ', which is ignored'}")
     return warnings

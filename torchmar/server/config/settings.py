@@ -204,7 +204,7 @@ class Settings:
 
     def worker_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of workers: all except those that match ``blacklist_env_vars``, and TorchServe's own."""
-        hidden = self.blacklist_env_vars
-        passed = {name: value for name, value in environment.items() if not (hidden and hidden.fullmatch(name))}
+        pattern = self.blacklist_env_vars
+        inherited = {name: value for name, value in environment.items() if not (pattern and pattern.fullmatch(name))}
         variables = {"TS_DECODE_INPUT_REQUEST": self.decode_input_request, "TS_IPEX_ENABLE": self.ipex_enable}
-        return {**passed, **{name: str(value).lower() for name, value in variables.items()}}
+        return {**inherited, **{name: str(value).lower() for name, value in variables.items()}}

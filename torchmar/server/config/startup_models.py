@@ -121,32 +121,32 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
-    where = f"{name} {version}"
+    place = f"{name} {version}"
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is not an object")
+        raise ValueError(f"{place} is not an object")
     url = entry.get("marName")
     if not isinstance(url, str) or not url:
-        raise ValueError(f"{where}: marName, the archive's file name, is missing")
+        raise ValueError(f"{place}: marName, the archive's file name, is missing")
     state: dict[str, Any] = {}
     for key in _NUMBERS:
         value = entry.get(key)
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
+            raise ValueError(f"{place}: {key} is {value!r}, not a whole number")
         if value < 0:
-            raise ValueError(f"{where}: {key} is {value}, less than 0")
+            raise ValueError(f"{place}: {key} is {value}, less than 0")
         state[key] = value
     state |= {key: str(entry[key]) for key in _TEXTS if entry.get(key)}
     labels = entry.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"{where}: labels is {labels!r}, not a list of labels")
+        raise ValueError(f"{place}: labels is {labels!r}, not a list of labels")
     if labels:
         state["labels"] = labels
     default = entry.get("defaultVersion") is True
     digest = entry.get("digest", "")
     if not isinstance(digest, str):
-        raise ValueError(f"{where}: digest is {digest!r}, not a text")
+        raise ValueError(f"{place}: digest is {digest!r}, not a text")
     return StartupModel(
         url,
         key="model_snapshot",

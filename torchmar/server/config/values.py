@@ -155,16 +155,16 @@ def models(text: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _version(name: str, version: str, keys: object) -> dict[str, Any]:
-    where = f"{name} {version}"
+    place = f"{name} {version}"
     if not isinstance(keys, dict):
-        raise ValueError(f"{where} is not an object")
+        raise ValueError(f"{place} is not an object")
     values = {}
     for key, value in keys.items():
         if key in _MODEL_NUMBERS:
             if isinstance(value, str) and re.fullmatch("-?[0-9]+", value):
                 value = int(value)  # as TorchServe's parser does
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
+                raise ValueError(f"{place}: {key} is {value!r}, not a whole number")
         values[key] = value
     return values
 

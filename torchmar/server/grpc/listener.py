@@ -146,14 +146,14 @@ def _server(
 def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials | None) -> int:
     """Bind a server to an address; return its port."""
     host = f"[{address.host}]" if ":" in address.host else address.host
-    where = f"{host}:{address.port}"
+    place = f"{host}:{address.port}"
     try:
         _check_bindable(address)
-        return server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
+        return server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)
     except OSError as error:
-        raise bind_error(where, error) from None
+        raise bind_error(place, error) from None
     except RuntimeError as error:
-        raise BindError(f"cannot listen on {where}: {error}") from None
+        raise BindError(f"cannot listen on {place}: {error}") from None
 
 
 def _check_bindable(address: Address) -> None:

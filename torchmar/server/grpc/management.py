@@ -50,9 +50,9 @@ class Management:
             versions = list(self._registry.models[name].versions.values())
         else:
             versions = [self._registry.find(name, version)]
-        on_gpu = any(each.serving.device_type == "gpu" for each in versions)
+        on_gpu = any(registered.serving.device_type == "gpu" for registered in versions)
         usage = await asyncio.to_thread(descriptions.gpu_usage) if on_gpu else None
-        described = [descriptions.version(each, usage) for each in versions]
+        described = [descriptions.version(registered, usage) for registered in versions]
         if request.customized and version != "all":
             described[0]["customizedMetadata"] = await self._handler_metadata(versions[0], context)
         return _json(described)

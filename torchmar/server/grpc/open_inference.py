@@ -196,9 +196,9 @@ class OpenInference:
         try:
             response = await self.infer(request, context)
         except Exception as error:
-            failed = wire.ModelStreamInferResponse(error_message=call_error(error).plain().details)
-            failed.infer_response.id = request.id
-            return failed
+            error_response = wire.ModelStreamInferResponse(error_message=call_error(error).plain().details)
+            error_response.infer_response.id = request.id
+            return error_response
         response.parameters[_FINAL].bool_param = True
         return wire.ModelStreamInferResponse(infer_response=response)
 
@@ -229,11 +229,11 @@ class OpenInference:
         outputs = [(output.name, messages.parameters(output.parameters)) for output in request.outputs]
         if binary:
             parameters["binary_data_output"] = True
-            outputs = [(name, {**more, "binary_data": True}) for name, more in outputs]
+            outputs = [(name, {**options, "binary_data": True}) for name, options in outputs]
         document: dict[str, Any] = {
             "id": request.id,
             "parameters": parameters,
-            "outputs": [{"name": name, "parameters": more} for name, more in outputs],
+            "outputs": [{"name": name, "parameters": options} for name, options in outputs],
         }
         document = {key: value for key, value in document.items() if value}
         if binary:

@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return _string(value, always_encoded=False)
     if isinstance(value, Mapping):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 

@@ -138,10 +138,10 @@ class PredictionService:
         return response
 
     async def _classified(
-        self, version: Version, spec: wire.ModelSpec, given: wire.Input, context: Context
+        self, version: Version, spec: wire.ModelSpec, examples_input: wire.Input, context: Context
     ) -> wire.ClassificationResult:
         result = wire.ClassificationResult()
-        for prediction in await self._predictions(version, spec, given, context):
+        for prediction in await self._predictions(version, spec, examples_input, context):
             classification = result.classifications.add()
             try:
                 pairs = documents.classes(prediction)
@@ -152,10 +152,10 @@ class PredictionService:
         return result
 
     async def _regressed(
-        self, version: Version, spec: wire.ModelSpec, given: wire.Input, context: Context
+        self, version: Version, spec: wire.ModelSpec, examples_input: wire.Input, context: Context
     ) -> wire.RegressionResult:
         result = wire.RegressionResult()
-        for prediction in await self._predictions(version, spec, given, context):
+        for prediction in await self._predictions(version, spec, examples_input, context):
             try:
                 result.regressions.add(value=documents.regression(prediction))
             except ValueError as error:
@@ -293,22 +293,22 @@ def _outputs(body: bytes, reply: Reply, version: Version) -> dict[str, Tensor]:
         raise CallError(Code.INTERNAL, message) from None
 
 
-def _examples(given: wire.Input) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _examples(examples_input: wire.Input) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the features of a request's examples, and the features that all examples share."""
-    kind = given.WhichOneof("kind")
-    examples = getattr(given, kind).examples if kind else ()
+    kind = examples_input.WhichOneof("kind")
+    examples = getattr(examples_input, kind).examples if kind else ()
     if not examples:
         raise CallError(Code.INVALID_ARGUMENT, "Input is empty")
     shared = {}
     if kind == "example_list_with_context":
-        shared = tensorflow_tensors.features(given.example_list_with_context.context)
+        shared = tensorflow_tensors.features(examples_input.example_list_with_context.context)
     return [tensorflow_tensors.features(example) for example in examples], shared
 
 
 def _invalid(error: ValueError, version: Version) -> CallError:
     """Return the error of a request with malformed inputs; it describes the inputs of the model."""
-    known = [
+    inputs = [
         f"{tensor['name']}: {tensor['datatype']} {tensor['shape']}"
         for tensor in version.pool.description.get("inputs", ())
     ]
-    return CallError(Code.INVALID_ARGUMENT, f"{error}; the model takes {', '.join(known)}" if known else str(error))
+    return CallError(Code.INVALID_ARGUMENT, f"{error}; the model takes {', '.join(inputs)}" if inputs else str(error))

@@ -76,13 +76,13 @@ def message(tensor: Tensor) -> wire.TensorProto:
     Raises:
         ValueError: the elements do not match the datatype.
     """
-    made = wire.TensorProto(dtype=dtype(tensor.datatype), tensor_shape=shape(tensor.shape))
-    datatype, field = _TYPES[made.dtype]
+    proto = wire.TensorProto(dtype=dtype(tensor.datatype), tensor_shape=shape(tensor.shape))
+    datatype, field = _TYPES[proto.dtype]
     if field == "half_val":
-        made.half_val.extend(struct.unpack(f"<{len(tensor.content) // 2}H", tensor.content))
+        proto.half_val.extend(struct.unpack(f"<{len(tensor.content) // 2}H", tensor.content))
     else:
-        getattr(made, field).extend(unpack(datatype, tensor.content))
-    return made
+        getattr(proto, field).extend(unpack(datatype, tensor.content))
+    return proto
 
 
 def info(name: str, datatype: str, sizes: Sequence[int]) -> wire.TensorInfo:
@@ -148,21 +148,21 @@ def _texts(content: bytes, count: int) -> list[bytes]:
     return texts
 
 
-def _elements(datatype: str, given: Sequence[Any], count: int) -> bytes:
-    if len(given) > count:
-        raise ValueError(f"there are {len(given)} elements, and the shape is of {count}")
+def _elements(datatype: str, values: Sequence[Any], count: int) -> bytes:
+    if len(values) > count:
+        raise ValueError(f"there are {len(values)} elements, and the shape is of {count}")
     if datatype in ("FP16", BF16):
-        elements = [*given, *([given[-1] if given else 0] * (count - len(given)))]
+        elements = [*values, *([values[-1] if values else 0] * (count - len(values)))]
         try:
             return struct.pack(f"<{count}H", *elements)
         except struct.error:
             raise ValueError("half_val has elements of more than 16 bits") from None
-    fill = given[-1] if given else b"" if datatype == BYTES else 0
-    if len(given) == count:
-        return pack(datatype, given)
+    fill = values[-1] if values else b"" if datatype == BYTES else 0
+    if len(values) == count:
+        return pack(datatype, values)
     if datatype == BYTES:
-        return pack(datatype, [*given, *([fill] * (count - len(given)))])
-    return pack(datatype, given) + pack(datatype, [fill]) * (count - len(given))
+        return pack(datatype, [*values, *([fill] * (count - len(values)))])
+    return pack(datatype, values) + pack(datatype, [fill]) * (count - len(values))
 
 
 def _type_name(dtype: int) -> str:

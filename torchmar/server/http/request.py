@@ -135,8 +135,8 @@ class Request:
 
     def header_values(self, lower_case_name: str) -> list[str]:
         """Return the values of all headers of a name, in their order."""
-        wanted = lower_case_name.encode()
-        return [value.strip().decode("latin-1") for name, value in self._raw if name.lower() == wanted]
+        raw_name = lower_case_name.encode()
+        return [value.strip().decode("latin-1") for name, value in self._raw if name.lower() == raw_name]
 
     def set_header(self, lower_case_name: str, value: str) -> None:
         """Set a header in place of all that the client has sent with its name; later code only sees this one."""
@@ -163,8 +163,8 @@ class Request:
         self._fields.pop(b"content-encoding", None)
         if b"content-length" in self._fields:
             self._fields[b"content-length"] = size
-        kept = [(name, value) for name, value in self._raw if name.lower() != b"content-encoding"]
-        self._raw = [(name, size if name.lower() == b"content-length" else value) for name, value in kept]
+        remaining = [(name, value) for name, value in self._raw if name.lower() != b"content-encoding"]
+        self._raw = [(name, size if name.lower() == b"content-length" else value) for name, value in remaining]
 
     @property
     def path(self) -> str:

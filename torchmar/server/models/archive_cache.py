@@ -152,8 +152,8 @@ class ArchiveCache:
         )
         metadata, scratch = await (self._downloaded(url, reading) if threads else reading)
         self._uses[metadata.key] += 1
-        shown = archive_urls.without_secrets(url)
-        extracting = self._tasks.start(self._content_folder(shown, metadata, scratch))
+        shown_url = archive_urls.without_secrets(url)
+        extracting = self._tasks.start(self._content_folder(shown_url, metadata, scratch))
         try:
             # Shielded, because the thread continues to write even if its task is cancelled.
             folder = await asyncio.shield(extracting)
@@ -266,14 +266,14 @@ class ArchiveCache:
 
     def _metadata_of(self, url: str, path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
         try:
-            known = self._metadata.get(path)
+            cached = self._metadata.get(path)
             # An archive that was checked with more ignored checks is checked again.
             if (
-                known
-                and known.stamp == archive_metadata.stamp(path)
-                and set(known.ignored_checks) <= set(ignored_checks)
+                cached
+                and cached.stamp == archive_metadata.stamp(path)
+                and set(cached.ignored_checks) <= set(ignored_checks)
             ):
-                return known
+                return cached
             return archive_metadata.read(path, ignored_checks)
         except (ArchiveError, ManifestError) as error:
             raise ApiError(400, "InvalidModelException", error.message.replace(str(path), url)) from None

@@ -132,8 +132,8 @@ def local_path(url: str, settings: Settings, *, by_operator: bool = False) -> Pa
         with contextlib.suppress(OSError, ValueError):  # not a valid file name: too long, or with a NUL
             if allowed and path.exists():
                 return _content(path)
-    named = Path(url)
-    hint = f"; outside the model store, allowed_urls must match {named.as_uri()}" if named.is_absolute() else ""
+    location = Path(url)
+    hint = f"; outside the model store, allowed_urls must match {location.as_uri()}" if location.is_absolute() else ""
     raise not_found(f"Model not found at: {url}{hint}")
 
 

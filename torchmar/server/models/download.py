@@ -92,7 +92,7 @@ class Downloads:
             ApiError: 400, it cannot be fetched, or its digest differs; 404, a redirect is not allowed; 500, it cannot
                 be written.
         """
-        shown = archive_urls.without_secrets(url)
+        shown_url = archive_urls.without_secrets(url)
         name = f".part-{hashlib.sha256(url.encode()).hexdigest()}"
         scratch = f".fetch-{secrets.token_hex(8)}"
         with self._lock:
@@ -104,16 +104,16 @@ class Downloads:
             file = PartialFile(folder)
             self._receive(url, file)
             if digest and (actual := file_digest.of(file.path, self._stopping.is_set)) != digest:
-                raise digest_differs(shown, expected=digest, actual=actual)
+                raise digest_differs(shown_url, expected=digest, actual=actual)
             folder = folder.rename(self._folder / scratch)
             return _with_suffix(folder / file.path.name)
         except (_BrokenOffError, InterruptedError) as error:
             if not claimed or not PartialFile(folder).size:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise not_downloaded(shown, str(error) or "the server is stopping") from None
+            raise not_downloaded(shown_url, str(error) or "the server is stopping") from None
         except (OSError, TorchmarError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise not_saved(shown, getattr(error, "strerror", None) or str(error)) from None
+            raise not_saved(shown_url, getattr(error, "strerror", None) or str(error)) from None
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -138,21 +138,21 @@ class Downloads:
             _BrokenOffError: too many attempts have brought no further byte, or the server stops.
         """
         remote: RemoteFile = StorageFile(url) if archive_urls.is_object(url) else HttpFile(url, self._settings)
-        shown = archive_urls.without_secrets(url)
-        report = _Report(shown)
+        shown_url = archive_urls.without_secrets(url)
+        report = _Report(shown_url)
         self._reports.append(report)
         try:
-            self._try(remote, shown, file, report)
+            self._try(remote, shown_url, file, report)
         finally:
             self._reports.remove(report)
 
-    def _try(self, remote: RemoteFile, shown: str, file: PartialFile, report: _Report) -> None:
+    def _try(self, remote: RemoteFile, shown_url: str, file: PartialFile, report: _Report) -> None:
         failures = furthest = 0
         progressed = time.monotonic()
         while True:
             try:
                 with remote.open(file.size, file.identity) as transfer:
-                    self._save(shown, transfer, file, report)
+                    self._save(shown_url, transfer, file, report)
                 report.end()
                 return
             except _TooSlowError as error:
@@ -168,22 +168,22 @@ class Downloads:
                     attempts = f"in {failures} attempts" if failures > 1 else "in 1 attempt"
                     raise _BrokenOffError(f"{error}, {attempts}{_kept(file)}") from None
                 delay = min(_FIRST_DELAY_SECONDS * 2 ** (failures - 1), _LONGEST_DELAY_SECONDS)
-                arguments = (shown, error, show_size(file.size), delay)
+                arguments = (shown_url, error, show_size(file.size), delay)
                 logs.SERVER.warning("the download of %s broke off (%s); it continues at %s in %.2f s", *arguments)
                 if self._stopping.wait(delay):
                     raise _BrokenOffError("the server is stopping") from None
 
-    def _save(self, shown: str, transfer: Transfer, file: PartialFile, report: _Report) -> None:
+    def _save(self, shown_url: str, transfer: Transfer, file: PartialFile, report: _Report) -> None:
         limit, size, received = self._settings.max_download_size, transfer.size, transfer.offset
         report.begin(received, size)
         rate_since, rate_from = time.monotonic(), received
         with file.open_at(received, transfer.identity) as stream:
             if size is not None and size > limit:
-                raise _too_large(shown, limit)
+                raise _too_large(shown_url, limit)
             for chunk in transfer.chunks:
                 received += len(chunk)
                 if received > limit:
-                    raise _too_large(shown, limit)
+                    raise _too_large(shown_url, limit)
                 if self._stopping.is_set():
                     raise _BrokenOffError("the server is stopping")
                 stream.write(chunk)
@@ -202,9 +202,9 @@ class Downloads:
 class _Report:
     """The progress of one download, with its log lines."""
 
-    def __init__(self, shown: str) -> None:
-        self._shown, self._size = shown, ""
-        self.progress = DownloadProgress(shown, 0, None)
+    def __init__(self, shown_url: str) -> None:
+        self._shown, self._size = shown_url, ""
+        self.progress = DownloadProgress(shown_url, 0, None)
         self._started = self._reported = time.monotonic()
 
     def begin(self, offset: int, size: int | None) -> None:
@@ -229,8 +229,8 @@ class _Report:
         logs.SERVER.info("%s: downloaded, %s in %.1f s", self._shown, show_size(self.progress.received), seconds)
 
 
-def _too_large(shown: str, limit: int) -> ApiError:
-    return not_downloaded(shown, f"it has more than torchmar_max_download_size={limit} bytes")
+def _too_large(shown_url: str, limit: int) -> ApiError:
+    return not_downloaded(shown_url, f"it has more than torchmar_max_download_size={limit} bytes")
 
 
 def _kept(file: PartialFile) -> str:

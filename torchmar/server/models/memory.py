@@ -28,24 +28,24 @@ class Reservations:
         self._reserved = 0
 
     @contextlib.contextmanager
-    def reserve(self, needed: int) -> Iterator[None]:
+    def reserve(self, amount: int) -> Iterator[None]:
         """Reserve memory while the block runs.
 
         Args:
-            needed: number of bytes.
+            amount: number of bytes.
 
         Raises:
             ApiError: 507, the available memory does not suffice.
         """
-        left = available() - self._reserved
-        if needed > left:
-            message = f"Insufficient memory: the model needs {_mib(needed)} MiB, and {_mib(max(0, left))} MiB are left."
+        free = available() - self._reserved
+        if amount > free:
+            message = f"Insufficient memory: the model needs {_mib(amount)} MiB, and {_mib(max(0, free))} MiB are left."
             raise ApiError(507, "InsufficientMemoryException", message)
-        self._reserved += needed
+        self._reserved += amount
         try:
             yield
         finally:
-            self._reserved -= needed
+            self._reserved -= amount
 
 
 def needed_by(archive: Path, workers: int) -> int:
@@ -70,13 +70,13 @@ def size(archive: Path) -> int:
 
 def available() -> int:
     """Return the available bytes: of the machine, or of the container if it has less."""
-    left = [psutil.virtual_memory().available]
+    amounts = [psutil.virtual_memory().available]
     for limit_file, use_file, statistics_file, reclaimable in _FILES:
         with contextlib.suppress(OSError, ValueError):  # the file does not exist, or contains "max": there is no limit
             limit, used = (int((_CGROUP / name).read_text()) for name in (limit_file, use_file))
             statistics = dict(line.split() for line in (_CGROUP / statistics_file).read_text().splitlines())
-            left.append(max(0, limit - used + int(statistics.get(reclaimable, 0))))
-    return min(left)
+            amounts.append(max(0, limit - used + int(statistics.get(reclaimable, 0))))
+    return min(amounts)
 
 
 def _files(folder: Path) -> Iterator[Path]:

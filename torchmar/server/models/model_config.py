@@ -84,16 +84,16 @@ class ModelConfig:
         stages = self.get("stages")
         if not are_stages(stages):
             return {}
-        wrong = [f"there is no stage {name!r}" for name in stages if name not in Stages.model_fields]
-        wrong += [
+        problems = [f"there is no stage {name!r}" for name in stages if name not in Stages.model_fields]
+        problems += [
             f"{name}: {value!r} is no number of workers from 1 to {MAX_WORKERS}"
             for name, value in stages.items()
             if name in Stages.model_fields and not 1 <= (whole(value) or 0) <= MAX_WORKERS
         ]
         if not stages.keys() & {"preprocess", "postprocess"}:
-            wrong.append(NO_STAGE)
-        if wrong:
-            message = f"{url}: its model-config.yaml: stages: {'; '.join(wrong)}"
+            problems.append(NO_STAGE)
+        if problems:
+            message = f"{url}: its model-config.yaml: stages: {'; '.join(problems)}"
             example = "stages: {preprocess: 2, inference: 1, postprocess: 1}"
             raise ApiError(400, "InvalidModelException", f"{message}. Write {example}")
         if not staged_pool.available():

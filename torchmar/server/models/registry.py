@@ -271,20 +271,20 @@ class Registry:
             raise ApiError(404, "ModelVersionNotFoundException", message)
         pool = registered.pool
         if self.find(name).pool.ready and (not pool.min_workers or (pool.failure and not pool.ready)):
-            why = "has workers that do not load" if pool.min_workers else "has no workers"
+            reason = "has workers that do not load" if pool.min_workers else "has no workers"
             message = (
-                f"Version {version} of model {name} {why}, and would leave every request unanswered. "
+                f"Version {version} of model {name} {reason}, and would leave every request unanswered. "
                 f"Scale it first: PUT /models/{name}/{version}?min_worker=1&synchronous=true"
             )
             raise ApiError(409, "ConflictStatusException", message)
         if version != model.default:
-            again = version in model.former_defaults
+            switched_back = version in model.former_defaults
             model.former_defaults = [former for former in model.former_defaults if former != version]
-            if not again:
+            if not switched_back:
                 model.former_defaults.append(model.default)
             self._events.add(
-                "default_switched_back" if again else "default_switched",
-                f"the default was switched {'back ' if again else ''}from {model.default} to {version}",
+                "default_switched_back" if switched_back else "default_switched",
+                f"the default was switched {'back ' if switched_back else ''}from {model.default} to {version}",
                 name,
                 version,
             )
@@ -396,7 +396,7 @@ class Registry:
         if self.has(name, version):
             message = f"Model version {version} is already registered for model {name}"
             raise ApiError(409, "ConflictStatusException", message)
-        added = Version(
+        new_version = Version(
             registration.url,
             archive,
             self._pools.create(serving.pool, self._observer, archive.requirements, archive.venv),
@@ -404,8 +404,8 @@ class Registry:
             handler=registration.handler,
             loaded_at_startup=at_start,
         )
-        self._put(added)
-        return added
+        self._put(new_version)
+        return new_version
 
     def _put(self, version: Version) -> None:
         """Make a version available to `find`."""
@@ -441,12 +441,12 @@ class Registry:
             if pool.min_workers:
                 return True  # another call scaled the version up while it drained
         scaling = asyncio.ensure_future(pool.scale(min_workers, max_workers))
-        removed = asyncio.ensure_future(version.removed.wait())
+        removal = asyncio.ensure_future(version.removed.wait())
         try:
-            await asyncio.wait((scaling, removed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((scaling, removal), return_when=asyncio.FIRST_COMPLETED)
             return scaling.done() and scaling.result()
         finally:
-            for task in (scaling, removed):
+            for task in (scaling, removal):
                 task.cancel()
 
     async def _begin(self, scaling: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

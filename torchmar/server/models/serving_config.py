@@ -194,8 +194,8 @@ def _envelope(envelope: str, handler: str) -> str:
 
     In handlers that run packages of other tools, the package reads the bodies.
     """
-    own = handler.partition(".")[0] == handler_names.CARRIED_PACKAGE and handler not in loading.PACKAGE_HANDLERS
-    return "" if own and envelope in _READ_BY_OUR_HANDLERS else envelope
+    is_ours = handler.partition(".")[0] == handler_names.CARRIED_PACKAGE and handler not in loading.PACKAGE_HANDLERS
+    return "" if is_ours and envelope in _READ_BY_OUR_HANDLERS else envelope
 
 
 def _at_least(least: int, value: int | None) -> int | None:

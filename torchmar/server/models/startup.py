@@ -102,8 +102,8 @@ class Startup:
         if self.is_pending(name):
             return StillLoading(self, name)
         if failure := self.failures.get(name):
-            shown = archive_urls.without_secrets(failure.model.url)
-            reason = f"{shown} could not be loaded at the start: {failure.message}"
+            shown_url = archive_urls.without_secrets(failure.model.url)
+            reason = f"{shown_url} could not be loaded at the start: {failure.message}"
             return ApiError(error.status, error.type, f"{error.message}; {reason}")
         return error
 

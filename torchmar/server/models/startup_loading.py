@@ -71,7 +71,7 @@ class StartupLoader:
 
     def _is_registered(self, model: StartupModel) -> bool:
         """Return whether a client has registered the archive of a startup model, under the same name."""
-        versions = [version for each in self._registry.models.values() for version in each.versions.values()]
+        versions = [version for entry in self._registry.models.values() for version in entry.versions.values()]
         return any(
             version.url == model.url and model.name in ("", version.name) and not version.loaded_at_startup
             for version in versions
@@ -86,8 +86,8 @@ class StartupLoader:
         for name, versions in self._settings.models.items():
             for version in versions:
                 if not self._registry.has(name, version):
-                    known = models[name].versions if name in models else ()
-                    loaded = f"; of {name}, {', '.join(known)} is loaded" if known else ""
+                    loaded_versions = models[name].versions if name in models else ()
+                    loaded = f"; of {name}, {', '.join(loaded_versions)} is loaded" if loaded_versions else ""
                     self._registry.startup.warn(
                         f"models: {name} {version} matches no model that was loaded at the start{loaded}"
                     )

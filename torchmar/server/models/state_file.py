@@ -39,8 +39,8 @@ class StateFile:
 
     def __init__(self, path: Path, config: Path, store: Path, registry: Registry) -> None:
         self._path, self._store, self._registry = path, store, registry
-        given = properties.read(config)
-        self._load_models, self._routes = given.get("load_models"), given.get("torchmar_routes")
+        configuration = properties.read(config)
+        self._load_models, self._routes = configuration.get("load_models"), configuration.get("torchmar_routes")
 
     def save(self) -> None:
         """Write the file; if that fails, log a warning."""

@@ -153,9 +153,8 @@ def _changed() -> ChangedError:
 class _Reader:
     """A reader of one object, with a new connection to the store and without a cache."""
 
-    def __init__(self, wanted: StorageObject) -> None:
-        self._wanted = wanted
-        self._path = f"{wanted.bucket}/{wanted.key}"
+    def __init__(self, target: StorageObject) -> None:
+        self._path = f"{target.bucket}/{target.key}"
 
     def describe(self) -> tuple[int, str]:
         """Return the size of the object, and a value that differs for different contents."""
@@ -167,12 +166,12 @@ class _Reader:
 
 
 class _S3Reader(_Reader):
-    def __init__(self, wanted: StorageObject) -> None:
-        super().__init__(wanted)
+    def __init__(self, target: StorageObject) -> None:
+        super().__init__(target)
         import s3fs
 
         self._system = s3fs.S3FileSystem(
-            version_aware=bool(wanted.version),
+            version_aware=bool(target.version),
             config_kwargs={
                 "connect_timeout": _CONNECT_SECONDS,
                 "read_timeout": _READ_SECONDS,
@@ -181,7 +180,7 @@ class _S3Reader(_Reader):
             **_WITHOUT_CACHES,
         )
         self._system.retries = 2  # the default of five in s3fs, each with five in botocore, would take minutes
-        self._version = {"version_id": wanted.version} if wanted.version else {}
+        self._version = {"version_id": target.version} if target.version else {}
 
     def describe(self) -> tuple[int, str]:
         info = self._system.info(self._path, refresh=True, **self._version)
@@ -195,8 +194,8 @@ class _S3Reader(_Reader):
 
 
 class _GoogleReader(_Reader):
-    def __init__(self, wanted: StorageObject) -> None:
-        super().__init__(wanted)
+    def __init__(self, target: StorageObject) -> None:
+        super().__init__(target)
         # gcsfs would put names of frameworks into the User-Agent, and use a special API for some buckets, which takes
         # seconds.
         os.environ.setdefault("GCSFS_NO_TELEMETRY", "1")
@@ -208,7 +207,7 @@ class _GoogleReader(_Reader):
         token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else "google_default"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
         self._system = GCSFileSystem(token=token, version_aware=True, requests_timeout=timeout, **_WITHOUT_CACHES)
-        self._generation = wanted.version
+        self._generation = target.version
 
     def describe(self) -> tuple[int, str]:
         version = f"#{self._generation}" if self._generation else ""

@@ -115,8 +115,8 @@ class Watcher:
     async def _register(self, available: AvailableVersion) -> None:
         model = self._registry.models.get(available.model)
         if model is not None and available.version in model.versions:
-            served = self._served.setdefault((available.model, available.version), available)
-            if served.stamp != available.stamp:
+            registered = self._served.setdefault((available.model, available.version), available)
+            if registered.stamp != available.stamp:
                 logs.SERVER.warning(
                     "%s has changed, and %s %s is served as it was: give it a new version",
                     *(available.path, available.model, available.version),

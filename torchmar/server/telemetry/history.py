@@ -233,8 +233,8 @@ def percentile(counts: Sequence[int] | None, share: float) -> float | None:
 
 def _added(lists: Sequence[Sequence[int] | None]) -> list[int] | None:
     """Return the sums by bucket; None: a list is unknown, or there is no list."""
-    known = [counts for counts in lists if counts is not None]
-    return [sum(column) for column in zip(*known, strict=True)] if known and len(known) == len(lists) else None
+    present = [counts for counts in lists if counts is not None]
+    return [sum(column) for column in zip(*present, strict=True)] if present and len(present) == len(lists) else None
 
 
 def _mean(total_seconds: float, count: int) -> float | None:

@@ -73,8 +73,8 @@ def _specs(file: Path, document: Mapping[str, Any], section: str) -> list[Metric
     return specs
 
 
-def _wrong(file: Path, where: str, wanted: str) -> PropertiesError:
-    return PropertiesError(f"metrics_config: {file}: {where} is not {wanted}", hint="see ts/configs/metrics.yaml")
+def _wrong(file: Path, place: str, expected: str) -> PropertiesError:
+    return PropertiesError(f"metrics_config: {file}: {place} is not {expected}", hint="see ts/configs/metrics.yaml")
 
 
 def _with_hostname(spec: MetricSpec) -> MetricSpec:

@@ -139,8 +139,8 @@ class Metric:
         The name of a histogram selects all of its lines.
         """
         spec = self.spec
-        whole = not names or spec.name in names
-        if not whole and spec.names.isdisjoint(names):
+        all_lines = not names or spec.name in names
+        if not all_lines and spec.names.isdisjoint(names):
             return ""
         head = f"# HELP {spec.name} {_escaped(spec.help, quotes=False)}\n# TYPE {spec.name} {spec.kind}\n"
         lines = []
@@ -148,7 +148,7 @@ class Metric:
             labels = "".join(
                 f'{name}="{_escaped(value)}",' for name, value in zip(spec.labels, values, strict=True)
             )  # TorchServe's lines also have a comma after the last one
-            lines += [line for name, line in series.lines(spec.name, labels) if whole or name in names]
+            lines += [line for name, line in series.lines(spec.name, labels) if all_lines or name in names]
         return head + "".join(lines) if lines or not names else ""
 
 

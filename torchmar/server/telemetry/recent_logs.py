@@ -115,9 +115,9 @@ class RecentLogs(logging.Handler):
 
     def _continue(self, worker: str, line: str, now: float) -> bool:
         """Add a line to the open traceback of a worker; return False if it belongs to none."""
-        if (known := self._open.get(worker)) is None:
+        if (open_entry := self._open.get(worker)) is None:
             return False
-        entry, last = known
+        entry, last = open_entry
         if not tracebacks.continues(entry.text, line, now - last):
             del self._open[worker]
             return False

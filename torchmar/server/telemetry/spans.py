@@ -209,11 +209,11 @@ def end_batch(
         stages: stages with workers of their own.
     """
     attributes = {"torchmar.batch.size": len(jobs), "torchmar.worker.id": worker}
-    own = [(job.request.trace_id, job.request.span_id) for job in jobs if job is not None]
+    identities = [(job.request.trace_id, job.request.span_id) for job in jobs if job is not None]
     for index, job in enumerate(jobs):
         if job is not None:
             identity = (job.request.trace_id, job.request.span_id)
-            links = tuple(other for other in own if other != identity)
+            links = tuple(other for other in identities if other != identity)
             status, *_, message = responses[index]
             error = (message or f"status {status}") if status >= 500 else None
             job.end_batch(attributes, links, list(_steps(times, index, kind, stage, stages)), error)

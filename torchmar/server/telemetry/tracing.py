@@ -101,12 +101,12 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
         logs.SERVER.warning(_WRONG_VARIABLE, error)
         return None
     detected = Resource.create()
-    own = {SERVICE_NAME: "torchmar", SERVICE_VERSION: torchmar.__version__}
+    defaults = {SERVICE_NAME: "torchmar", SERVICE_VERSION: torchmar.__version__}
     if not str(detected.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-        del own[SERVICE_NAME]
+        del defaults[SERVICE_NAME]
     if SERVICE_VERSION in detected.attributes:
-        del own[SERVICE_VERSION]
-    resource = HashedResource({**detected.attributes, **own}, detected.schema_url)
+        del defaults[SERVICE_VERSION]
+    resource = HashedResource({**detected.attributes, **defaults}, detected.schema_url)
     logs.SERVER.info("spans of requests are sent to %s", address)
     return Tracer(sampler, _Sender(exporter, resource, address, library))
 

@@ -50,8 +50,8 @@ class BatchTimes:
         A size without a measurement has the mean of the next smaller measured size, or else of the next larger one. It
         is not scaled, because it is unknown whether the time grows with the size.
         """
-        if known := self._means.get((kind, size)):
-            return known
+        if mean := self._means.get((kind, size)):
+            return mean
         sizes = [measured for of_kind, measured in self._means if of_kind == kind]
         if not sizes:
             return 0.0

@@ -91,14 +91,14 @@ class ForkServer:
         Raises:
             WorkerError: the process cannot be started.
         """
-        for left in reversed(range(_TRIES)):
+        for remaining in reversed(range(_TRIES)):
             if self._control is None or self._control.closed:
                 self._open()
             assert self._ready
             try:
                 await asyncio.wait_for(asyncio.shield(self._ready), _READY_SECONDS)
             except ForkServerExitedError:
-                if not left:
+                if not remaining:
                     raise
                 await asyncio.sleep(_PAUSE)
             except asyncio.TimeoutError:

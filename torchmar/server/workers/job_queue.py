@@ -43,11 +43,11 @@ class JobQueue(deque[Job]):
             if not doomed:
                 break
             late += doomed
-            kept = [job for job in batch if job not in doomed]
-            if not kept and not self:
+            remaining = [job for job in batch if job not in doomed]
+            if not remaining and not self:
                 batch = [late.pop()]
                 break
-            self.extendleft(reversed(kept))
+            self.extendleft(reversed(remaining))
             batch = self._next_batch(size)
         for job in late:
             job.expire()

@@ -265,17 +265,17 @@ class Pool:
             without_jobs = [worker for worker in self._staying() if not worker.jobs]
             self._drain((without_jobs or self._staying())[-1])
         self._workers = [worker for worker in self._workers if not worker.given_up]
-        started = [self._add() for _ in range(min_workers - len(self._staying()))]
+        new_workers = [self._add() for _ in range(min_workers - len(self._staying()))]
         if not min_workers:
             await self._wait_for(lambda: not self._workers)
             self._release_model()
             self._queue.fail_all(unavailable.no_worker(self.options))
         self._share_cores()
         await self._wait_for(
-            lambda: all(worker.state == "READY" or worker.failure or worker.draining for worker in started)
+            lambda: all(worker.state == "READY" or worker.failure or worker.draining for worker in new_workers)
         )
         await self._wait_for(lambda: not any(worker.draining for worker in self._workers))
-        return not any(worker.failure or worker.draining for worker in started)
+        return not any(worker.failure or worker.draining for worker in new_workers)
 
     async def described(self) -> None:
         """Wait until a handler has loaded and described its tensors, or all workers have failed."""
@@ -328,8 +328,8 @@ class Pool:
         return [worker for worker in self._workers if not worker.draining]
 
     def _add(self) -> Worker:
-        used = [worker.gpu for worker in self._staying()]
-        gpu = min(self.options.devices, key=used.count, default=None)
+        used_gpus = [worker.gpu for worker in self._staying()]
+        gpu = min(self.options.devices, key=used_gpus.count, default=None)
         worker = Worker(self.options, gpu, loader=self.loader, observer=self._observer, owner=self)
         self._workers.append(worker)
         return worker

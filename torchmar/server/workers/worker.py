@@ -179,18 +179,18 @@ class Worker:
 
     async def _start_process(self) -> None:
         self._log.output(f"s_name_part0=torchmar, s_name_part1={self.id}, pid={os.getpid()}")
-        ours, theirs = socket.socketpair()
-        with theirs:
+        own_end, worker_end = socket.socketpair()
+        with worker_end:
             try:
                 self._process = await self._loader.start_worker(
-                    theirs, self._log, gpu=self.gpu, stage=self._options.stage
+                    worker_end, self._log, gpu=self.gpu, stage=self._options.stage
                 )
                 self.state = "READY"
-                ours.setblocking(False)
+                own_end.setblocking(False)
                 connection = WorkerConnection(lambda: self._on_open(connection), self._on_frame, self._on_close)
-                await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=ours)
+                await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=own_end)
             except BaseException:
-                ours.close()
+                own_end.close()
                 raise
 
     def _on_load_failed(self, failure: str) -> None:

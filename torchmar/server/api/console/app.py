@@ -116,8 +116,8 @@ class Console(MonitorPages):
             case ["archives", "check"]:
                 allow(request, "POST")
                 self._access.check(request)
-                sent = parameters.query(request).get("file", "archive.mar")
-                self._start(request, self._in_thread(request, archives.checked, request.content, sent))
+                file = parameters.query(request).get("file", "archive.mar")
+                self._start(request, self._in_thread(request, archives.checked, request.content, file))
             case _:
                 return False
         return True

@@ -63,8 +63,8 @@ def described(folder: Path, file: str, in_use: Registered) -> dict[str, Any]:
         ApiError: 404, the model store has no such archive.
     """
     path = located(folder, file)
-    found = {"findings": _findings(path), "reports": reports.listed(path)}
-    return {**_summary(path, in_use.get(file, [])), **_content(path), **found}
+    results = {"findings": _findings(path), "reports": reports.listed(path)}
+    return {**_summary(path, in_use.get(file, [])), **_content(path), **results}
 
 
 def located(folder: Path, file: str) -> Path:
@@ -89,8 +89,8 @@ def checked(body: bytes | memoryview, file: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="torchmar-check-") as folder:
         path = Path(folder, _file_name(file))
         path.write_bytes(body)
-        found = {"findings": _findings(path), "reports": reports.listed(path)}
-        return {**_summary(path, []), **_content(path), **found}
+        results = {"findings": _findings(path), "reports": reports.listed(path)}
+        return {**_summary(path, []), **_content(path), **results}
 
 
 def stored(folder: Path, body: bytes | memoryview, file: str, ignored_checks: Sequence[str]) -> str:
@@ -197,10 +197,10 @@ def _sample(number: int, sample: Sample) -> dict[str, Any]:
 
 def _findings(path: Path) -> list[dict[str, Any]]:
     try:
-        found = checks.check(path)
+        findings = checks.check(path)
     except (TorchmarError, OSError) as error:
         return [{"code": "", "severity": "error", "place": "", "cause": str(error), "remedy": ""}]
-    return [_finding(finding, path) for finding in found]
+    return [_finding(finding, path) for finding in findings]
 
 
 def _finding(finding: Finding, path: Path) -> dict[str, Any]:

@@ -197,4 +197,4 @@ def _log_entries(entries: Iterable[LogEntry]) -> Iterator[dict[str, Any]]:
 
 def events(recorded: Iterable[Event]) -> Sequence[dict[str, Any]]:
     """Return the documents of events."""
-    return [event(one) for one in recorded]
+    return [event(entry) for entry in recorded]

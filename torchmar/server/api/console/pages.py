@@ -103,11 +103,11 @@ class Pages(ABC):
         if action == "sign-out":
             self._respond(request, {"status": "Signed out"}, headers=[self._access.cookie("")])
             return
-        sent = document(request)
-        if isinstance(sent.get("code"), str):
-            session = self._sessions.open_with_code(sent["code"])
-        elif isinstance(sent.get("token"), str):
-            session = self._sessions.open_with_token(sent["token"])
+        credentials = document(request)
+        if isinstance(credentials.get("code"), str):
+            session = self._sessions.open_with_code(credentials["code"])
+        elif isinstance(credentials.get("token"), str):
+            session = self._sessions.open_with_token(credentials["token"])
         else:
             raise ApiError(400, "BadRequestException", 'The body must be {"code": ...} or {"token": ...}.')
         right = self._sessions.right(session)
@@ -139,14 +139,14 @@ class Pages(ABC):
         self, request: Request, status: int, body: bytes, content_type: str, headers: Sequence[tuple[str, str]]
     ) -> None:
         self._on_answer(status)
-        sent = [*headers, *files.SECURITY_HEADERS, files.DATA_POLICY]
+        all_headers = [*headers, *files.SECURITY_HEADERS, files.DATA_POLICY]
         if not any(name == HEADER for name, _ in headers):
-            sent.append((HEADER, next(self._ids)))
+            all_headers.append((HEADER, next(self._ids)))
         encoding = compression.accepted(request.header("accept-encoding")) if content_type == _JSON else ""
         if encoding and len(body) > 1024:
-            self._tasks.start(self._send_encoded(request, status, body, encoding, sent))
+            self._tasks.start(self._send_encoded(request, status, body, encoding, all_headers))
         else:
-            request.respond(status, body, content_type, sent)
+            request.respond(status, body, content_type, all_headers)
 
     async def _send_encoded(
         self, request: Request, status: int, body: bytes, encoding: str, headers: list[tuple[str, str]]

@@ -132,10 +132,10 @@ def _bench(values: Any) -> Table:
     for step in values["steps"]:
         load = f"{_number(step['rate'])}/s" if step["rate"] else _count(step["connections"], "connection")
         latency = step["latency_ms"] or {}
-        failed = sum(failure["count"] for failure in step["errors"])
+        failures = sum(failure["count"] for failure in step["errors"])
         state = "valid" if step["valid"] and step["stable"] else "; ".join(step["invalid_reasons"]) or "not steady"
         times = [_milliseconds(latency.get(name)) for name in ("p50", "p95", "p99")]
-        rows.append([load, f"{_number(step['throughput'])}/s", *times, _number(failed), state])
+        rows.append([load, f"{_number(step['throughput'])}/s", *times, _number(failures), state])
     target = values["target"]
     sentences = [f"{target['model']} {target['model_version']} on {target['engine'] or 'a server'}."]
     if (limit := values.get("limit")) and limit["rate"]:
@@ -190,7 +190,7 @@ def _parity(values: Any) -> Table:
     rows = []
     for outcome in values:
         different = len({mismatch["case"] for mismatch in outcome["different"]})
-        documented = len({each["case"] for mismatches in outcome["documented"].values() for each in mismatches})
+        documented = len({mismatch["case"] for mismatches in outcome["documented"].values() for mismatch in mismatches})
         counts = (outcome["cases"], outcome["equal"], documented, different)
         rows.append([outcome["name"], *map(_number, counts)])
     total = sum(len(outcome["different"]) for outcome in values)
@@ -207,15 +207,15 @@ _TABLES: dict[str, Callable[[Any], Table]] = {
 
 
 def _setting(setting: Any) -> str:
-    parts = [_count(setting[f"{what}s"], what) for what in ("worker", "thread")]
+    parts = [_count(setting[f"{noun}s"], noun) for noun in ("worker", "thread")]
     parts.append(f"batch of {setting['batch_size']}")
     parts += [f"{setting['delay_ms']} ms delay"] if setting["delay_ms"] else []
     parts += [f"{setting[stage]} for {stage}" for stage in ("preprocess", "postprocess") if setting[stage]]
     return ", ".join(parts)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(value: float) -> str:

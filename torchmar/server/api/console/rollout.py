@@ -109,8 +109,8 @@ class Rollout:
         async with self._querying:
             answer = await self._query(replace(self._template, kind="plan", deployment=deployment))
         if error := answer.get("error"):
-            whole = {"line": 0, "place": "", "message": error["message"], "hint": error["hint"]}
-            return {"problems": error["problems"] or [whole], "plan": None}
+            problem = {"line": 0, "place": "", "message": error["message"], "hint": error["hint"]}
+            return {"problems": error["problems"] or [problem], "plan": None}
         return {"problems": [], "plan": answer["result"]}
 
     def start(self, kind: Change, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,12 +282,12 @@ def _checked(kind: Change, values: Mapping[str, Any]) -> dict[str, Any]:
         ApiError: 400, a value is missing or invalid.
     """
     limits = _VALUES[kind]
-    for name, most in limits.items():
-        value = values.get(name, "" if most is None else 0)
-        number = isinstance(value, int | float) and most is not None and 0 <= value <= most
-        if not (number or (isinstance(value, str) and value and most is None)):
-            what = "a text" if most is None else f"a number from 0 to {most:g}"
-            raise ApiError(400, "BadRequestException", f"The body of {kind} needs {name}, {what}.")
+    for name, limit in limits.items():
+        value = values.get(name, "" if limit is None else 0)
+        number = isinstance(value, int | float) and limit is not None and 0 <= value <= limit
+        if not (number or (isinstance(value, str) and value and limit is None)):
+            expected = "a text" if limit is None else f"a number from 0 to {limit:g}"
+            raise ApiError(400, "BadRequestException", f"The body of {kind} needs {name}, {expected}.")
     if unknown := sorted(values.keys() - limits.keys()):
         raise ApiError(
             400, "BadRequestException", f"The body of {kind} has no {unknown[0][:100]}; it has {', '.join(limits)}."
@@ -339,6 +339,6 @@ def _judged(answer: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
     )
 
 
-def _outcome(**known: Any) -> dict[str, Any]:
+def _outcome(**fields: Any) -> dict[str, Any]:
     outcome = {"message": "", "hint": "", "undone": False, "left": [], "rest": None}
-    return {**outcome, "before": "", "samples": None, "evidence": None, **known}
+    return {**outcome, "before": "", "samples": None, "evidence": None, **fields}

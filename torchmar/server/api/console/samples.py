@@ -26,8 +26,8 @@ class SampleAnswers:
 
     def of(self, version: Version) -> list[dict[str, Any]]:
         """Return the last answer to each sample, by the samples' numbers."""
-        known = self._by_version.get(version, {})
-        return [known[number] for number in sorted(known)]
+        answers = self._by_version.get(version, {})
+        return [answers[number] for number in sorted(answers)]
 
     def put(self, version: Version, answer: dict[str, Any]) -> None:
         """Keep an answer, in place of the previous one to the same sample."""
