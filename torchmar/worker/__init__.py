@@ -256,8 +256,8 @@ def _venv(runtime: Runtime, folder: Path, on_build: Callable[[str], None]) -> Ve
 
 def request_headers(request: Request) -> dict[str, str]:
     """Return the headers for a handler: those of the request, ``explain``, the content type and ``Accept``."""
-    added = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
-    return {**request.headers, **added}
+    own_headers = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
+    return {**request.headers, **own_headers}
 
 
 def _responses(

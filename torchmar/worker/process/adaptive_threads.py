@@ -40,15 +40,15 @@ class AdaptiveThreads:
         set_threads: called with a new count before a batch.
     """
 
-    def __init__(self, wanted: int | None, set_threads: Callable[[int], object] = set_torch_threads) -> None:
-        self._wanted, self._set = wanted, set_threads
+    def __init__(self, configured: int | None, set_threads: Callable[[int], object] = set_torch_threads) -> None:
+        self._configured, self._set = configured, set_threads
         self._limit, self._current = 1, 0
         self._choices: dict[Hashable, ThreadChoice] = {}
         self._choice: ThreadChoice | None = None
 
     def limit(self, most: int) -> None:
         """Use at most ``most`` threads from now on."""
-        self._limit = max(1, min(most, self._wanted or most))
+        self._limit = max(1, min(most, self._configured or most))
         self._choices.clear()
         self._choice = None
         self._use(min(self._current or 1, self._limit))
@@ -138,8 +138,8 @@ class ThreadChoice:
         usual = median(self._times)
         if len(self._trial) < TRIAL and per_request < HOPELESS * usual:
             return
-        tried, more = median(self._trial), self.count > self._kept
-        if tried * GAIN < usual if more else tried < usual * LOSS:
+        trial_seconds, is_more = median(self._trial), self.count > self._kept
+        if trial_seconds * GAIN < usual if is_more else trial_seconds < usual * LOSS:
             self._keep(self.count)
             return
         self.count = self._kept

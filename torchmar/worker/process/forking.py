@@ -133,10 +133,10 @@ def _unknown_code(service: Any, folder: Path) -> str:
     if not kind.startswith(f"{_OURS}.") and kind.removeprefix("ts.torch_handler.") not in _STOCK:
         return f"the handler is of {kind}, which is not known"
     # Without pathlib: these are thousands of modules, which take a tenth of a second then.
-    inside = f"{folder}{os.sep}"
+    prefix = f"{folder}{os.sep}"
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] != _OURS and (file := _file(module)) and file.startswith(inside):
-            return f"it has imported {file.removeprefix(inside)}, which is not known"
+        if name.partition(".")[0] != _OURS and (file := _file(module)) and file.startswith(prefix):
+            return f"it has imported {file.removeprefix(prefix)}, which is not known"
     return ""
 
 

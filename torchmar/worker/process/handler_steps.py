@@ -115,10 +115,10 @@ class HandlerSteps:
         """Warn once about attributes that steps set, because steps in other processes do not see them."""
         before = dict(vars(self._handler))
         yield
-        changed = [name for name, value in vars(self._handler).items() if before.get(name, self) is not value]
-        if changed and steps not in self._warned:
+        attributes = [name for name, value in vars(self._handler).items() if before.get(name, self) is not value]
+        if attributes and steps not in self._warned:
             self._warned.add(steps)
-            names = ", ".join(f"self.{name}" for name in changed)
+            names = ", ".join(f"self.{name}" for name in attributes)
             log.warning("%s sets %s, and with stages %s do not see it", steps, names, later)
 
     def _warn_of_output(self) -> None:

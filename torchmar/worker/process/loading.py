@@ -89,11 +89,11 @@ def own_traceback(error: BaseException) -> str:
 
 def _from_handler(trace: TracebackType | None) -> TracebackType | None:
     """Return ``trace`` without the frames of torchmar and of the loader before the handler's first frame."""
-    ours = str(Path(__file__).parent)
+    own_folder = str(Path(__file__).parent)
     start = trace
     while start:
         file = start.tb_frame.f_code.co_filename
-        if not file.startswith((ours, "<frozen importlib")) and not file.endswith("ts/model_loader.py"):
+        if not file.startswith((own_folder, "<frozen importlib")) and not file.endswith("ts/model_loader.py"):
             break
         if file == "<frozen importlib._bootstrap>" and start.tb_next is None:
             break

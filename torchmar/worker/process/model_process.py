@@ -79,12 +79,12 @@ def _limit_memory(limit: int) -> None:
         MemoryError: the process has this much memory already, and would end without a message.
     """
     # The limit counts writable private memory, as VmData does.
-    has = sum(int(line.split()[1]) << 10 for line in _status() if line.startswith("VmData:"))
-    if has + _LEAST_MEMORY > limit:
-        needed = (has + _LEAST_MEMORY >> 20) + 1
+    size = sum(int(line.split()[1]) << 10 for line in _status() if line.startswith("VmData:"))
+    if size + _LEAST_MEMORY > limit:
+        required = (size + _LEAST_MEMORY >> 20) + 1
         raise MemoryError(
-            f"torchmar_worker_memory={limit >> 20}MiB: a worker has {has >> 20} MiB before it loads its model; "
-            f"set {needed}MiB at the least"
+            f"torchmar_worker_memory={limit >> 20}MiB: a worker has {size >> 20} MiB before it loads its model; "
+            f"set {required}MiB at the least"
         )
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 

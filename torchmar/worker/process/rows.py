@@ -75,10 +75,10 @@ def _has_rows(value: Any, count: int) -> bool:
 def map_arrays(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return a value with all its tensors and arrays changed, within mappings, tuples and lists."""
     if isinstance(value, MutableMapping):
-        changed: Any = copy.copy(value)
+        result: Any = copy.copy(value)
         for name in value:
-            changed[name] = map_arrays(value[name], change)
-        return changed
+            result[name] = map_arrays(value[name], change)
+        return result
     if isinstance(value, tuple | list):
         columns = [map_arrays(item, change) for item in value]
         return type(value)(*columns) if hasattr(value, "_fields") else type(value)(columns)

@@ -68,8 +68,8 @@ def split_handler(service: Any, stages: Sequence[str], envelope: str = "") -> St
             raise StagesError(message)
         if POSTPROCESS in stages:
             _check_parts(handler)
-        own: Stages = handler
-        return own
+        own_stages: Stages = handler
+        return own_stages
     for name in STEPS:
         try:
             inspect.signature(getattr(handler, name)).bind(None)

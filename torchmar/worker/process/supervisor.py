@@ -37,10 +37,10 @@ def supervise(lifeline: int, on_fork: Callable[[int], None] | None = None) -> No
     with contextlib.suppress(OSError):  # it is the leader of a session, and so of a group, already
         os.setpgid(0, 0)
     adopt_orphans()
-    here = os.getpid()
+    own_pid = os.getpid()
     child = os.fork()
     if not child:
-        _die_with(here)
+        _die_with(own_pid)
         return
     status = 1 << 8
     try:
@@ -99,8 +99,8 @@ class Children:
 
     def kill(self, number: int) -> None:
         """Kill the process with this id; do nothing if it has exited."""
-        for known, lifeline in self._supervisors.values():
-            if known == number:
+        for pid, lifeline in self._supervisors.values():
+            if pid == number:
                 lifeline.close()
 
     def exited(self) -> Iterator[tuple[int, int]]:
@@ -235,12 +235,12 @@ def children() -> list[int]:
     """Return the pids of this process's children, including zombies; empty if the system has no list."""
     if not _proc_is_own():
         return []
-    here = os.getpid()
+    own_pid = os.getpid()
     try:
-        with open(f"/proc/self/task/{here}/children", encoding="ascii") as stream:
+        with open(f"/proc/self/task/{own_pid}/children", encoding="ascii") as stream:
             return [int(pid) for pid in stream.read().split()]
     except OSError:  # for example, a kernel without CONFIG_PROC_CHILDREN
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == here]  # noqa: PTH208
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == own_pid]  # noqa: PTH208
 
 
 def _proc_is_own() -> bool:
@@ -268,11 +268,11 @@ def _kill(child: int) -> bool:
     return True
 
 
-def _close_all_but(kept: set[int]) -> None:
+def _close_all_but(kept_descriptors: set[int]) -> None:
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             for name in os.listdir(folder):  # noqa: PTH208
-                if name.isdigit() and int(name) not in kept:
+                if name.isdigit() and int(name) not in kept_descriptors:
                     with contextlib.suppress(OSError):
                         os.close(int(name))
             return

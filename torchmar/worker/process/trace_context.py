@@ -42,7 +42,7 @@ def parse(value: str) -> TraceParent | None:
     match = _FORM.fullmatch(value)
     if match is None:
         return None
-    version, trace_id, span_id, flags, more = match.groups()
-    if version == "ff" or (version == _VERSION and more) or not trace_id.strip("0") or not span_id.strip("0"):
+    version, trace_id, span_id, flags, extension = match.groups()
+    if version == "ff" or (version == _VERSION and extension) or not trace_id.strip("0") or not span_id.strip("0"):
         return None
     return TraceParent(trace_id, span_id, int(flags, 16))

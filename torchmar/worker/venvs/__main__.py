@@ -21,8 +21,8 @@ def main(arguments: Sequence[str]) -> dict[str, str]:
     """Build the environment, or find it; return the result."""
     content, document, place, *only_use = arguments
     try:
-        wanted = specification.read(Runtime.model_validate_json(document), Path(content))
-        venv = folder.use(Path(place) / wanted.key) if only_use else building.build(wanted, Path(place), _log)
+        spec = specification.read(Runtime.model_validate_json(document), Path(content))
+        venv = folder.use(Path(place) / spec.key) if only_use else building.build(spec, Path(place), _log)
     except TorchmarError as error:
         return {"error": error.message, "hint": error.hint}
     if venv is None:

@@ -95,7 +95,7 @@ def show_server_packages(folder: Path, packages: tuple[str, ...]) -> None:
         packages: folders with packages, in order.
     """
     (site,) = folder.glob("lib/python*/site-packages")
-    lines = [f"import site; site.addsitedir({each!r})\n" for each in packages]
+    lines = [f"import site; site.addsitedir({package!r})\n" for package in packages]
     # The last file by name, because other files of this kind add packages of the environment.
     (site / f"zz-{_SERVER_PACKAGES}").write_text("".join(lines), encoding="utf-8")
 
@@ -108,7 +108,7 @@ def _check_imports(folder: Path, specification: VenvSpec, lock: int) -> None:
     """
     venv = Venv(folder)
     try:
-        ran = subprocess.run(
+        process = subprocess.run(
             [str(venv.python), "-c", _IMPORT, *IMPORTS],
             cwd="/",
             env=venv.variables(worker_environment(os.environ)),
@@ -120,8 +120,8 @@ def _check_imports(folder: Path, specification: VenvSpec, lock: int) -> None:
         )
     except subprocess.TimeoutExpired:
         raise WorkerError(f"the environment of {specification.lock.name} takes too long to import torch") from None
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         hint = "torchmar lock adds what workers need; server_packages: true shows them the server's"
         if specification.server_packages:
             hint = "its packages and the server's do not fit together: lock torch and all others, too"

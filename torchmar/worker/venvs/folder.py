@@ -46,9 +46,9 @@ class Venv:
 
     def variables(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Return the environment variables for a process in the environment."""
-        kept = {name: value for name, value in environment.items() if name not in _UNSET}
-        path = os.pathsep.join([str(self.folder / "bin"), kept.get("PATH", os.defpath)])
-        return {**kept, "VIRTUAL_ENV": str(self.folder), "PATH": path}
+        inherited = {name: value for name, value in environment.items() if name not in _UNSET}
+        path = os.pathsep.join([str(self.folder / "bin"), inherited.get("PATH", os.defpath)])
+        return {**inherited, "VIRTUAL_ENV": str(self.folder), "PATH": path}
 
     def close(self) -> None:
         """Stop using the environment, so that it can be removed unless other processes use it."""
@@ -136,17 +136,17 @@ def is_complete(folder: Path) -> bool:
 
 def entries(place: Path) -> list[Entry]:
     """Return the environments in a folder, the most recently used one first."""
-    found = []
+    environments = []
     for folder in sorted(place.glob("*")) if place.is_dir() else ():
         if not folder.is_dir() or not folder.with_name(folder.name + _LOCK).exists():
             continue  # not an environment of torchmar
         mark = _read_mark(folder)
         python = str(mark.get("python", "")) if is_complete(folder) else ""
         with contextlib.suppress(OSError):
-            used = ((folder / _MARK) if python else folder).stat().st_mtime
+            last_use = ((folder / _MARK) if python else folder).stat().st_mtime
             packages = tuple(map(str, mark.get("packages", ())))
-            found.append(Entry(folder, python, packages, _size(folder), used, _is_held(folder)))
-    return sorted(found, key=lambda entry: -entry.used)
+            environments.append(Entry(folder, python, packages, _size(folder), last_use, _is_held(folder)))
+    return sorted(environments, key=lambda entry: -entry.used)
 
 
 def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:

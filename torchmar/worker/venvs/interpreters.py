@@ -63,10 +63,10 @@ def find(version: str) -> Interpreter:
         return _interpreter(sys.executable, sys.version_info[:3], tag, sysconfig.get_platform(), platform.libc_ver())
     path = of_pyenv(version) or _of_uv(version)
     try:
-        ran = subprocess.run(
+        process = subprocess.run(
             [path, "-I", "-c", _QUERY], capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True
         )
-        return _interpreter(os.path.realpath(path), *json.loads(ran.stdout))  # a link may get another target
+        return _interpreter(os.path.realpath(path), *json.loads(process.stdout))  # a link may get another target
     except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
         raise WorkerError(f"{path}, which uv has found as Python {version}, cannot be run: {error}") from None
 
@@ -87,18 +87,18 @@ def of_pyenv(version: str) -> str | None:
     """Return pyenv's newest interpreter with a version; uv only finds the active ones."""
     folder = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
     numbers = "".join(f"{number}." for number in parts(version))
-    found = []
+    candidates = []
     for program in folder.glob(f"{parts(version)[0]}.*/bin/python"):
         name = program.parents[1].name
         if re.fullmatch(r"\d+\.\d+\.\d+", name) and f"{name}.".startswith(numbers):
-            found.append((parts(name), str(program)))
-    return max(found)[1] if found else None
+            candidates.append((parts(name), str(program)))
+    return max(candidates)[1] if candidates else None
 
 
 def is_own(version: str) -> bool:
     """Return whether this process runs a version of Python."""
-    wanted = parts(version)
-    return sys.implementation.name == "cpython" and sys.version_info[: len(wanted)] == wanted
+    numbers = parts(version)
+    return sys.implementation.name == "cpython" and sys.version_info[: len(numbers)] == numbers
 
 
 def parts(version: str) -> tuple[int, ...]:

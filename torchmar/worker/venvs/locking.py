@@ -81,9 +81,9 @@ def lock(
         raise TorchmarError(f"{file} has no runtime", hint=hint)
     target = folder / runtime.requirements
     source = requirements
-    beside = folder / "requirements.txt"
-    if source is None and beside.is_file() and beside.resolve() != target.resolve():
-        source = beside
+    default = folder / "requirements.txt"
+    if source is None and default.is_file() and default.resolve() != target.resolve():
+        source = default
     wheels = folder / (runtime.wheels or "wheels") if wheelhouse or runtime.wheels else None
     if wheels and not runtime.wheels:
         text = yaml_editing.edit(text, {("runtime", "wheels"): wheels.name}, str(file))
@@ -158,8 +158,8 @@ def _overrides(runtime: Runtime, source: Path | None) -> list[str]:
     lines = list(runtime.requires)
     if source:
         lines += [line.requirement for line in requirement_files.lines(requirement_files.decode(source.read_bytes()))]
-    named = {canonicalize_name(match[0]) for line in lines if (match := re.match(r"[\w.-]+", line))}
-    return [f"{name} ; {_NEVER}" for name in _SERVER if name not in named]
+    names = {canonicalize_name(match[0]) for line in lines if (match := re.match(r"[\w.-]+", line))}
+    return [f"{name} ; {_NEVER}" for name in _SERVER if name not in names]
 
 
 def _download(runtime: Runtime, compiled: Path, target: Path, log: Callable[[str], None]) -> None:
@@ -191,13 +191,13 @@ def _replace_wheels(downloaded: Path, wheels: Path) -> None:
     """Move the wheels into their folder, and remove other wheels from it."""
     try:
         wheels.mkdir(parents=True, exist_ok=True)
-        kept = {file.name for file in downloaded.glob("*.whl")}
+        names = {file.name for file in downloaded.glob("*.whl")}
         for file in downloaded.glob("*.whl"):
             part = atomic.temporary_path(wheels / file.name)
             shutil.copyfile(file, part)
             os.replace(part, wheels / file.name)
         for file in wheels.glob("*.whl"):
-            if file.name not in kept and _is_wheel(file.name):
+            if file.name not in names and _is_wheel(file.name):
                 file.unlink()
     except OSError as error:
         raise TorchmarError(f"{wheels} cannot be written: {error.strerror}") from None

@@ -64,10 +64,10 @@ def read(runtime: Runtime, folder: Path) -> VenvSpec:
         place, cause, remedy = problems[0]
         raise ArchiveError(f"{place}: {cause}", hint=remedy)
     if runtime.server_packages and not interpreters.is_own(runtime.python):
-        own = ".".join(map(str, sys.version_info[:2]))
+        own_version = ".".join(map(str, sys.version_info[:2]))
         raise WorkerError(
-            f"Python {runtime.python} cannot use the server's packages, which are those of Python {own}",
-            hint=f'give the runtime python: "{own}", or lock all packages, without server_packages',
+            f"Python {runtime.python} cannot use the server's packages, which are those of Python {own_version}",
+            hint=f'give the runtime python: "{own_version}", or lock all packages, without server_packages',
         )
     interpreter = interpreters.find(runtime.python)
     packages = server_packages() if runtime.server_packages else ()
@@ -83,9 +83,9 @@ def read(runtime: Runtime, folder: Path) -> VenvSpec:
 
 def extract(archive: Archive, runtime: Runtime, folder: Path, *, wheels: bool = True) -> None:
     """Write the lock file and, with ``wheels``, the wheels of an archive to a folder, without the other members."""
-    inside = f"{runtime.wheels}/" if runtime.wheels and wheels else None
+    prefix = f"{runtime.wheels}/" if runtime.wheels and wheels else None
     for member in archive.members:
-        if member.name == runtime.requirements or (inside and member.name.startswith(inside)):
+        if member.name == runtime.requirements or (prefix and member.name.startswith(prefix)):
             file = folder / member.name
             file.parent.mkdir(parents=True, exist_ok=True)
             with archive.stream(member.name) as content, file.open("xb") as copy:

@@ -121,8 +121,8 @@ def _start(
 
 def _message(lines: Sequence[str], code: int) -> str:
     """Return the end of uv's output for an error, without uv's own marks."""
-    shown = [line for line in lines if line.strip()]
-    if not shown:
+    nonempty = [line for line in lines if line.strip()]
+    if not nonempty:
         return f"uv ended with exit code {code}"
-    first = next((index for index, line in enumerate(shown) if line.startswith(("error:", "  × ", "× "))), 0)
-    return "\n".join(shown[first:]).strip().removeprefix("error: ").removeprefix("× ")
+    first = next((index for index, line in enumerate(nonempty) if line.startswith(("error:", "  × ", "× "))), 0)
+    return "\n".join(nonempty[first:]).strip().removeprefix("error: ").removeprefix("× ")
