@@ -72,19 +72,19 @@ def build(
 
     # The record of a file is taken before it is read, so that a change in between is noticed.
     before = build_cache.stats([file]) if file.exists() else {}
-    read, folder = recipe.read(file)
-    if isinstance(read.labels, str):
-        before |= build_cache.stats([folder / read.labels])
-    if read.weights:
-        source = folder / read.weights
+    content, folder = recipe.read(file)
+    if isinstance(content.labels, str):
+        before |= build_cache.stats([folder / content.labels])
+    if content.weights:
+        source = folder / content.weights
         before |= build_cache.stats([source, *(source.rglob("*") if source.is_dir() else ())])
-    converted = converting.convert(read, folder)
-    members = collect_members(read, folder, converted)
+    converted = converting.convert(content, folder)
+    members = collect_members(content, folder, converted)
     sources = {path: source for path, source in members.items() if not converted or source not in converted.files}
-    before = build_cache.stats(_inputs(read, folder, sources)) | before
+    before = build_cache.stats(_inputs(content, folder, sources)) | before
     notes = inspect(members) if inspect else None
     total = sum(copying.size_of(source) for source in members.values())
-    name = f"{read.name}-{read.version}"
+    name = f"{content.name}-{content.version}"
     progress = begin(name, total)
     if form == "folder":
         packed = packing.pack_folder(members, store / name, progress)
@@ -105,12 +105,12 @@ def build(
 
 def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> BuiltArchive | None:
     """Return the archive of a recipe if a build would not change it; None if it must be built."""
-    known = build_cache.load(_file(recipe_path), store, form)
-    if not known:
+    cached = build_cache.load(_file(recipe_path), store, form)
+    if not cached:
         return None
-    notes = known.get("notes")
-    read = None if notes is None else tuple(Note(*note) for note in notes)
-    return BuiltArchive(**{**known, "path": Path(known["path"]), "unchanged": True, "notes": read})
+    notes = cached.get("notes")
+    loaded_notes = None if notes is None else tuple(Note(*note) for note in notes)
+    return BuiltArchive(**{**cached, "path": Path(cached["path"]), "unchanged": True, "notes": loaded_notes})
 
 
 def recipes_here() -> list[Path]:

@@ -52,8 +52,8 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
         add(members, LABELS_FILE, _labels(recipe.labels, folder))
     config_file = _add_config(members, recipe, folder)
     for path, name in recipe.files.items():
-        for inside, file in files_below(folder / name):
-            add(members, str(PurePosixPath(path, inside)), file)
+        for relative, file in files_below(folder / name):
+            add(members, str(PurePosixPath(path, relative)), file)
     _add_samples(members, recipe, folder)
     if recipe.runtime:
         _add_runtime(members, recipe.runtime, folder)
@@ -90,9 +90,9 @@ def _add_handler(members: dict[str, MemberContent], recipe: Recipe, folder: Path
 def _add_weights(members: dict[str, MemberContent], weights: Path) -> None:
     add(members, weights.name, weights)
     # OpenVINO reads the tensors of model.xml from model.bin, although the file does not contain this name.
-    beside = weights.with_suffix(".bin")
-    if weights.suffix == ".xml" and beside.is_file():
-        add(members, beside.name, beside)
+    tensor_file = weights.with_suffix(".bin")
+    if weights.suffix == ".xml" and tensor_file.is_file():
+        add(members, tensor_file.name, tensor_file)
 
 
 def _add_config(members: dict[str, MemberContent], recipe: Recipe, folder: Path) -> str:
@@ -134,8 +134,8 @@ def _add_runtime(members: dict[str, MemberContent], runtime: Runtime, folder: Pa
     """Add the description of the archive's environment, and its wheels."""
     document = runtime.document()
     add(members, runtimes.FILE, _json(document))
-    for inside, file in files_below(folder / runtime.wheels) if runtime.wheels else ():
-        add(members, str(PurePosixPath(document["wheels"], inside)), file)
+    for relative, file in files_below(folder / runtime.wheels) if runtime.wheels else ():
+        add(members, str(PurePosixPath(document["wheels"], relative)), file)
 
 
 def _same(first: MemberContent, second: MemberContent) -> bool:
@@ -154,7 +154,7 @@ def carries(handler: str, members: Mapping[str, MemberContent]) -> bool:
 
 def carried() -> dict[str, MemberContent]:
     """Return the members for the package of torchmar's handlers."""
-    return {f"{CARRIED_PACKAGE}/{inside}": file for inside, file in files_below(carried_folder())}
+    return {f"{CARRIED_PACKAGE}/{relative}": file for relative, file in files_below(carried_folder())}
 
 
 def files_below(path: Path) -> Iterator[tuple[str, Path]]:
@@ -163,23 +163,23 @@ def files_below(path: Path) -> Iterator[tuple[str, Path]]:
         yield "", path
         return
     for file in sorted(path.rglob("*")):
-        inside = file.relative_to(path)
-        if file.is_file() and not any(part in _LEFT_OUT for part in inside.parts):
-            yield inside.as_posix(), file
+        relative = file.relative_to(path)
+        if file.is_file() and not any(part in _LEFT_OUT for part in relative.parts):
+            yield relative.as_posix(), file
 
 
 def _labels(labels: str | list[str] | dict[str, str], folder: Path) -> MemberContent:
     if isinstance(labels, str):
         file = folder / labels
         try:
-            found: Any = json.loads(file.read_bytes())
+            parsed: Any = json.loads(file.read_bytes())
         except ValueError as error:
             raise ArchiveError(f"{file}: labels are not JSON: {error}") from None
-        if isinstance(found, dict):
+        if isinstance(parsed, dict):
             return file
-        if not isinstance(found, list):
+        if not isinstance(parsed, list):
             raise ArchiveError(f"{file}: labels are a list of names or a mapping from class index to name")
-        labels = [str(name) for name in found]
+        labels = [str(name) for name in parsed]
     names = dict(enumerate(labels)) if isinstance(labels, list) else labels
     return _json({str(index): name for index, name in names.items()})
 

@@ -93,8 +93,8 @@ def copy(source: MemberContent, size: int, target: int, offset: int, progress: P
         else:
             copied = _hashing(stream, size, target, offset, progress)
         after = os.fstat(stream.fileno())
-    whole = isinstance(source, ArchiveSlice) or before.st_size == size
-    if not whole or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    complete = isinstance(source, ArchiveSlice) or before.st_size == size
+    if not complete or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ArchiveError(f"{file} was changed while it was packed", hint="build again when it is complete")
     return copied
 
@@ -108,18 +108,18 @@ def _at_once(stream: FileIO, size: int, target: int, offset: int, progress: Prog
 
 def _transfer(stream: FileIO, size: int, target: int, offset: int, progress: Progress) -> None:
     """Copy without reading the content."""
-    start, done = stream.tell(), 0
-    while done < size:
-        wanted = min(_STEP, size - done)
-        count = _by_kernel(stream.fileno(), start + done, wanted, target, offset + done)
+    start, copied = stream.tell(), 0
+    while copied < size:
+        length = min(_STEP, size - copied)
+        count = _by_kernel(stream.fileno(), start + copied, length, target, offset + copied)
         if count is None:
-            stream.seek(start + done)
-            data = stream.read(min(CHUNK, wanted)) or b""
-            _write(target, data, offset + done)
+            stream.seek(start + copied)
+            data = stream.read(min(CHUNK, length)) or b""
+            _write(target, data, offset + copied)
             count = len(data)
         if not count:
             break  # the file has become shorter, which the caller notices
-        done += count
+        copied += count
         progress(count)
 
 
@@ -135,8 +135,8 @@ def _hashing(stream: FileIO, size: int, target: int, offset: int, progress: Prog
     buffers = [bytearray(CHUNK) for _ in range(_BUFFERS)]
     pending: list[Future[None] | None] = [None for _ in buffers]
     with ThreadPoolExecutor(1) as hashing:
-        done, turn = 0, 0
-        while done < size:
+        copied, turn = 0, 0
+        while copied < size:
             if waiting := pending[turn]:
                 waiting.result()
             count = stream.readinto(buffers[turn])
@@ -145,8 +145,8 @@ def _hashing(stream: FileIO, size: int, target: int, offset: int, progress: Prog
             chunk = memoryview(buffers[turn])[:count]
             pending[turn] = hashing.submit(take, chunk)
             if not shared:
-                _write(target, chunk, offset + done)
-            done, turn = done + count, (turn + 1) % _BUFFERS
+                _write(target, chunk, offset + copied)
+            copied, turn = copied + count, (turn + 1) % _BUFFERS
             progress(count)
         for last in pending:
             if last:
@@ -159,12 +159,12 @@ def _share(source: int, size: int, target: int, offset: int) -> bool:
     if sys.platform != "linux" or offset % _BLOCK:
         return False
     # Only whole blocks can be shared: the rest, shorter than a block, is copied.
-    whole = size - size % _BLOCK
+    length = size - size % _BLOCK
     try:
-        fcntl.ioctl(target, _FICLONERANGE, struct.pack("qQQQ", source, 0, whole, offset))
+        fcntl.ioctl(target, _FICLONERANGE, struct.pack("qQQQ", source, 0, length, offset))
     except OSError:
         return False
-    _write(target, os.pread(source, size - whole, whole), offset + whole)
+    _write(target, os.pread(source, size - length, length), offset + length)
     return True
 
 

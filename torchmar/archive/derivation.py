@@ -75,23 +75,23 @@ def derive(
         if config_file or config:
             changes["config_file"] = model.config_file or CONFIG_FILE
             base = _read(config_file) if config_file else source.config_text.encode()
-            where = str(config_file or archive)
-            members[changes["config_file"]] = _merged(base, config, where) if config else base
+            file_name = str(config_file or archive)
+            members[changes["config_file"]] = _merged(base, config, file_name) if config else base
         if handler:
             members.pop(f"{model.handler.partition(':')[0].removesuffix('.py')}.py", None)
-            added = _handler(str(handler))
-            changes["handler"] = next(iter(added), str(handler))
-            members |= added
-            if collecting.carries(str(handler), added):
-                own = f"{handler_names.CARRIED_PACKAGE}/"
-                members = {path: kept for path, kept in members.items() if not path.startswith(own)}
+            handler_files = _handler(str(handler))
+            changes["handler"] = next(iter(handler_files), str(handler))
+            members |= handler_files
+            if collecting.carries(str(handler), handler_files):
+                package = f"{handler_names.CARRIED_PACKAGE}/"
+                members = {path: content for path, content in members.items() if not path.startswith(package)}
                 members |= collecting.carried()
         for path, folder in (folders or {}).items():
-            members = {name: kept for name, kept in members.items() if not name.startswith(f"{path}/")}
-            members |= {f"{path}/{inside}": file for inside, file in collecting.files_below(folder)}
-        changed = source.manifest.model_copy(update={"model": model.model_copy(update=changes)})
-        members[manifest.PATH] = changed.to_json()
-        name = f"{changed.name}-{version}"
+            members = {name: content for name, content in members.items() if not name.startswith(f"{path}/")}
+            members |= {f"{path}/{relative}": file for relative, file in collecting.files_below(folder)}
+        changed_manifest = source.manifest.model_copy(update={"model": model.model_copy(update=changes)})
+        members[manifest.PATH] = changed_manifest.to_json()
+        name = f"{changed_manifest.name}-{version}"
         destination = store / f"{name}.mar"
         if destination.resolve() == archive.resolve():
             raise ArchiveError(f"{destination} is the archive to derive from", hint="write to another --store")
@@ -113,13 +113,13 @@ def _version(version: str) -> str:
     return version
 
 
-def _merged(base: bytes, changes: Mapping[str, Any], where: str) -> bytes:
+def _merged(base: bytes, changes: Mapping[str, Any], file_name: str) -> bytes:
     try:
         config = yaml.safe_load(base) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ArchiveError(f"{where}: the configuration is not YAML: {error}") from None
+        raise ArchiveError(f"{file_name}: the configuration is not YAML: {error}") from None
     if not isinstance(config, dict):
-        raise ArchiveError(f"{where}: the configuration is no mapping")
+        raise ArchiveError(f"{file_name}: the configuration is no mapping")
     merged = {key: value for key, value in {**config, **changes}.items() if value is not None}
     # Only the new keys are checked; the rest of the source's configuration is not changed.
     pair = ("minWorkers", "maxWorkers")

@@ -57,8 +57,8 @@ class FolderForm:
                 file = Path(folder, name)
                 if not (status := _status(file)):
                     continue
-                inside = file.relative_to(path).as_posix()
-                self.entries.append(Entry(inside, status.st_size, kind_of_mode(status.st_mode)))
+                relative = file.relative_to(path).as_posix()
+                self.entries.append(Entry(relative, status.st_size, kind_of_mode(status.st_mode)))
                 if len(self.entries) > MAX_MEMBERS:
                     return  # no archive has as many: links form a cycle
 

@@ -68,8 +68,8 @@ def _recipe(source: Archive, folder: Path) -> dict[str, Any]:
     model = source.manifest.model
     module, _, function = model.handler.partition(":")
     stem = module.removesuffix(".py")
-    own = f"{stem}.py:{function}" if function else f"{stem}.py"
-    handler = own if f"{stem}.py" in source else model.handler
+    own_handler = f"{stem}.py:{function}" if function else f"{stem}.py"
+    handler = own_handler if f"{stem}.py" in source else model.handler
     document: dict[str, Any] = {"name": source.manifest.name, "version": source.manifest.version}
     document |= {"description": model.description, "handler": handler}
     document |= {"weights": model.serialized_file, "model_file": model.model_file}
@@ -78,20 +78,20 @@ def _recipe(source: Archive, folder: Path) -> dict[str, Any]:
     document |= {"labels": LABELS_FILE if _labels(source) else None, "requirements": requirements}
     document |= {"config": model.config_file}
     samples = [sample.document() for sample in source.samples]
-    named = {manifest.PATH, digests.PATH, SAMPLES_FILE, *filter(None, document.values())}
+    listed_members = {manifest.PATH, digests.PATH, SAMPLES_FILE, *filter(None, document.values())}
     if declared:
         document["runtime"] = declared.document()
         wheels = f"{declared.wheels}/" if declared.wheels else None
-        named |= {runtime.FILE, declared.requirements}
-        named |= {member.name for member in source.members if wheels and member.name.startswith(wheels)}
-    named |= {f"{stem}.py", *(sample.get("input") for sample in samples)}
-    named |= _same_handlers(source, folder)
-    document["files"] = {member.name: member.name for member in source.members if member.name not in named}
+        listed_members |= {runtime.FILE, declared.requirements}
+        listed_members |= {member.name for member in source.members if wheels and member.name.startswith(wheels)}
+    listed_members |= {f"{stem}.py", *(sample.get("input") for sample in samples)}
+    listed_members |= _same_handlers(source, folder)
+    document["files"] = {member.name: member.name for member in source.members if member.name not in listed_members}
     document["samples"] = samples
     for name in [member.name for member in source.members]:
         if name == recipe.FILE_NAME:
             raise ArchiveError(f"{source.path} has a file called {name} of its own; a recipe has that name")
-        if name.startswith("MAR-INF/") and name not in named:
+        if name.startswith("MAR-INF/") and name not in listed_members:
             raise ArchiveError(f"{source.path} has {name}, which no recipe can name")
     return {key: value for key, value in document.items() if value}
 
@@ -106,18 +106,18 @@ def _labels(source: Archive) -> bool:
 
 def _same_handlers(source: Archive, folder: Path) -> set[str]:
     """Return the members that a build adds by itself, if they are the same; remove their files."""
-    ours = {path: file.read_bytes() for path, file in collecting.carried().items() if isinstance(file, Path)}
+    current_files = {path: file.read_bytes() for path, file in collecting.carried().items() if isinstance(file, Path)}
     prefix = f"{handler_names.CARRIED_PACKAGE}/"
     carried = {member.name for member in source.members if member.name.startswith(prefix)}
-    if carried != set(ours) or any(source.read(path) != ours[path] for path in ours):
+    if carried != set(current_files) or any(source.read(path) != current_files[path] for path in current_files):
         return set()
     shutil.rmtree(folder / handler_names.CARRIED_PACKAGE)
-    return set(ours)
+    return set(current_files)
 
 
-def _lost(written: manifest.Manifest) -> list[str]:
-    extra = {**(written.model_extra or {}), **(written.model.model_extra or {})}
+def _lost(original: manifest.Manifest) -> list[str]:
+    extra = {**(original.model_extra or {}), **(original.model.model_extra or {})}
     lost = [f"{key}: {value}" for key, value in extra.items()]
-    lost += [f"runtime: {written.runtime}"] if written.runtime not in ("python", "python3") else []
-    lost += [f"{key}: {value}" for key in ("envelope", "extensions") if (value := getattr(written.model, key))]
+    lost += [f"runtime: {original.runtime}"] if original.runtime not in ("python", "python3") else []
+    lost += [f"{key}: {value}" for key in ("envelope", "extensions") if (value := getattr(original.model, key))]
     return lost

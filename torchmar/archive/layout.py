@@ -83,27 +83,27 @@ def flaws(entries: Iterable[Entry]) -> Iterator[Flaw]:
     folders: set[str] = set()
     for number, entry in enumerate(entries):
         name = entry.name
-        shown = repr(name if len(name) <= 80 else f"{name[:77]}...")
+        quoted = repr(name if len(name) <= 80 else f"{name[:77]}...")
         if number >= MAX_MEMBERS:
             yield Flaw(Kind.BOMB, "", f"there are more than {MAX_MEMBERS} members")
             return
-        if why := _outside(name):
-            yield Flaw(Kind.OUTSIDE, name, f"the member {shown} {why}")
+        if problem := _outside(name):
+            yield Flaw(Kind.OUTSIDE, name, f"the member {quoted} {problem}")
             continue
         if entry.kind in ("link", "special"):
-            what = "a symbolic or hard link" if entry.kind == "link" else "a device, a pipe or a socket"
-            yield Flaw(Kind.SPECIAL, name, f"the member {shown} is {what}")
+            kind = "a symbolic or hard link" if entry.kind == "link" else "a device, a pipe or a socket"
+            yield Flaw(Kind.SPECIAL, name, f"the member {quoted} is {kind}")
             continue
         if entry.kind == "folder":
             folders.add(name.rstrip("/"))
             continue
         if name in names:
-            yield Flaw(Kind.TWICE, name, f"the member {shown} is there twice")
+            yield Flaw(Kind.TWICE, name, f"the member {quoted} is there twice")
             continue
         if (other := folded.get(name.casefold())) is not None:
-            yield Flaw(Kind.CASE, name, f"the members {other!r} and {shown} differ only in case")
+            yield Flaw(Kind.CASE, name, f"the members {other!r} and {quoted} differ only in case")
         if entry.packed is not None and entry.size > most_content(entry.packed):
-            yield Flaw(Kind.BOMB, name, f"the member {shown} would grow from {entry.packed} to {entry.size} bytes")
+            yield Flaw(Kind.BOMB, name, f"the member {quoted} would grow from {entry.packed} to {entry.size} bytes")
         names[name] = entry
         folded[name.casefold()] = name
     for folder in {PurePosixPath(name).parent for name in names}:

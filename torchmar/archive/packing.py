@@ -44,11 +44,11 @@ def pack(
         ArchiveError: a file cannot be read or the archive cannot be written;
             an existing archive is then not changed.
     """
-    when = _date_time()
+    date_time = _date_time()
     sums: dict[str, str] = {}
     with _archive_errors(destination), _replacing(destination) as stream:
         descriptor = stream.fileno()
-        writer = ZipWriter(descriptor, when)
+        writer = ZipWriter(descriptor, date_time)
 
         def write(name: str, source: MemberContent) -> None:
             size = copying.size_of(source)
@@ -154,8 +154,8 @@ def _archive_errors(destination: Path) -> Iterator[None]:
             raise ArchiveError(f"{destination}: the disk is full", hint=f"free some of {destination.parent}") from None
         if error.errno == errno.EFBIG:
             raise ArchiveError(f"{destination}: the file system takes no file as large as this") from None
-        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        raise ArchiveError(f"{destination} cannot be written: {what}") from None
+        cause = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        raise ArchiveError(f"{destination} cannot be written: {cause}") from None
 
 
 @contextlib.contextmanager

@@ -76,9 +76,9 @@ class Archive:
             self.close()
             more = f" (and {len(serious) - 1} more)" if len(serious) > 1 else ""
             raise ArchiveError(f"{path}: {serious[0].what}{more}", hint=f"torchmar check {path} lists all")
-        bad = {flaw.member for flaw in self.flaws if flaw.kind is not layout.Kind.CASE}
+        flawed = {flaw.member for flaw in self.flaws if flaw.kind is not layout.Kind.CASE}
         self._entries = {
-            entry.name: entry for entry in self._form.entries if entry.kind == "file" and entry.name not in bad
+            entry.name: entry for entry in self._form.entries if entry.kind == "file" and entry.name not in flawed
         }
         if self.form == "folder":
             self._leave_out_bytecode()

@@ -118,38 +118,38 @@ class TarForm:
             raise
 
     def _unpack(self, path: Path) -> None:
-        read: list[tuple[str, tarfile.TarInfo, Path]] = []
+        extracted: list[tuple[str, tarfile.TarInfo, Path]] = []
         limit = min(most_content(path.stat().st_size), shutil.disk_usage(self._folder).free)
         total = 0
         for number, (archive, info) in enumerate(members(path)):
             total += info.size + _BLOCK
             if total > limit or number >= MAX_MEMBERS:
-                what = f"it would grow to more than {limit} bytes"
+                cause = f"it would grow to more than {limit} bytes"
                 if number >= MAX_MEMBERS:
-                    what = f"it has more than {MAX_MEMBERS} members"
-                self.flaws.append(Flaw(Kind.BOMB, info.name, what))
+                    cause = f"it has more than {MAX_MEMBERS} members"
+                self.flaws.append(Flaw(Kind.BOMB, info.name, cause))
                 break
             file = self._folder / str(number)  # the name from the archive is not used on the disk
             if info.isfile() and (content := archive.extractfile(info)):
                 with file.open("wb") as stream:
                     shutil.copyfileobj(content, stream, _CHUNK)
-            read.append((info.name, info, file))
-        names = {name: _without_outermost(name) for name, _, _ in read}
+            extracted.append((info.name, info, file))
+        names = {name: _without_outermost(name) for name, _, _ in extracted}
         if "MAR-INF/MANIFEST.json" not in names.values():
             # TorchServe would find no manifest; but the content can be listed.
             self.name = "tar.gz without one folder around it"
-            read = [(name.removeprefix("./"), info, file) for name, info, file in read]
-            top = _outermost(name for name, _, _ in read)
-            names = {name: name.removeprefix(top) for name, _, _ in read if name not in (".", top.rstrip("/"))}
-        for name, info, file in read:
+            extracted = [(name.removeprefix("./"), info, file) for name, info, file in extracted]
+            top = _outermost(name for name, _, _ in extracted)
+            names = {name: name.removeprefix(top) for name, _, _ in extracted if name not in (".", top.rstrip("/"))}
+        for name, info, file in extracted:
             if not names.get(name) or (info.isdir() and "/" not in name):
                 continue
             kind: EntryKind = "file" if info.isfile() else "folder" if info.isdir() else "special"
             if info.issym() or info.islnk():
                 kind = "link"
-            inside = plain_name(names[name])
-            self.entries.append(Entry(inside, info.size, kind))
-            self._files.setdefault(inside, file)
+            member = plain_name(names[name])
+            self.entries.append(Entry(member, info.size, kind))
+            self._files.setdefault(member, file)
 
     def open(self, entry: Entry) -> IO[bytes]:
         """Open a member."""

@@ -57,8 +57,8 @@ class ZipForm:
                 ) from None
             stream.seek(0)
             if stream.read(4) not in (_LOCAL_HEADER, _END):
-                what = "the file does not begin with a member, where TorchServe's frontend begins to read"
-                self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, "", what))
+                cause = "the file does not begin with a member, where TorchServe's frontend begins to read"
+                self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, "", cause))
             infos = self._zip.infolist()
             if len(infos) > MAX_MEMBERS:  # reading the members would take longer than sending them
                 self.flaws.append(Flaw(Kind.BOMB, "", f"it has more than {MAX_MEMBERS} members"))
@@ -67,8 +67,8 @@ class ZipForm:
                 (self._read(stream, info) for info in infos), key=lambda extent: (extent.start, extent.end)
             )
             if len(infos) not in (count, count + (len(infos) & ~0xFFFF)):  # without Zip64, counts are modulo 65,536
-                what = f"the directory has {len(infos)} members, and the end of the file declares {count}"
-                self.flaws.append(Flaw(Kind.INCONSISTENT, "", what))
+                cause = f"the directory has {len(infos)} members, and the end of the file declares {count}"
+                self.flaws.append(Flaw(Kind.INCONSISTENT, "", cause))
             self._compare_extents(stream, extents)
         self._infos = {plain_name(info.orig_filename): info for info in infos}
 
@@ -126,8 +126,8 @@ class ZipForm:
         if method != info.compress_type or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             self._inconsistent(name, "is compressed in a way that TorchServe does not read")
         if flags & 8 and method == zipfile.ZIP_STORED:
-            what = f"the member {name!r} is stored, and its size stands behind it, which Java does not read"
-            self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, name, what))
+            cause = f"the member {name!r} is stored, and its size stands behind it, which Java does not read"
+            self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, name, cause))
         return start, start + info.compress_size
 
     def _compare_extents(self, stream: IO[bytes], extents: list[_Extent]) -> None:
@@ -145,8 +145,8 @@ class ZipForm:
             if extent.end > before.end:
                 before = extent
 
-    def _inconsistent(self, name: str, what: str) -> None:
-        self.flaws.append(Flaw(Kind.INCONSISTENT, name, f"the member {name!r} {what}"))
+    def _inconsistent(self, name: str, cause: str) -> None:
+        self.flaws.append(Flaw(Kind.INCONSISTENT, name, f"the member {name!r} {cause}"))
 
 
 def _local_names(stream: IO[bytes], start: int, end: int) -> Iterator[str]:

@@ -128,7 +128,7 @@ class Composed:
 
 def _recipe(path: Path, gpus: int | None) -> list[Finding]:
     try:
-        read, folder = recipe.read(path)
+        parsed, folder = recipe.read(path)
     except RecipeError as error:
         return [
             Finding(
@@ -140,7 +140,7 @@ def _recipe(path: Path, gpus: int | None) -> list[Finding]:
             for problem in error.problems
         ]
     try:
-        members = collect_members(read, folder)
+        members = collect_members(parsed, folder)
     except ArchiveError as error:
         return [Finding(Code.MAR207, str(path), error.message, error.hint)]
     return check_content(Composed(members), gpus)

@@ -34,7 +34,7 @@ KERAS = ("a Keras model", _CONVERTED)
 
 def by_content(head: bytes) -> tuple[str, str] | None:
     """Return the kind of a file by its first bytes, and the remedy; None: it is of no other framework."""
-    return next(((what, remedy) for at, mark, what, remedy in _SIGNATURES if head[at:].startswith(mark)), None)
+    return next(((kind, remedy) for at, mark, kind, remedy in _SIGNATURES if head[at:].startswith(mark)), None)
 
 
 def by_name(name: str) -> tuple[str, str] | None:

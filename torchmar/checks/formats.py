@@ -150,8 +150,8 @@ def identify(stream: IO[bytes], name: str) -> Weights:
         return Weights(Format.PICKLE)
     if weights := _onnx(stream, size, name):
         return weights
-    named = foreign.by_name(name) or ("", "")
-    return Weights(Format.OTHER, named[0], remedy=named[1])
+    foreign_kind = foreign.by_name(name) or ("", "")
+    return Weights(Format.OTHER, foreign_kind[0], remedy=foreign_kind[1])
 
 
 def _zip(stream: IO[bytes]) -> Weights:
@@ -223,16 +223,16 @@ def _exported(archive: zipfile.ZipFile, program: zipfile.ZipInfo | None, too_new
 
 def _safetensors(stream: IO[bytes], size: int) -> Weights | None:
     """Read the header of a safetensors file; None: the file is of another format."""
-    whole = Weights(Format.SAFETENSORS)
+    weights = Weights(Format.SAFETENSORS)
     start = stream.read(9)
     stream.seek(0)
     length = int.from_bytes(start[:8], "little")
     if start[8:] != b"{" or length > _MAX_HEADER:
         return None
     if 8 + length > size:
-        return replace(whole, damage=f"its header has {length} bytes, and the file {size}")
+        return replace(weights, damage=f"its header has {length} bytes, and the file {size}")
     if length > _MAX_PARSED:
-        return whole
+        return weights
     stream.seek(8)
     text = stream.read(length)
     stream.seek(0)
@@ -245,13 +245,13 @@ def _safetensors(stream: IO[bytes], size: int) -> Weights | None:
         ]
         tensors = len(header) - ("__metadata__" in header)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
-        return replace(whole, damage="its header is not that of safetensors")
+        return replace(weights, damage="its header is not that of safetensors")
     if len(ends) != tensors:
-        return replace(whole, damage="a tensor in it ends before it starts")
+        return replace(weights, damage="a tensor in it ends before it starts")
     expected = 8 + length + max(ends, default=0)
     if expected != size:
-        return replace(whole, damage=f"its tensors end at byte {expected}, and the file at {size}")
-    return whole
+        return replace(weights, damage=f"its tensors end at byte {expected}, and the file at {size}")
+    return weights
 
 
 class _Protobuf:
@@ -267,19 +267,19 @@ class _Protobuf:
             self._left -= 1
             self._stream.seek(start)
             head = self._stream.read(min(20, end - start))
-            tag, used = _varint(head, 0)
+            tag, consumed = _varint(head, 0)
             length = 0
             if tag & 7 == 0:
-                _, used = _varint(head, used)
+                _, consumed = _varint(head, consumed)
             elif tag & 7 == 2:
-                length, used = _varint(head, used)
+                length, consumed = _varint(head, consumed)
             elif tag & 7 in (1, 5):
-                used += 8 if tag & 7 == 1 else 4
+                consumed += 8 if tag & 7 == 1 else 4
             else:
                 raise ValueError("it has a field of no known type")
             if tag < 8:
                 raise ValueError("it has a field without a number")
-            start += used
+            start += consumed
             yield tag >> 3, start, start + length
             start += length
 
@@ -319,23 +319,23 @@ def _onnx(stream: IO[bytes], size: int, name: str) -> Weights | None:
     graph 7, and nothing beyond 25. It begins with ir_version in every file that an exporter wrote.
     """
     message = _Protobuf(stream)
-    seen: dict[int, str] = {}
+    fields: dict[int, str] = {}
     external: list[str] = []
     damage = ""
     try:
         for number, start, end in message.fields(0, size):
-            if number > 25 or not (seen or number == 1):
+            if number > 25 or not (fields or number == 1):
                 return None
-            seen[number] = message.text(start, end) if number in (2, 3) else ""
+            fields[number] = message.text(start, end) if number in (2, 3) else ""
             if end > size:
                 damage = f"a part of it ends at byte {end}, and the file at {size}"
             elif number == 7:
                 external += _external(message, start, end)
     except ValueError as error:
         damage = str(error)
-    if not seen or (7 not in seen and not name.endswith(".onnx")):
+    if not fields or (7 not in fields and not name.endswith(".onnx")):
         return None
-    version = seen.get(3) if seen.get(2) == "pytorch" else None
+    version = fields.get(3) if fields.get(2) == "pytorch" else None
     return Weights(Format.ONNX, torch_version=version, damage=damage, external=tuple(dict.fromkeys(external)))
 
 

@@ -62,9 +62,9 @@ def check(
     return list(dict.fromkeys([*filter(None, [shadow, *others]), *findings]))
 
 
-def _of_vllm(place: str, what: str) -> Finding:
+def _of_vllm(place: str, subject: str) -> Finding:
     # The cause contains the command, because the response to a registration must contain it, too.
-    cause = f"{what}, which runs with vLLM 0.6 only; torchmar export vllm has the command for a vLLM of today"
+    cause = f"{subject}, which runs with vLLM 0.6 only; torchmar export vllm has the command for a vLLM of today"
     remedy = "serve the model with vLLM itself"
     return Finding(Code.MAR311, place, cause, remedy)
 
@@ -133,12 +133,12 @@ def _function(modules: Modules, module: Module, name: str, asynchronous: bool) -
         yield Finding(Code.MAR302, owner.place(node), cause, remedy)
 
 
-def _no_function(module: Module, wanted: str, names: set[str], classes: list[str]) -> Finding:
-    cause = f"does not define {wanted}"
+def _no_function(module: Module, function: str, names: set[str], classes: list[str]) -> Finding:
+    cause = f"does not define {function}"
     code = Code.MAR302
     if len(classes) == 1:
         code, cause = Code.MAR310, f"{cause}; TorchServe takes the class {classes[0]} in its place without a warning"
-    close = difflib.get_close_matches(wanted, sorted(names), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(function, sorted(names), n=1, cutoff=0.6)
     remedy = f"did you mean {close[0]}?" if close else "name a function that is defined or imported at its top level"
     return Finding(code, module.file, cause, remedy)
 
@@ -169,12 +169,14 @@ def _not_one_class(modules: Modules, module: Module, classes: dict[str, ast.AST]
         return Finding(Code.MAR301, module.place(classes[others[0]]), cause, f"{remedy}or expose a handle() function")
     for name in module.imports:
         definition = modules.definition(module, name)
-        own = (
+        imported = (
             isinstance(definition, tuple)
             and isinstance(definition[1], ast.ClassDef)
             and definition[0].name != module.name
         )
-        if own or (isinstance(definition, str) and definition.startswith("ts.torch_handler.") and name[:1].isupper()):
+        if imported or (
+            isinstance(definition, str) and definition.startswith("ts.torch_handler.") and name[:1].isupper()
+        ):
             cause = f"defines no class ({name} is imported, which does not count); TorchServe loads exactly one"
             return Finding(Code.MAR301, module.file, cause, f"write: class Handler({name}): pass")
     cause = "defines no class; TorchServe loads exactly one"

@@ -57,10 +57,10 @@ def check(module: Module) -> Iterator[Finding]:
             yield Finding(Code.MAR307, module.place(node), cause, "do it in initialize(), which runs once per worker")
 
 
-def _work(module: Module, called: ast.expr) -> str:
+def _work(module: Module, callee: ast.expr) -> str:
     """Return the name of a call that uses network or disk; empty for any other call."""
-    if isinstance(called, ast.Attribute) and called.attr in _METHODS:
-        return dotted(called) or called.attr
-    name = module.full_name(called)
+    if isinstance(callee, ast.Attribute) and callee.attr in _METHODS:
+        return dotted(callee) or callee.attr
+    name = module.full_name(callee)
     owner, _, function = name.rpartition(".")
     return name if function in _WORK.get(owner, ()) else ""

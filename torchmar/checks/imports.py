@@ -225,8 +225,8 @@ class _Walk:
             if not package or (outer not in self._modules and outer not in self._modules.folders):
                 if not self._open_ended(inner):
                     has_none = f"{_folder(inner)} has no module {outer.rpartition('.')[2]}"
-                    why = has_none if package else f"{self._modules.file(inner)} is no package"
-                    self._fail(module, node, f"imports {name}, but {why}", self._similar(outer))
+                    reason = has_none if package else f"{self._modules.file(inner)} is no package"
+                    self._fail(module, node, f"imports {name}, but {reason}", self._similar(outer))
                 return False
             inner = outer
         self.enter(name)
@@ -261,14 +261,14 @@ class _Walk:
         return name in self._modules and (module.open_ended if isinstance(module, Module) else True)
 
     def _relative(self, module: Module, node: ast.ImportFrom) -> None:
-        written = "." * node.level + (node.module or "")
+        source = "." * node.level + (node.module or "")
         if "." in module.name or module.package:
-            cause = f"imports from {written}, which is above the archive's top level"
+            cause = f"imports from {source}, which is above the archive's top level"
         else:
-            cause = f"imports from {written}, but {module.name} is in no package"
+            cause = f"imports from {source}, but {module.name} is in no package"
         names = ", ".join(alias.name for alias in node.names)
-        whole = f"from {node.module} import {names}" if node.module else f"import {names}"
-        self._fail(module, node, cause, f"write: {whole}")
+        statement = f"from {node.module} import {names}" if node.module else f"import {names}"
+        self._fail(module, node, cause, f"write: {statement}")
 
     def _outside(self, module: Module, node: ast.AST, name: str, attribute: str) -> None:
         root = name.partition(".")[0]
@@ -277,13 +277,13 @@ class _Walk:
         if package in self._told or satisfied(f"{name}.{attribute}".rstrip("."), self._provided):
             return
         self._told.add(package)
-        own = [self._modules.file(inner) for inner in self._modules if inner.endswith(f".{root}")]
-        own += [_folder(folder) for folder in self._modules.folders if folder.endswith(f".{root}")]
-        if own and any(module.changes_path for module in self.reached):
+        candidates = [self._modules.file(inner) for inner in self._modules if inner.endswith(f".{root}")]
+        candidates += [_folder(folder) for folder in self._modules.folders if folder.endswith(f".{root}")]
+        if candidates and any(module.changes_path for module in self.reached):
             return  # the archive adds a folder to the path; only running it would show which folder
         remedy = f"add {package} to the requirements or install it on the server"
-        if own:
-            remedy = f"import {own[0]} by its full name, or move it to the archive's top level"
+        if candidates:
+            remedy = f"import {candidates[0]} by its full name, or move it to the archive's top level"
         elif similar := self._similar(root):
             remedy = f"{similar} otherwise {remedy}"
         else:
@@ -296,8 +296,8 @@ class _Walk:
         self.findings.append(Finding(Code.MAR305, module.place(node), cause, remedy))
 
     def _similar(self, name: str) -> str:
-        around, _, last = name.rpartition(".")
-        siblings = {other.rpartition(".")[2] for other in self._modules if other.rpartition(".")[0] == around}
+        package, _, last = name.rpartition(".")
+        siblings = {other.rpartition(".")[2] for other in self._modules if other.rpartition(".")[0] == package}
         return _did_you_mean(last, siblings)
 
 

@@ -32,8 +32,8 @@ def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
         parsed = manifest.parse(text)
     except ManifestError as error:
         cause = error.message.removeprefix(f"{manifest.PATH}").lstrip(": ")
-        named = "modelName: String should match" in cause
-        return None, [Finding(Code.MAR203 if named else Code.MAR202, manifest.PATH, cause, _AGAIN)]
+        is_name = "modelName: String should match" in cause
+        return None, [Finding(Code.MAR203 if is_name else Code.MAR202, manifest.PATH, cause, _AGAIN)]
     repeated = [
         Finding(Code.MAR208, manifest.PATH, f"{key} is given twice; every reader keeps the last", "leave one")
         for key in repeated_keys(text)
@@ -57,8 +57,8 @@ def _findings(parsed: manifest.Manifest, content: Content) -> Iterator[Finding]:
     for key in ("serialized_file", "model_file", "requirements_file", "config_file"):
         name = getattr(model, key)
         if name and name not in content.sizes:
-            inside = [member for member in content.sizes if member.endswith(f"/{name}")]
-            remedy = f"move {inside[0]} to the top" if inside else "add it, or drop the key"
+            nested = [member for member in content.sizes if member.endswith(f"/{name}")]
+            remedy = f"move {nested[0]} to the top" if nested else "add it, or drop the key"
             cause = f"{key.replace('_', ' ')} is {name!r}, which is not in the archive"
             if key == "requirements_file":
                 cause += "; a server with install_py_dep_per_model refuses the registration"

@@ -38,12 +38,12 @@ class Module:
     @cached_property
     def bindings(self) -> dict[str, list[ast.AST]]:
         """The statements that bind each name of the module, in the order of the source."""
-        found = bindings(self.tree.body)
+        nodes = bindings(self.tree.body)
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Global):
                 for name in node.names:
-                    found.setdefault(name, [node])
-        return found
+                    nodes.setdefault(name, [node])
+        return nodes
 
     @cached_property
     def certain_imports(self) -> list[ast.Import | ast.ImportFrom]:
@@ -167,13 +167,13 @@ class Modules:
         names_in_module: set[str] = set()
         waiting, seen = [module], set()
         while waiting:
-            here = waiting.pop()
-            seen.add(here.name)
-            if here.open_ended:
+            current = waiting.pop()
+            seen.add(current.name)
+            if current.open_ended:
                 return None
-            names_in_module.update(here.bindings)
-            for star in here.stars:
-                other = self.read(here.origin(star) or "")
+            names_in_module.update(current.bindings)
+            for star in current.stars:
+                other = self.read(current.origin(star) or "")
                 if not isinstance(other, Module):
                     return None
                 if other.name not in seen:
@@ -228,9 +228,9 @@ class Modules:
         except (RecursionError, MemoryError):
             return finding(None, f"is nested too deeply for {python}", "break its longest expression into several")
         except (SyntaxError, ValueError) as error:
-            line, what = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (None, str(error))
+            line, cause = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (None, str(error))
             remedy = f"correct it, or check with the Python of the server if that is not {python}"
-            return finding(line, f"is not {python}: {what}", remedy)
+            return finding(line, f"is not {python}: {cause}", remedy)
         return Module(name, file, self.is_package(name), tree)
 
 
@@ -310,15 +310,15 @@ def _children(node: ast.AST, classes: bool) -> list[tuple[ast.AST, bool]]:
         # The branch that runs may depend on the machine, its Python or the installed packages.
         return all_of([node.test]) + all_of([*node.body, *node.orelse], False)
     if isinstance(node, _TRIES):
-        must = not any(_catches_import_error(handler) for handler in node.handlers)
+        always = not any(_catches_import_error(handler) for handler in node.handlers)
         handled = [part for handler in node.handlers for part in (handler.type, *handler.body)]
-        return all_of(node.body, must) + all_of(handled, False) + all_of(node.orelse, must) + all_of(node.finalbody)
+        return all_of(node.body, always) + all_of(handled, False) + all_of(node.orelse, always) + all_of(node.finalbody)
     if isinstance(node, ast.With):
-        must = not any(
+        always = not any(
             isinstance(item.context_expr, ast.Call) and dotted(item.context_expr.func).endswith("suppress")
             for item in node.items
         )
-        return all_of(node.items) + all_of(node.body, must)
+        return all_of(node.items) + all_of(node.body, always)
     return all_of(ast.iter_child_nodes(node))
 
 

@@ -50,20 +50,20 @@ def check(content: Content, model: Model) -> list[Finding]:
         content: the members of the archive.
         model: the model in the manifest.
     """
-    found = sections(content, model)
+    entries = sections(content, model)
     findings: list[Finding] = []
-    for place, section in found:
+    for place, section in entries:
         works = not model.handler.startswith(f"{CARRIED_PACKAGE}.")
         findings += _section(content, str(model.config_file), place, section, works=works)
-    if found:
-        findings += _proof(content, model, any(_weights(section) for _, section in found))
+    if entries:
+        findings += _proof(content, model, any(_weights(section) for _, section in entries))
     return [printable(finding) for finding in findings]
 
 
 def files(content: Content, model: Model) -> list[str]:
     """Return the existing members that the sections of an archive name as optimised weights."""
-    named = (_weights(section) for _, section in sections(content, model))
-    return [name for name in named if name in content.sizes]
+    names = (_weights(section) for _, section in sections(content, model))
+    return [name for name in names if name in content.sizes]
 
 
 def describe(content: Content, model: Model) -> list[str]:
@@ -114,8 +114,8 @@ def _proof(content: Content, model: Model, has_weights: bool) -> Iterator[Findin
         return
     now = original_digests(content, model)
     if now != expected:
-        changed = sorted(member for member in {*now, *expected} if now.get(member) != expected.get(member))
-        cause = f"the optimised weights were made of another {', '.join(changed)} than that in the archive"
+        changed_members = sorted(member for member in {*now, *expected} if now.get(member) != expected.get(member))
+        cause = f"the optimised weights were made of another {', '.join(changed_members)} than that in the archive"
         # Without files, the section has options alone: they apply to the archive's weights, but measurements may be
         # stale.
         yield Finding(Code.MAR410, PROOF, cause, _AGAIN, works=not has_weights)

@@ -53,13 +53,13 @@ def open_zip(stream: IO[bytes]) -> zipfile.ZipFile:
             "the zip's directory is not at its end; the file is cut off, or has something after it"
         )
     length, start = struct.unpack("<LL", end[12:20])
-    where = size - 22
+    offset = size - 22
     if tail[-42:-38] == b"PK\x06\x07":
-        where -= 76
-        if struct.unpack("<Q", tail[-34:-26]) != (where,) or not tail.startswith(b"PK\x06\x06"):
+        offset -= 76
+        if struct.unpack("<Q", tail[-34:-26]) != (offset,) or not tail.startswith(b"PK\x06\x06"):
             raise zipfile.BadZipFile("the zip's directory is inconsistent")
         length, start = struct.unpack("<QQ", tail[40:56])
-    if start + length != where:
+    if start + length != offset:
         raise zipfile.BadZipFile("the zip's directory is not at the place that its end record declares")
     if length > _MAX_DIRECTORY:
         raise zipfile.BadZipFile(f"the zip's directory has {length} bytes, more than any model needs")
@@ -131,15 +131,15 @@ class Inspector:
             raise TooLarge("it holds zips in zips in zips")
         with open_zip(stream) as archive:
             entries = archive.infolist()
-            named = self._pickled_by_config(archive)
+            suffixes = self._pickled_by_config(archive)
             for entry in entries:
                 # An extra field may give an entry a second name; a reader may take either name.
                 names = (entry.filename, entry.orig_filename)
-                if any(may_hold_pickles(name) or name.endswith(named) for name in names):
-                    inside = f"{place}!{shown(entry.orig_filename)}"
+                if any(may_hold_pickles(name) or name.endswith(suffixes) for name in names):
+                    entry_place = f"{place}!{shown(entry.orig_filename)}"
                     # TorchScript's unpickler restores objects of these classes, in any file.
                     script = torchscript or PurePosixPath(entry.filename).name.startswith("custom_obj_")
-                    yield from self._entry(archive, entry, inside, script, depth)
+                    yield from self._entry(archive, entry, entry_place, script, depth)
 
     def _entry(
         self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: str, torchscript: bool, depth: int
@@ -166,7 +166,7 @@ class Inspector:
     def _pickled_by_config(self, archive: zipfile.ZipFile) -> tuple[str, ...]:
         """Return the ends of the names that torch.export unpickles although their suffixes do not show it."""
         parts = {entry.orig_filename.rpartition("/")[2] for entry in archive.infolist()}
-        named = [part for part in parts if part.startswith(("custom_obj_", "opaque_obj_"))]
+        suffixes = [part for part in parts if part.startswith(("custom_obj_", "opaque_obj_"))]
         for entry in archive.infolist():
             if entry.orig_filename.endswith(("_weights_config.json", "_constants_config.json")):
                 with open_entry(archive, entry) as stream:
@@ -179,8 +179,8 @@ class Inspector:
                 payloads = config.get("config") if isinstance(config, dict) else None
                 for payload in payloads.values() if isinstance(payloads, dict) else ():
                     if isinstance(payload, dict) and payload.get("use_pickle"):
-                        named.append(str(payload.get("path_name")))
-        return tuple(filter(None, named))
+                        suffixes.append(str(payload.get("path_name")))
+        return tuple(filter(None, suffixes))
 
     def _pickles(self, stream: IO[bytes], place: str, torchscript: bool, *, sure: bool) -> Iterator[Finding]:
         """Yield the findings about a sequence of pickles; unless ``sure``, only if the data look like pickles."""
@@ -191,8 +191,8 @@ class Inspector:
             return
         self.beyond = self.beyond or result.beyond
         for imported in names[:_MAX_NAMES]:
-            what = f"{imported.name} (byte {imported.offset})"
-            cause = f"the pickle imports {what}, which torch.load(weights_only=True) refuses"
+            description = f"{imported.name} (byte {imported.offset})"
+            cause = f"the pickle imports {description}, which torch.load(weights_only=True) refuses"
             yield Finding(self.rejected, place, cause, self.remedy)
         if len(names) > _MAX_NAMES:
             cause = (

@@ -199,12 +199,12 @@ class _Reader:
     def read(self, size: int) -> bytes:
         if size <= _MAX_ARGUMENT:
             return self._took(self._stream.read(size))
-        start, left = self._position, size
-        while left:
+        start, remaining = self._position, size
+        while remaining:
             # A size in random bytes may be any number; the data are read only as far as they exist.
-            if not (skipped := self._took(self._stream.read(min(left, 1 << 20)))):
+            if not (skipped := self._took(self._stream.read(min(remaining, 1 << 20)))):
                 raise EOFError(f"a string of {size} bytes is cut off")
-            left -= len(skipped)
+            remaining -= len(skipped)
         raise TooLarge(f"it has a string of {size} bytes at byte {start}, too large to walk")
 
     def readline(self) -> bytes:
@@ -275,16 +275,16 @@ class _Walk:
             self._top(mark=True)
             stack.pop()
         elif name == "STACK_GLOBAL":
-            what, module = self._pop(), self._pop()
-            constant = isinstance(module, str) and isinstance(what, str)
-            self._import(f"{module}.{what}" if constant else COMPUTED, offset)
+            attribute, module = self._pop(), self._pop()
+            constant = isinstance(module, str) and isinstance(attribute, str)
+            self._import(f"{module}.{attribute}" if constant else COMPUTED, offset)
             stack.append(None)
         else:
             if name in ("GLOBAL", "INST"):
                 # Not arg: in it, pickletools has resolved escapes that an unpickler does not resolve.
-                module, what = (line.rstrip(b"\n").decode("utf-8", "replace") for line in self._reader.lines)
+                module, attribute = (line.rstrip(b"\n").decode("utf-8", "replace") for line in self._reader.lines)
                 # Python 2's name of the module, which any unpickler of protocol 2 knows.
-                self._import(f"{'builtins' if module == '__builtin__' else module}.{what}", offset)
+                self._import(f"{'builtins' if module == '__builtin__' else module}.{attribute}", offset)
             elif name.startswith("EXT"):
                 self._import(f"extension {arg} of copyreg", offset)
             self._replace(op)

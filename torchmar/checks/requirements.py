@@ -153,22 +153,22 @@ def _requirement(content: Content, place: str, line: Line, seen: _Seen, *, const
     if _is_url(text) or _NAMED_URL.match(text):
         if not constraint and not line.options.hashes:
             seen.unhashed.append((place, text))
-        if named := re.match(r"[\w.\-]+", text) if not _is_url(text) else None:
-            seen.constrained.add(canonicalize_name(named[0]))
+        if name_match := re.match(r"[\w.\-]+", text) if not _is_url(text) else None:
+            seen.constrained.add(canonicalize_name(name_match[0]))
         return
     path = re.split(r";|\[", text, maxsplit=1)[0].strip()
     if "/" in path or path.startswith(".") or path.lower().endswith(_ARCHIVES):
         yield from _carried(content, path, place)
         return
     try:
-        read = Requirement(text)
+        requirement = Requirement(text)
     except InvalidRequirement as error:
         yield Finding(Code.MAR509, place, f"pip cannot read {text!r}: {str(error).splitlines()[0]}", _hint(text))
         return
-    name = canonicalize_name(read.name)
+    name = canonicalize_name(requirement.name)
     exact = [
         specifier.version
-        for specifier in read.specifier
+        for specifier in requirement.specifier
         if specifier.operator in ("==", "===") and not specifier.version.endswith(".*")
     ]
     if constraint:
@@ -180,10 +180,10 @@ def _requirement(content: Content, place: str, line: Line, seen: _Seen, *, const
     if not exact:
         cause = f"{text!r} may be another version at every registration"
         yield Finding(Code.MAR508, place, cause, "pin it: NAME==VERSION")
-    elif not read.marker:
+    elif not requirement.marker:
         before = seen.pins.setdefault(name, exact[0])
-        if not read.specifier.contains(before, prereleases=True):
-            cause = f"{read.name} is to be {before} and {exact[0]}: pip refuses the file"
+        if not requirement.specifier.contains(before, prereleases=True):
+            cause = f"{requirement.name} is to be {before} and {exact[0]}: pip refuses the file"
             yield Finding(Code.MAR509, place, cause, "leave one of the two lines")
 
 
@@ -219,8 +219,8 @@ def _no_project(path: str) -> str:
 
 def _is_url(text: str) -> bool:
     scheme = text.partition(":")[0].lower()
-    known = scheme in ("http", "https", "file", "ftp") or f"{scheme}:".startswith(_VERSION_CONTROL)
-    return bool(_URL.match(text)) and known
+    is_known = scheme in ("http", "https", "file", "ftp") or f"{scheme}:".startswith(_VERSION_CONTROL)
+    return bool(_URL.match(text)) and is_known
 
 
 def _hint(text: str) -> str:

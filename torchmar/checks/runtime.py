@@ -47,11 +47,11 @@ def lock_problems(data: bytes, name: str) -> list[tuple[str, str, str]]:
         lines = list(requirements.lines(requirements.decode(data)))
     except (UnicodeDecodeError, LookupError) as error:
         return [(name, f"it cannot be decoded: {error}", _LOCK)]
-    found = []
+    problems = []
     for line in lines:
         if cause := _line_problem(line):
-            found.append((f"{name}:{line.number}", cause, _LOCK))
-    return found
+            problems.append((f"{name}:{line.number}", cause, _LOCK))
+    return problems
 
 
 def _problems(content: Content, runtime: Runtime) -> Iterator[tuple[str, str, str]]:
@@ -111,14 +111,14 @@ def _line_problem(line: requirements.Line) -> str:
     if not line.requirement:
         return ""
     try:
-        read = Requirement(line.requirement)
+        parsed = Requirement(line.requirement)
     except InvalidRequirement:
         return f"{line.requirement!r} is no package with a version"
     exact = any(
-        specifier.operator in ("==", "===") and not specifier.version.endswith(".*") for specifier in read.specifier
+        specifier.operator in ("==", "===") and not specifier.version.endswith(".*") for specifier in parsed.specifier
     )
-    if not exact and not read.url:
+    if not exact and not parsed.url:
         return f"{line.requirement!r} has no exact version"
-    if read.url and not re.match(r"https?:|file:", read.url):
+    if parsed.url and not re.match(r"https?:|file:", parsed.url):
         return f"{line.requirement!r} is no wheel"
     return "" if options.hashes else f"{line.requirement!r} has no hash"

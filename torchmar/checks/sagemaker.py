@@ -26,14 +26,14 @@ def check(content: Content, config_file: str | None, requirements: str | None) -
         config_file: the member that is the configuration; None: there is none.
         requirements: the member that lists the packages to install; None: there is none.
     """
-    named = _program(content, config_file)
+    program = _program(content, config_file)
     path = _SearchPath(content)
     modules = Modules(path)
-    name = (named or _PROGRAM).removesuffix(".py").replace("/", ".")
+    name = (program or _PROGRAM).removesuffix(".py").replace("/", ".")
     if name not in modules:
-        if named is None:
+        if program is None:
             return []
-        cause = f"neither {_CODE} nor the top of the archive has {named}, the program of the configuration"
+        cause = f"neither {_CODE} nor the top of the archive has {program}, the program of the configuration"
         return [Finding(Code.MAR308, str(config_file), cause, "name the script in handler: {program: ...}")]
     _, findings = imports.reach(modules, name, imports.distributions(content, requirements))
     return [replace(finding, place=path.place(finding.place)) for finding in findings]

@@ -46,9 +46,9 @@ def check_class(modules: Modules, module: Module, handler: ast.ClassDef, asynchr
             yield from _check_method(*method, arguments, asynchronous=False)
 
 
-def is_list(modules: Modules, module: Module, found: ast.ClassDef) -> bool:
+def is_list(modules: Modules, module: Module, class_def: ast.ClassDef) -> bool:
     """Return whether calling a class may return a list, which TorchServe expects of a function."""
-    for base in _lineage(modules, module, found):
+    for base in _lineage(modules, module, class_def):
         if isinstance(base, str):
             if base in ("list", ""):
                 return True
@@ -62,14 +62,14 @@ def _lineage(modules: Modules, module: Module, class_def: ast.ClassDef) -> Itera
     waiting: Lineage = [(module, class_def)]
     seen: set[int] = set()
     while waiting:
-        here = waiting.pop()
-        yield here
-        if isinstance(here, str) or id(here[1]) in seen:
+        current = waiting.pop()
+        yield current
+        if isinstance(current, str) or id(current[1]) in seen:
             continue
-        seen.add(id(here[1]))
+        seen.add(id(current[1]))
         bases: Lineage = []
-        for node in here[1].bases:
-            base = modules.definition(here[0], dotted(node.value if isinstance(node, ast.Subscript) else node))
+        for node in current[1].bases:
+            base = modules.definition(current[0], dotted(node.value if isinstance(node, ast.Subscript) else node))
             if isinstance(base, str):
                 bases.append(base)
             else:
@@ -95,13 +95,13 @@ def _may_have(lineage: Lineage, name: str) -> bool:
             if _provides_methods(base):
                 return True
         else:
-            own = bindings(base[1].body)
+            defined = bindings(base[1].body)
             assigned = {
                 node.attr
                 for node in ast.walk(base[1])
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
             }
-            if name in own or name in assigned or "__getattr__" in own or base[1].keywords:
+            if name in defined or name in assigned or "__getattr__" in defined or base[1].keywords:
                 return True
     return False
 

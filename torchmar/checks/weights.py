@@ -189,10 +189,10 @@ def _suffix(name: str, weights: Weights) -> Finding | None:
     if weights.format in _SUFFIXES.get(suffix, {weights.format}) and weights.description not in _IMPOSTORS:
         return None
     expected = _SUFFIXES.get(suffix, set())
-    right = [known for known, formats in _SUFFIXES.items() if weights.format in formats and known != ".bin"]
+    suffixes = [ending for ending, formats in _SUFFIXES.items() if weights.format in formats and ending != ".bin"]
     remedy = weights.remedy or "name the file that was meant"
-    if right and expected:
-        remedy = f"name it {PurePosixPath(name).stem}{right[0]}, or save it anew as what its suffix says"
+    if suffixes and expected:
+        remedy = f"name it {PurePosixPath(name).stem}{suffixes[0]}, or save it anew as what its suffix says"
     return Finding(Code.MAR401, name, f"{name} is {weights.description}", remedy)
 
 
@@ -214,8 +214,8 @@ def _loads_with_ours(name: str, weights: Weights, model_file: str | None, beyond
 
 def _loads_optimized(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
     """Yield the reasons why torchmar's handlers do not load optimised weights; those without code need a model file."""
-    own = None if weights.format in _OURS_ALONE else model_file
-    yield from _loads_with_ours(name, weights, own, beyond)
+    needed_model_file = None if weights.format in _OURS_ALONE else model_file
+    yield from _loads_with_ours(name, weights, needed_model_file, beyond)
 
 
 def _needs_openvino(
@@ -223,12 +223,12 @@ def _needs_openvino(
 ) -> Iterator[Finding]:
     """Yield a finding if weights for OpenVINO need a package that the archive does not list."""
     if name.endswith(".xml") and not imports.installed("openvino", imports.distributions(content, requirements)):
-        needed = (
+        consequence = (
             "the original is served without the package openvino"
             if optimized
             else "the server needs the package openvino"
         )
-        cause = f"{name} is an OpenVINO model: {needed}, which the archive does not list"
+        cause = f"{name} is an OpenVINO model: {consequence}, which the archive does not list"
         remedy = "install openvino on the server, or list it in a requirements file (requirements: of the recipe)"
         yield Finding(Code.MAR408, name, cause, remedy)
 

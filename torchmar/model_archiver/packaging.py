@@ -97,8 +97,8 @@ def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, M
     members: dict[str, MemberContent] = {}
     runtime = given(options, "runtime") or "python"
     handler, file = _handler(options.handler, runtime)
-    named = {name: given(options, name) for name in _FILES}
-    for name, value in {**named, "handler": file}.items():
+    named_files = {name: given(options, name) for name in _FILES}
+    for name, value in {**named_files, "handler": file}.items():
         if value:
             path = Path(value)
             if other := foreign.folder(path):
@@ -109,8 +109,8 @@ def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, M
     for path in _extra_files(given(options, "extra_files") or ""):
         if path.is_file():
             add(members, path.name, path)
-        for inside, below in _below(path):
-            add(members, inside, below)
+        for relative, below in _below(path):
+            add(members, relative, below)
     if carries(handler, members) and not any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members):
         members |= carried()
     add(members, manifest.PATH, (manifest_text or manifest_of(options).to_json().decode()).encode())
@@ -127,28 +127,28 @@ def manifest_of(options: Namespace) -> manifest.Manifest:
     return manifest.Manifest(model=model, runtime=runtime)
 
 
-def _handler(given: str, runtime: str) -> tuple[str, str | None]:
+def _handler(handler: str, runtime: str) -> tuple[str, str | None]:
     """Return the handler for the manifest, and its file unless it is one of TorchServe's."""
     built_in = BUILT_IN_LSP if runtime == "LSP" else BUILT_IN
-    if given in built_in or given.startswith(f"{CARRIED_PACKAGE}."):
-        return given, None
-    file, _, function = given.partition(":")
+    if handler in built_in or handler.startswith(f"{CARRIED_PACKAGE}."):
+        return handler, None
+    file, _, function = handler.partition(":")
     if runtime == "LSP":
         ending = ".dylib" if sys.platform == "darwin" else ".so"
-        return Path(given).name, f"{file}{ending}"
+        return Path(handler).name, f"{file}{ending}"
     file = file if file.endswith(".py") else f"{file}.py"
     # TorchServe's loader allows a function after the name of a module, and a class after the name of a file.
-    return (f"{Path(file).stem}:{function}" if function else Path(given).name), file
+    return (f"{Path(file).stem}:{function}" if function else Path(handler).name), file
 
 
-def _extra_files(given: str) -> Iterator[Path]:
-    for pattern in filter(None, map(str.strip, given.split(","))):
-        found = sorted(glob.glob(pattern))
-        if not found and not glob.has_magic(pattern):
+def _extra_files(patterns: str) -> Iterator[Path]:
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        matches = sorted(glob.glob(pattern))
+        if not matches and not glob.has_magic(pattern):
             raise ArchiveError(f"--extra-files: {pattern} does not exist")
-        if not found:  # torch-model-archiver reports no error here, and a script may rely on it
+        if not matches:  # torch-model-archiver reports no error here, and a script may rely on it
             _LOG.warning("--extra-files: %s matches no file", pattern)
-        yield from map(Path, found)
+        yield from map(Path, matches)
 
 
 def _below(folder: Path) -> Iterator[tuple[str, Path]]:
