@@ -24,8 +24,8 @@ def lines(config: Properties, engine: EngineName) -> Iterator[str]:
     grpc = {address.key: f"{scheme}://{address.host}:{address.port}" for address in config.addresses()}
     speaks_grpc = engine == "torchserve" or importlib.util.find_spec("grpc") is not None
     for api in ("inference", "management"):
-        both = [config.url(f"{api}_address"), *([grpc[f"grpc_{api}_port"]] if speaks_grpc else [])]
-        yield f"  {api:{_INDENT}}{'  '.join(both)}"
+        urls = [config.url(f"{api}_address"), *([grpc[f"grpc_{api}_port"]] if speaks_grpc else [])]
+        yield f"  {api:{_INDENT}}{'  '.join(urls)}"
     if config.serves_metrics:
         url = config.url("metrics_address")
         yield f"  {'metrics':{_INDENT}}{url}{'' if url.startswith('unix:') else '/metrics'}"

@@ -92,8 +92,8 @@ app.add_typer(exporting.app, name="export", rich_help_panel=serving.PANEL)
 app.add_typer(bench_app.app, name="bench", rich_help_panel=predicting.PANEL)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"torchmar {torchmar.__version__}")
         raise typer.Exit
 
@@ -118,15 +118,15 @@ def app_for(arguments: Sequence[str]) -> typer.Typer:
     return _narrowed(app, arguments)
 
 
-def _narrowed(whole: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
+def _narrowed(commands: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
     first = arguments[0] if arguments else ""
-    chosen = copy.copy(whole)
-    chosen.registered_commands = [each for each in whole.registered_commands if _name_of(each) == first]
-    chosen.registered_groups = [copy.copy(each) for each in whole.registered_groups if each.name == first]
-    for group in chosen.registered_groups:
+    narrowed = copy.copy(commands)
+    narrowed.registered_commands = [command for command in commands.registered_commands if _name_of(command) == first]
+    narrowed.registered_groups = [copy.copy(group) for group in commands.registered_groups if group.name == first]
+    for group in narrowed.registered_groups:
         if group.typer_instance:
             group.typer_instance = _narrowed(group.typer_instance, arguments[1:])
-    return chosen if chosen.registered_commands or chosen.registered_groups else whole
+    return narrowed if narrowed.registered_commands or narrowed.registered_groups else commands
 
 
 def _name_of(command: CommandInfo) -> str:

@@ -42,8 +42,8 @@ def _numbers(text: str | None, option: str, kind: type) -> list[Any]:
     except ValueError:
         values = []
     if not values or any(not (math.isfinite(value) and value > 0) for value in values):
-        what = "whole numbers" if kind is int else "numbers"
-        raise typer.BadParameter(f"{text!r}: give {what} above 0, with commas between", param_hint=option)
+        expected = "whole numbers" if kind is int else "numbers"
+        raise typer.BadParameter(f"{text!r}: give {expected} above 0, with commas between", param_hint=option)
     return values
 
 
@@ -190,7 +190,7 @@ def measure(
     from torchmar.load.measuring import StepSpec
     from torchmar.load.target import Target
 
-    rates, closed = _steps(rate, connections, replay, find_limit=find_limit)
+    rates, counts = _steps(rate, connections, replay, find_limit=find_limit)
     _check_server(name, path, protocol, engine, archive, address)
     source = requests or archive
     if source is None:
@@ -212,14 +212,14 @@ def measure(
             target = Target(endpoint=endpoint, model=model, version=version, protocol=protocol, path=path)
             target = servers.running(replace(target, pid=server_pid, metrics=metrics), server.run_folder or RUN_FOLDER)
         specs = [replace(common, rate=number) for number in rates]
-        specs += [replace(common, kind="closed", connections=number) for number in closed]
+        specs += [replace(common, kind="closed", connections=number) for number in counts]
         if replay:
             times = access_log.times(replay, target.model)
             specs = [replace(common, kind="replay", times=times, duration_s=times[-1] - times[0] + _LAST_S)]
         report, code = _run(target, load, common if find_limit else specs, rates[0] if rates else None)
     _write(report, output, html, as_json=as_json)
-    bad = [step for step in report.steps if not step.valid or step.wrong_answers or not step.throughput]
-    raise typer.Exit(code or (1 if bad else 0))
+    bad_steps = [step for step in report.steps if not step.valid or step.wrong_answers or not step.throughput]
+    raise typer.Exit(code or (1 if bad_steps else 0))
 
 
 def _require_packages(protocol: Protocol) -> None:
@@ -236,16 +236,16 @@ def _steps(
     Raises:
         typer.BadParameter: a number is wrong, or there are several kinds of load.
     """
-    rates, closed = _numbers(rate, "--rate", float), _numbers(connections, "--connections", int)
-    if not (rates or closed or replay or find_limit):
-        closed = list(_DEFAULT_CONNECTIONS)
-    if sum(map(bool, (rates and not find_limit, closed, replay, find_limit))) != 1 or (len(rates) > 1 and find_limit):
+    rates, counts = _numbers(rate, "--rate", float), _numbers(connections, "--connections", int)
+    if not (rates or counts or replay or find_limit):
+        counts = list(_DEFAULT_CONNECTIONS)
+    if sum(map(bool, (rates and not find_limit, counts, replay, find_limit))) != 1 or (len(rates) > 1 and find_limit):
         raise typer.BadParameter(
             "give only one of --rate, --connections, --replay and --find-limit; with --find-limit, --rate is its first "
             "rate",
             param_hint="--rate",
         )
-    return rates, closed
+    return rates, counts
 
 
 def _check_server(

@@ -45,10 +45,10 @@ class Display:
     def begin(self, session: Session) -> None:
         """Print notes about the requests before the load."""
         if names := session.expectations.varying:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             err.print(
                 f"[yellow]warning:[/] {len(names)} of {len(session.workload.cases)} requests get answers that differ "
-                f"without load, too, and are not compared: {escape(shown)}"
+                f"without load, too, and are not compared: {escape(listed)}"
             )
 
     def progress(self, progress: Progress) -> None:
@@ -87,9 +87,9 @@ def show(report: Report) -> None:
     show_table(_steps(report))
     if rows := list(_server_rows(report)):
         out.print()
-        used = [place for place in range(len(_SERVER)) if any(row[place] for row in rows)]
-        headings = [_SERVER[place] for place in used]
-        show_table(table(headings, [[row[place] for place in used] for row in rows], right=headings[1:]))
+        columns = [place for place in range(len(_SERVER)) if any(row[place] for row in rows)]
+        headings = [_SERVER[place] for place in columns]
+        show_table(table(headings, [[row[place] for place in columns] for row in rows], right=headings[1:]))
         if any(step.server for step in report.steps):
             out.print("mean ms of a request by the server's own metrics, warm-up included; requests in a batch")
         if elsewhere := max((step.processes.replicas_elsewhere if step.processes else 0) for step in report.steps):
@@ -99,8 +99,8 @@ def show(report: Report) -> None:
     if notes:
         out.print()
     for colour, label, text in notes:
-        shown = escape(wrapped(f"{label}: {text}", "", "  "))
-        out.print(f"[{colour}]{label}:[/]{shown.removeprefix(f'{label}:')}")
+        line = escape(wrapped(f"{label}: {text}", "", "  "))
+        out.print(f"[{colour}]{label}:[/]{line.removeprefix(f'{label}:')}")
     if report.limit is not None:
         out.print()
         _show_limit(report)
@@ -133,15 +133,15 @@ def _steps(report: Report) -> Table:
     """Return the table of steps; if the terminal is too narrow, without the columns of `_OPTIONAL`."""
     headings = ("step", "answers/s", "p50", "p95", "p99", "max", "errors", "wrong")
     rows = [headings, *map(_row, report.steps)]
-    used = list(range(len(headings)))
+    columns = list(range(len(headings)))
     for name in _OPTIONAL:
         if (
             sys.stdout.isatty()
-            and sum(max(len(row[place]) for row in rows) + _GAP for place in used) - _GAP > out.width
+            and sum(max(len(row[place]) for row in rows) + _GAP for place in columns) - _GAP > out.width
         ):
-            used.remove(headings.index(name))
-    titles, *shown = [[row[place] for place in used] for row in rows]
-    return table(titles, shown, right=titles[1:])
+            columns.remove(headings.index(name))
+    titles, *body = [[row[place] for place in columns] for row in rows]
+    return table(titles, body, right=titles[1:])
 
 
 def _row(step: Step) -> tuple[str, ...]:

@@ -166,8 +166,8 @@ def _serve(target: Target, port: int | None, open_browser: bool, *, has_console:
         nonlocal shown
         _show(url, open_browser and not shown)
         if not shown:
-            again = "; Enter prints another link" if sys.stdin and sys.stdin.isatty() else ""
-            err.print(f"served here until Ctrl-C{again}", markup=False)
+            note = "; Enter prints another link" if sys.stdin and sys.stdin.isatty() else ""
+            err.print(f"served here until Ctrl-C{note}", markup=False)
         shown = True
 
     app.serve(target, [port] if port else [_PORT, 0], on_link, has_console=has_console)

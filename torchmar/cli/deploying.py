@@ -140,9 +140,9 @@ def startup(file: File = _DEFAULT, run_folder: RunFolder = None) -> None:
     from torchmar.deployment.startup import startup as text_of
 
     deployment, context = _read(file, run_folder)
-    named = deployment.server.config
-    config = file.parent / (named or properties.FILE_NAME)
-    base = dict(properties.read(config).values) if named or config.is_file() else {}
+    config_name = deployment.server.config
+    config = file.parent / (config_name or properties.FILE_NAME)
+    base = dict(properties.read(config).values) if config_name or config.is_file() else {}
     index, archives = planning.archives(deployment, context.folder, context.model_store)
     typer.echo(text_of(deployment, archives, index, base), nl=False)
 
@@ -199,8 +199,8 @@ def _summary(plan: Plan, file: Path) -> str:
     counts: dict[str, int] = {}
     for action in plan.actions:
         # One action drains all versions at once.
-        many = len(action.versions) if isinstance(action, actions.Drain) else 1
-        counts[actions.verb(action)] = counts.get(actions.verb(action), 0) + many
+        number = len(action.versions) if isinstance(action, actions.Drain) else 1
+        counts[actions.verb(action)] = counts.get(actions.verb(action), 0) + number
     words = ", ".join(f"{verb} {count}" for verb, count in counts.items())
     return f"torchmar apply would {words}"
 
@@ -250,10 +250,10 @@ def _show_outcome(report: Report, folder: Path) -> None:
     from torchmar.engines import worker_log
 
     if report.failure:
-        failed = report.failed
+        action = report.failed
         trace = ""
-        if isinstance(failed, actions.Register | actions.ScaleUp):
-            trace = worker_log.traceback(folder, failed.model, failed.version)
+        if isinstance(action, actions.Register | actions.ScaleUp):
+            trace = worker_log.traceback(folder, action.model, action.version)
         if trace:
             err.print(trace.rstrip(), style="dim", markup=False)
         complain(report.failure)

@@ -24,9 +24,9 @@ def exit_codes(folder: Path) -> Iterator[None]:
         complain(error)
         sys.exit(1)
     except OSError as error:
-        where = error.filename or folder
+        file = error.filename or folder
         complain(
-            EngineError(f"{where}: {error.strerror}", hint="--run-folder names the folder that the server writes to")
+            EngineError(f"{file}: {error.strerror}", hint="--run-folder names the folder that the server writes to")
         )
         sys.exit(1)
     except KeyboardInterrupt:

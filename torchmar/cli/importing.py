@@ -139,8 +139,8 @@ def _import_file(path: Path, to: Path, name: str | None, version: str | None, pr
     if name is not None or version is not None:
         raise typer.BadParameter("an archive has a name and a version of its own", param_hint="--name, --version")
     folder, lost = import_archive(path, to)
-    for what in lost:
-        err.print(f"[yellow]left out:[/] {escape(what)}: a recipe has no key for it")
+    for entry in lost:
+        err.print(f"[yellow]left out:[/] {escape(entry)}: a recipe has no key for it")
     _next(folder, "again")
 
 
@@ -150,8 +150,8 @@ def _show(imported: Imported) -> None:
     _next(imported.folder, "")
 
 
-def _next(folder: Path, again: str) -> None:
-    out.print(f"{folder}/archive.yaml  torchmar build {folder} builds it {again}".rstrip(), markup=False)
+def _next(folder: Path, suffix: str) -> None:
+    out.print(f"{folder}/archive.yaml  torchmar build {folder} builds it {suffix}".rstrip(), markup=False)
 
 
 def _import_installation(config: Path, to: Path, model_store: Path | None, *, use_snapshots: bool) -> None:

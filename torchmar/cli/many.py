@@ -167,8 +167,8 @@ class Requests:
     def _sum_up(self, sources: Iterable[str], file: ResultsFile, before: set[str]) -> None:
         results = [file.answered.get(source) for source in sources]
         summary = f"{results.count(True)} of {len(results)} answered"
-        if kept := sum(file.answered[source] for source in before):
-            summary += f" ({kept} of them before)"
+        if answered_before := sum(file.answered[source] for source in before):
+            summary += f" ({answered_before} of them before)"
         if permanent_errors := results.count(False):
             summary += f", {permanent_errors} refused"
         if missing := results.count(None):

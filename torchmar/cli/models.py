@@ -254,15 +254,15 @@ def _download_shown(url: str, client: ManagementClient, show: Callable[[str], No
     if not err.is_terminal or not archive_urls.is_remote(url):
         yield
         return
-    shown, over = archive_urls.without_secrets(url.partition("#")[0]), threading.Event()
+    shown_url, over = archive_urls.without_secrets(url.partition("#")[0]), threading.Event()
 
     def poll() -> None:
         with contextlib.suppress(TorchmarError):  # TorchServe has no such call
             while not over.wait(_POLL_SECONDS):
                 for download in client.downloads():
-                    if download.url == shown:
+                    if download.url == shown_url:
                         size = f" of {show_size(download.size)}" if download.size is not None else ""
-                        show(escape(f"downloading {shown}: {show_size(download.received)}{size}"))
+                        show(escape(f"downloading {shown_url}: {show_size(download.received)}{size}"))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -86,10 +86,10 @@ def logs(
         _print(entry)
     if not entries and lines:
         err.print(_no_lines(folder, *selection), markup=False)
-    shown = set(entries)
+    shown_entries = set(entries)
     while follower:
         for entry in follower.read():
-            if entry.of(*selection) and entry not in shown:
+            if entry.of(*selection) and entry not in shown_entries:
                 _print(entry)
         time.sleep(_FOLLOW_SECONDS)
 
@@ -118,9 +118,9 @@ def show_path(folder: Path) -> str:
 def show_time(seconds: float) -> str:
     """Return a duration in its two largest units: ``2 h 13 min``."""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    left, parts = int(seconds), list[str]()
+    remaining, parts = int(seconds), list[str]()
     for unit, length in units:
-        count, left = divmod(left, length)
+        count, remaining = divmod(remaining, length)
         if count or (unit == "s" and not parts):
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2])
@@ -175,10 +175,10 @@ def _nodes(server: ServerState) -> list[tuple[str, int]]:
 def _death(killed: ServerRecord) -> TorchmarError:
     from torchmar.engines.server_records import option
 
-    where = option(Path(killed.folder))
+    folder_option = option(Path(killed.folder))
     return TorchmarError(
         f"the server of {show_path(Path(killed.folder))} (process {killed.pid}) ended without being stopped",
-        hint=f"torchmar logs{where} shows its last output, torchmar stop{where} removes its files",
+        hint=f"torchmar logs{folder_option} shows its last output, torchmar stop{folder_option} removes its files",
     )
 
 

@@ -169,11 +169,11 @@ def _write_choice(optimization: Optimization, archive: Path, version: str | None
     report, files = optimization.report, optimization.chosen_files
     drawing = picture.draw(report)
     if version is None:
-        written = recipe_writing.write(report, files, archive, picture=drawing)
+        paths = recipe_writing.write(report, files, archive, picture=drawing)
     else:
         store = archive.parent
-        written = [recipe_writing.derive(report, files, archive, store, version=version, picture=drawing).path]
-    for file in written:
+        paths = [recipe_writing.derive(report, files, archive, store, version=version, picture=drawing).path]
+    for file in paths:
         err.print(f"wrote {file}", markup=False)
 
 

@@ -127,10 +127,10 @@ def _latency(row: Row, size: int) -> str:
 
 
 def _gain(row: Row, baseline: Row, size: int) -> str:
-    own, other = row.timing(size), baseline.timing(size)
-    if own is None or other is None:
+    timing, reference = row.timing(size), baseline.timing(size)
+    if timing is None or reference is None:
         return ""
-    value = other.seconds / own.seconds
+    value = reference.seconds / timing.seconds
     return f"{value:.0f}x" if value >= 100 else f"{value:.1f}x" if value >= 10 else f"{value:.2f}x"
 
 

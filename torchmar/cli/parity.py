@@ -57,12 +57,12 @@ def parity(
     raise typer.Exit(1 if any(outcome.different for outcome in outcomes) else 0)
 
 
-def _between(given: str) -> tuple[EngineName, EngineName]:
-    names = given.split(",")
-    known = get_args(EngineName)
-    if len(names) != 2 or not set(names) <= set(known):
+def _between(text: str) -> tuple[EngineName, EngineName]:
+    names = text.split(",")
+    engines = get_args(EngineName)
+    if len(names) != 2 or not set(names) <= set(engines):
         raise typer.BadParameter(
-            f"{given}: name two of {', '.join(known)}, with a comma between", param_hint="--engines"
+            f"{text}: name two of {', '.join(engines)}, with a comma between", param_hint="--engines"
         )
     return cast("tuple[EngineName, EngineName]", tuple(names))
 
@@ -73,8 +73,8 @@ def _show(outcome: Outcome, between: tuple[EngineName, EngineName]) -> None:
         out.print(f"[red]{escape(mismatch.case)}[/]: {escape(mismatch.aspect)}")
         for engine, value in zip(between, (mismatch.first, mismatch.second), strict=True):
             room = _WIDTH - width - 2
-            shown = value if len(value) <= room else f"{value[: room - 3]}..."
-            out.print(f"  {engine:{width}}  {escape(shown) or '[dim]none[/]'}")
+            shortened = value if len(value) <= room else f"{value[: room - 3]}..."
+            out.print(f"  {engine:{width}}  {escape(shortened) or '[dim]none[/]'}")
 
 
 def _sum_up(outcomes: list[Outcome]) -> None:

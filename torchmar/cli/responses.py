@@ -60,8 +60,8 @@ def show(response: exchange.Response, output: Path | None) -> None:
 def _save(response: exchange.Response, output: Path) -> None:
     suffix, kind = output.suffix.lower(), response.content_type or "text"
     if suffix in _BY_SUFFIX and kind != _BY_SUFFIX[suffix]:
-        what = "draws no picture" if suffix == ".png" else "gives no array"
-        raise TorchmarError(f"the handler {what}; it answered with {kind}", hint="give the file a .json name")
+        cause = "draws no picture" if suffix == ".png" else "gives no array"
+        raise TorchmarError(f"the handler {cause}; it answered with {kind}", hint="give the file a .json name")
     path = output.resolve()
     part = temporary_path(path)
     try:

@@ -114,10 +114,10 @@ class ResultsFile:
         self.digests[source] = digest
 
     def _write(self, source: str, digest: str, content: Mapping[str, Any]) -> None:
-        left = memoryview(responses.line(source, {"request": self._request, "digest": digest, **content}))
+        unwritten = memoryview(responses.line(source, {"request": self._request, "digest": digest, **content}))
         try:
-            while left:  # a signal or a full disk may end a write early
-                left = left[os.write(self._stream.fileno(), left) :]
+            while unwritten:  # a signal or a full disk may end a write early
+                unwritten = unwritten[os.write(self._stream.fileno(), unwritten) :]
         except OSError as error:
             raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
 
@@ -132,8 +132,8 @@ class ResultsFile:
                 if not raw.endswith(b"\n") and (raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw)):
                     self._stream.truncate(complete)
                     return
-                where = f"{self._path}:{number}"
-                raise TorchmarError(f"{where}: not a line that torchmar wrote", hint=_OTHER_FILE) from None
+                place = f"{self._path}:{number}"
+                raise TorchmarError(f"{place}: not a line that torchmar wrote", hint=_OTHER_FILE) from None
             if request != self._request:
                 raise TorchmarError(f"{self._path} has answers to {request}, not to {self._request}", hint=_OTHER_FILE)
             complete += len(raw)

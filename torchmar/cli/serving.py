@@ -188,9 +188,9 @@ def stop(
     from torchmar.engines.server_records import ServerRecord
 
     if everything:
-        here = Path.cwd().resolve()
-        records = [record for record in ServerRecord.everywhere() if here in Path(record.folder).parents]
-        message = f"no server runs with a folder in {here}"
+        cwd = Path.cwd().resolve()
+        records = [record for record in ServerRecord.everywhere() if cwd in Path(record.folder).parents]
+        message = f"no server runs with a folder in {cwd}"
     else:
         records = [record] if (record := ServerRecord.find(run_folder)) else []
         message = f"no server runs with {run_folder}"
@@ -202,8 +202,8 @@ def stop(
     for record in records:
         with err.status(f"stopping {TITLES[record.engine]}"):
             record.stop()
-        which = f" of {record.folder}" if everything else ""
-        out.print(f"stopped{which} (process {record.pid})", markup=False)
+        of_folder = f" of {record.folder}" if everything else ""
+        out.print(f"stopped{of_folder} (process {record.pid})", markup=False)
 
 
 def _wait_for_startup(server: Server) -> StartupReport | None:

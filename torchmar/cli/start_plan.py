@@ -102,8 +102,8 @@ def plan(
 
 def _restores(config: Properties, engine: EngineName) -> bool:
     """Return whether a server that does not watch its store restores the models of its last run."""
-    named = config.get("model_snapshot").strip()
-    return engine != "torchserve" and config.flag("enable_model_api") and not named
+    snapshot = config.get("model_snapshot").strip()
+    return engine != "torchserve" and config.flag("enable_model_api") and not snapshot
 
 
 def _check_registers(config: Properties) -> None:
@@ -119,6 +119,6 @@ def _startup_archives(config: Properties, folder: Path) -> list[Path]:
     """Return the archives that ``load_models`` names, by their own names; none if there is a snapshot."""
     if config.get("model_snapshot").strip():
         return []
-    named = config.get("load_models").replace(" ", "").split(",")
-    everything = named[0].lower() == "all"
-    return [archive for archive in store.find(folder) if everything or archive.name in named]
+    names = config.get("load_models").replace(" ", "").split(",")
+    everything = names[0].lower() == "all"
+    return [archive for archive in store.find(folder) if everything or archive.name in names]

@@ -72,9 +72,9 @@ def show_startup(server: Engine, plan: StartPlan, report: StartupReport | None) 
         return
     for warning in report.warnings:
         err.print("[yellow]warning:[/]", escape(warning))
-    printed = {archive.name for archive in plan.to_register}
+    printed_names = {archive.name for archive in plan.to_register}
     for failure in report.failures:
-        if failure.url not in printed:
+        if failure.url not in printed_names:
             complain(TorchmarError(failure.message))
 
 
@@ -87,10 +87,10 @@ def show_next_step(server: Engine, plan: StartPlan) -> None:
     elif plan.to_register or plan.state:
         return
     elif plan.configured:
-        named = "model_snapshot"
+        setting = "model_snapshot"
         if not plan.config.get("model_snapshot"):
-            named = f"load_models={plan.config.get('load_models')}"
-        err.print(f"{named}: no further archive is loaded; torchmar register loads one", markup=False)
+            setting = f"load_models={plan.config.get('load_models')}"
+        err.print(f"{setting}: no further archive is loaded; torchmar register loads one", markup=False)
     else:
         err.print(f"no archive in {plan.store} yet: torchmar build, then torchmar register")
 

@@ -84,8 +84,8 @@ def start(options: argparse.Namespace) -> None:
     if snapshot_folder:
         values["torchmar_snapshots"] = str(snapshot_folder)
     if options.foreground:
-        what = f"torchmar {torchmar.__version__}, built in"
-        become(values, folder, lambda record: _announce(folder, what, record, configured))
+        title = f"torchmar {torchmar.__version__}, built in"
+        become(values, folder, lambda record: _announce(folder, title, record, configured))
     _start_in_background(configured, values, folder)
 
 
@@ -116,8 +116,8 @@ def stop(run_folder: str | None) -> None:
         err.print(f"it was process {process.pid} of {record.folder}", markup=False)
 
 
-def _run_folder(given: str | None) -> Path:
-    return Path(given or os.environ.get(_RUN_FOLDER_VARIABLE) or RUN_FOLDER).resolve()
+def _run_folder(option: str | None) -> Path:
+    return Path(option or os.environ.get(_RUN_FOLDER_VARIABLE) or RUN_FOLDER).resolve()
 
 
 def _place_logs(folder: Path) -> None:
@@ -162,12 +162,12 @@ def _report(server: Builtin) -> None:
         err.print("the server runs, and /ping is Unhealthy; torchmar logs has more", markup=False)
 
 
-def _announce(folder: Path, what: str, running: ServerRecord | None, configured: Settings) -> None:
+def _announce(folder: Path, title: str, running: ServerRecord | None, configured: Settings) -> None:
     """Print the addresses of the server, and write its pid for ``--stop``."""
     if running:
         _write_pid(running.pid)
     key_file = _link_key_file(folder) if configured.tokens else None
-    out.print(what, markup=False)
+    out.print(title, markup=False)
     for line in addresses.lines(properties.read(folder / "config.properties"), "builtin"):
         out.print(line, markup=False)
     out.print(f"  tokens      {key_file or 'none: authorization is off'}", markup=False)
@@ -185,18 +185,18 @@ def _link_key_file(folder: Path) -> Path:
     return Path(KEY_FILE)
 
 
-def _config_file(given: str | None, snapshot_folder: Path | None) -> Path | None:
+def _config_file(option: str | None, snapshot_folder: Path | None) -> Path | None:
     """Return the configuration that torchserve would use; the last snapshot precedes ./config.properties."""
-    if named := os.environ.get("TS_CONFIG_FILE") or given:
-        if not Path(named).is_file():
+    if file := os.environ.get("TS_CONFIG_FILE") or option:
+        if not Path(file).is_file():
             raise PropertiesError(
-                f"--ts-config file not found: {named}", hint="TS_CONFIG_FILE takes the place of the flag"
+                f"--ts-config file not found: {file}", hint="TS_CONFIG_FILE takes the place of the flag"
             )
-        return Path(named)
+        return Path(file)
     if snapshot_folder and (snapshot := snapshots.latest(snapshot_folder)):
         return snapshot
-    here = Path("config.properties")
-    return here if here.is_file() else None
+    default = Path("config.properties")
+    return default if default.is_file() else None
 
 
 def _snapshot_folder(run_folder: Path) -> Path:
@@ -207,13 +207,13 @@ def _snapshot_folder(run_folder: Path) -> Path:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
-    given = {
+    values = {
         "model_store": options.model_store or "",
         "load_models": ",".join(options.models or ()),
         "disable_token_authorization": "true" if options.token_auth else "",
         "enable_model_api": "true" if options.model_mode else "",
     }
-    return {key: value for key, value in given.items() if value}
+    return {key: value for key, value in values.items() if value}
 
 
 def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]:
@@ -269,12 +269,12 @@ def argument_parser() -> argparse.ArgumentParser:
         description="Serve models as TorchServe does, with the flags of torchserve and without Java.",
         epilog="torchmar status, top and logs show the server; torchmar-serve --stop stops it.",
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument(
         "-v", "--version", action="store_true", help="print the version of TorchServe whose flags these are"
     )
-    what.add_argument("--start", action="store_true", help="start the server; the default")
-    what.add_argument("--stop", action="store_true", help="stop the server")
+    actions.add_argument("--start", action="store_true", help="start the server; the default")
+    actions.add_argument("--stop", action="store_true", help="stop the server")
     add = parser.add_argument
     add("--ts-config", help="a config.properties; TS_CONFIG_FILE takes its place; default: ./config.properties")
     add("--model-store", help="the folder with the archives; default: the configuration's model_store")

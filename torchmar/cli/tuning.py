@@ -202,8 +202,8 @@ class _Display(StepLine):
         name = trial.statistic or self._target.name
         latency = "no answer" if trial.latency is None else f"{name} {milliseconds(trial.latency)}"
         verdict = trial.verdict(self._target)
-        kept = "" if verdict is Verdict.KEPT else f", {self._target} {verdict.value}"
-        err.print(f"trial {number}: {trial.setting}: {latency} at {trial.rate:,.4g}/s{kept}", markup=False)
+        failure = "" if verdict is Verdict.KEPT else f", {self._target} {verdict.value}"
+        err.print(f"trial {number}: {trial.setting}: {latency} at {trial.rate:,.4g}/s{failure}", markup=False)
 
 
 def _show(tuning: Tuning) -> None:
@@ -288,14 +288,14 @@ def _row(tuning: Tuning, number: str, trial: Trial) -> tuple[str, ...]:
         extra = (f"{setting.delay_ms} ms",)
     elif "stages" in _headings(tuning):
         extra = (str(setting.preprocess or ""),)
-    same = ("",) * (2 + len(extra))
+    blanks = ("",) * (2 + len(extra))
     notes = [trial.verdict(target).value]
     if trial.purpose in _PURPOSES:
         notes.append(_PURPOSES[trial.purpose])
     predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
     return (
         number,
-        *((f"{setting.workers} x {setting.threads}", str(setting.batch_size), *extra) if number else same),
+        *((f"{setting.workers} x {setting.threads}", str(setting.batch_size), *extra) if number else blanks),
         f"{trial.rate:,.0f}" if trial.rate >= 10 else f"{trial.rate:.2f}",
         predicted,
         "no answer" if trial.latency is None else milliseconds(trial.latency),

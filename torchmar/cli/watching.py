@@ -92,9 +92,9 @@ def _live(folder: Path, interval: float, quits: Callable[[float], bool]) -> None
                 report = _compare(before or now, now)
                 legend = f"\n{_LEGEND}" if console.height >= _TALL else ""
                 foot = Text(f"{_summary(report)}{legend}", style="dim")
-                used = sum(len(text.wrap(console, console.width)) for text in (head, foot))
-                used += len(("", "headings", "rule", ""))
-                body = _table(report, console.width, console.height - used)
+                lines = sum(len(text.wrap(console, console.width)) for text in (head, foot))
+                lines += len(("", "headings", "rule", ""))
+                body = _table(report, console.width, console.height - lines)
                 live.update(Group(head, "", body, "", foot), refresh=True)
                 before = now
             except TorchmarError as error:
@@ -124,8 +124,8 @@ def _keys() -> Iterator[Callable[[float], bool]]:
 
     def quits(seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([terminal], [], [], left)[0] and os.read(terminal, 1) in (b"q", b"Q", b""):
+        while (remaining := deadline - time.monotonic()) > 0:
+            if select.select([terminal], [], [], remaining)[0] and os.read(terminal, 1) in (b"q", b"Q", b""):
                 return True
         return False
 
@@ -172,8 +172,8 @@ def _table(report: _LoadReport, width: int | None = None, height: int | None = N
     loads = report.loads
     if height is not None and len(loads) > max(height, 2):
         busiest = sorted(loads, key=lambda row: (not row[0].failure, -row[1].requests, not row[0].default))
-        chosen = {id(row) for row in busiest[: max(height, 2) - 1]}
-        loads = [row for row in loads if id(row) in chosen]
+        row_ids = {id(row) for row in busiest[: max(height, 2) - 1]}
+        loads = [row for row in loads if id(row) in row_ids]
     rows = [
         (
             version.model.name,
@@ -196,17 +196,17 @@ def _table(report: _LoadReport, width: int | None = None, height: int | None = N
 def _fit(rows: list[tuple[str, ...]], headings: list[str], width: int) -> tuple[list[tuple[str, ...]], list[str]]:
     """Return a table without the columns that do not fit; a name that is too long loses its middle."""
     widths = [max(len(row[number]) for row in [*rows, tuple(headings)]) for number in range(len(headings))]
-    kept = list(range(len(headings)))
+    columns = list(range(len(headings)))
 
     def room() -> int:
-        return width - sum(widths[number] + _GAP for number in kept[1:])
+        return width - sum(widths[number] + _GAP for number in columns[1:])
 
     for heading in _OPTIONAL:
         if room() < min(widths[0], _SHORTEST):
-            kept.remove(headings.index(heading))
+            columns.remove(headings.index(heading))
     names = [_shorten(row[0], max(room(), _SHORTEST)) for row in rows]
-    fitted = [(name, *(row[number] for number in kept[1:])) for name, row in zip(names, rows, strict=True)]
-    return fitted, [headings[number] for number in kept]
+    fitted = [(name, *(row[number] for number in columns[1:])) for name, row in zip(names, rows, strict=True)]
+    return fitted, [headings[number] for number in columns]
 
 
 def _shorten(name: str, width: int) -> str:

@@ -96,7 +96,7 @@ def export_weights(
     from torchmar import weight_export
 
     with err.status("starting") as status:
-        written = weight_export.export_weights(
+        exported = weight_export.export_weights(
             model,
             to.value,
             model_file=model_file,
@@ -107,29 +107,29 @@ def export_weights(
             on_step=status.update,
         )
     if as_json:
-        typer.echo(json.dumps(_document(written), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(_document(exported), indent=2, ensure_ascii=False))
     else:
-        _show(written)
+        _show(exported)
 
 
-def _show(written: Export) -> None:
-    size = sum(file.stat().st_size for file in written.files)
-    names = ", ".join(str(file) for file in written.files)
+def _show(exported: Export) -> None:
+    size = sum(file.stat().st_size for file in exported.files)
+    names = ", ".join(str(file) for file in exported.files)
     out.print(f"{names}  {show_size(size)}", markup=False)
-    if written.inputs:
-        takes = ", ".join(tensor.show() for tensor in written.inputs)
-        out.print(wrapped(takes, "takes        ", " " * 13), markup=False)
-    answers = f"as {written.source}: largest difference {written.difference:.1e} on {written.compared} inputs"
-    if written.sizes:
-        answers += f", {_sizes(written.sizes)}"
+    if exported.inputs:
+        tensors = ", ".join(tensor.show() for tensor in exported.inputs)
+        out.print(wrapped(tensors, "takes        ", " " * 13), markup=False)
+    answers = f"as {exported.source}: largest difference {exported.difference:.1e} on {exported.compared} inputs"
+    if exported.sizes:
+        answers += f", {_sizes(exported.sizes)}"
     out.print(wrapped(answers, "answers      ", " " * 13), markup=False)
-    for name, (low, high, factor) in written.bounds.items():
+    for name, (low, high, factor) in exported.bounds.items():
         if high is not None or factor > 1:
             bound = f"{name} {low} to {'any size' if high is None else high}" + (f", times {factor}" * (factor > 1))
             out.print(f"bound        {bound}", markup=False)
-    for note in written.notes:
+    for note in exported.notes:
         out.print(wrapped(note, "note         ", " " * 13), markup=False)
-    if written.guessed and written.inputs:
+    if exported.guessed and exported.inputs:
         err.print("no example was given: shapes are those of the weights, and values are random", markup=False)
 
 
@@ -137,7 +137,7 @@ def _sizes(sizes: Mapping[str, object]) -> str:
     return "; ".join(f"{name} {str(values).strip('[]')}" for name, values in sizes.items())
 
 
-def _document(written: Export) -> dict[str, object]:
+def _document(exported: Export) -> dict[str, object]:
     from dataclasses import asdict
 
-    return {**asdict(written), "files": [str(file) for file in written.files]}
+    return {**asdict(exported), "files": [str(file) for file in exported.files]}

@@ -73,16 +73,16 @@ def docker(
         )
     folder = store(configuration, model_store)
     baked = {path: extras_of(path, engine) for path in _newest(folder, bake or ())}
-    named = [name.strip() for name in extras.split(",") if name.strip()]
+    extra_names = [name.strip() for name in extras.split(",") if name.strip()]
     python, torch = versions_here()
     image = Image(
         config=_inside(configuration.file) if configuration.file else None,
         model_store=_inside(folder),
         mount=mount,
         baked=tuple(map(_inside, baked)),
-        with_runtime=tuple(_inside(path) for path, needed in baked.items() if "venv" in needed),
+        with_runtime=tuple(_inside(path) for path, path_extras in baked.items() if "venv" in path_extras),
         package=str(_inside(package)) if package else "",
-        extras=tuple(dict.fromkeys([*named, *itertools.chain(*baked.values())])),
+        extras=tuple(dict.fromkeys([*extra_names, *itertools.chain(*baked.values())])),
         packages=tuple(packages or ()),
         gpus=gpus,
         engine=engine,
@@ -99,15 +99,17 @@ def docker(
     write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
 
 
-def _print_notes(image: Image, given: Properties) -> None:
+def _print_notes(image: Image, config: Properties) -> None:
     """Print the files that are missing for a build of the image, and a note if tokens are off."""
-    if not given.file:
+    if not config.file:
         err.print("there is no config.properties: the server in the image has TorchServe's defaults")
     for path in (image.package, *(() if image.mount else (str(image.model_store),))):
         if path and not Path(path).exists():
             err.print(f"{path} does not exist yet; docker build needs it", markup=False)
-    if given.flag("disable_token_authorization"):
-        err.print(f"{given.file} turns tokens off: every client that reaches the port can use the models", markup=False)
+    if config.flag("disable_token_authorization"):
+        err.print(
+            f"{config.file} turns tokens off: every client that reaches the port can use the models", markup=False
+        )
 
 
 def _newest(store: Path, names: Sequence[str]) -> list[Path]:
@@ -119,8 +121,8 @@ def _newest(store: Path, names: Sequence[str]) -> list[Path]:
 
 def _inside(path: Path) -> PurePosixPath:
     """Return a path relative to this folder, if it is inside the folder."""
-    absolute, here = path.absolute(), Path.cwd()
-    return PurePosixPath(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+    absolute, cwd = path.absolute(), Path.cwd()
+    return PurePosixPath(absolute.relative_to(cwd) if absolute.is_relative_to(cwd) else absolute)
 
 
 def _is_our_source() -> bool:

@@ -33,9 +33,9 @@ OutputFile = Annotated[
 ForGpus = Annotated[bool, typer.Option("--gpus", help="For machines with a GPU.")]
 
 
-def store(config: Properties, given: Path | None) -> Path:
+def store(config: Properties, folder: Path | None) -> Path:
     """Return the model store: the given one, or that of the configuration."""
-    return given or Path(config.get("model_store") or "model_store")
+    return folder or Path(config.get("model_store") or "model_store")
 
 
 def write(texts: Mapping[Path | None, str]) -> None:
@@ -129,7 +129,7 @@ def extras_of(path: Path, engine: EngineName) -> tuple[str, ...]:
         "text": "tokenizer.json" in names,
         "venv": runtime is not None,
     }
-    return tuple(extra for extra, needed in extras.items() if needed)
+    return tuple(extra for extra, applies in extras.items() if applies)
 
 
 def versions_here() -> tuple[str, str]:

@@ -148,7 +148,7 @@ def kserve(
     names = {"--runtime": name, "--service": service, "--namespace": namespace, "--service-account": service_account}
     check_names(names, service=40)
     models = Models(deployment) if deployment else None
-    needed, scope = resources(models, cpu, memory, gpus), namespace or ""
+    pod_resources, scope = resources(models, cpu, memory, gpus), namespace or ""
     objects = []
     if image:
         serving_runtime = Runtime(
@@ -156,7 +156,7 @@ def kserve(
             name=name,
             auto_select=auto_select,
             namespace=scope if only_namespace else "",
-            resources=needed,
+            resources=pod_resources,
         )
         objects.append(runtime(serving_runtime))
     if storage:
@@ -166,7 +166,7 @@ def kserve(
             runtime=name,
             namespace=scope,
             protocol=protocol,
-            resources=needed,
+            resources=pod_resources,
             min_replicas=replicas,
             max_replicas=max_replicas,
             scaling=_scaling(queue, prometheus),

@@ -72,9 +72,9 @@ def kubernetes(
     check_names({**names, "--metrics-from": prometheus}, allow, name=50)
     models = Models(deployment) if deployment else None
     configuration = configured(config, models)
-    image, needed = manifests.check_image(image), resources(models, cpu, memory, gpus)
+    image, pod_resources = manifests.check_image(image), resources(models, cpu, memory, gpus)
     pods = replace(
-        cluster(image, name, namespace, needed, claim, service_account, allow),
+        cluster(image, name, namespace, pod_resources, claim, service_account, allow),
         min_replicas=replicas,
         max_replicas=max_replicas,
         queue_wait=parse_duration(queue) if queue else 0.0,

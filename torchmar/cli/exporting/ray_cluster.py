@@ -150,9 +150,9 @@ def ray_cluster(
     _check_redis(redis, redis_secret)
     models = Models(deployment) if deployment else None
     configuration = configured(config, models)
-    image, needed = manifests.check_image(str(image)), resources(models, cpu, memory, gpus)
+    image, pod_resources = manifests.check_image(str(image)), resources(models, cpu, memory, gpus)
     head_and_nodes = ray_cluster.RayPods(
-        pods=cluster(image, name, namespace, needed, claim, service_account, allow),
+        pods=cluster(image, name, namespace, pod_resources, claim, service_account, allow),
         nodes=nodes,
         servers=servers,
         redis=redis or "",
@@ -163,10 +163,10 @@ def ray_cluster(
     print_needs(configuration)
 
 
-def _refuse(options: Mapping[str, object], why: str) -> None:
+def _refuse(options: Mapping[str, object], reason: str) -> None:
     """Raise typer.BadParameter if one of the options is given."""
-    if given := [option for option, value in options.items() if value]:
-        raise typer.BadParameter(why, param_hint=given[0])
+    if names := [option for option, value in options.items() if value]:
+        raise typer.BadParameter(reason, param_hint=names[0])
 
 
 def _check_redis(redis: str | None, secret: str | None) -> None:

@@ -140,11 +140,11 @@ def resources(models: Models | None, cpu: str | None, memory: str | None, gpus: 
     from torchmar.exporting.manifests import check_quantity
     from torchmar.exporting.pods import Resources
 
-    needed = models.resources() if models else Resources()
+    defaults = models.resources() if models else Resources()
     return Resources(
-        cpu=check_quantity(cpu, "--cpu") if cpu else needed.cpu,
-        memory=check_quantity(memory, "--memory") if memory else needed.memory,
-        gpus=needed.gpus if gpus is None else gpus,
+        cpu=check_quantity(cpu, "--cpu") if cpu else defaults.cpu,
+        memory=check_quantity(memory, "--memory") if memory else defaults.memory,
+        gpus=defaults.gpus if gpus is None else gpus,
     )
 
 
@@ -152,15 +152,15 @@ def configured(config: Path | None, models: Models | None) -> Properties:
     """Return a configuration, with the models of a deployment.yaml if there is one."""
     from torchmar import properties
 
-    read = properties.read_or_default(config)
-    return replace(read, values=models.configuration(read.values)) if models else read
+    configuration = properties.read_or_default(config)
+    return replace(configuration, values=models.configuration(configuration.values)) if models else configuration
 
 
 def cluster(
     image: str,
     name: str,
     namespace: str | None,
-    needed: Resources,
+    pod_resources: Resources,
     claim: str | None,
     service_account: str | None,
     allow: Sequence[str] | None,
@@ -172,7 +172,7 @@ def cluster(
         image=image,
         name=name,
         namespace=namespace or "",
-        resources=needed,
+        resources=pod_resources,
         claim=claim or "",
         service_account=service_account or "",
         clients=tuple(dict.fromkeys(allow or ())),

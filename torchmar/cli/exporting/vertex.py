@@ -56,11 +56,11 @@ def vertex(
     }
     if package:
         wheel = copy_package(package, output)
-        inside = PurePosixPath(FILE_NAME)
+        baked_archive = PurePosixPath(FILE_NAME)
         image = replace(
             platform_image(wheel, [archive], gpus=gpus),
-            baked=(inside,),
-            with_runtime=(inside,) if has_runtime else (),
+            baked=(baked_archive,),
+            with_runtime=(baked_archive,) if has_runtime else (),
         )
         texts[output / "Dockerfile"] = containers.vertex_dockerfile(image, identifier(name))
         texts[output / ".dockerignore"] = containers.dockerignore([wheel, FILE_NAME])
