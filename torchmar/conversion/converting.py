@@ -74,8 +74,8 @@ class Conversion:
     @property
     def files(self) -> tuple[Path, ...]:
         """The converted file, and for a model of OpenVINO the file with its weights."""
-        beside = self.file.with_suffix(".bin")
-        return (self.file, beside) if self.file.suffix == _TENSORFLOW.suffix and beside.is_file() else (self.file,)
+        binary = self.file.with_suffix(".bin")
+        return (self.file, binary) if self.file.suffix == _TENSORFLOW.suffix and binary.is_file() else (self.file,)
 
     def show(self) -> str:
         """Return a line that describes the conversion."""
@@ -153,9 +153,9 @@ def _versions(source: Path, converter: _Converter) -> dict[str, str]:
             f"{'is' if len(missing) == 1 else 'are'} not installed",
             hint=f"pip install {' '.join(missing)}; {converter.note}",
         )
-    found = [*converter.needs, *(name for name in converter.compares_with if importlib.util.find_spec(name))]
+    packages = [*converter.needs, *(name for name in converter.compares_with if importlib.util.find_spec(name))]
     # Empty if tensorflow is installed by a package with another name, such as tensorflow-cpu.
-    return {name: installed_version(name) for name in found}
+    return {name: installed_version(name) for name in packages}
 
 
 def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any], converter: _Converter) -> dict[str, Any]:

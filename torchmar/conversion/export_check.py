@@ -51,15 +51,15 @@ def _compare(path: Path, compared: Sequence[cases.Case], bounds: Mapping[str, An
             model = weights.load(path.parent, path.name, None, torch.device("cpu"), {}, threads=1)
         except weights.LoadError as error:
             raise Rejected(f"it was written, and cannot be loaded: {error}") from None
-        within = [case for case in compared if _is_within(case, bounds)]
-        if not within:
+        fitting = [case for case in compared if _is_within(case, bounds)]
+        if not fitting:
             raise Rejected("the example is not within the sizes that it takes")
         largest = 0.0
         # Then the first case again: state that an answer leaves in the model must not change the next answer.
-        for case in (*within, within[0]):
+        for case in (*fitting, fitting[0]):
             largest = max(largest, _difference(model, case))
-    sizes = {name: sorted({case.sizes[name] for case in within}) for name in within[0].sizes}
-    return {"difference": largest, "compared": len(within), "sizes": sizes}
+    sizes = {name: sorted({case.sizes[name] for case in fitting}) for name in fitting[0].sizes}
+    return {"difference": largest, "compared": len(fitting), "sizes": sizes}
 
 
 def _difference(model: torch.nn.Module, case: cases.Case) -> float:

@@ -125,7 +125,7 @@ class _Source:
         if isinstance(self.loaded, torch.jit.ScriptModule):
             schema: Any = self.loaded.forward.schema  # type: ignore[attr-defined]
             arguments = schema.arguments[1:]
-            return sum(not known.has_default_value() for known in arguments), [known.name for known in arguments]
+            return sum(not entry.has_default_value() for entry in arguments), [entry.name for entry in arguments]
         if self.form in ("EXPORTED", "ONNX"):
             names = self._weights.input_names(self.loaded)
             return len(self.known), list(names) or input_names(self.model, len(self.known))
@@ -134,7 +134,7 @@ class _Source:
             for parameter in inspect.signature(self.loaded.forward).parameters.values()
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         ]
-        return sum(one.default is one.empty for one in parameters), [one.name for one in parameters]
+        return sum(entry.default is entry.empty for entry in parameters), [entry.name for entry in parameters]
 
     def examples(self, files: Sequence[Path], calls: str | None) -> tuple[list[Example], bool]:
         """Return the examples, and whether they are guessed.
@@ -152,16 +152,16 @@ class _Source:
             for number, example in enumerate(example_inputs, 1):
                 self._check_taken(example, f"example {number}" if len(example_inputs) > 1 else "the example")
             return example_inputs, False
-        made = self._of_signature()
-        if made is None:
+        guess = self._of_signature()
+        if guess is None:
             shapes = self._first_layer.typical_inputs(self.loaded) if self.required <= 1 else ()
-            made = next(((_filled(tensor),) for tensor in shapes if self._takes((_filled(tensor),))), None)
-        if made is None:
+            guess = next(((_filled(tensor),) for tensor in shapes if self._takes((_filled(tensor),))), None)
+        if guess is None:
             raise Rejected(
                 f"the shapes of the inputs ({', '.join(self.names) or 'unnamed'}) are not known from the weights",
                 "give an example: --example x.npy, or --example inputs.npz with an array for each name",
             )
-        return [made], True
+        return [guess], True
 
     def axes(self, texts: Sequence[str], example: Example, guessed: bool) -> Axes:
         """Return the names of the dimensions of any size.
@@ -171,8 +171,8 @@ class _Source:
         """
         fixed = self._fixed()
         if fixed is not None:
-            named = dimensions.parse(texts, self.names, example) if texts and texts != [dimensions.NONE] else None
-            return _of_program(self.names, fixed, named)
+            desired = dimensions.parse(texts, self.names, example) if texts and texts != [dimensions.NONE] else None
+            return _of_program(self.names, fixed, desired)
         axes = dimensions.parse(texts, self.names, example)
         if guessed and (unknown := [size for size in self._unknown(example) if size not in axes[0]]):
             raise Rejected(
@@ -196,10 +196,10 @@ class _Source:
                 skipped.append(case.name)
                 continue
             answered.append(cases.Case(case.name, case.inputs, case.sizes, expected))
-        again = self._run(example_inputs[0])
+        second = self._run(example_inputs[0])
         first = answered[0].expected
-        if any(not torch.equal(left, right) for left, right in zip(first, again, strict=True)) and not _both_nan(
-            first, again
+        if any(not torch.equal(left, right) for left, right in zip(first, second, strict=True)) and not _both_nan(
+            first, second
         ):
             raise Rejected(
                 "its answers to the same input differ from call to call: it computes with random numbers, or keeps a "
@@ -222,8 +222,8 @@ class _Source:
         """
         if self.form in ("AOTINDUCTOR", "LIBRARY", "OPENVINO"):
             raise Inapplicable("it is a compiled program, of which nothing else can be made", "export its source")
-        same = {"EXPORTED": ("export",), "ONNX": ("onnx",), "TORCHSCRIPT": ("torchscript-trace", "torchscript-script")}
-        if to in same.get(self.form, ()) and opset is None and not self._rewrite:
+        forms = {"EXPORTED": ("export",), "ONNX": ("onnx",), "TORCHSCRIPT": ("torchscript-trace", "torchscript-script")}
+        if to in forms.get(self.form, ()) and opset is None and not self._rewrite:
             raise Inapplicable("it is in this format already")
         model, limits = self.model, {}
         if to in _TRACED and not isinstance(model, Path):
@@ -247,17 +247,17 @@ class _Source:
         except Exception:  # whatever the model raises
             return False
 
-    def _check_taken(self, example: Example, called: str) -> None:
+    def _check_taken(self, example: Example, label: str) -> None:
         try:
             self._run(example)
         except Exception as error:  # whatever the model raises
-            shown = ", ".join(
+            inputs = ", ".join(
                 f"{name} {_dtype(tensor)} {list(tensor.shape)}"
                 for name, tensor in zip(self.names, example, strict=False)
             )
             place = f", at {place}" if (place := failure.place_of(error)) else ""
             raise Rejected(
-                f"the model does not take {called} ({shown}): {failure.reason(error)}{place}",
+                f"the model does not take {label} ({inputs}): {failure.reason(error)}{place}",
                 self._hint(example),
             ) from None
 
@@ -284,15 +284,15 @@ class _Source:
             return None
         generator = torch.Generator().manual_seed(0)
         for free in _SIZES:
-            made = []
+            values = []
             for declared in self.known:
                 shape = [size or (free if place else _ROWS) for place, size in enumerate(declared.shape)]
                 if declared.dtype.is_floating_point:
-                    made.append(torch.rand(shape, generator=generator).to(declared.dtype))
+                    values.append(torch.rand(shape, generator=generator).to(declared.dtype))
                 else:
-                    made.append(torch.ones(shape, dtype=declared.dtype))
-            if self._takes(tuple(made)):
-                return tuple(made)
+                    values.append(torch.ones(shape, dtype=declared.dtype))
+            if self._takes(tuple(values)):
+                return tuple(values)
         return None
 
     def _fixed(self) -> Axes | None:
@@ -340,24 +340,24 @@ def _filled(tensor: torch.Tensor) -> torch.Tensor:
     return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
 
 
-def _of_program(names: Sequence[str], original: Axes, named: Axes | None) -> Axes:
+def _of_program(names: Sequence[str], original: Axes, desired: Axes | None) -> Axes:
     """Return the dimensions of any size of a program, with the desired names.
 
     Raises:
         Rejected: one of the dimensions is fixed.
     """
-    if named is None:
+    if desired is None:
         return original
     renamed: dict[str, str] = {}
-    for name, has, wants in zip(names, original, named, strict=False):
-        for place, new_name in wants.items():
-            if place not in has:
+    for name, axes, desired_axes in zip(names, original, desired, strict=False):
+        for place, new_name in desired_axes.items():
+            if place not in axes:
                 raise Rejected(
                     f"dimension {place} of its input {name!r} is fixed, and cannot become {new_name}",
                     "export the model that it was made of, with this dimension in --dynamic",
                 )
-            renamed[has[place]] = new_name
-    return tuple({place: renamed.get(name, name) for place, name in has.items()} for has in original)
+            renamed[axes[place]] = new_name
+    return tuple({place: renamed.get(name, name) for place, name in axes.items()} for axes in original)
 
 
 def _example_names(example: Example, unknown: Sequence[int]) -> list[str]:
@@ -365,8 +365,8 @@ def _example_names(example: Example, unknown: Sequence[int]) -> list[str]:
     return ["batch", *(usual[place] if place in unknown else "_" for place in range(1, example[0].dim()))]
 
 
-def _both_nan(first: Sequence[torch.Tensor], again: Sequence[torch.Tensor]) -> bool:
-    return all(torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(first, again, strict=True))
+def _both_nan(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(left.nan_to_num(), right.nan_to_num()) for left, right in zip(first, second, strict=True))
 
 
 def _dtype(tensor: torch.Tensor) -> str:

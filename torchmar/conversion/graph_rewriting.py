@@ -165,7 +165,7 @@ class _Rewriting:
     def _sort_constants(self) -> None:
         """Move the used constants to the beginning, so that each is defined before its first use."""
         first = next(iter(self._graph.nodes))
-        for node in [one for one in self._graph.nodes if one.op == "get_attr"]:
+        for node in [node for node in self._graph.nodes if node.op == "get_attr"]:
             first.prepend(node)
 
     def _call(self, node: fx.Node) -> None:
@@ -290,31 +290,31 @@ class _Rewriting:
 
     def _pointwise(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Move a permutation after an element-wise operation, so that the next permutation may cancel it."""
-        leaves = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, fx.Node | _Constant)]
-        if name not in _POINTWISE or not leaves or not all(isinstance(one, fx.Node) for one in leaves):
+        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node | _Constant)]
+        if name not in _POINTWISE or not leaves or not all(isinstance(leaf, fx.Node) for leaf in leaves):
             return None
-        orders: list[Any] = [one.args[1] for one in leaves if isinstance(one, fx.Node) and _name(one) == "permute"]
+        orders: list[Any] = [leaf.args[1] for leaf in leaves if isinstance(leaf, fx.Node) and _name(leaf) == "permute"]
         if len(orders) != len(leaves) or any(order != orders[0] for order in orders):
             return None
-        olds = [one for one in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(one, fx.Node)]
-        if any(one.meta["val"].dim() != len(orders[0]) for one in olds):
+        olds = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+        if any(old.meta["val"].dim() != len(orders[0]) for old in olds):
             return None
-        args, kwargs = pytree.tree_map_only(fx.Node, lambda one: one.args[0], (args, kwargs))
+        args, kwargs = pytree.tree_map_only(fx.Node, lambda permutation: permutation.args[0], (args, kwargs))
         return self._emit(_aten.permute.default, [self._emit(target, args, kwargs), list(orders[0])], {})
 
     def _emit(self, target: Any, args: Any, kwargs: Any) -> fx.Node:
         args, kwargs = pytree.tree_map_only(_Constant, self._node, (args, kwargs))
         return self._graph.call_function(target, tuple(args), kwargs)
 
-    def _value(self, one: Any) -> Any:
-        if not isinstance(one, fx.Node):
-            return one
-        if one not in self._values:
-            raise NotRewritable(str(one.target))
-        return self._values[one]
+    def _value(self, operand: Any) -> Any:
+        if not isinstance(operand, fx.Node):
+            return operand
+        if operand not in self._values:
+            raise NotRewritable(str(operand.target))
+        return self._values[operand]
 
-    def _operand(self, one: Any) -> Any:
-        return self._node(one) if isinstance(one, _Constant) else one
+    def _operand(self, operand: Any) -> Any:
+        return self._node(operand) if isinstance(operand, _Constant) else operand
 
     def _node(self, constant: _Constant) -> fx.Node:
         """Return the node of a constant, which becomes a buffer of the module."""
@@ -366,8 +366,8 @@ def _functional(node: fx.Node) -> tuple[Any, str]:
 def _one_user(node: fx.Node) -> bool:
     """Return whether a value, including tensors that it may be a view of, has only one computing reader."""
 
-    def readers(one: fx.Node) -> int:
-        return sum(_name(user) not in _CHECKS for user in one.users)
+    def readers(source: fx.Node) -> int:
+        return sum(_name(user) not in _CHECKS for user in source.users)
 
     while readers(node) == 1:
         if node.op != "call_function" or _name(node) not in {*_SHAPES, *_COPIES, *_CASTS}:
@@ -387,7 +387,7 @@ def _reaches_input(node: fx.Node) -> bool:
 
 
 def _folded(target: Any, args: Any, kwargs: Any, node: fx.Node) -> _Constant:
-    args, kwargs = pytree.tree_map_only(_Constant, lambda one: one.value, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(_Constant, lambda constant: constant.value, (args, kwargs))
     with torch.no_grad():
         if target is _aten.view.default:
             target = _aten.reshape.default
@@ -410,9 +410,9 @@ def _vector(value: _Constant | float, axis: int, rank: int, channels: int) -> to
 
 def identifiers(names: Sequence[str]) -> list[str]:
     """Return unique names that are valid in Python."""
-    found: list[str] = []
+    unique: list[str] = []
     for position, name in enumerate(names):
         name = re.sub(r"\W", "_", name) or f"input_{position}"
         name = f"_{name}" if name[0].isdigit() else name
-        found.append(name if name not in found else f"{name}_{position}")
-    return found
+        unique.append(name if name not in unique else f"{name}_{position}")
+    return unique

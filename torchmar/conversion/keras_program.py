@@ -40,17 +40,17 @@ class Source(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.names = [str(one.name) for one in model.inputs]
+        self.names = [str(tensor.name) for tensor in model.inputs]
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Return the model's output, in inference mode."""
         structure = self.model._inputs_struct if hasattr(self.model, "_inputs_struct") else list(inputs)
-        given: Any = inputs[0]
+        arguments: Any = inputs[0]
         if isinstance(structure, dict):
-            given = dict(zip(structure, inputs, strict=True))
+            arguments = dict(zip(structure, inputs, strict=True))
         elif len(inputs) > 1:
-            given = list(inputs)
-        output = self.model(given, training=False)
+            arguments = list(inputs)
+        output = self.model(arguments, training=False)
         if isinstance(output, list | tuple):
             if len(output) == 1:
                 return output[0]
@@ -142,9 +142,9 @@ def _not_loaded(path: Path, error: Exception) -> Rejected:
         )
     for mark in ("Unknown layer: ", "Could not locate class ", "Could not locate function ", "Unknown "):
         if mark in text:
-            named = text.partition(mark)[2].split(".")[0].split("\n")[0].strip("'\" ")
+            class_name = text.partition(mark)[2].split(".")[0].split("\n")[0].strip("'\" ")
             return Rejected(
-                f"it has {named!r}, which is not Keras' own: its code is not in the file",
+                f"it has {class_name!r}, which is not Keras' own: its code is not in the file",
                 "replace it by layers of Keras and save it again, or write a handler that has its code",
             )
     if "No model config found" in text or "model_config" in text:
@@ -220,13 +220,13 @@ def _stopped(error: Exception) -> Rejected:
     while link is not None and stopped is None:
         trace = link.__traceback__
         while trace is not None:
-            this = trace.tb_frame.f_locals.get("self")
-            if isinstance(this, keras.Operation) and not isinstance(this, keras.Model):
-                stopped = this
+            layer = trace.tb_frame.f_locals.get("self")
+            if isinstance(layer, keras.Operation) and not isinstance(layer, keras.Model):
+                stopped = layer
             trace = trace.tb_next
         link = link.__cause__ or link.__context__
-    where = f"the layer {stopped.name!r} ({type(stopped).__name__}) stops it: " if stopped is not None else ""
-    return Rejected(f"{where}{_first_line(error)}", "replace the layer, or write a handler that runs Keras")
+    context = f"the layer {stopped.name!r} ({type(stopped).__name__}) stops it: " if stopped is not None else ""
+    return Rejected(f"{context}{_first_line(error)}", "replace the layer, or write a handler that runs Keras")
 
 
 def _first_line(error: Exception) -> str:
@@ -249,7 +249,7 @@ def _example(source: Source, specs: Sequence[Spec], rows: int, *, wide: bool = F
     generator = torch.Generator().manual_seed(rows + wide)
     layers = source.model._flatten_layers()
     vocabularies = [getattr(layer, key, None) for layer in layers for key in ("input_dim", "num_tokens")]
-    most = min([size for size in vocabularies if isinstance(size, int)], default=_TOKENS)
+    limit = min([size for size in vocabularies if isinstance(size, int)], default=_TOKENS)
     inputs = []
     for shape, dtype in specs:
         sizes = [size if size is not None else _ANY if place else rows for place, size in enumerate(shape)]
@@ -259,7 +259,7 @@ def _example(source: Source, specs: Sequence[Spec], rows: int, *, wide: bool = F
             if wide:
                 values = values * 255 if len(shape) == 4 else values * 6 - 3
         else:
-            values = torch.randint(0, max(most, 1), sizes, generator=generator)
+            values = torch.randint(0, max(limit, 1), sizes, generator=generator)
         inputs.append(values.to(kind))
     return tuple(inputs)
 
@@ -302,7 +302,7 @@ def _samples(
             )
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError):
             continue
-        if len({len(one) for one in inputs}) == 1 and (rows is None or len(inputs[0]) == rows):
+        if len({len(tensor) for tensor in inputs}) == 1 and (rows is None or len(inputs[0]) == rows):
             yield inputs, "samples"
 
 
@@ -340,7 +340,7 @@ def _compare(target: Path, compared: Sequence[Compared], channels_first: bool, d
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
-    return [one for one in torch.utils._pytree.tree_leaves(output) if isinstance(one, torch.Tensor)]
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def _output_names(model: Any, count: int) -> list[str]:

@@ -40,7 +40,7 @@ def run(module: str, job: Mapping[str, Any], work: Path, environment: Mapping[st
         ConversionError: the process rejects the model, or ends without a result.
     """
     paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", f"{__package__}.{module}"],
         input=json.dumps(job),
         cwd=work,
@@ -55,16 +55,16 @@ def run(module: str, job: Mapping[str, Any], work: Path, environment: Mapping[st
         errors="replace",
     )
     try:
-        answer = json.loads(ended.stdout)
+        answer = json.loads(process.stdout)
     except ValueError:
-        lines = ended.stderr.strip().splitlines()
+        lines = process.stderr.strip().splitlines()
         if lines and lines[-1].startswith(f"OSError: [Errno {errno.ENOSPC}]"):  # no other format would need less space
             raise ConversionError(
                 "no space left on the device of the result, or of temporary files",
                 hint="TMPDIR names another folder for temporary files",
             ) from None
         raise ConversionError(
-            f"the process of the conversion ended with {ended.returncode}: {lines[-1] if lines else 'no output'}",
+            f"the process of the conversion ended with {process.returncode}: {lines[-1] if lines else 'no output'}",
             crashed=True,
         ) from None
     if rejected := answer.get("rejected"):

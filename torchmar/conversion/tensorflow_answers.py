@@ -42,16 +42,18 @@ def _saved_model(model: Path, batches: dict[str, Arrays]) -> tuple[str, dict[str
     tensorflow = importlib.import_module("tensorflow")
     signatures = tensorflow.saved_model.load(str(model)).signatures
     names = next(iter(batches.values())).keys()
-    fitting = [one for one in signatures.values() if one.structured_input_signature[1].keys() == names]
-    served = signatures.get("serving_default") or (fitting[0] if fitting else None)
-    if served is None:
+    fitting = [
+        signature for signature in signatures.values() if signature.structured_input_signature[1].keys() == names
+    ]
+    function = signatures.get("serving_default") or (fitting[0] if fitting else None)
+    if function is None:
         raise ValueError(f"it has no signature with the inputs {', '.join(names)}")
     return f"TensorFlow {tensorflow.__version__}", {
         number: {
             name: value.numpy()
-            for name, value in served(**{key: tensorflow.constant(array) for key, array in one.items()}).items()
+            for name, value in function(**{key: tensorflow.constant(array) for key, array in inputs.items()}).items()
         }
-        for number, one in batches.items()
+        for number, inputs in batches.items()
     }
 
 

@@ -121,15 +121,15 @@ def _not_read(error: Exception) -> Rejected:
             _STRINGS if strings else f"export the model without them, or {_REMEDY}",
         )
     lines = [line.strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return Rejected(f"OpenVINO {_VERSION} cannot read it: {' '.join(kept or lines)[:300]}", _REMEDY)
+    messages = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return Rejected(f"OpenVINO {_VERSION} cannot read it: {' '.join(messages or lines)[:300]}", _REMEDY)
 
 
 def _name_ports(model: Any, source: Path) -> None:
     """Give inputs and outputs the names of the signature, because clients of TensorFlow Serving use these."""
-    known = {} if source.is_dir() else tflite_signature.names(source)
+    signature_names = {} if source.is_dir() else tflite_signature.names(source)
     for ports, kind in ((model.inputs, "input"), (model.outputs, "output")):
-        names = [known.get(_name(port)) or _plain(_name(port)) for port in ports]
+        names = [signature_names.get(_name(port)) or _plain(_name(port)) for port in ports]
         if len(set(names)) < len(names) or not all(names):
             names = [f"{kind}_{place}" for place in range(len(names))]
         for port, name in zip(ports, names, strict=True):
@@ -198,42 +198,42 @@ def _random(core: Any, model: Any, inputs: Sequence[Input]) -> list[tuple[Arrays
     """Return random inputs that the model accepts: floats from 0 to 1 and wider ones, integers of the smallest kind."""
     request = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
     for size in _SIZES:
-        made = [({one.name: _example(one, rows, size) for one in inputs}, "random") for rows in _BATCHES]
+        batches = [({spec.name: _example(spec, rows, size) for spec in inputs}, "random") for rows in _BATCHES]
         try:
-            for arrays, _ in made:
+            for arrays, _ in batches:
                 request.infer(arrays)
         except RuntimeError:
             continue
-        return made
+        return batches
     return []
 
 
-def _example(given: Input, rows: int, size: int) -> np.ndarray:
+def _example(spec: Input, rows: int, size: int) -> np.ndarray:
     generator = np.random.default_rng(rows)
-    shape = [known if known is not None else size if place else rows for place, known in enumerate(given.shape)]
-    if given.dtype.kind == "f":
+    shape = [fixed if fixed is not None else size if place else rows for place, fixed in enumerate(spec.shape)]
+    if spec.dtype.kind == "f":
         wide = 6.0 if rows == _BATCHES[-1] else 1.0
-        return (generator.random(shape) * wide).astype(given.dtype)
-    most = 256 if given.dtype == np.uint8 else 2
-    return generator.integers(0, most, shape).astype(given.dtype)
+        return (generator.random(shape) * wide).astype(spec.dtype)
+    limit = 256 if spec.dtype == np.uint8 else 2
+    return generator.integers(0, limit, shape).astype(spec.dtype)
 
 
 def _samples(samples: Sequence[Any], inputs: Sequence[Input]) -> Iterator[tuple[Arrays, str]]:
     """Yield the samples that are tensors of the model's shapes; others have to be decoded by the handler."""
     for sample in samples:
         try:
-            arrays = sample_arrays(sample, [given.name for given in inputs])
+            arrays = sample_arrays(sample, [spec.name for spec in inputs])
             pairs = zip(inputs, arrays, strict=True)
-            yield {given.name: fitted(array, given.shape).astype(given.dtype) for given, array in pairs}, "samples"
+            yield {spec.name: fitted(array, spec.shape).astype(spec.dtype) for spec, array in pairs}, "samples"
         except (ValueError, TypeError, KeyError, IndexError):
             continue
 
 
-def _answered(core: Any, model: Any, given: Sequence[tuple[Arrays, str]]) -> list[tuple[Arrays, Arrays, str]]:
+def _answered(core: Any, model: Any, batches: Sequence[tuple[Arrays, str]]) -> list[tuple[Arrays, Arrays, str]]:
     """Return inputs with the answers of the model as it was read; samples that it does not accept are left out."""
     request = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
     answered = []
-    for arrays, kind in given:
+    for arrays, kind in batches:
         try:
             answered.append((arrays, _outputs(request, arrays), kind))
         except RuntimeError:
@@ -256,14 +256,14 @@ def _of_tensorflow(source: Path, batches: Sequence[Arrays]) -> tuple[list[Arrays
         script = Path(__file__).with_name("tensorflow_answers.py")
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
         command = [sys.executable, *map(str, (script, source, file, answers))]
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-        lines = ran.stdout.strip().splitlines() or [f"its process ended with {ran.returncode}"]
-        if ran.returncode:
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        lines = process.stdout.strip().splitlines() or [f"its process ended with {process.returncode}"]
+        if process.returncode:
             return [], lines[-1][:200]
         with np.load(answers) as stored:
-            named = [key.partition("/") for key in stored.files]
+            keys = [key.partition("/") for key in stored.files]
             return [
-                {key: stored[f"{number}/{key}"] for number, _, key in named if number == str(place)}
+                {key: stored[f"{number}/{key}"] for number, _, key in keys if number == str(place)}
                 for place in range(len(batches))
             ], f"compared with {lines[-1]}"
 

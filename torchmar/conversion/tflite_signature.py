@@ -66,10 +66,10 @@ def names(file: Path) -> dict[str, str]:
     try:
         model = _Table.root(data)
         signatures = list(model.tables(_SIGNATURES))
-        chosen = next((table for table in signatures if table.text(_KEY) == "serving_default"), None) or signatures[0]
-        graph = list(model.tables(_SUBGRAPHS))[chosen.number(_SUBGRAPH)]
+        default = next((table for table in signatures if table.text(_KEY) == "serving_default"), None) or signatures[0]
+        graph = list(model.tables(_SUBGRAPHS))[default.number(_SUBGRAPH)]
         tensors = [tensor.text(_NAME) for tensor in graph.tables(_TENSORS)]
-        maps = [*chosen.tables(_INPUTS), *chosen.tables(_OUTPUTS)]
+        maps = [*default.tables(_INPUTS), *default.tables(_OUTPUTS)]
         return {tensors[table.number(_MAP_TENSOR)]: table.text(_MAP_NAME) for table in maps}
     except (struct.error, IndexError):
         return {}

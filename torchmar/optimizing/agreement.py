@@ -83,8 +83,8 @@ def flaw(original: Outputs, variant: Outputs, name: str) -> tuple[Verdict, str] 
             return Verdict.REJECTED, f"{output!r} is of the type {values.dtype}, not {original[output].dtype}"
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             count = values.size - int(np.isfinite(values).sum())
-            also = "" if np.isfinite(original[output]).all() else "; the original's, too"
-            return Verdict.REJECTED, f"{count} of {values.size} numbers of {output!r} for {name} are not finite{also}"
+            note = "" if np.isfinite(original[output]).all() else "; the original's, too"
+            return Verdict.REJECTED, f"{count} of {values.size} numbers of {output!r} for {name} are not finite{note}"
     for output, values in original.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return Verdict.UNDECIDED, (
@@ -106,7 +106,7 @@ def compare(original: Outputs, variant: Outputs, name: str, kind: Kind, scales: 
     """
     import numpy as np
 
-    cosine, relative, where, changed = 1.0, 0.0, "", ""
+    cosine, relative, relative_output, changed = 1.0, 0.0, "", ""
     for output, values in original.items():
         if values.dtype.kind != "f":
             changed = changed or ("" if np.array_equal(values, variant[output]) else repr(output))
@@ -119,20 +119,20 @@ def compare(original: Outputs, variant: Outputs, name: str, kind: Kind, scales: 
         difference = float(np.abs(left - right).max())
         scale = max(float(np.abs(left).max()), FLOOR * scales[output])
         error = difference / scale if scale else (math.inf if difference else 0.0)
-        if error > relative or not where:
-            relative, where = error, output
+        if error > relative or not relative_output:
+            relative, relative_output = error, output
     labels, label = _labels(original, variant, kind)
     if labels is not None and changed:
         labels = 0.0
-    return Compared(name, cosine, relative, where, labels, label, changed)
+    return Compared(name, cosine, relative, relative_output, labels, label, changed)
 
 
-def _scores(output: str, ours: Outputs, kind: Kind) -> Classes | None:
+def _scores(output: str, outputs: Outputs, kind: Kind) -> Classes | None:
     """Return the place of the classes in an output, if it has scores of several classes."""
-    if kind.classes is None or output != _main(ours, kind) or ours[output].ndim == 0:
+    if kind.classes is None or output != _main(outputs, kind) or outputs[output].ndim == 0:
         return None
     # The scores of two classes minus their mean are a number and its negative, whose cosine is always 1 or -1.
-    return kind.classes if ours[output].shape[kind.classes.axis] > 2 else None
+    return kind.classes if outputs[output].shape[kind.classes.axis] > 2 else None
 
 
 def _main(outputs: Outputs, kind: Kind) -> str | None:
@@ -181,13 +181,13 @@ def _most_probable(values: np.ndarray[Any, Any], classes: Classes) -> np.ndarray
     return np.asarray(values.argmax(classes.axis))
 
 
-def _lead(values: np.ndarray[Any, Any], classes: Classes, place: int, own: int, other: int) -> float:
+def _lead(values: np.ndarray[Any, Any], classes: Classes, place: int, label: int, other: int) -> float:
     import numpy as np
 
     if values.ndim == 0 or values.shape[classes.axis] == 1:
         return abs(float(values.ravel()[place]) - classes.threshold)
     scores = np.moveaxis(values, classes.axis, -1).reshape(-1, values.shape[classes.axis])[place]
-    return float(scores[own]) - float(scores[other])
+    return float(scores[label]) - float(scores[other])
 
 
 def rank_agreement(original: np.ndarray[Any, Any], variant: np.ndarray[Any, Any]) -> float:

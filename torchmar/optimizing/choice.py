@@ -41,10 +41,10 @@ def _point(value: float) -> Interval:
 
 def speedup(row: Row, baseline: Row, batch_size: int) -> Interval | None:
     """Return the speedup of a variant over the baseline; None: one of the two was not measured."""
-    own, other = row.timing(batch_size), baseline.timing(batch_size)
-    if own is None or other is None:
+    measured, base = row.timing(batch_size), baseline.timing(batch_size)
+    if measured is None or base is None:
         return None
-    return ratio_interval(Interval(other.seconds, *other.interval), Interval(own.seconds, *own.interval))
+    return ratio_interval(Interval(base.seconds, *base.interval), Interval(measured.seconds, *measured.interval))
 
 
 def choose(rows: Sequence[Row], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
@@ -91,8 +91,8 @@ def _decided(row: Row, gains: dict[str, Interval | None], best: Row | None, rows
     assert best is not None
     winner = gains[best.variant]
     assert winner is not None
-    why = "is faster" if winner.value > gain.value else "is as fast, and nearer to its answers"
-    return replace(row, reason=f"{times(gain.value)} as fast as the original; {best.title} {why}")
+    comparison = "is faster" if winner.value > gain.value else "is as fast, and nearer to its answers"
+    return replace(row, reason=f"{times(gain.value)} as fast as the original; {best.title} {comparison}")
 
 
 def _why_original(gains: dict[str, Interval | None], rows: Sequence[Row]) -> str:

@@ -94,9 +94,9 @@ def judge(
         if failure:
             (rejections if certain else doubts).append(failure)
     # Outputs that are not numbers have no cosine: any difference there is rejected, whatever the requirements.
-    changed = [] if _requires(required, Measure.LABELS) else [result for result in compared if result.changed]
-    if changed:
-        rejections.append(f"{changed[0].changed} for {changed[0].name} is different")
+    changed_results = [] if _requires(required, Measure.LABELS) else [result for result in compared if result.changed]
+    if changed_results:
+        rejections.append(f"{changed_results[0].changed} for {changed_results[0].name} is different")
     if rejections:
         return Judgement(verdict=Verdict.REJECTED, reason="; ".join(rejections), agreement=agreement)
     if len(compared) < max((needed(requirement, kind) for requirement in required), default=1):
@@ -111,16 +111,16 @@ def _agreement(
     return Agreement(
         inputs=len(compared),
         labels=_share(compared),
-        cosine=min(each.cosine for each in compared),
-        relative_error=max(each.relative for each in compared),
-        worst_input=max(compared, key=lambda each: each.relative).name,
+        cosine=min(result.cosine for result in compared),
+        relative_error=max(result.relative for result in compared),
+        worst_input=max(compared, key=lambda result: result.relative).name,
         explanations=min(explanations.values()) if explanations else None,
         metric=metrics[1].value if metrics else None,
     )
 
 
 def _share(compared: Sequence[Compared]) -> float | None:
-    shares = [each.labels for each in compared if each.labels is not None]
+    shares = [result.labels for result in compared if result.labels is not None]
     return math.fsum(shares) / len(shares) if shares else None
 
 
@@ -137,19 +137,19 @@ def _failure(
         return _labels_failure(requirement, compared, kind)
     if measure is Measure.COSINE:
         worst = min(compared, key=lambda comparison: comparison.cosine)
-        met, text = worst.cosine >= bound, f"the cosine for {worst.name} is {worst.cosine:.4g}"
+        is_met, text = worst.cosine >= bound, f"the cosine for {worst.name} is {worst.cosine:.4g}"
     elif measure is Measure.RELATIVE:
         worst = max(compared, key=lambda comparison: comparison.relative)
-        met = worst.relative <= bound
+        is_met = worst.relative <= bound
         text = f"{worst.relative_output!r} for {worst.name} differs by {_percent(worst.relative)} of its largest number"
     elif measure is Measure.EXPLANATIONS:
         name, value = min((explanations or {}).items(), key=lambda item: item[1], default=("", 1.0))
-        met, text = value >= bound, f"the explanations of {name} have a rank correlation of {value:.3g}"
+        is_met, text = value >= bound, f"the explanations of {name} have a rank correlation of {value:.3g}"
     else:
         before, after = metrics or (Metric(0.0), Metric(0.0))
         loss = after.loss(before)
-        met, text = loss <= bound, f"the check returned {after.value:g}, and {before.value:g} for the original"
-    return ("" if met else f"{text}; {requirement} is required"), True
+        is_met, text = loss <= bound, f"the check returned {after.value:g}, and {before.value:g} for the original"
+    return ("" if is_met else f"{text}; {requirement} is required"), True
 
 
 def _labels_failure(requirement: Requirement, compared: Sequence[Compared], kind: Kind) -> tuple[str, bool]:
@@ -167,12 +167,12 @@ def _labels_failure(requirement: Requirement, compared: Sequence[Compared], kind
         ends = f"{_percent(interval.low)} to {_percent(interval.high)} with 95 % confidence"
         text = f"the labels of {count} of {len(compared)} inputs agree, {_percent(share)} ({ends})"
         # With few inputs, a different label may be chance, although the required share is met.
-        few = len(compared) < needed(requirement, kind)
-        certain = not few or _chance(len(compared) - count, len(compared), requirement.bound) < 1 - CONFIDENCE
+        too_small = len(compared) < needed(requirement, kind)
+        certain = not too_small or _chance(len(compared) - count, len(compared), requirement.bound) < 1 - CONFIDENCE
     example = ""
     if worst.label:
-        own, other, lead = worst.label
-        example = f"; {worst.name} has class {other} in place of {own}, whose score was higher by {lead:.2g}"
+        label, other, lead = worst.label
+        example = f"; {worst.name} has class {other} in place of {label}, whose score was higher by {lead:.2g}"
     return f"{text}{example}; {requirement} is required", certain
 
 
@@ -202,8 +202,8 @@ def _requires(required: Sequence[Requirement], measure: Measure) -> bool:
 def _summary(compared: Sequence[Compared]) -> str:
     share = _share(compared)
     labels = "" if share is None else f"{_percent(share)} of the labels agree, "
-    relative = max(each.relative for each in compared)
-    cosine = min(each.cosine for each in compared)
+    relative = max(result.relative for result in compared)
+    cosine = min(result.cosine for result in compared)
     count = f"{len(compared)} inputs"
     return f"{labels}the smallest cosine is {cosine:.4g}, the largest relative error {_percent(relative)}, on {count}"
 

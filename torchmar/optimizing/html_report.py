@@ -94,12 +94,12 @@ def _variants(report: Report) -> str:
 
 
 def _times(row: Row, baseline: Row, size: int) -> tuple[str, str]:
-    own, original = row.timing(size), baseline.timing(size)
-    if own is None:
+    timing, original = row.timing(size), baseline.timing(size)
+    if timing is None:
         return NOTHING, NOTHING
-    low, high = (number(end * 1000, fixed=True) for end in own.interval)
-    shown = f"{number(own.seconds * 1000, fixed=True)}<small>{low} – {high}</small>"
-    return shown, f"{original.seconds / own.seconds:.2f}" if original and row is not baseline else NOTHING
+    low, high = (number(end * 1000, fixed=True) for end in timing.interval)
+    cell = f"{number(timing.seconds * 1000, fixed=True)}<small>{low} – {high}</small>"
+    return cell, f"{original.seconds / timing.seconds:.2f}" if original and row is not baseline else NOTHING
 
 
 def _agreements(report: Report) -> str:
@@ -110,8 +110,8 @@ def _agreements(report: Report) -> str:
         if row.agreement and row is not report.baseline
     ]
     columns = [*headings, "worst input"]
-    kept = [place for place in range(len(columns)) if any(row[place] != NOTHING for row in rows)]
-    return table([columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
+    filled = [place for place in range(len(columns)) if any(row[place] != NOTHING for row in rows)]
+    return table([columns[place] for place in filled], [[row[place] for place in filled] for row in rows])
 
 
 def _of_agreement(agreement: Agreement) -> tuple[str, str, str, str, str]:

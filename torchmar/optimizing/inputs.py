@@ -59,21 +59,21 @@ def read(archive: Archive, data: Path | None) -> tuple[Input, ...]:
 
 def _distinct(inputs: Sequence[Input]) -> Iterator[Input]:
     """Yield inputs with unique names: a file of a folder may have the name of a sample."""
-    taken: Counter[str] = Counter()
-    for each in inputs:
-        taken[each.name] += 1
-        number = taken[each.name]
-        yield replace(each, name=f"{each.name} ({number})") if number > 1 else each
+    counts: Counter[str] = Counter()
+    for item in inputs:
+        counts[item.name] += 1
+        number = counts[item.name]
+        yield replace(item, name=f"{item.name} ({number})") if number > 1 else item
 
 
 def write(inputs: Sequence[Input], folder: Path) -> Iterator[dict[str, Any]]:
     """Write the bodies of requests to a folder, and yield the entry of each in the job of the step ``capture``."""
     bodies = folder / "requests"
     bodies.mkdir()
-    for number, each in enumerate(inputs):
+    for number, item in enumerate(inputs):
         file = bodies / str(number)
-        file.write_bytes(each.request.body)
-        yield {"name": each.name, "body": str(file), "headers": request_headers(each.request)}
+        file.write_bytes(item.request.body)
+        yield {"name": item.name, "body": str(file), "headers": request_headers(item.request)}
 
 
 def _files(data: Path) -> list[Path]:

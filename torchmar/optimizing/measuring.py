@@ -83,7 +83,7 @@ class Measurements:
         try:
             if self._budget.left < 0:
                 raise StepError(budget.USED_UP)
-            again = self._run(BASELINE, self._recording.original, answers=False)
+            repeated = self._run(BASELINE, self._recording.original, answers=False)
         except StepError as error:  # the earlier measurements are still worth a report
             reason = budget.USED_UP if self._budget.used_up else str(error)
             self._disturbances.append(
@@ -94,7 +94,7 @@ class Measurements:
         cpu = self.takes_cpu_time
         before, after = (
             statistics.median(_seconds(next(iter(measured.result["times"].values())), cpu=cpu))
-            for measured in (self.baseline, again)
+            for measured in (self.baseline, repeated)
         )
         if abs(after / before - 1) > _DRIFT:
             self._disturbances.append(
@@ -111,11 +111,11 @@ class Measurements:
         if self._explanations is None:
             self._explanations = self._explained(BASELINE, None, self._recording.requests[:_EXPLAINED])
         requests = [recorded for recorded in self._recording.requests if recorded["name"] in self._explanations]
-        own = self._explained(name, weights, requests)
+        actual = self._explained(name, weights, requests)
         return {
-            request: agreement.rank_agreement(scores, own[request]) if scores.shape == own[request].shape else 0.0
+            request: agreement.rank_agreement(scores, actual[request]) if scores.shape == actual[request].shape else 0.0
             for request, scores in self._explanations.items()
-            if request in own
+            if request in actual
         }
 
     @property
@@ -135,7 +135,7 @@ class Measurements:
             cpu: whether to return CPU times if they are shorter, see `takes_cpu_time`.
         """
         return tuple(
-            choice.timing(size, *(_seconds(both, cpu=cpu) for both in measurements))
+            choice.timing(size, *(_seconds(pair, cpu=cpu) for pair in measurements))
             for size, measurements in sorted(self._times.get(name, {}).items())
         )
 
@@ -144,8 +144,8 @@ class Measurements:
         """The reasons why the measurements are less certain."""
         if not self._others:
             return tuple(self._disturbances)
-        taken = "; the times are CPU times, which a quiet machine would need, too" if self.takes_cpu_time else ""
-        return (f"other programs used up to {self._others:.1f} cores{taken}", *self._disturbances)
+        note = "; the times are CPU times, which a quiet machine would need, too" if self.takes_cpu_time else ""
+        return (f"other programs used up to {self._others:.1f} cores{note}", *self._disturbances)
 
     def _run(self, name: str, weights: Weights, *, answers: bool) -> Measured:
         recording = self._recording
@@ -173,14 +173,14 @@ class Measurements:
         """
         import numpy as np
 
-        own = list(self._baseline.result["outputs"]) if self._baseline else list(names)
-        called = [name or "output" for name in (own if len(own) == len(names) else names)]
+        original_names = list(self._baseline.result["outputs"]) if self._baseline else list(names)
+        output_names = [name or "output" for name in (original_names if len(original_names) == len(names) else names)]
         outputs: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in self._recording.held_out]
         with np.load(file) as arrays:
             for key, array in arrays.items():
                 place, number = map(int, key.split("."))
                 # Lists may differ in length between inputs.
-                name = called[number] if number < len(called) else f"output {number + 1}"
+                name = output_names[number] if number < len(output_names) else f"output {number + 1}"
                 rank = self._ranks.setdefault(key, array.ndim)
                 if array.ndim != rank:
                     raise StepError(f"{name!r} has {array.ndim} dimensions, and {rank} of the original")
@@ -211,4 +211,4 @@ def _seconds(times: _Times, *, cpu: bool) -> list[float]:
 
     CPU time is longer than elapsed time if threads of an engine wait actively for each other.
     """
-    return [min(both) for both in zip(*times, strict=True)] if cpu else times[0]
+    return [min(pair) for pair in zip(*times, strict=True)] if cpu else times[0]

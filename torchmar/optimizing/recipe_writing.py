@@ -78,8 +78,8 @@ def variant_of(path: Path) -> str | None:
         RecipeError: the recipe has problems.
     """
     content, folder = recipe.read(path)
-    named = content.config
-    text = (folder / named).read_bytes() if isinstance(named, str) else named.to_yaml()
+    configured = content.config
+    text = (folder / configured).read_bytes() if isinstance(configured, str) else configured.to_yaml()
     config: Any = yaml.safe_load(text)
     options = config.get("handler") if isinstance(config, Mapping) else None
     if not isinstance(options, Mapping) or KEY not in options:
@@ -174,12 +174,12 @@ def section_of(report: Report, files: Mapping[str, Path]) -> dict[str, Any]:
     return {**chosen.options, **({"needs": list(chosen.needs)} if chosen.needs else {})}
 
 
-def _check_handler(handler: str, where: str, modules: Mapping[str, Path]) -> None:
+def _check_handler(handler: str, place: str, modules: Mapping[str, Path]) -> None:
     """Raise TorchmarError if a handler neither is torchmar's nor is built on it."""
     sources = {name: file for name, file in modules.items() if file.suffix == ".py"}
     if not carries(handler, sources):
         raise TorchmarError(
-            f"{where}: the handler {handler} does not read the section {KEY}",
+            f"{place}: the handler {handler} does not read the section {KEY}",
             hint=f"use one of torchmar's handlers ({CARRIED_PACKAGE}.image_classifier, ...), or extend one",
         )
 
@@ -194,10 +194,10 @@ def _edited(content: Recipe, file: Path, folder: Path, section: Mapping[str, Any
         texts[config_file] = edit(config, {("handler", KEY): dict(section)}, str(config_file))
     else:
         text = edit(text, {("config", "handler", KEY): dict(section)}, str(file))
-    named = content.files.get(FOLDER, FOLDER)
-    if named != FOLDER:
+    source = content.files.get(FOLDER, FOLDER)
+    if source != FOLDER:
         raise TorchmarError(
-            f"{file} has {named} as {FOLDER}/ in the archive, where the optimised weights have their place",
+            f"{file} has {source} as {FOLDER}/ in the archive, where the optimised weights have their place",
             hint="give it another path under files:",
         )
     if FOLDER not in content.files:

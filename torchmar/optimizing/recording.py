@@ -133,8 +133,8 @@ def record(
     steps = Steps(work, memory=int(psutil.virtual_memory().available * _MEMORY_PART), venv=venv)
     python = _described(archive.path, steps, venv)
     observer.on_step(f"recording the model's inputs for {len(requests)} requests")
-    captured, written = work / "inputs.pt", list(inputs.write(requests, work))
-    job = {"model": model, "requests": written, "target": str(captured)}
+    captured, entries = work / "inputs.pt", list(inputs.write(requests, work))
+    job = {"model": model, "requests": entries, "target": str(captured)}
     try:
         result = steps.run("capture", job, seconds=budget.left)
     except StepError as error:
@@ -150,7 +150,7 @@ def record(
         steps=steps,
         python=python,
         model=model,
-        requests=[written_request for written_request in written if written_request["name"] not in dict(rejected)],
+        requests=[written_request for written_request in entries if written_request["name"] not in dict(rejected)],
         explains=bool(result["explains"]),
         original=Weights(
             folder=str(model_dir),
@@ -173,11 +173,11 @@ def record(
 def _described(archive: Path, steps: Steps, venv: Venv | None) -> StepPython:
     job = {"modules": PACKAGES, "distributions": _DISTRIBUTIONS}
     try:
-        found = describe(job) if venv is None else steps.run("describe", job, seconds=_DESCRIBE_SECONDS)
+        result = describe(job) if venv is None else steps.run("describe", job, seconds=_DESCRIBE_SECONDS)
     except StepError as error:
         raise TorchmarError(f"{archive.name}: its environment cannot run an optimisation: {error}") from None
     return StepPython(
-        version=found["python"], missing=tuple(found["missing"]), versions=found["versions"], own=venv is None
+        version=result["python"], missing=tuple(result["missing"]), versions=result["versions"], own=venv is None
     )
 
 
@@ -200,6 +200,6 @@ def _size(folder: Path, serialized_file: str | None) -> int:
     if serialized_file is None:
         return 0
     file = folder / serialized_file
-    beside = file.with_suffix(".bin")
-    files = {file, beside} if file.suffix == ".xml" and beside.is_file() else {file}
-    return sum(each.stat().st_size for each in files)
+    tensor_file = file.with_suffix(".bin")
+    files = {file, tensor_file} if file.suffix == ".xml" and tensor_file.is_file() else {file}
+    return sum(part.stat().st_size for part in files)

@@ -110,8 +110,8 @@ class Steps:
                 return ""
             if time.monotonic() > deadline:
                 return f"it took more than {seconds:.0f} s"
-            used = _memory(process.pid)
-            if used > self._memory:
+            memory = _memory(process.pid)
+            if memory > self._memory:
                 return f"it took more than {self._memory / 2**30:.1f} GiB of memory"
 
     def _result(self, file: Path, log: Path, status: int) -> Any:
@@ -119,8 +119,8 @@ class Steps:
             document = json.loads(file.read_bytes())
         except (OSError, ValueError):
             text = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
-            ended = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
-            raise StepError(f"its process ended {ended}" + (f": {text[-1]}" if text else "")) from None
+            cause = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
+            raise StepError(f"its process ended {cause}" + (f": {text[-1]}" if text else "")) from None
         if "value" in document:
             return document["value"]
         skipped = "not_applicable" in document

@@ -34,7 +34,7 @@ def original(archive: Path, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             members = {member.name: source.source(member.name, Path(scratch)) for member in source.members}
             members.pop(digests.PATH, None)
-            members = {name: kept for name, kept in members.items() if not name.startswith(f"{FOLDER}/")}
+            members = {name: content for name, content in members.items() if not name.startswith(f"{FOLDER}/")}
             members[str(model.config_file)] = yaml.safe_dump(config, sort_keys=False).encode()
             target = folder / "original.mar"
             pack(members, target)
@@ -68,8 +68,8 @@ def write(archive: Path, folder: Path, made: Made, files: Sequence[Path], *, nam
             options = {key: value for key, value in options.items() if key not in _WEIGHTS_OPTIONS}
         config["handler"] = {**options, **made.options}
         members[str(changes["config_file"])] = yaml.safe_dump(config, sort_keys=False).encode()
-        changed = source.manifest.model_copy(update={"model": model.model_copy(update=changes)})
-        members[manifest.PATH] = changed.to_json()
+        changed_manifest = source.manifest.model_copy(update={"model": model.model_copy(update=changes)})
+        members[manifest.PATH] = changed_manifest.to_json()
         target = folder / f"{name}.mar"
         pack(members, target, lambda count: None)
         return target

@@ -66,8 +66,8 @@ def run(command: str, archive: Path, *, timeout_s: float) -> Metric:
     line = next(reversed(output.strip().splitlines()), "")
     metric = _metric(line)
     if metric is None:
-        shown = line if len(line) <= 80 else f"{line[:77]}..."
-        raise TorchmarError(f"the last line of the check {command!r} is no metric: {shown!r}", hint=EXAMPLE)
+        excerpt = line if len(line) <= 80 else f"{line[:77]}..."
+        raise TorchmarError(f"the last line of the check {command!r} is no metric: {excerpt!r}", hint=EXAMPLE)
     return metric
 
 
@@ -79,7 +79,7 @@ def _metric(line: str) -> Metric | None:
     lower = False
     if isinstance(document, dict):
         lower = document.get("lower_is_better") is True
-        numbers = [document["value"]] if "value" in document else [each for each in document.values() if _number(each)]
+        numbers = [document["value"]] if "value" in document else [item for item in document.values() if _number(item)]
         document = numbers[0] if len(numbers) == 1 else None
     return Metric(float(document), lower) if _number(document) and math.isfinite(document) else None
 

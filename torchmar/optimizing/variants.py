@@ -47,11 +47,11 @@ class Variant:
         if self.device == "cpu" and gpu:
             return "it runs on the CPU, and the archive is served on the GPU; deviceType: cpu changes that"
         if lacking := [name for name in self.packages if name in missing]:
-            named, verb = ", ".join(lacking), "is" if len(lacking) == 1 else "are"
+            names, verb = ", ".join(lacking), "is" if len(lacking) == 1 else "are"
             if own:
-                return f"{named} {verb} not installed: pip install {' '.join(lacking)}"
+                return f"{names} {verb} not installed: pip install {' '.join(lacking)}"
             return (
-                f"{named} {verb} not in the environment of the archive: add {'it' if verb == 'is' else 'them'} to the "
+                f"{names} {verb} not in the environment of the archive: add {'it' if verb == 'is' else 'them'} to the "
                 "runtime's requires, and run torchmar lock"
             )
         if self.calibrated and not calibration:
@@ -141,7 +141,7 @@ def select(names: Sequence[str]) -> tuple[Variant, ...]:
     Raises:
         TorchmarError: there is no variant of a name.
     """
-    known = [variant.name for variant in CATALOGUE]
-    if unknown := [name for name in names if name not in known]:
-        raise TorchmarError(f"no variant is called {unknown[0]!r}", hint=f"there are {', '.join(known[1:])}")
+    variant_names = [variant.name for variant in CATALOGUE]
+    if unknown := [name for name in names if name not in variant_names]:
+        raise TorchmarError(f"no variant is called {unknown[0]!r}", hint=f"there are {', '.join(variant_names[1:])}")
     return tuple(variant for variant in CATALOGUE if not names or variant.name in (BASELINE, *names))

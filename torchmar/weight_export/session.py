@@ -150,8 +150,8 @@ def export_weights(
 
 def _target(model: Path, to: str, output: Path | None) -> Path:
     """Return the file to write."""
-    named = model.absolute().parent if model.name == "archive.yaml" else model.absolute()
-    name = named.name if named.is_dir() else named.stem
+    source = model.absolute().parent if model.name == "archive.yaml" else model.absolute()
+    name = source.name if source.is_dir() else source.stem
     target = output or Path(f"{name}{TARGETS[to]}")
     if target.is_dir():
         raise TorchmarError(f"{target} is a folder", hint=f"name a file: --output {target / name}{TARGETS[to]}")
@@ -194,14 +194,14 @@ def _exported(
     file = part.absolute() / target.name
     on_step(f"exporting {source.shown} to {TITLES[to]}")
     attempts = attempt(source.shown, job, {to: file}, scratch)
-    made = attempts.made[to]
-    if not made.get("message"):
+    result = attempts.made[to]
+    if not result.get("message"):
         return _result(source, to, _moved(part, target), attempts)
-    hint = made["hint"]
-    if not made.get("inapplicable"):
+    hint = result["hint"]
+    if not result.get("inapplicable"):
         on_step("trying the other formats")
         hint = "; ".join(filter(None, (hint, _alternatives(source.shown, job, to, scratch))))
-    raise TorchmarError(f"{source.shown} cannot be exported to {TITLES[to]}: {made['message']}", hint=hint)
+    raise TorchmarError(f"{source.shown} cannot be exported to {TITLES[to]}: {result['message']}", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def attempt(shown: str, job: Mapping[str, Any], files: Mapping[str, Path], scrat
     cases = str(folder / "cases.pt")
     targets = [{"to": to, "path": str(file)} for to, file in files.items()]
     try:
-        written = _run("export_process", {**job, "targets": targets, "cases": cases}, scratch)
+        described = _run("export_process", {**job, "targets": targets, "cases": cases}, scratch)
     except starting.ConversionError as error:
         if not error.crashed:
             raise TorchmarError(f"{shown} cannot be exported: {error.message}", hint=error.hint) from None
@@ -242,16 +242,16 @@ def attempt(shown: str, job: Mapping[str, Any], files: Mapping[str, Path], scrat
             attempts = [attempt(shown, job, {to: file}, scratch) for to, file in files.items()]
             return Attempts({}, {to: result for single in attempts for to, result in single.made.items()})
         return Attempts({}, {to: {"message": error.message, "hint": error.hint} for to in files})
-    made: dict[str, Any] = written.pop("targets")
-    good = {to: file for to, file in files.items() if "message" not in made[to]}
-    compared = _compared(good, {to: made[to]["bounds"] for to in good}, cases, scratch) if good else {}
+    made: dict[str, Any] = described.pop("targets")
+    exported = {to: file for to, file in files.items() if "message" not in made[to]}
+    compared = _compared(exported, {to: made[to]["bounds"] for to in exported}, cases, scratch) if exported else {}
     for to, result in compared.items():
         if "message" in result:  # the tracer may have logged the reason as a warning
             result["message"] = "; ".join(
                 [result["message"], *(note for note in made[to]["notes"] if "tracer" in note)]
             )
         made[to] = {**made[to], **result}
-    return Attempts(written, made)
+    return Attempts(described, made)
 
 
 def _alternatives(shown: str, job: Mapping[str, Any], to: str, scratch: Path) -> str:
@@ -259,10 +259,10 @@ def _alternatives(shown: str, job: Mapping[str, Any], to: str, scratch: Path) ->
     folder = Path(tempfile.mkdtemp(prefix="others-", dir=scratch))
     files = {name: folder / f"{name}{TARGETS[name]}" for name in _TRIED if name != to}
     made = attempt(shown, {**job, "opset": None}, files, scratch).made
-    good = [f"--to {name}" for name, result in made.items() if "message" not in result]
-    if not good:
+    options = [f"--to {name}" for name, result in made.items() if "message" not in result]
+    if not options:
         return "none of the other formats works for it"
-    return f"tried, and the answers are the same: {', '.join(good)}"
+    return f"tried, and the answers are the same: {', '.join(options)}"
 
 
 def _compared(

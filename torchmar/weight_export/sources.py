@@ -54,8 +54,10 @@ def source_of(model: Path, model_file: Path | None, scratch: Path) -> Source:
         raise TorchmarError(f"there is no {model}", hint="name weights, an archive (.mar) or a recipe")
     archive = None
     if recipe.is_recipe(model):
-        read, folder = recipe.read(model)
-        archive = pack_folder(collect_members(read, folder, converting.convert(read, folder)), scratch / "packed").path
+        content, folder = recipe.read(model)
+        archive = pack_folder(
+            collect_members(content, folder, converting.convert(content, folder)), scratch / "packed"
+        ).path
     elif _is_archive(model):
         archive = model
     if archive is not None:

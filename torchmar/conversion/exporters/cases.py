@@ -47,9 +47,9 @@ def vary(examples: Sequence[Example], dynamic: Axes) -> Iterator[Case]:
     yield Case("random values", random, have)
     larger = {name: size + 2 for name, size in have.items()}
     if larger:
-        shown = ", ".join(f"{name}={size}" for name, size in larger.items())
+        text = ", ".join(f"{name}={size}" for name, size in larger.items())
         values = tuple(_random(tensor, generator) for tensor in sized(first, dynamic, larger))
-        yield Case(f"random values, {shown}", values, larger)
+        yield Case(f"random values, {text}", values, larger)
     if any(tensor.is_floating_point() for tensor in first):
         yield Case("zeros", tuple(_floats(tensor, 0.0) for tensor in first), have)
         yield Case("the example, negated", tuple(_floats(tensor, -1.0) for tensor in first), have)
@@ -63,8 +63,8 @@ def save(cases: Sequence[Case], path: Path) -> None:
 
 def load(path: Path) -> list[Case]:
     """Return the cases in a file of `save`."""
-    read: Any = torch.load(path, weights_only=True)
-    return [Case(name, tuple(inputs), sizes, expected) for name, inputs, sizes, expected in read]
+    stored: Any = torch.load(path, weights_only=True)
+    return [Case(name, tuple(inputs), sizes, expected) for name, inputs, sizes, expected in stored]
 
 
 def _sizes(example: Example, dynamic: Axes) -> dict[str, int]:
@@ -82,8 +82,8 @@ def _random(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if tensor.is_floating_point():
         numbers = tensor.float()
         spread = float(numbers.std()) if tensor.numel() > 1 else 0.0
-        made = torch.randn(tensor.shape, generator=generator) * (spread or 1.0) + float(numbers.mean())
-        return made.to(tensor.dtype)
+        values = torch.randn(tensor.shape, generator=generator) * (spread or 1.0) + float(numbers.mean())
+        return values.to(tensor.dtype)
     if tensor.dtype == torch.bool:
         return torch.randint(0, 2, tensor.shape, generator=generator).bool()
     low, high = int(tensor.min()), int(tensor.max())

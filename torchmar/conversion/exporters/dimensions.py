@@ -26,7 +26,7 @@ def parse(texts: Sequence[str], names: Sequence[str], example: Example) -> Axes:
     if list(texts) == [NONE]:
         return tuple({} for _ in example)
     common: list[str] = []
-    own: dict[str, list[str]] = {}
+    by_input: dict[str, list[str]] = {}
     for text in texts:
         name, colon, listed = text.rpartition(":")
         if colon and name not in names[: len(example)]:
@@ -35,7 +35,7 @@ def parse(texts: Sequence[str], names: Sequence[str], example: Example) -> Axes:
         if wrong := [part for part in parts if part not in _FIXED and not part.isidentifier()]:
             raise Rejected(f"--dynamic {text}: {wrong[0]!r} is no name of a dimension", _USAGE)
         if colon:
-            own[name] = parts
+            by_input[name] = parts
         else:
             common = parts
     if not texts:
@@ -45,8 +45,8 @@ def parse(texts: Sequence[str], names: Sequence[str], example: Example) -> Axes:
         raise Rejected(f"--dynamic {','.join(common)}: the inputs have {longest} dimensions at the most", _USAGE)
     axes = []
     for name, tensor in zip(names, example, strict=False):
-        parts = own.get(name, common)
-        if name in own and len(parts) > tensor.dim():
+        parts = by_input.get(name, common)
+        if name in by_input and len(parts) > tensor.dim():
             raise Rejected(f"--dynamic {name}:{','.join(parts)}: {name} has {tensor.dim()} dimensions", _USAGE)
         axes.append({place: part for place, part in enumerate(parts[: tensor.dim()]) if part not in _FIXED})
     _check_sizes(names, example, axes)
@@ -55,11 +55,11 @@ def parse(texts: Sequence[str], names: Sequence[str], example: Example) -> Axes:
 
 def _check_sizes(names: Sequence[str], example: Example, axes: Axes) -> None:
     """Reject a name for different sizes."""
-    seen: dict[str, tuple[str, int]] = {}
-    for name, tensor, known in zip(names, example, axes, strict=False):
-        for place, dimension in known.items():
+    by_dimension: dict[str, tuple[str, int]] = {}
+    for name, tensor, dimension_names in zip(names, example, axes, strict=False):
+        for place, dimension in dimension_names.items():
             size = tensor.shape[place]
-            other, before = seen.setdefault(dimension, (name, size))
+            other, before = by_dimension.setdefault(dimension, (name, size))
             if size != before:
                 raise Rejected(
                     f"the dimension {dimension} has the size {before} in {other} and {size} in {name}",

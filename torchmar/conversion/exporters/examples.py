@@ -108,21 +108,21 @@ def _of_json(value: Any) -> Any:
 
 
 def _example(file: Path, value: Any, names: Sequence[str], floats: torch.dtype, required: int) -> Example:
-    takes = f"the model takes {', '.join(names)}"
+    accepted = f"the model takes {', '.join(names)}"
     items = value
     if isinstance(value, Mapping):
         if unknown := [key for key in value if key not in names]:
-            raise Rejected(f"{file} has the input {unknown[0]!r}, and {takes}")
+            raise Rejected(f"{file} has the input {unknown[0]!r}, and {accepted}")
         items = [value[name] for name in names if name in value]
         if [name for name in names if name in value] != list(names[: len(value)]):
             missing = next(name for name in names if name not in value)
-            raise Rejected(f"{file} lacks the input {missing!r}; {takes}", "give all inputs before the last one")
+            raise Rejected(f"{file} lacks the input {missing!r}; {accepted}", "give all inputs before the last one")
     elif not isinstance(value, list):
         items = [value]
     if not required <= len(items) <= len(names):
         example = ", ".join(f"{name}={name}" for name in names[: max(required, 2)])
         raise Rejected(
-            f"{file} has {len(items)} {'input' if len(items) == 1 else 'inputs'}, and {takes}",
+            f"{file} has {len(items)} {'input' if len(items) == 1 else 'inputs'}, and {accepted}",
             f"np.savez('example.npz', {example}) saves several by name" if required > 1 else "",
         )
     return tuple(_tensor(file, item, floats) for item in items)

@@ -40,8 +40,8 @@ def rejection(error: BaseException, target: str, program: ExportedProgram | None
     operation = operation_of(error)
     place = place_of(error) or (place_in(program, operation) if program is not None and operation else "")
     parts = [f"the operation {operation}" if operation else "", f"at {place}" if place else ""]
-    where = " ".join(part for part in parts if part)
-    return Rejected(f"{where + ': ' if where else ''}{reason(error)}", hint)
+    context = " ".join(part for part in parts if part)
+    return Rejected(f"{context + ': ' if context else ''}{reason(error)}", hint)
 
 
 def operation_of(error: BaseException) -> str:

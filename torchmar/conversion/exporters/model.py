@@ -82,8 +82,8 @@ def traceable(example: Example, dynamic: Axes) -> Example:
         for tensor, axes in zip(example, dynamic, strict=True)
         for dimension, name in axes.items()
     }
-    taken = {size for tensor in example for size in tensor.shape}
-    free = iter([size for size in _SIZES if size not in taken] + list(_SIZES))
+    used_sizes = {size for tensor in example for size in tensor.shape}
+    free = iter([size for size in _SIZES if size not in used_sizes] + list(_SIZES))
     return sized(example, dynamic, {name: next(free) for name, size in sizes.items() if size < 2})
 
 

@@ -130,9 +130,9 @@ def _with_opset(source: Path, path: Path, opset: int) -> list[str]:
     onnx, converter = importlib.import_module("onnx"), importlib.import_module("onnx.version_converter")
     try:
         model = onnx.load(source)
-        given = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-        model = converter.convert_version(model, opset) if given != opset else model
+        original = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        model = converter.convert_version(model, opset) if original != opset else model
         onnx.save(model, path)
     except Exception as error:
         raise failure.rejection(error, "ONNX") from error
-    return [f"opset {opset}, in place of {given}"]
+    return [f"opset {opset}, in place of {original}"]

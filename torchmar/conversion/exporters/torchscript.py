@@ -119,6 +119,6 @@ def _checked(model: Model, example: Example, dynamic: Axes, places: list[str]) -
     except DependsOnValuesError:
         raise Rejected(f"a trace would depend on its example: {places[0]}", hint) from None
     except Rejected as rejected:
-        more = "" if places[0] in str(rejected) else f"; {rejected}"
-        raise Rejected(f"a trace would depend on its example: {places[0]}{more}", hint) from None
+        detail = "" if places[0] in str(rejected) else f"; {rejected}"
+        raise Rejected(f"a trace would depend on its example: {places[0]}{detail}", hint) from None
     yield f"the tracer warned ({places[0]}); torch.export found no branch that depends on values or on these dimensions"

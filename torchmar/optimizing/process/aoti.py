@@ -70,9 +70,9 @@ def settings(program: ExportedProgram) -> dict[str, Any]:
 def _needs() -> tuple[str, ...]:
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    chosen = str(pick_vec_isa()).lower()
-    wanted = [flag for name, names in _INSTRUCTIONS.items() if name in chosen for flag in names]
-    return processor.all_of(wanted)
+    isa = str(pick_vec_isa()).lower()
+    flags = [flag for name, names in _INSTRUCTIONS.items() if name in isa for flag in names]
+    return processor.all_of(flags)
 
 
 def _capability(device: torch.device) -> tuple[str, ...]:

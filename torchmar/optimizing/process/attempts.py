@@ -127,18 +127,18 @@ def check_kinds(kinds: Collection[str], weighted: Collection[str], quantised: Co
         raise NotApplicable("the original is quantised already")
 
 
-def _arrays(source: Source, each: Captured) -> dict[str, np.ndarray]:
+def _arrays(source: Source, instance: Captured) -> dict[str, np.ndarray]:
     """Return the tensors of an input as arrays, by their names in the converted model.
 
     If a model accepts only one number of rows, the rows are repeated up to this number.
     """
     from torchmar_handlers import weights as handlers_weights
 
-    if each.rows and (fixed := handlers_weights.fixed_rows(source.module)):
-        (each,) = batches([each], fixed)
+    if instance.rows and (fixed := handlers_weights.fixed_rows(source.module)):
+        (instance,) = batches([instance], fixed)
     return {
         name: tensor.detach().cpu().numpy()
-        for name, tensor in zip(source.names_of(each), each.tensors or (), strict=True)
+        for name, tensor in zip(source.names_of(instance), instance.tensors or (), strict=True)
     }
 
 
@@ -186,9 +186,9 @@ def first_that_agrees(
 
 def _judged(baseline: Sequence[Outputs], outputs: Sequence[Outputs], calibration: Calibration) -> gate.Judgement:
     names = [f"calibration input {place}" for place in range(1, len(baseline) + 1)]
-    rows = [next((len(values) for values in each.values() if values.ndim), None) for each in baseline]
-    ours, separate = agreement.by_instance(baseline, names, rows)
-    theirs, _ = agreement.by_instance(outputs, names, rows)
-    if len(ours) != len(theirs):  # outputs of other shapes, with other numbers of rows
+    rows = [next((len(values) for values in output.values() if values.ndim), None) for output in baseline]
+    expected, separate = agreement.by_instance(baseline, names, rows)
+    actual, _ = agreement.by_instance(outputs, names, rows)
+    if len(expected) != len(actual):  # outputs of other shapes, with other numbers of rows
         return gate.judge(baseline, outputs, names, calibration.required, calibration.kind)
-    return gate.judge(ours, theirs, separate, calibration.required, calibration.kind)
+    return gate.judge(expected, actual, separate, calibration.required, calibration.kind)

@@ -80,7 +80,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 def save(inputs: Sequence[Captured], path: Path) -> None:
     """Write inputs to a file."""
-    torch.save([(each.name, each.args, dict(each.kwargs)) for each in inputs], path)
+    torch.save([(instance.name, instance.args, dict(instance.kwargs)) for instance in inputs], path)
 
 
 def load(path: Path) -> list[Captured]:

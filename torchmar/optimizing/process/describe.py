@@ -28,10 +28,10 @@ def describe(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions(names: Sequence[str]) -> dict[str, str]:
     """Return the versions of the distributions that are installed."""
-    found = {}
+    installed = {}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -40,8 +40,8 @@ def explain(job: Mapping[str, Any]) -> dict[str, Any]:
 
         replaceable_model(handler)
         handler.model = source.model_of(Weights(**job["weights"]))
-        stored = handlers_weights.dtype(handler.model)
-        handler.dtype = stored if stored in (torch.float16, torch.bfloat16) else None
+        stored_dtype = handlers_weights.dtype(handler.model)
+        handler.dtype = stored_dtype if stored_dtype in (torch.float16, torch.bfloat16) else None
         handler.served_weights = None  # otherwise it would explain with the archive's own weights
     runner = BatchRunner(service, Parts(lambda head, bodies: None), isolate=False)
     arrays: dict[str, Any] = {}

@@ -76,11 +76,11 @@ def program(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | Non
     if not call.by_name:
         return exported
     # A package of AOTInductor only has the names of inputs that were passed by name when it was exported.
-    named = _Named(exported.module(check_guards=False), call.names)
+    wrapped = _Named(exported.module(check_guards=False), call.names)
     sizes = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in call.dynamic]
     with torch.no_grad():
         return torch.export.export(
-            named,
+            wrapped,
             (),
             dict(zip(call.names, call.example, strict=True)),
             dynamic_shapes={"inputs": dict(zip(call.names, sizes, strict=True))},

@@ -60,7 +60,7 @@ def _check_sizes(original: source.Source, inputs: Sequence[captured.Captured], m
         pt2=None,
     )
     variant = replace(original, module=source.model_of(weights), weights=weights)
-    allowed: float | None = None
+    tolerance: float | None = None
     for example in source.other_sizes(original, inputs):
         try:
             expected = source.flat(original.call(example))
@@ -70,20 +70,20 @@ def _check_sizes(original: source.Source, inputs: Sequence[captured.Captured], m
             difference = _difference(expected, source.flat(variant.call(example)))
         except Exception as error:
             raise ValueError(f"it does not take {example.name}, as the original does: {error}") from error
-        if allowed is None:  # the first input is a recorded one, which the gate judges
-            allowed = max(_TOLERANCE, _FACTOR * difference)
-        elif not difference <= allowed:
+        if tolerance is None:  # the first input is a recorded one, which the gate judges
+            tolerance = max(_TOLERANCE, _FACTOR * difference)
+        elif not difference <= tolerance:
             raise ValueError(f"its answers are wrong for {example.name}: they differ by {100 * difference:.3g} %")
 
 
 def _difference(expected: Sequence[tuple[str, Any]], actual: Sequence[tuple[str, Any]]) -> float:
     """Return the largest difference of two outputs, relative to the original's largest number, where it is finite."""
     largest = 0.0
-    for (_, ours), (_, theirs) in zip(expected, actual, strict=True):
-        if ours.shape != theirs.shape:
+    for (_, left), (_, right) in zip(expected, actual, strict=True):
+        if left.shape != right.shape:
             return math.inf
-        if ours.numel() and bool(ours.isfinite().all()):
-            scale = max(float(ours.double().abs().max()), 1e-6)
-            difference = float((ours.double() - theirs.double()).abs().max()) / scale
+        if left.numel() and bool(left.isfinite().all()):
+            scale = max(float(left.double().abs().max()), 1e-6)
+            difference = float((left.double() - right.double()).abs().max()) / scale
             largest = max(largest, math.inf if math.isnan(difference) else difference)
     return largest

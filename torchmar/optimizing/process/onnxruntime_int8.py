@@ -98,7 +98,7 @@ def outputs(model: Path, inputs: Sequence[Arrays], threads: int) -> list[Outputs
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return [dict(zip(names, map(np.asarray, session.run(None, dict(each))), strict=True)) for each in inputs]
+    return [dict(zip(names, map(np.asarray, session.run(None, dict(item))), strict=True)) for item in inputs]
 
 
 def _prepared(model: Path, folder: Path) -> Path:

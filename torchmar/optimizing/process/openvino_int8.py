@@ -109,7 +109,7 @@ def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | Non
     compiled = openvino_ir.shared_core().compile_model(model, "CPU", settings)
     names = openvino_ir.names(model.outputs, "output")
     return [
-        dict(zip(names, (np.array(value) for value in compiled(dict(each)).to_tuple()), strict=True)) for each in inputs
+        dict(zip(names, (np.array(value) for value in compiled(dict(item)).to_tuple()), strict=True)) for item in inputs
     ]
 
 
@@ -130,14 +130,14 @@ def folded(model: Any) -> Any:
 def _attempts(
     openvino: Any, nncf: Any, model: Any, calibration: Sequence[Arrays], *, transformer: bool
 ) -> list[Attempt]:
-    made: dict[str, Any] = {}
+    quantised: dict[str, Any] = {}
 
     def attempt(title: str, preset: Any, *, floats: Sequence[str] = (), dtype: str | None = None) -> Attempt:
         key = f"{preset} {floats}"
 
         def make(path: Path) -> None:
-            if key not in made:
-                made[key] = nncf.quantize(
+            if key not in quantised:
+                quantised[key] = nncf.quantize(
                     model.clone(),
                     nncf.Dataset(list(calibration), dict),
                     preset=preset,
@@ -150,7 +150,7 @@ def _attempts(
                         overflow_fix=nncf.OverflowFix.DISABLE if processor.needs("int8") else nncf.OverflowFix.ENABLE,
                     ),
                 )
-            openvino.save_model(made[key], path, compress_to_fp16=False)
+            openvino.save_model(quantised[key], path, compress_to_fp16=False)
 
         return Attempt(title, make, dtype)
 
@@ -160,14 +160,14 @@ def _attempts(
         # With the other layers in bfloat16, the answers of transformers are far off.
         return [attempt("performance preset", presets.PERFORMANCE), _weights_alone(openvino, nncf, model, half)]
     edges = sensitive(model)
-    tried = [
+    candidates = [
         attempt("performance preset", presets.PERFORMANCE),
         attempt("mixed preset", presets.MIXED),
         attempt(f"mixed preset, {len(edges)} layers in float32", presets.MIXED, floats=edges),
     ]
     if half:
-        tried.insert(0, attempt("performance preset, the rest in bfloat16", presets.PERFORMANCE, dtype=half))
-    return tried
+        candidates.insert(0, attempt("performance preset, the rest in bfloat16", presets.PERFORMANCE, dtype=half))
+    return candidates
 
 
 def _weights_alone(openvino: Any, nncf: Any, model: Any, dtype: str | None) -> Attempt:

@@ -25,12 +25,12 @@ def needs(dtype: str) -> tuple[str, ...]:
     Returns:
         Empty if this processor has none of them: then the variant was as slow here as elsewhere.
     """
-    own = flags()
-    present = [flag for flag in FLAGS[dtype] if flag in own]
+    own_flags = flags()
+    present = [flag for flag in FLAGS[dtype] if flag in own_flags]
     return ("|".join(present),) if present else ()
 
 
-def all_of(wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return each flag of ``wanted`` that this processor has as a requirement of its own."""
-    own = flags()
-    return tuple(flag for flag in wanted if flag in own)
+def all_of(required: Sequence[str]) -> tuple[str, ...]:
+    """Return each flag of ``required`` that this processor has as a requirement of its own."""
+    own_flags = flags()
+    return tuple(flag for flag in required if flag in own_flags)

@@ -54,8 +54,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     before = process.memory_full_info().uss
     started = time.perf_counter()
     model = source.model_of(weights)
-    stored = handlers_weights.dtype(model)
-    dtype = stored if stored in (torch.float16, torch.bfloat16) else None  # as the base handler does
+    stored_dtype = handlers_weights.dtype(model)
+    dtype = stored_dtype if stored_dtype in (torch.float16, torch.bfloat16) else None  # as the base handler does
 
     def answer(instance: captured.Captured) -> Any:
         batch = source.batch_of(instance, device)

@@ -138,12 +138,12 @@ def example_of(source: Source, inputs: Sequence[Captured]) -> Captured:
     """
     from torchmar_handlers import weights as handlers_weights
 
-    if any(each.tensors is None for each in inputs):
+    if any(item.tensors is None for item in inputs):
         raise NotApplicable("the handler gives the model more than tensors, such as lists of images")
-    largest = max(inputs, key=lambda each: sum(value.numel() for value in each.tensors or ()) / (each.rows or 1))
+    largest = max(inputs, key=lambda item: sum(value.numel() for value in item.tensors or ()) / (item.rows or 1))
     if not largest.rows:
         raise NotApplicable("the inputs of the model share no number of rows, which a batch has")
-    alike = [each for each in inputs if each is not largest and each.kind == largest.kind]  # rows that differ
+    alike = [item for item in inputs if item is not largest and item.kind == largest.kind]  # rows that differ
     return next(batches([largest, *alike], handlers_weights.fixed_rows(source.module) or 2))
 
 
@@ -177,7 +177,7 @@ def _declared_sizes(source: Source, example: Captured) -> tuple[frozenset[int], 
 
     tensors = example.tensors or ()
     declared = {
-        known.name or str(place): known.shape for place, known in enumerate(handlers_weights.inputs(source.module))
+        spec.name or str(place): spec.shape for place, spec in enumerate(handlers_weights.inputs(source.module))
     }
     names = source.names_of(example)
     shapes = [declared.get(name, declared.get(str(place))) for place, name in enumerate(names)]
@@ -188,7 +188,7 @@ def _declared_sizes(source: Source, example: Captured) -> tuple[frozenset[int], 
 
 def _differing_sizes(inputs: Sequence[Captured], tensors: Sequence[torch.Tensor]) -> list[set[int]]:
     """Return the dimensions of each tensor, except the batch dimension, in which inputs differ."""
-    columns = zip(*(each.tensors or () for each in inputs), strict=True)
+    columns = zip(*(item.tensors or () for item in inputs), strict=True)
     differing: list[set[int]] = [set() for _ in tensors]
     for place, column in enumerate(columns):
         differing[place] = {
@@ -215,8 +215,8 @@ def other_sizes(source: Source, inputs: Sequence[Captured]) -> Iterator[Captured
             groups.setdefault((axis, tensor.shape[axis]), []).append(place)
     observed = [instance.tensors or () for instance in inputs]
     for (axis, size), places in groups.items():
-        seen = {values[places[0]].shape[axis] for values in observed} if axis else {1, 3}
-        for other in sorted({*seen, size + 1, size - 1, 2 * size} - {size, 0})[:_OTHER_SIZES]:
+        sizes = {values[places[0]].shape[axis] for values in observed} if axis else {1, 3}
+        for other in sorted({*sizes, size + 1, size - 1, 2 * size} - {size, 0})[:_OTHER_SIZES]:
             yield _resized(example, places, axis, other)
 
 

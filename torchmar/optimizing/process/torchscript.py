@@ -46,8 +46,8 @@ def _optimizable(source: Source, script: torch.jit.ScriptModule, inputs: Sequenc
     with torchscript.quietly(), contextlib.suppress(RuntimeError), torch.inference_mode():
         frozen = script if torchscript.frozen(script) else torch.jit.freeze(script)
         optimized = torch.jit.optimize_for_inference(frozen)
-        for each in inputs:
+        for instance in inputs:
             for _ in range(_CALLS):
-                forward(optimized, batch_of(each, source.device), device=source.device)
+                forward(optimized, batch_of(instance, source.device), device=source.device)
         return True
     return False
