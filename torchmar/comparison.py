@@ -29,9 +29,9 @@ def differences(sample: Sample, answer: Response) -> list[str]:
 
 
 def _compare(expected: Any, actual: Any, tolerance: float, place: str) -> list[str]:
-    where = place or "the answer"
+    subject = place or "the answer"
     if isinstance(expected, dict) and isinstance(actual, dict):
-        missing = [f"{where} has no {key!r}" for key in expected if key not in actual]
+        missing = [f"{subject} has no {key!r}" for key in expected if key not in actual]
         below = (
             _compare(value, actual[key], tolerance, f"{place}.{key}".lstrip("."))
             for key, value in expected.items()
@@ -40,7 +40,7 @@ def _compare(expected: Any, actual: Any, tolerance: float, place: str) -> list[s
         return [*missing, *(difference for differences in below for difference in differences)]
     if isinstance(expected, list) and isinstance(actual, list):
         if len(expected) != len(actual):
-            return [f"{where} has {len(actual)} items, not {len(expected)}"]
+            return [f"{subject} has {len(actual)} items, not {len(expected)}"]
         differences_of_items = (
             _compare(*pair, tolerance, f"{place}[{index}]")
             for index, pair in enumerate(zip(expected, actual, strict=True))
@@ -48,9 +48,9 @@ def _compare(expected: Any, actual: Any, tolerance: float, place: str) -> list[s
         return [difference for differences in differences_of_items for difference in differences]
     if _number(expected) and _number(actual):
         same = math.isclose(expected, actual, rel_tol=0, abs_tol=tolerance)
-        return [] if same else [f"{where} is {actual}, not {expected} within {tolerance}"]
+        return [] if same else [f"{subject} is {actual}, not {expected} within {tolerance}"]
     same = expected == actual and type(expected) is type(actual)
-    return [] if same else [f"{where} is {_short(actual)}, not {_short(expected)}"]
+    return [] if same else [f"{subject} is {_short(actual)}, not {_short(expected)}"]
 
 
 def _number(value: Any) -> bool:

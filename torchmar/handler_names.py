@@ -16,8 +16,8 @@ def handler_problem(handler: str, folder: Path) -> tuple[str, str] | None:
         return None if (folder / module).is_file() else (f"there is no file {folder / module}", "")
     if module.startswith(f"{CARRIED_PACKAGE}."):
         names = carried_handlers()
-        known = [f"{CARRIED_PACKAGE}.{name}" for name in names]
-        return None if module in known else (f"torchmar has no handler {module!r}", f"it has {', '.join(known)}")
+        modules = [f"{CARRIED_PACKAGE}.{name}" for name in names]
+        return None if module in modules else (f"torchmar has no handler {module!r}", f"it has {', '.join(modules)}")
     if module in STOCK_HANDLERS:
         return None
     hint = f"name a file (handler.py), one of torchmar's ({CARRIED_PACKAGE}.image_classifier) or of TorchServe's: "

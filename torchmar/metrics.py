@@ -169,8 +169,8 @@ def quantile(buckets: Mapping[float, float], part: float) -> float | None:
         if buckets[bound] >= target:
             if math.isinf(bound):
                 return below
-            inside = buckets[bound] - counted
-            return below + (bound - below) * ((target - counted) / inside if inside else 1.0)
+            count = buckets[bound] - counted
+            return below + (bound - below) * ((target - counted) / count if count else 1.0)
         below, counted = bound, buckets[bound]
     return below
 

@@ -91,16 +91,16 @@ def without(config: Mapping[str, Any]) -> dict[str, Any]:
     options = config.get("handler")
     if not isinstance(options, Mapping):
         return dict(config)
-    kept = {key: value for key, value in options.items() if key != KEY}
-    if isinstance(stages := kept.get("stages"), list):
-        kept["stages"] = [_stage_without(stage) if isinstance(stage, Mapping) else stage for stage in stages]
-    return {**config, "handler": kept}
+    rest = {key: value for key, value in options.items() if key != KEY}
+    if isinstance(stages := rest.get("stages"), list):
+        rest["stages"] = [_stage_without(stage) if isinstance(stage, Mapping) else stage for stage in stages]
+    return {**config, "handler": rest}
 
 
 def _stage_without(stage: Mapping[str, Any]) -> dict[str, Any]:
     options = stage.get("options")
-    kept = {key: value for key, value in options.items() if key != KEY} if isinstance(options, Mapping) else options
-    return {**stage, **({"options": kept} if "options" in stage else {})}
+    rest = {key: value for key, value in options.items() if key != KEY} if isinstance(options, Mapping) else options
+    return {**stage, **({"options": rest} if "options" in stage else {})}
 
 
 def schema() -> dict[str, Any]:

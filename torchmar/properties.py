@@ -90,8 +90,8 @@ class Properties:
         return Address(self.get(f"grpc_{api}_address"), int(text), tls=self.flag("enable_grpc_ssl"), key=key)
 
     def _wrong(self, key: str, value: str, example: str) -> PropertiesError:
-        where = f"{self.file}: " if self.file else ""
-        return PropertiesError(f"{where}{key}={value}: not an address", hint=f"write it like {key}={example}")
+        prefix = f"{self.file}: " if self.file else ""
+        return PropertiesError(f"{prefix}{key}={value}: not an address", hint=f"write it like {key}={example}")
 
 
 def read_or_default(file: Path | None) -> Properties:

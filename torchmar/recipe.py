@@ -224,7 +224,7 @@ def _sound_part(data: dict[str, Any]) -> Recipe:
 
 def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     """Yield the place, message and hint of every file that a recipe names and the folder lacks."""
-    named: list[tuple[tuple[str | int, ...], str | None]] = [
+    references: list[tuple[tuple[str | int, ...], str | None]] = [
         (("weights",), recipe.weights),
         (("model_file",), recipe.model_file),
         (("labels",), recipe.labels if isinstance(recipe.labels, str) else None),
@@ -233,7 +233,7 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
         (("config",), recipe.config if isinstance(recipe.config, str) else None),
         *((("samples", index, "input"), sample.input) for index, sample in enumerate(recipe.samples)),
     ]
-    for location, name in named:
+    for location, name in references:
         if name is not None and not (folder / name).is_file():
             if location == ("weights",) and any((folder / name / graph).is_file() for graph in _SAVED_MODEL):
                 continue  # a model of TensorFlow, which is a folder

@@ -161,8 +161,8 @@ def _among_bad(
     size = max(batch_size, 2)
     order: list[int | None] = [*range(len(samples)), *([None] * len(_BAD))]
     random.Random(_SEED).shuffle(order)
-    bad = iter(_BAD)
-    mixed = [(index, next(bad) if index is None else requests[index]) for index in order]
+    bad_requests = iter(_BAD)
+    mixed = [(index, next(bad_requests) if index is None else requests[index]) for index in order]
     problems, bad_request_statuses = [], []
     for start in range(0, len(mixed), size):
         part = mixed[start : start + size]
@@ -182,9 +182,9 @@ def _among_bad(
     return problems, tuple(bad_request_statuses)
 
 
-def _differences(samples: Sequence[Sample], batch: Sequence[Response], where: str) -> list[str]:
+def _differences(samples: Sequence[Sample], batch: Sequence[Response], situation: str) -> list[str]:
     return [
-        f"{_name(sample)}, {where}: {difference}"
+        f"{_name(sample)}, {situation}: {difference}"
         for sample, response in zip(samples, batch, strict=True)
         for difference in comparison.differences(sample, response)
     ]

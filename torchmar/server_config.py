@@ -59,8 +59,8 @@ class Replica(StrictModel):
     def _whole_gpus(self) -> Replica:
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"gpus: {self.gpus:g} is neither a part of one GPU nor a whole number of them")
-        if own := sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys()):
-            raise ValueError(f"resources: {own[0]} is no other resource; write cpus, gpus or memory")
+        if reserved := sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys()):
+            raise ValueError(f"resources: {reserved[0]} is no other resource; write cpus, gpus or memory")
         return self
 
 

@@ -113,9 +113,9 @@ def parse(text: str, file: str, otherwise: str) -> Document:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        cause = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line + 1 if mark else 1
-        raise RecipeError([Problem(file=file, line=line, message=f"not YAML: {what}")]) from None
+        raise RecipeError([Problem(file=file, line=line, message=f"not YAML: {cause}")]) from None
     except (ValueError, TypeError, RecursionError) as error:
         # An impossible date (2026-13-45), a list as a key, or a document nested without end.
         raise RecipeError([Problem(file=file, line=1, message=f"not YAML: {error}")]) from None
@@ -160,12 +160,12 @@ def repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode):
                     continue
-                here = f"{place}.{key.value}".lstrip(".")
+                path = f"{place}.{key.value}".lstrip(".")
                 merge = key.tag == "tag:yaml.org,2002:merge"  # several mappings can be merged, and each is read
                 if (key.tag, key.value) in seen and not merge:
-                    repetitions.append((here, key.start_mark.line + 1))
+                    repetitions.append((path, key.start_mark.line + 1))
                 seen.add((key.tag, key.value))
-                waiting.append((value, here))
+                waiting.append((value, path))
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(value, f"{place}.{index}".lstrip(".")) for index, value in enumerate(node.value)]
     return sorted(repetitions, key=lambda repeated: repeated[1])

@@ -108,8 +108,8 @@ def archive_worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 
 def _request(body: Any, content_type: str = "", *, explain: bool = False) -> exchange.Request:
     if isinstance(body, Path):
-        read = exchange.read(body, explain=explain)
-        return exchange.Request(read.body, content_type or read.content_type, explain)
+        request = exchange.read(body, explain=explain)
+        return exchange.Request(request.body, content_type or request.content_type, explain)
     if isinstance(body, bytes | bytearray):
         return exchange.Request(bytes(body), content_type or "application/octet-stream", explain)
     if isinstance(body, str):

@@ -35,10 +35,10 @@ def edit(text: str, changes: Mapping[Sequence[str], Any], name: str) -> str:
         except (yaml.YAMLError, _NoPlaceError) as error:
             raise _unwritable(name, changes) from error
     try:
-        written = yaml.safe_load(text) or {}
+        edited = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise _unwritable(name, changes) from error
-    if written != expected:
+    if edited != expected:
         raise _unwritable(name, changes)
     return text
 
@@ -48,8 +48,8 @@ class _NoPlaceError(Exception):
 
 
 def _unwritable(name: str, changes: Mapping[Sequence[str], Any]) -> TorchmarError:
-    shown = ", ".join(f"{'.'.join(path)}: {_scalar(value)}" for path, value in changes.items() if value is not REMOVED)
-    return TorchmarError(f"{name} is written in a way that cannot be edited", hint=f"set these by hand: {shown}")
+    values = ", ".join(f"{'.'.join(path)}: {_scalar(value)}" for path, value in changes.items() if value is not REMOVED)
+    return TorchmarError(f"{name} is written in a way that cannot be edited", hint=f"set these by hand: {values}")
 
 
 def _merged(document: Any, path: list[str], value: Any) -> dict[str, Any]:
@@ -94,11 +94,11 @@ def _edit_one(text: str, path: list[str], value: Any) -> str:
 def _replace(text: str, node: yaml.Node, value: Any) -> str:
     start, end = node.start_mark.index, node.end_mark.index
     # The end of a block is the beginning of the next node.
-    written = text[start:end]
-    kept = written[len(written.rstrip()) :]
-    if "#" in written and not isinstance(node, yaml.ScalarNode):
+    source = text[start:end]
+    trailing = source[len(source.rstrip()) :]
+    if "#" in source and not isinstance(node, yaml.ScalarNode):
         raise _NoPlaceError  # comments inside would be lost
-    return text[:start] + _scalar(value) + kept + text[end:]
+    return text[:start] + _scalar(value) + trailing + text[end:]
 
 
 def _add(text: str, node: yaml.MappingNode, path: list[str], value: Any) -> str:
@@ -154,7 +154,7 @@ def _nested(path: list[str], value: Any) -> Any:
 def _scalar(value: Any) -> str:
     """Return a value in flow style, on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_scalar(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_scalar(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str) and yaml.safe_load(value) == value and not set(value) & set("#:{}[],&*!|>'\"%@`"):
         return value
     return json.dumps(value)

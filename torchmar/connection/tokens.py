@@ -50,14 +50,14 @@ class Tokens:
                     keys = self._renewed(self._file, api, keys)
         return str(keys[api]["key"])
 
-    def other_than(self, api: Api, used: str | None) -> bool:
-        """Return whether the key file now has another token than ``used``, which the server has rejected."""
-        if self._file is None or used is None:
+    def other_than(self, api: Api, token: str | None) -> bool:
+        """Return whether the key file now has another token than ``token``, which the server has rejected."""
+        if self._file is None or token is None:
             return False
         deadline = time.monotonic() + _WRITE_SECONDS
         with _RENEWAL_LOCK:
             # Between another client's renewal and the new key file, the token in the file is invalid.
-            while (key := _read(self._file).get(api)) is not None and key["key"] == used:
+            while (key := _read(self._file).get(api)) is not None and key["key"] == token:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.02)

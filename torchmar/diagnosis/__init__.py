@@ -77,11 +77,11 @@ def examine(
 _READABLE = "make it readable, or run torchmar doctor as the user of the server"
 
 
-def _effective(given: Properties, running: ServerRecord | None) -> Properties:
+def _effective(config: Properties, running: ServerRecord | None) -> Properties:
     """Return the running server's configuration, which options may have changed; without a server, the given one."""
     if running is None:
-        return given
+        return config
     try:
         return properties.read(Path(running.folder, "config.properties"))
     except TorchmarError:
-        return given
+        return config

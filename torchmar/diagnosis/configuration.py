@@ -60,16 +60,16 @@ def _unknown(config: Properties, engine: EngineName) -> Iterator[_Problem]:
 
 def _builtin_values(config: Properties) -> Iterator[_Problem]:
     for key, value in config.values.items():
-        known, text = SUPPORTED_KEYS.get(key), value.strip()
-        if known is None or not text or "$$" in text:  # only the server's environment has the value of the variable
+        entry, text = SUPPORTED_KEYS.get(key), value.strip()
+        if entry is None or not text or "$$" in text:  # only the server's environment has the value of the variable
             continue
-        if known.kind == "flag":
+        if entry.kind == "flag":
             yield from _check_flag(key, value)
             continue
         try:
-            known.read(text)
+            entry.read(text)
         except ValueError as problem:
-            yield "error", key, f"{key}={value}: {problem}", f"write it like {key}={known.example}"
+            yield "error", key, f"{key}={value}: {problem}", f"write it like {key}={entry.example}"
 
 
 def _torchserve_values(config: Properties) -> Iterator[_Problem]:
@@ -114,24 +114,24 @@ def _builtin_traps(config: Properties) -> Iterator[_Problem]:
     """Yield the URLs of models that the server would not download."""
     try:
         models = startup_models.parse_load_models(config.get("load_models").strip())
-        allowed = values.patterns(config.get("allowed_urls").strip())
+        patterns = values.patterns(config.get("allowed_urls").strip())
     except ValueError:
         return  # the check of values reports the problem
     for _, entry in models if models != "all" else ():
         url, _ = file_digest.split(entry)
         if not archive_urls.is_url(url) or "$$" in url or url.lower().startswith("file:"):
             continue
-        shown = archive_urls.without_secrets(url)
-        if not any(pattern.fullmatch(url) for pattern in allowed):
+        shown_url = archive_urls.without_secrets(url)
+        if not any(pattern.fullmatch(url) for pattern in patterns):
             yield (
                 "error",
                 "load_models",
-                f"load_models names {shown}, and no pattern of allowed_urls matches it",
+                f"load_models names {shown_url}, and no pattern of allowed_urls matches it",
                 "add one, such as s3://BUCKET/.* for a bucket",
             )
         elif archive_urls.is_object(url) and (missing := storage_file.missing_package(url)):
             remedy = f"pip install 'torchmar[{missing.extra}]'"
-            yield "error", "load_models", f"load_models names {shown}, which needs {missing.name}", remedy
+            yield "error", "load_models", f"load_models names {shown_url}, which needs {missing.name}", remedy
 
 
 def _traps(config: Properties) -> Iterator[_Problem]:

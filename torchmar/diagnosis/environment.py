@@ -25,24 +25,24 @@ _PROBE = "import torch, ts.model_loader, ts.service, ts.protocol.otf_message_han
 
 def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
     """Yield the versions of Python, TorchServe and torch, or the reason why a worker cannot import them."""
-    needed = _NEEDED_BY[engine]
-    if missing := [name for name in needed if not installed_version(name)]:
+    packages = _NEEDED_BY[engine]
+    if missing := [name for name in packages if not installed_version(name)]:
         extra = "server" if engine == "builtin" else engine
         yield error("python", f"{sys.executable} has no {' and no '.join(missing)}", f"pip install 'torchmar[{extra}]'")
         return
-    served, torch = installed_version("torchserve"), installed_version("torch")
-    yield ok("python", f"Python {platform.python_version()}, TorchServe {served}, torch {torch} ({sys.prefix})")
-    if served != VERSION:
+    version, torch = installed_version("torchserve"), installed_version("torch")
+    yield ok("python", f"Python {platform.python_version()}, TorchServe {version}, torch {torch} ({sys.prefix})")
+    if version != VERSION:
         yield warning(
-            "python", f"torchmar is made for TorchServe {VERSION}, not {served}", f"pip install torchserve=={VERSION}"
+            "python", f"torchmar is made for TorchServe {VERSION}, not {version}", f"pip install torchserve=={VERSION}"
         )
     try:
-        ran = worker_python.run(_PROBE, _SECONDS)
+        process = worker_python.run(_PROBE, _SECONDS)
     except subprocess.TimeoutExpired:
         yield error(
             "python", f"importing torch takes more than {_SECONDS} s", "check the speed of the disk, or of its network"
         )
         return
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         yield error("python", f"a worker could not start: {last}", "pip install --force-reinstall the named package")

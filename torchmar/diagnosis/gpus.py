@@ -66,8 +66,8 @@ def _torch(present: list[Gpu]) -> Iterator[Finding]:
     if not (torch := installed_version("torch")):
         return  # the check of Python reports it
     try:
-        ran = worker_python.run(_PROBE, _SECONDS)
-        cuda, available = json.loads(ran.stdout.splitlines()[-1])
+        process = worker_python.run(_PROBE, _SECONDS)
+        cuda, available = json.loads(process.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         return  # the check of Python reports it
     if cuda is None:

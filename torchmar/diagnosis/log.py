@@ -151,8 +151,8 @@ def check(run_folder: Path) -> Iterator[Finding]:
 def _deaths(run_folder: Path) -> Iterator[Finding]:
     """Yield the exceptions that ended workers, except known failures."""
     for (name, version), failure in worker_log.failures(run_folder).items():
-        known = any(re.search(signature.pattern, failure.traceback) for signature in SIGNATURES)
-        if failure.traceback and not known:
+        is_known = any(re.search(signature.pattern, failure.traceback) for signature in SIGNATURES)
+        if failure.traceback and not is_known:
             yield warning(
                 "log",
                 f"{name} {version}: a worker died while starting: {failure.reason}",

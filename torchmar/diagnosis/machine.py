@@ -36,19 +36,19 @@ def check(model_store: Path, run_folder: Path, running: ServerRecord | None) -> 
             "name the models to serve, or lower minWorkers: torchmar serve MODEL",
         )
     temporary = Path(tempfile.gettempdir())
-    for folder, needed, use in (
+    for folder, required, use in (
         (temporary, content, "every registration extracts its archive to it"),
         (_existing(run_folder), _LOGS, "the logs are written to it"),
     ):
-        left = shutil.disk_usage(folder).free
-        if left < needed:
+        space = shutil.disk_usage(folder).free
+        if space < required:
             yield warning(
                 "disk",
-                f"{folder} has {show_size(left)} left; {use}: about {show_size(needed)}",
+                f"{folder} has {show_size(space)} left; {use}: about {show_size(required)}",
                 "free some space, or set TMPDIR to a larger disk" if folder == temporary else "free some space",
             )
         else:
-            yield ok("disk", f"{show_size(left)} left in {folder}")
+            yield ok("disk", f"{show_size(space)} left in {folder}")
 
 
 def available() -> tuple[int, int]:

@@ -20,14 +20,14 @@ def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]
     except PropertiesError as problem:
         yield error("ports", problem.message, problem.hint)
         return
-    own, free = [], []
+    own_ports, free = [], []
     taken: dict[str, list[tuple[str, BindError]]] = {}  # ports by the description of the process
     for address in configured:
         name = address.unix or str(address.port)
         listener = None if address.unix else addresses.listener_of(address.port)
         # The system does not report the process that listens on a Unix socket.
         if running and (address.unix or (listener and listener.pid == running.pid)):
-            own.append(name)
+            own_ports.append(name)
             continue
         try:
             addresses.check_free(address, wait=0)
@@ -42,7 +42,7 @@ def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]
         first = problems[0][1]
         single = len(problems) == 1 or not process
         yield error("ports", first.message if single else f"{names} are taken by {process}", first.hint)
-    if own:
-        yield ok("ports", f"{', '.join(own)} are the server's")
+    if own_ports:
+        yield ok("ports", f"{', '.join(own_ports)} are the server's")
     if free:
         yield ok("ports", f"{', '.join(free)} are free")

@@ -28,8 +28,8 @@ def check(store: Path, effective: Properties, engine: EngineName = DEFAULT) -> I
         engine: the server that loads them.
     """
     may_build = effective.flag("install_py_dep_per_model")
-    configured, here = effective.get("torchmar_venv_folder"), effective.file.parent if effective.file else Path()
-    place = (here / configured).absolute() if configured else folders.root()
+    configured, folder = effective.get("torchmar_venv_folder"), effective.file.parent if effective.file else Path()
+    place = (folder / configured).absolute() if configured else folders.root()
     archives: list[Path] = []
     with contextlib.suppress(TorchmarError):  # another check reports it
         archives = stores.find(store)

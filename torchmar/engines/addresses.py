@@ -74,12 +74,12 @@ def free_ports(count: int) -> list[int]:
     Raises:
         EngineError: there are not enough free ports.
     """
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.sample(PORTS, 200):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-        if len(found) == count:
-            return found
+            ports.append(port)
+        if len(ports) == count:
+            return ports
     raise EngineError("no port is free", hint=f"ports {PORTS.start} to {PORTS.stop} are all in use")
 
 
@@ -192,6 +192,6 @@ def _name(process: psutil.Process) -> str:
 def _web(address: str, *, host: str | None = None, port: int | None = None) -> str:
     parts = urlsplit(address)
     name = host or parts.hostname or ""
-    shown = f"[{name}]" if ":" in name else name
+    url_host = f"[{name}]" if ":" in name else name
     number = port or parts.port
-    return urlunsplit(parts._replace(netloc=f"{shown}:{number}" if number else shown))
+    return urlunsplit(parts._replace(netloc=f"{url_host}:{number}" if number else url_host))

@@ -300,13 +300,13 @@ class Engine(ABC):
                 )
             time.sleep(0.05)
 
-    def _death(self, when: str = "") -> EngineError:
+    def _death(self, phase: str = "") -> EngineError:
         """Return the error for a server that has ended."""
         code, title = self._process.returncode, TITLES[self.name]
         if code in self.stopped:
-            return EngineError(f"{title} was stopped {when}".rstrip())
-        how = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
-        return EngineError(f"{title} {how} {when}".rstrip(), log=self._log_tail())
+            return EngineError(f"{title} was stopped {phase}".rstrip())
+        cause = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
+        return EngineError(f"{title} {cause} {phase}".rstrip(), log=self._log_tail())
 
     def _log_tail(self) -> str:
         lines = []

@@ -64,7 +64,7 @@ def _changed(executable: Path) -> int:
 
 
 @functools.cache  # a call takes a fifth of a second, and a process may start several servers
-def _version(executable: Path, changed: int) -> int | None:
+def _version(executable: Path, mtime: int) -> int | None:
     # It has to be run: on macOS, /usr/bin/java exists even without Java.
     try:
         process = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)

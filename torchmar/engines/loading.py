@@ -79,8 +79,8 @@ class Loader:
         """
         deadline = time.monotonic() + seconds
         while not self._is_ready(name, version):
-            if failed := self.failures().get((name, version)):
-                raise failed
+            if failure := self.failures().get((name, version)):
+                raise failure
             if time.monotonic() > deadline:
                 raise ModelFailedError(
                     f"{name} {version} does not answer after {seconds:.0f} s",

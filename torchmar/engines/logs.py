@@ -47,7 +47,7 @@ class Entry:
     def of(self, model: str, version: str = "", worker: str = "") -> bool:
         """Return whether the entry belongs to a model, a version and a worker; an empty name matches all."""
         names = ((model, self.model), (version, self.version), (worker, self.worker))
-        return all(wanted in ("", name) for wanted, name in names)
+        return all(selected in ("", name) for selected, name in names)
 
 
 class Assembler:
@@ -103,11 +103,11 @@ def files(folder: Path, name: str) -> list[Path]:
 
 def tail(folder: Path, name: str) -> str:
     """Return the end of a log of the run folder ``folder``, at most 8 MiB."""
-    read = b""
+    content = b""
     for file in reversed(files(folder, name)):
-        if len(read) < _TAIL_BYTES:
-            read = file.read_bytes() + read
-    return read[-_TAIL_BYTES:].decode("utf-8", "replace")
+        if len(content) < _TAIL_BYTES:
+            content = file.read_bytes() + content
+    return content[-_TAIL_BYTES:].decode("utf-8", "replace")
 
 
 def recent(folder: Path, count: int, model: str = "", version: str = "", worker: str = "") -> list[Entry]:
@@ -197,8 +197,8 @@ class _Tail:
             return False
         if self._stream is None:
             return True
-        opened = os.fstat(self._stream.fileno())
-        return (opened.st_ino, opened.st_dev) != (now.st_ino, now.st_dev)
+        status = os.fstat(self._stream.fileno())
+        return (status.st_ino, status.st_dev) != (now.st_ino, now.st_dev)
 
     def _open_file(self) -> BinaryIO | None:
         try:

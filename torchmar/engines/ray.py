@@ -39,8 +39,8 @@ class Ray(Builtin):
     def described(self) -> str:
         """The version of torchmar, with the cluster."""
         address = self.properties.get("torchmar_ray_address")
-        where = f"the cluster at {address}" if address else "a cluster of this machine alone"
-        return f"torchmar {torchmar.__version__}, built in, with replicas on {where}"
+        cluster = f"the cluster at {address}" if address else "a cluster of this machine alone"
+        return f"torchmar {torchmar.__version__}, built in, with replicas on {cluster}"
 
     def _command(self, config: Path, temporary: Path) -> list[str]:
         return [self._python, "-m", CLUSTER_MODULE, "-f", str(config)]

@@ -223,10 +223,10 @@ def unmanaged(process: psutil.Process) -> UnmanagedServer | None:
     engine, folder = _engine(words), _folder(words)
     if engine is None or (folder and (folder / RECORD).is_file()):
         return None
-    what = "a TorchServe" if engine == "torchserve" else "a built-in server"
+    description = "a TorchServe" if engine == "torchserve" else "a built-in server"
     if folder and folder.is_absolute() and not folder.exists():
-        return UnmanagedServer(process.pid, f"{what} whose run folder {folder} is gone", gone=True)
-    return UnmanagedServer(process.pid, f"{what} that torchmar did not start here", gone=False)
+        return UnmanagedServer(process.pid, f"{description} whose run folder {folder} is gone", gone=True)
+    return UnmanagedServer(process.pid, f"{description} that torchmar did not start here", gone=False)
 
 
 def folder_of(process: psutil.Process) -> Path | None:
@@ -250,10 +250,10 @@ def configured(process: psutil.Process) -> tuple[EngineName, Path] | None:
 
 def option(folder: Path) -> str:
     """Return the option for a run folder: ``" --run-folder b"``; empty for the default folder."""
-    path, here = folder.resolve(), Path.cwd()
+    path, cwd = folder.resolve(), Path.cwd()
     if path == RUN_FOLDER.resolve():
         return ""
-    return f" --run-folder {shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))}"
+    return f" --run-folder {shlex.quote(str(path.relative_to(cwd) if path.is_relative_to(cwd) else path))}"
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -47,11 +47,11 @@ def resources(
         # The weights of a worker on the CPU, and the weights in the archive, from which they were read.
         memory += count * (_WORKER + size) + size
         workers += count
-    used = [number for number, gpu in enumerate(gpus) if gpu.workers]
+    used_gpus = [number for number, gpu in enumerate(gpus) if gpu.workers]
     rounded = -(-memory // _STEP) * _STEP // MIB
     return Resources(
         cpu=str(max(1, workers)),
         memory=f"{rounded // 1024}Gi" if rounded % 1024 == 0 else f"{rounded}Mi",
         # Workers number GPUs from 0, so that all GPUs up to the last used one are needed.
-        gpus=max(used, default=-1) + 1,
+        gpus=max(used_gpus, default=-1) + 1,
     )

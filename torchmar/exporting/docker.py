@@ -55,11 +55,11 @@ def dockerfile(image: Image, config: Properties) -> str:
     port_keys = {"REST": "inference_address", "gRPC": "grpc_inference_port", "metrics": "metrics_address"}
     if not config.serves_metrics:
         del port_keys["metrics"]
-    published = {what: ports[key] for what, key in port_keys.items() if key in ports}
+    published = {api: ports[key] for api, key in port_keys.items() if key in ports}
     numbers = list(dict.fromkeys(published.values()))
     return _DOCKERFILE.format(
         uid=UID,
-        published=", ".join(f"{what} {port}" for what, port in published.items()),
+        published=", ".join(f"{api} {port}" for api, port in published.items()),
         publish="".join(f"#     -p 127.0.0.1:{port}:{port} \\\n" for port in numbers),
         exposed=" ".join(map(str, numbers)),
         entrypoint=json.dumps(_entrypoint(image.engine, metrics="metrics" in published)),
@@ -83,10 +83,10 @@ def _entrypoint(engine: EngineName, *, metrics: bool) -> list[str]:
 
 def dockerignore(image: Image) -> str:
     """Return the text of a .dockerignore that excludes all files except those that the Dockerfile copies."""
-    wanted = [str(image.config)] if image.config else []
-    wanted += [image.package] if image.package else SOURCE
-    wanted += [] if image.mount else map(str, image.baked or [image.model_store])
-    lines = [f"!{path}" for path in dict.fromkeys(wanted)]
+    paths = [str(image.config)] if image.config else []
+    paths += [image.package] if image.package else SOURCE
+    paths += [] if image.mount else map(str, image.baked or [image.model_store])
+    lines = [f"!{path}" for path in dict.fromkeys(paths)]
     return "\n".join(
         ["# Only the files that the Dockerfile copies: no tokens, no logs, no weights.", "*", *lines, *_NEVER, ""]
     )

@@ -148,7 +148,7 @@ def copy_archives(image: Image) -> str:
         builds = [
             # Compiled, because the file system is read-only later; without a cache, which would stay in the layer.
             f"RUN UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 torchmar venv build {shlex.quote(path)}"
-            for path in (f"./model_store/{each.name}" for each in image.with_runtime)
+            for path in (f"./model_store/{archive.name}" for archive in image.with_runtime)
         ]
         return "\n".join([*copies, *([f"ENV {VARIABLE}=/opt/venvs"] if builds else []), *builds])
     return copy(image.model_store, "./model_store/")

@@ -80,17 +80,17 @@ def objects(cluster: Cluster, config: Properties) -> list[Manifest]:
         PropertiesError: an address is invalid.
     """
     configured = configuration(config)
-    made = [
+    documents = [
         config_map(cluster, configured),
         _deployment(cluster, configured),
         service(cluster, configured.ports),
         _network_policy(cluster, configured),
     ]
     if cluster.max_replicas > 1:
-        made.append(_disruption_budget(cluster))
+        documents.append(_disruption_budget(cluster))
     if cluster.max_replicas > cluster.min_replicas:
-        made.append(_autoscaler(cluster))
-    return [*made, *service_monitors(cluster, configured)]
+        documents.append(_autoscaler(cluster))
+    return [*documents, *service_monitors(cluster, configured)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +200,10 @@ def _check_plain(address: Address) -> None:
 
 def _ports(config: Properties) -> dict[str, int]:
     ports = {address.key: address.port for address in config.addresses()}
-    named = {"http": ports["inference_address"], "grpc": ports["grpc_inference_port"]}
-    if config.serves_metrics and ports["metrics_address"] not in named.values():
-        named["metrics"] = ports["metrics_address"]
-    return named
+    by_name = {"http": ports["inference_address"], "grpc": ports["grpc_inference_port"]}
+    if config.serves_metrics and ports["metrics_address"] not in by_name.values():
+        by_name["metrics"] = ports["metrics_address"]
+    return by_name
 
 
 def metadata(cluster: Cluster, name: str = "") -> dict[str, Any]:
@@ -356,11 +356,11 @@ def ingress(cluster: Cluster, targets: _Targets) -> list[dict[str, Any]]:
         targets: names or numbers of the containers' ports, by API.
     """
     clients = [{"podSelector": {}}, *map(of_namespace, cluster.clients)]
-    allowed = [{"from": clients, "ports": [{"port": targets[api]} for api in _CLIENTS]}]
+    rules = [{"from": clients, "ports": [{"port": targets[api]} for api in _CLIENTS]}]
     if "metrics" in targets:
         readers = [{"podSelector": {}}, of_namespace(cluster.prometheus)]
-        allowed.append({"from": readers, "ports": [{"port": targets["metrics"]}]})
-    return allowed
+        rules.append({"from": readers, "ports": [{"port": targets["metrics"]}]})
+    return rules
 
 
 def _network_policy(cluster: Cluster, configured: PodConfiguration) -> Manifest:

@@ -29,7 +29,7 @@ def show(objects: Sequence[Manifest], comment: str = "") -> str:
     """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     documents = [
-        yaml.dump(_plain(each), Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True) for each in objects
+        yaml.dump(_plain(item), Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True) for item in objects
     ]
     return head + "---\n".join(documents)
 

@@ -45,9 +45,9 @@ def alerts(limits: Limits) -> str:
     """Return the text of a file of rules."""
     of_job = f'job="{limits.job}"'
     # A server that has sent no response of a kind has no series for it, and a sum with a missing series is missing.
-    none = f"0 * sum by (instance) (up{{{of_job}}})"
+    zero = f"0 * sum by (instance) (up{{{of_job}}})"
     responses = " + ".join(
-        f"(sum by (instance) (rate(Requests{kind}XX{{{of_job}}}[5m])) or {none})" for kind in ("2", "4", "5")
+        f"(sum by (instance) (rate(Requests{kind}XX{{{of_job}}}[5m])) or {zero})" for kind in ("2", "4", "5")
     )
     rules = [
         _alert("TorchmarDown", f"up{{{of_job}}} == 0", "2m", "critical", "{{ $labels.instance }} does not answer"),
@@ -88,29 +88,29 @@ def alerts(limits: Limits) -> str:
 
 def dashboard(limits: Limits) -> str:
     """Return the text of a dashboard: rates, times, queue, batches and errors by model, and the machine."""
-    chosen = 'job="$job", model_name=~"$model"'
+    selector = 'job="$job", model_name=~"$model"'
     machine = 'job="$job"'
     by_version = "sum by (model_name, model_version)"
     panels = [
         _panel(
             "Requests",
             "reqps",
-            [(f"{by_version} (rate(ts_inference_requests_total{{{chosen}}}[$__rate_interval]))", _VERSION)],
+            [(f"{by_version} (rate(ts_inference_requests_total{{{selector}}}[$__rate_interval]))", _VERSION)],
         ),
         _panel(
             "Responses by status",
             "reqps",
             [(f"sum (rate(Requests{kind}XX{{{machine}}}[$__rate_interval]))", f"{kind}xx") for kind in ("2", "4", "5")],
         ),
-        _panel("Time of a request", "s", _quantiles("torchmar_request_seconds", chosen)),
-        _panel("Wait for a worker", "s", _quantiles("torchmar_queue_seconds", chosen)),
+        _panel("Time of a request", "s", _quantiles("torchmar_request_seconds", selector)),
+        _panel("Wait for a worker", "s", _quantiles("torchmar_queue_seconds", selector)),
         _panel(
             "Requests in a batch, on average",
             "short",
             [
                 (
-                    f"{by_version} (rate(torchmar_batch_size_sum{{{chosen}}}[$__rate_interval])) / "
-                    f"{by_version} (rate(torchmar_batch_size_count{{{chosen}}}[$__rate_interval]))",
+                    f"{by_version} (rate(torchmar_batch_size_sum{{{selector}}}[$__rate_interval])) / "
+                    f"{by_version} (rate(torchmar_batch_size_count{{{selector}}}[$__rate_interval]))",
                     _VERSION,
                 )
             ],
@@ -173,13 +173,13 @@ def _alert(name: str, expression: str, duration: str, severity: str, summary: st
     }
 
 
-def _quantile(share: float, metric: str, chosen: str, window: str = "5m") -> str:
-    return f"histogram_quantile({share:g}, sum by (le, model_name) (rate({metric}_bucket{{{chosen}}}[{window}])))"
+def _quantile(share: float, metric: str, selector: str, window: str = "5m") -> str:
+    return f"histogram_quantile({share:g}, sum by (le, model_name) (rate({metric}_bucket{{{selector}}}[{window}])))"
 
 
-def _quantiles(metric: str, chosen: str) -> list[tuple[str, str]]:
+def _quantiles(metric: str, selector: str) -> list[tuple[str, str]]:
     return [
-        (_quantile(share, metric, chosen, "$__rate_interval"), f"p{share * 100:g} of {{{{model_name}}}}")
+        (_quantile(share, metric, selector, "$__rate_interval"), f"p{share * 100:g} of {{{{model_name}}}}")
         for share in _QUANTILES
     ]
 

@@ -174,16 +174,16 @@ def _template(cluster: RayPods, configured: PodConfiguration, *, head: bool) -> 
     annotations = configured.annotations if head else kubernetes.pod_annotations(cluster.pods, configured)
     volumes, mounts = kubernetes.volumes_and_mounts(cluster.pods, configured.values)
     # KubeRay interprets the names of these two ports.
-    named = {"serve": configured.ports["http"], "metrics": _RAY_METRICS_PORT}
+    by_name = {"serve": configured.ports["http"], "metrics": _RAY_METRICS_PORT}
     if head:
-        named |= {"gcs-server": GCS_PORT, "dashboard": _DASHBOARD_PORT, "client": _CLIENT_PORT}
+        by_name |= {"gcs-server": GCS_PORT, "dashboard": _DASHBOARD_PORT, "client": _CLIENT_PORT}
     else:
-        named |= {f"front-{api}": port for api, port in configured.ports.items() if api != "http"}
+        by_name |= {f"front-{api}": port for api, port in configured.ports.items() if api != "http"}
     container = {
         "name": "ray-head" if head else "ray-worker",
         "image": cluster.pods.image,
         "env": [*pods.environment(0 if head else cluster.pods.resources.gpus), *_ENVIRONMENT],
-        "ports": [{"name": name, "containerPort": port} for name, port in named.items()],
+        "ports": [{"name": name, "containerPort": port} for name, port in by_name.items()],
         # A node without a front is not ready for requests, but it runs replicas.
         "readinessProbe": None
         if head
@@ -206,7 +206,7 @@ _ENVIRONMENT = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
 
 def _network_policy(cluster: RayPods, ports: Mapping[str, int]) -> Manifest:
     """Let only the own pods and KubeRay's operator reach the ports of Ray, through which code can be run."""
-    own = {"podSelector": {"matchLabels": {_CLUSTER_LABEL: cluster.pods.name}}}
+    own_pods = {"podSelector": {"matchLabels": {_CLUSTER_LABEL: cluster.pods.name}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {_OPERATOR: "kuberay-operator"}}}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -216,7 +216,7 @@ def _network_policy(cluster: RayPods, ports: Mapping[str, int]) -> Manifest:
             "podSelector": {"matchLabels": {_CLUSTER_LABEL: cluster.pods.name}},
             "policyTypes": ["Ingress"],
             "ingress": [
-                {"from": [own]},
+                {"from": [own_pods]},
                 {"from": [operator], "ports": [{"port": port} for port in (_DASHBOARD_PORT, ports["http"])]},
                 *kubernetes.ingress(cluster.pods, ports),
             ],

@@ -141,11 +141,11 @@ def unit(service: Service, config: Properties) -> str:
     sockets = {Path(address.unix).parent for address in config.addresses() if address.unix} - {service.run_folder}
     is_local = _is_local(config)
     java = f"Environment={_word(f'JAVA_HOME={service.java_home}')}\n" if service.java_home and not builtin else ""
-    own = not service.user
+    is_user_unit = not service.user
     delay_text = config.get("torchmar_shutdown_delay").strip()
     delay = int(delay_text) if delay_text.isdigit() else 0
     return _UNIT.format(
-        install=_INSTALL_OWN if own else _INSTALL,
+        install=_INSTALL_OWN if is_user_unit else _INSTALL,
         store=_text(str(service.model_store)),
         # In arguments, unlike in the name of the program, a $ would start a variable.
         command=" ".join([_program(service.python), *(_word(word).replace("$", "$$") for word in words)]),
@@ -154,14 +154,14 @@ def unit(service: Service, config: Properties) -> str:
         else "",
         folder=_text(str(service.folder)),
         environment=f"Environment=PYTHONUNBUFFERED=1\n{java}",
-        user=_OWN_USER if own else f"User={_text(service.user)}\n",
+        user=_OWN_USER if is_user_unit else f"User={_text(service.user)}\n",
         written=" ".join(_word(str(folder)) for folder in (service.run_folder, *sorted(sockets))),
         sockets=", to the folders of its sockets" if sockets else "",
         engine="A built-in server" if builtin else "TorchServe",
         stop_seconds=_STOP_SECONDS + delay if builtin else _STOP_SECONDS_OF_JAVA,
         compilers="torch compiles" if builtin else "Java and torch compile",
-        system="" if own else _SYSTEM + (_LOOPBACK if is_local else ""),
-        target="default.target" if own else "multi-user.target",
+        system="" if is_user_unit else _SYSTEM + (_LOOPBACK if is_local else ""),
+        target="default.target" if is_user_unit else "multi-user.target",
     )
 
 

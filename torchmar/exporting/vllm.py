@@ -142,12 +142,12 @@ def read(name: str, config: Mapping[str, Any], files: Sequence[str]) -> Language
             "model-config.yaml names no model", hint="handler: {model_path: ...}, or vllm_engine_config: {model: ...}"
         )
     folders = {str(parent) for file in files for parent in PurePosixPath(file).parents}
-    inside = _plain(model) in folders
+    is_inside = _plain(model) in folders
     omitted: list[str] = []
     arguments: list[str] = []
-    served = engine.pop("served_model_name", None) or ([name] if inside else None)
-    if served:
-        arguments += ["--served-model-name", *_texts(served)]
+    served_names = engine.pop("served_model_name", None) or ([name] if is_inside else None)
+    if served_names:
+        arguments += ["--served-model-name", *_texts(served_names)]
     adapters = {
         str(key): _placed(str(path), folders) for key, path in _mapping(handler.get("adapters"), "adapters").items()
     }
@@ -157,8 +157,8 @@ def read(name: str, config: Mapping[str, Any], files: Sequence[str]) -> Language
         if key in vllm_options.NAMES:
             arguments += _argument(key, value)
         elif value is not None:
-            why = _GONE.get(key, "vLLM has no such option; TorchServe's handler ignores it, too")
-            omitted.append(f"vllm_engine_config.{key}: {why}")
+            reason = _GONE.get(key, "vLLM has no such option; TorchServe's handler ignores it, too")
+            omitted.append(f"vllm_engine_config.{key}: {reason}")
     if adapters:
         arguments += ["--lora-modules", *(f"{key}={path}" for key, path in adapters.items())]
     template = handler.get("chat_template")
@@ -303,11 +303,11 @@ def _plain(path: str) -> str:
     return str(PurePosixPath(path)) if path and not path.startswith("/") else path
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+def _mapping(value: Any, section: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise TorchmarError(f"model-config.yaml: {where} is not a section", hint=f"{where}: with keys below it")
+        raise TorchmarError(f"model-config.yaml: {section} is not a section", hint=f"{section}: with keys below it")
     return value
 
 

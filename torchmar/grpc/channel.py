@@ -188,23 +188,23 @@ class Channel:
         )
 
     def _connect_error(self, details: str) -> ConnectError:
-        where = f"no {self._api} API over gRPC at {self._address}"
+        prefix = f"no {self._api} API over gRPC at {self._address}"
         if "CERTIFICATE_VERIFY_FAILED" in details:
             return CertificateError(
                 f"the certificate of {self._address} is not trusted",
                 hint="give its certificate, or that of its issuer, with --ca-file",
             )
         if "Connection refused" in details:
-            return ConnectError(f"{where}: connection refused", hint="torchmar serve")
+            return ConnectError(f"{prefix}: connection refused", hint="torchmar serve")
         if "errors resolving" in details or "DNS resolution" in details:
-            return ConnectError(f"{where}: cannot resolve the host name")
+            return ConnectError(f"{prefix}: cannot resolve the host name")
         if "failed to connect" not in details:
-            return ConnectError(f"{where}: the connection was closed before there was a response", sent=True)
+            return ConnectError(f"{prefix}: the connection was closed before there was a response", sent=True)
         if "WRONG_VERSION_NUMBER" in details:
-            return ConnectError(f"{where}: it does not speak TLS", hint="is it grpc://?")
+            return ConnectError(f"{prefix}: it does not speak TLS", hint="is it grpc://?")
         if "HTTP/2" in details:
-            return ConnectError(f"{where}: it does not speak gRPC", hint="gRPC has a port of its own, by default 7070")
-        return ConnectError(f"{where}: {details}")
+            return ConnectError(f"{prefix}: it does not speak gRPC", hint="gRPC has a port of its own, by default 7070")
+        return ConnectError(f"{prefix}: {details}")
 
 
 class Client:
@@ -248,9 +248,9 @@ def _parts(address: str) -> Any:
     raise TorchmarError(f"{address!r} is not an address", hint="write it like grpc://127.0.0.1:7070")
 
 
-def _metadata(token: str | None, more: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    own = () if token is None else (("authorization", f"Bearer {token}"),)
-    return (*own, *(more or {}).items())
+def _metadata(token: str | None, extra: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    authorization = () if token is None else (("authorization", f"Bearer {token}"),)
+    return (*authorization, *(extra or {}).items())
 
 
 def _serialized(request: Message) -> bytes:

@@ -186,12 +186,12 @@ def infer_request(
 
 
 def _described(tensors: Iterable[wire.ModelMetadataResponse.TensorMetadata]) -> tuple[TensorMetadata, ...]:
-    return tuple(TensorMetadata(each.name, each.datatype, tuple(each.shape)) for each in tensors)
+    return tuple(TensorMetadata(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in tensors)
 
 
 def _add(request: wire.ModelInferRequest, tensor: Tensor, *, raw: bool) -> None:
     """Add an input to a request; either all inputs of a request are raw, or none."""
-    added = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    entry = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     try:
         content = pack(tensor.datatype, tensor.data)
     except (ValueError, TypeError) as error:
@@ -199,7 +199,7 @@ def _add(request: wire.ModelInferRequest, tensor: Tensor, *, raw: bool) -> None:
     if raw:
         request.raw_input_contents.append(content)
     else:
-        getattr(added.contents, _CONTENTS[tensor.datatype]).extend(unpack(tensor.datatype, content))
+        getattr(entry.contents, _CONTENTS[tensor.datatype]).extend(unpack(tensor.datatype, content))
 
 
 def _raw_output(output: wire.ModelInferResponse.InferOutputTensor, content: bytes) -> Tensor:

@@ -134,8 +134,8 @@ class Guard:
         by_name = {name.lower(): value for name, value in headers.items()}
         if not body:
             by_name.pop("content-type", None)  # some WSGI servers set one for every request
-        sent = {name.title(): by_name[name] for name in self.headers if name in by_name}
-        text = as_text(method, target, sent, body[: self.max_body], secret_fields=self.secret_fields)
+        model_headers = {name.title(): by_name[name] for name in self.headers if name in by_name}
+        text = as_text(method, target, model_headers, body[: self.max_body], secret_fields=self.secret_fields)
         return self._threads.submit(self._probability, text)
 
     def _probability(self, text: str) -> float:

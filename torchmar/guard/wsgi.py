@@ -54,10 +54,10 @@ def target(environ: dict[str, Any]) -> str:
 
 def headers(environ: dict[str, Any]) -> dict[str, str]:
     """Return the headers of a request, by name in lower case."""
-    found = {key[5:].replace("_", "-").lower(): str(value) for key, value in environ.items() if key.startswith("HTTP_")}
+    pairs = {key[5:].replace("_", "-").lower(): str(value) for key, value in environ.items() if key.startswith("HTTP_")}
     if environ.get("CONTENT_TYPE"):
-        found["content-type"] = str(environ["CONTENT_TYPE"])
-    return found
+        pairs["content-type"] = str(environ["CONTENT_TYPE"])
+    return pairs
 
 
 def _read_start(environ: dict[str, Any], size: int) -> bytes:

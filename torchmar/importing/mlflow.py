@@ -57,12 +57,12 @@ def import_model(path: Path, to: Path, *, name: str | None = None, version: str 
         sample = _write_sample(folder, document)
         files = package.entries(folder, path)
         requirements = _REQUIREMENTS if files.pop(_REQUIREMENTS, None) else None
-        written: dict[str, Any] = {"name": model, "version": version, "handler": HANDLER, "files": files}
-        written["requirements"] = requirements
+        recipe_document: dict[str, Any] = {"name": model, "version": version, "handler": HANDLER, "files": files}
+        recipe_document["requirements"] = requirements
         if sample:
             files.pop(sample, None)
-            written["samples"] = [{"input": sample}]
-        package.write_recipe(written, folder, path)
+            recipe_document["samples"] = [{"input": sample}]
+        package.write_recipe(recipe_document, folder, path)
         notes = tuple(_notes(document, weights_file.relative_to(path), weights, left_out, requirements, sample))
     return Imported(target, notes)
 
@@ -101,10 +101,10 @@ def _weights_file(path: Path, flavor: Mapping[str, Any]) -> Path:
 
 def _inside(path: Path, key: str, name: object) -> Path:
     """Return a file or folder that MLmodel names. Raises TorchmarError if it is outside of the model's folder."""
-    named = path / str(name)
-    if not named.resolve().is_relative_to(path.resolve()):
+    target = path / str(name)
+    if not target.resolve().is_relative_to(path.resolve()):
         raise TorchmarError(f"{path}/{FILE}: {key} is {name}, outside of the model's folder")
-    return named
+    return target
 
 
 def _reduce_requirements(folder: Path) -> list[str]:
@@ -114,10 +114,10 @@ def _reduce_requirements(folder: Path) -> list[str]:
         return []
     lines = file.read_text("utf-8", "replace").splitlines()
     left_out = [line.strip() for line in lines if _SERVERS_OWN.match(line.strip())]
-    kept = [line for line in lines if not _SERVERS_OWN.match(line.strip())]
-    constraints = [line for line in kept if _USES_CONSTRAINTS.match(line.strip())]
-    if any(line.strip() and not line.strip().startswith("#") for line in kept if line not in constraints):
-        file.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    kept_lines = [line for line in lines if not _SERVERS_OWN.match(line.strip())]
+    constraints = [line for line in kept_lines if _USES_CONSTRAINTS.match(line.strip())]
+    if any(line.strip() and not line.strip().startswith("#") for line in kept_lines if line not in constraints):
+        file.write_text("\n".join(kept_lines) + "\n", encoding="utf-8")
     else:
         file.unlink()
         constraints = []

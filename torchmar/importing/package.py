@@ -35,13 +35,13 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
-def model_name(given: str | None, default: str) -> str:
+def model_name(option: str | None, default: str) -> str:
     """Return the name of a model: the given name, or the characters of ``default`` that a URL may contain.
 
     Raises:
         TorchmarError: the name cannot be a model's.
     """
-    name = given if given is not None else re.sub(r"[^A-Za-z0-9_\-.]+", "-", default).lstrip("_-.")
+    name = option if option is not None else re.sub(r"[^A-Za-z0-9_\-.]+", "-", default).lstrip("_-.")
     if not re.fullmatch(NAME_PATTERN, name):
         raise TorchmarError(
             f"{name!r} cannot be a model's name" if name else f"no name can be made of {default!r}",
@@ -103,8 +103,8 @@ def entries(folder: Path, source: Path) -> dict[str, str]:
         TorchmarError: ``source``, which was extracted there, has a top-level name that archives use themselves.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or any(path.iterdir()))
-    if taken := next((name for name in names if name in _TAKEN or name.upper() == "MAR-INF"), None):
-        raise TorchmarError(f"{source} has {taken} at its top, a name that archives use themselves", hint="rename it")
+    if clash := next((name for name in names if name in _TAKEN or name.upper() == "MAR-INF"), None):
+        raise TorchmarError(f"{source} has {clash} at its top, a name that archives use themselves", hint="rename it")
     return {name: name for name in names}
 
 
@@ -114,7 +114,9 @@ def write_recipe(document: Mapping[str, Any], folder: Path, source: Path) -> Non
     Raises:
         RecipeError: the document is no valid recipe.
     """
-    given = {key: value for key, value in document.items() if value}
-    text = f"# Made of {source.name} by torchmar import.\n" + yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    filled = {key: value for key, value in document.items() if value}
+    text = f"# Made of {source.name} by torchmar import.\n" + yaml.safe_dump(
+        filled, sort_keys=False, allow_unicode=True
+    )
     recipe.parse(text, f"the recipe of {source}", folder)
     (folder / recipe.FILE_NAME).write_text(text, encoding="utf-8")

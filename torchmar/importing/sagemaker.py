@@ -122,8 +122,8 @@ def _unpack(path: Path, folder: Path) -> None:
 def _script(folder: Path, source: Path, program: str | None) -> Path | None:
     """Return the script with the functions; None: the toolkit's own functions run."""
     name = program or PROGRAM
-    inside = PurePosixPath(name)
-    if inside.is_absolute() or ".." in inside.parts:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
         raise TorchmarError(f"--program {name}: a file in {CODE}/, or at the top of the package, is expected")
     for place in (folder / CODE, folder):
         for candidate in (place / name, place / f"{name}.py"):
@@ -157,18 +157,18 @@ def _functions(script: Path, source: Path, folder: Path) -> set[str] | None:
     Raises:
         TorchmarError: the script is not Python, or defines functions that exclude each other.
     """
-    inside = script.relative_to(folder).as_posix()
+    relative = script.relative_to(folder).as_posix()
     try:
         tree = ast.parse(script.read_bytes())
     except _NOT_PYTHON as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise TorchmarError(f"{source}!{inside}{line} is not Python: {error}") from None
+        raise TorchmarError(f"{source}!{relative}{line} is not Python: {error}") from None
     if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree)):
         return None
     names = _names(tree) & set(_FUNCTIONS)
     if "transform_fn" in names and (others := sorted(names & {"input_fn", "predict_fn", "output_fn"})):
         raise TorchmarError(
-            f"{source}!{inside} defines transform_fn and {', '.join(others)}, which SageMaker's toolkit rejects",
+            f"{source}!{relative} defines transform_fn and {', '.join(others)}, which SageMaker's toolkit rejects",
             hint="keep transform_fn alone, or the others",
         )
     return names
@@ -196,7 +196,7 @@ def _names(tree: ast.Module) -> set[str]:
 
 def _check_default_weights(folder: Path, source: Path, script: Path | None) -> None:
     """Raise TorchmarError unless the toolkit's model_fn finds one TorchScript file."""
-    without = f"{script.relative_to(folder).as_posix()} defines no model_fn" if script else f"there is no {PROGRAM}"
+    cause = f"{script.relative_to(folder).as_posix()} defines no model_fn" if script else f"there is no {PROGRAM}"
     file = folder / "model.pt"
     if not file.is_file():
         files = sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth") and path.is_file())
@@ -204,7 +204,7 @@ def _check_default_weights(folder: Path, source: Path, script: Path | None) -> N
             names = ", ".join(path.name for path in files) or "neither model.pt nor another .pt or .pth file"
             inner = next(iter(sorted(folder.glob("*.tar.gz"))), None)
             raise TorchmarError(
-                f"{source}: {without}, and its top has {names}; SageMaker's toolkit loads one file of these",
+                f"{source}: {cause}, and its top has {names}; SageMaker's toolkit loads one file of these",
                 hint=f"{inner.name} in it may be the package: extract it" if inner else _NEEDED,
             )
         (file,) = files
@@ -212,7 +212,7 @@ def _check_default_weights(folder: Path, source: Path, script: Path | None) -> N
         weights = identify(stream, file.name)
     if weights.format is not Format.TORCHSCRIPT:
         raise TorchmarError(
-            f"{source}: {without}, and {file.name} is {weights.description}, which SageMaker's toolkit does not load",
+            f"{source}: {cause}, and {file.name} is {weights.description}, which SageMaker's toolkit does not load",
             hint=f"define model_fn in {CODE}/{PROGRAM}, or save the model with torch.jit.save",
         )
 

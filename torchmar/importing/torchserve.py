@@ -97,8 +97,8 @@ def read(path: Path, model_store: Path | None = None, *, use_snapshots: bool = T
         folder = folder.parent.parent  # the folder in which TorchServe was started
     source = file
     if use_snapshots and file.suffix != ".cfg" and (last := snapshots.latest(folder / "logs" / "config")):
-        own = properties.read(file).values if file.is_file() else {}
-        source = file if own.get("model_snapshot", "").strip() else last
+        configured = properties.read(file).values if file.is_file() else {}
+        source = file if configured.get("model_snapshot", "").strip() else last
     if not source.is_file():
         raise TorchmarError(
             f"{path} has neither {properties.FILE_NAME} nor logs/config/*.cfg",
@@ -141,19 +141,19 @@ def import_installation(installation: Installation, to: Path) -> Imported:
     return Imported(installation, *targets, models, tuple(differences))
 
 
-def _model_store(source: Path, folder: Path, values: Mapping[str, str], given: Path | None) -> Path:
-    named = values.get("model_store", "").strip()
-    if given is None and not named:
+def _model_store(source: Path, folder: Path, values: Mapping[str, str], option: Path | None) -> Path:
+    configured = values.get("model_store", "").strip()
+    if option is None and not configured:
         raise TorchmarError(
             f"{source} names no model_store", hint="--model-store FOLDER, as torchserve was started with"
         )
-    for store in [given] if given else [folder / named, Path(named)]:
+    for store in [option] if option else [folder / configured, Path(configured)]:
         if store and store.is_dir():
             return store.resolve()
-    if given:
-        raise TorchmarError(f"the model store {given} is not a folder")
+    if option:
+        raise TorchmarError(f"the model store {option} is not a folder")
     raise TorchmarError(
-        f"{source}: the model store {named} is neither in {folder.resolve()} nor in the current folder",
+        f"{source}: the model store {configured} is neither in {folder.resolve()} nor in the current folder",
         hint="--model-store FOLDER names it",
     )
 
@@ -179,8 +179,8 @@ def _archives(installation: Installation) -> dict[StartupModel, StoredArchive]:
         existing = list(filter(_exists, paths))
         readable = next((archive for path in existing if (archive := read_archive(path))), None)
         if readable is None:
-            shown = archive_urls.without_secrets(model.url)
-            missing.append(f"{shown} ({_why_unreadable(next(iter(existing), None))})")
+            shown_url = archive_urls.without_secrets(model.url)
+            missing.append(f"{shown_url} ({_why_unreadable(next(iter(existing), None))})")
         else:
             stored[model] = readable
     if missing:
@@ -226,23 +226,23 @@ def _document(installation: Installation, stored: Mapping[StartupModel, StoredAr
 def _version(
     installation: Installation, name: str, version: str, archive: StoredArchive, state: Mapping[str, Any]
 ) -> dict[str, Any]:
-    written: dict[str, Any] = {}
+    document: dict[str, Any] = {}
     if archive.path.parent.resolve() != installation.model_store:
-        written["archive"] = str(archive.path.resolve())
+        document["archive"] = str(archive.path.resolve())
     elif archive.path.name != f"{name}-{version}.mar":
-        written["archive"] = archive.path.name
-    own = {key: value for key in _NUMBERS if (value := archive.number(key)) is not None}
+        document["archive"] = archive.path.name
+    own_values = {key: value for key in _NUMBERS if (value := archive.number(key)) is not None}
     if not _sets_workers(archive):
-        own.pop("minWorkers", None)
-        own.pop("maxWorkers", None)
+        own_values.pop("minWorkers", None)
+        own_values.pop("maxWorkers", None)
     # In models=, the archive's own configuration has precedence; in a snapshot, the snapshot has.
     is_snapshot = bool(installation.values.get("model_snapshot", "").strip())
-    values = {**own, **state} if is_snapshot else {**state, **own}
+    values = {**own_values, **state} if is_snapshot else {**state, **own_values}
     low = values.get("minWorkers", _default_workers(installation))
-    written["min_workers"] = low
+    document["min_workers"] = low
     if values.get("maxWorkers", low) > low:
-        written["max_workers"] = values["maxWorkers"]
-    return written | {
+        document["max_workers"] = values["maxWorkers"]
+    return document | {
         key: values[name] for name, key in _NUMBERS.items() if key in SETTINGS and values.get(name) is not None
     }
 
@@ -296,18 +296,18 @@ def _of_values(
     if installation.values.get("keystore", "").strip():
         yield of("keystore", "keystore")
     if is_true("enable_envvars_config"):
-        what = "variables TS_... of the environment precede the file: set the same ones, or write them into it"
-        yield Difference("enable_envvars_config", what)
+        text = "variables TS_... of the environment precede the file: set the same ones, or write them into it"
+        yield Difference("enable_envvars_config", text)
     if not is_true("enable_model_api"):
-        what = "without enable_model_api=true the models of the start are served, and torchmar apply can change none"
-        yield Difference("enable_model_api", what)
+        text = "without enable_model_api=true the models of the start are served, and torchmar apply can change none"
+        yield Difference("enable_model_api", text)
     numbered = all("minWorkers" in model.state or _sets_workers(archive) for model, archive in stored.items())
     if not numbered and not base.get("default_workers_per_model", "").strip():
-        what = (
+        text = (
             f"TorchServe starts a worker for each processor: deployment.yaml has {os.cpu_count() or 1}, those of this "
             "machine, for archives that set no number"
         )
-        yield Difference("default_workers_per_model", what)
+        yield Difference("default_workers_per_model", text)
     if installation.source.suffix == ".cfg":
         yield of("snapshots", installation.source.name)
     yield from _rejected(base)
@@ -317,17 +317,17 @@ def _of_values(
 
 def _rejected(base: Mapping[str, str]) -> Iterator[Difference]:
     """Yield the values with which torchmar's server does not start; the values of variables are not known."""
-    known = {key: value for key, value in base.items() if "$$" not in value}
+    literals = {key: value for key, value in base.items() if "$$" not in value}
     try:
-        reader.read(None, {}, **known)
+        reader.read(None, {}, **literals)
     except PropertiesError as error:
         for line in error.message.splitlines():
             yield Difference(properties.FILE_NAME, f"the server does not start with {line}", blocks=True)
 
 
 def _workflows(installation: Installation) -> set[str]:
-    named = installation.values.get("workflow_store", "").strip()
-    folders = {installation.model_store, *([installation.folder / named] if named else [])}
+    configured = installation.values.get("workflow_store", "").strip()
+    folders = {installation.model_store, *([installation.folder / configured] if configured else [])}
     return {path.name for folder in folders if folder.is_dir() for path in folder.glob("*.war")}
 
 
@@ -335,8 +335,8 @@ def _of_archives(installation: Installation, stored: Mapping[StartupModel, Store
     for model, archive in stored.items():
         place = f"{model.name or archive.name} {model.version or archive.version}"
         if model.version not in ("", archive.version):
-            what = f"the snapshot has the version {model.version}, and {archive.path.name} is {archive.version}"
-            yield Difference(place, what, blocks=True)
+            text = f"the snapshot has the version {model.version}, and {archive.path.name} is {archive.version}"
+            yield Difference(place, text, blocks=True)
         with Archive(archive.path) as opened:
             manifest = opened.manifest
         if keys := [key for key in UNSUPPORTED_KEYS if archive.config.get(key)]:
@@ -351,12 +351,12 @@ def _of_archives(installation: Installation, stored: Mapping[StartupModel, Store
         findings = checks.check(archive.path)
         for finding in findings:
             if finding.severity == "error":
-                what = f"{finding.code.name} {finding.place}: {finding.cause}".replace("  ", " ")
-                yield Difference(place, f"{what}; torchmar check {archive.path} has more", "archive-check", blocks=True)
+                text = f"{finding.code.name} {finding.place}: {finding.cause}".replace("  ", " ")
+                yield Difference(place, f"{text}; torchmar check {archive.path} has more", "archive-check", blocks=True)
         if warnings := sorted({finding.code.name for finding in findings if finding.severity != "error"}):
             yield Difference(place, f"warnings {', '.join(warnings)}: torchmar check {archive.path} explains them")
 
 
 def _documented(id: str, place: str, *, blocks: bool = False) -> Difference:
-    known: KnownDifference = next(difference for difference in DIFFERENCES if difference.id == id)
-    return Difference(place, f"{known.what}: under TorchServe {known.torchserve}; here {known.builtin}", id, blocks)
+    entry: KnownDifference = next(difference for difference in DIFFERENCES if difference.id == id)
+    return Difference(place, f"{entry.what}: under TorchServe {entry.torchserve}; here {entry.builtin}", id, blocks)

@@ -128,15 +128,15 @@ def _by_key(report: Report) -> dict[Key, Step]:
 
     Steps beyond the limit are left out: they ended early, with a growing queue.
     """
-    seen: Counter[tuple[object, ...]] = Counter()
+    counts: Counter[tuple[object, ...]] = Counter()
     result: dict[Key, Step] = {}
     for step in report.steps:
         if report.saturated(step):
             continue
         connections = step.connections if step.kind == "closed" else 0
         equal = (step.kind, step.arrivals, step.rate, connections)
-        seen[equal] += 1
-        result[step.kind, step.arrivals, step.rate, connections, seen[equal]] = step
+        counts[equal] += 1
+        result[step.kind, step.arrivals, step.rate, connections, counts[equal]] = step
     return result
 
 
@@ -148,8 +148,8 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
             f"{after.processor} with {after.cores} cores"
         )
     elif before.flags != after.flags:
-        changed = sorted(set(before.flags) ^ set(after.flags))
-        yield f"the machines differ: only one of them has {' '.join(changed)}"
+        flags = sorted(set(before.flags) ^ set(after.flags))
+        yield f"the machines differ: only one of them has {' '.join(flags)}"
     if old.target.model != new.target.model:
         yield f"the models differ: {old.target.model}, {new.target.model}"
     if old.target.local != new.target.local:
@@ -192,8 +192,8 @@ def _compare_steps(old: Step, new: Step, limit: float) -> StepComparison:
             cautions.append(f"the {name} one is not stable: {step.unstable_reason}")
         if not step.complete:
             cautions.append(f"the {name} one ended early")
-        if few := too_few(step):
-            cautions.append(f"the {name} one: {few}")
+        if caution := too_few(step):
+            cautions.append(f"the {name} one: {caution}")
     before, after = old.latency_ms, new.latency_ms
     changes = [
         _throughput(

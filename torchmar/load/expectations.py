@@ -137,12 +137,12 @@ def _of_sample(target: Target, sample: Sample) -> Comparison:
 
 def of_reference(content: Content, first: Response, second: Response) -> Comparison | None:
     """Return the comparison with a response; None if another response to the same request differs from it."""
-    same = content(first.body)
-    reference = _reference(same)
+    expected = content(first.body)
+    reference = _reference(expected)
     if reference is None:
-        if content(second.body) != same:
+        if content(second.body) != expected:
             return None
-        return lambda status, body: "" if content(body) == same else "its bytes differ"
+        return lambda status, body: "" if content(body) == expected else "its bytes differ"
 
     def difference(status: int, body: bytes) -> str:
         return "; ".join(comparison.differences(reference, Response(status, content(body)))[:3])

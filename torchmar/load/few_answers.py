@@ -17,10 +17,10 @@ def too_few(step: Step) -> str:
     names = [name for name in _NAMED if latency and name in latency.uncertain]
     if not names:
         return ""
-    needed = least_count(PERCENTILES[names[-1]])
-    beyond = f"{names[-1]} needs {needed:,}, so that {LEAST_BEYOND} are beyond it"
+    least = least_count(PERCENTILES[names[-1]])
+    beyond = f"{names[-1]} needs {least:,}, so that {LEAST_BEYOND} are beyond it"
     seconds = ""
     if step.throughput and step.kind != "replay":
-        seconds = f", which takes {number(float(f'{needed / step.throughput:.2g}'))} s"
+        seconds = f", which takes {number(float(f'{least / step.throughput:.2g}'))} s"
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"{step.histogram.count:,} answers are too few for {listed}; {beyond}{seconds}"

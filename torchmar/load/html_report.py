@@ -100,8 +100,8 @@ def _summary(report: Report) -> str:
             state = "saturated"
         if not step.valid:
             state = "not valid"
-        failed = [f"{step.failed:,}", f"{step.wrong_answers:,}"]
-        rows.append([escape(step_label(step)), state, f"{step.sent:,}", *figures, *failed])
+        failures = [f"{step.failed:,}", f"{step.wrong_answers:,}"]
+        rows.append([escape(step_label(step)), state, f"{step.sent:,}", *figures, *failures])
     headings = ("step", "state", "sent", "answers/s", "p50 ms", "p90", "p95", "p99", "p99.9", "max", "failed", "wrong")
     return table(headings, rows, wide=True)
 
@@ -159,5 +159,5 @@ def _measured(report: Report) -> str:
 
 
 def _figures(figures: Iterable[str]) -> Iterator[str]:
-    drawn = [figure for figure in figures if figure]
-    yield f'<div class="charts">{"".join(drawn)}</div>' if drawn else "<p>There is nothing to draw.</p>"
+    charts = [figure for figure in figures if figure]
+    yield f'<div class="charts">{"".join(charts)}</div>' if charts else "<p>There is nothing to draw.</p>"

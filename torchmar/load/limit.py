@@ -58,14 +58,14 @@ def saturation(windows: Sequence[Window], rate: float) -> str:
 
 def stop_at(rate: float) -> Callable[[Recorder, float], str]:
     """Return a function that ends a step as soon as the server is saturated."""
-    seen = 0
+    previous = 0
 
     def stop(recorder: Recorder, now: float) -> str:
-        nonlocal seen
+        nonlocal previous
         count = int((now - recorder.start) / recorder.window_s)
-        if count == seen or count < _MIN_WINDOWS:
+        if count == previous or count < _MIN_WINDOWS:
             return ""
-        seen = count
+        previous = count
         return saturation(recorder.windows(now), rate)
 
     return stop
@@ -81,10 +81,10 @@ def does_not_hold(step: Step) -> str:
     if step.sent and step.failed > _MAX_FAILED * step.sent:
         return f"{step.failed / step.sent:.1%} of the requests failed, most with {step.errors[0].kind}"
     # The intended requests of the windows, not the rate: in a Poisson process their number varies.
-    wanted = sum(window.sent for window in step.windows) / max(step.duration_s, 1e-9)
+    intended = sum(window.sent for window in step.windows) / max(step.duration_s, 1e-9)
     high = step.throughput_interval[1] if step.throughput_interval else step.throughput
-    if high < (1 - _GROWTH) * wanted and step.throughput < (1 - _GROWTH) * wanted:
-        return f"{step.throughput:.4g} right answers a second to {wanted:.4g} requests"
+    if high < (1 - _GROWTH) * intended and step.throughput < (1 - _GROWTH) * intended:
+        return f"{step.throughput:.4g} right answers a second to {intended:.4g} requests"
     return ""
 
 

@@ -39,11 +39,11 @@ def describe() -> Machine:
                 processor = value.strip()
             if name.strip() in ("flags", "Features"):
                 flags = value
-    own = flags.split()
+    own_flags = flags.split()
     return Machine(
         processor=processor,
         cores=len(cores()),
-        flags=tuple(flag for flag in _FLAGS if flag in own),
+        flags=tuple(flag for flag in _FLAGS if flag in own_flags),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
     )
@@ -92,8 +92,8 @@ class Reading:
 
     def add(self, server: Sequence[psutil.Process]) -> None:
         """Read the times of server processes that were not known at the moment of this reading."""
-        if (known := self._times) is not None:
-            known |= _times([process for process in server if process not in known])
+        if (times := self._times) is not None:
+            times |= _times([process for process in server if process not in times])
 
     def use_until(self, later: Reading) -> Use:
         """Return the use of the machine from this reading to a later one."""
@@ -116,14 +116,14 @@ def _busy_seconds() -> float:
     Interrupts do not count, because those of the measured connections belong to no process.
     """
     per_core = psutil.cpu_times(percpu=True)
-    chosen = [per_core[number] for number in cores() if number < len(per_core)]
-    return sum(times.user + times.system + getattr(times, "nice", 0) + getattr(times, "steal", 0) for times in chosen)
+    counted = [per_core[number] for number in cores() if number < len(per_core)]
+    return sum(times.user + times.system + getattr(times, "nice", 0) + getattr(times, "steal", 0) for times in counted)
 
 
 def _children_seconds() -> float:
     """Return the CPU seconds of all descendants of this process, running and ended."""
-    ended = os.times()
-    seconds = ended.children_user + ended.children_system
+    times = os.times()
+    seconds = times.children_user + times.children_system
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             spent = process.cpu_times()
@@ -161,8 +161,8 @@ def server_processes(pid: int, cluster: ClusterGroup | None = None) -> list[psut
 
     This takes milliseconds, because it reads all processes of the machine.
     """
-    found: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
-        found = [root, *root.children(recursive=True)]
-    return list(dict.fromkeys([*found, *(cluster.processes() if cluster else ())]))
+        processes = [root, *root.children(recursive=True)]
+    return list(dict.fromkeys([*processes, *(cluster.processes() if cluster else ())]))

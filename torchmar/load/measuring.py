@@ -231,21 +231,21 @@ class _Run:
         """
         if self._processes is None or cores is None:
             return None
-        here = machine_use.describe_processes(self._processes, cores)
-        if here is None or self._metrics_before is None or self._target.cluster is None:
-            return here
+        local = machine_use.describe_processes(self._processes, cores)
+        if local is None or self._metrics_before is None or self._target.cluster is None:
+            return local
         nodes = node_addresses(self._processes)
         if not other_machines.has_any(now, nodes):
-            return here
+            return local
         time.sleep(other_machines.SETTLED_SECONDS)  # without load, so that the reading only adds the load's own time
         settled = server_split.read(self._target.metrics, self._target.endpoint)
         if settled is None:
-            return here
+            return local
         others = other_machines.between(self._metrics_before, settled, nodes)
         return replace(
-            here,
-            cpu_cores=here.cpu_cores + others.cpu_seconds / seconds,
-            memory_bytes=here.memory_bytes + others.memory_bytes,
+            local,
+            cpu_cores=local.cpu_cores + others.cpu_seconds / seconds,
+            memory_bytes=local.memory_bytes + others.memory_bytes,
             replicas_elsewhere=others.replicas,
         )
 
@@ -349,16 +349,16 @@ def _allow_descriptors(connections: int) -> None:
     Raises:
         TorchmarError: the limit cannot be raised far enough.
     """
-    needed = connections + _OTHER_FILES
+    required = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    if soft == resource.RLIM_INFINITY or soft >= required:
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    if hard != resource.RLIM_INFINITY and hard < required:
         raise TorchmarError(
-            f"{connections} connections need {needed} open files, and this process may have {hard}",
+            f"{connections} connections need {required} open files, and this process may have {hard}",
             hint="fewer connections, or a higher limit: ulimit -n",
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (required, hard))
 
 
 @contextlib.contextmanager

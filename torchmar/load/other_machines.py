@@ -27,28 +27,28 @@ class OtherMachines:
     memory_bytes: int
 
 
-def has_any(now: Reading | None, here: Set[str]) -> bool:
-    """Return whether a server has replicas on other machines than the nodes with the addresses ``here``."""
-    return now is not None and any(_elsewhere(now, _CPU, here))
+def has_any(now: Reading | None, local: Set[str]) -> bool:
+    """Return whether a server has replicas on other machines than the nodes with the addresses ``local``."""
+    return now is not None and any(_elsewhere(now, _CPU, local))
 
 
-def between(before: Reading, now: Reading, here: Set[str]) -> OtherMachines:
+def between(before: Reading, now: Reading, local: Set[str]) -> OtherMachines:
     """Return the use of the replicas on other machines between two readings.
 
     Args:
         before: the first reading.
         now: the second reading.
-        here: addresses of nodes whose processes are on this machine, including those in containers.
+        local: addresses of nodes whose processes are on this machine, including those in containers.
     """
-    earlier = {sample.labels["replica"]: sample.value for sample in _elsewhere(before, _CPU, here)}
-    spent = [max(0.0, each.value - earlier.get(each.labels["replica"], 0.0)) for each in _elsewhere(now, _CPU, here)]
-    memory = sum(sample.value for sample in _elsewhere(now, _MEMORY, here))
+    earlier = {sample.labels["replica"]: sample.value for sample in _elsewhere(before, _CPU, local)}
+    spent = [max(0.0, item.value - earlier.get(item.labels["replica"], 0.0)) for item in _elsewhere(now, _CPU, local)]
+    memory = sum(sample.value for sample in _elsewhere(now, _MEMORY, local))
     return OtherMachines(replicas=len(spent), cpu_seconds=sum(spent), memory_bytes=int(memory))
 
 
-def _elsewhere(reading: Reading, name: str, here: Set[str]) -> Iterator[Sample]:
+def _elsewhere(reading: Reading, name: str, local: Set[str]) -> Iterator[Sample]:
     for sample in reading.samples:
-        if sample.name == name and host_of(sample.labels["node"]) not in here:
+        if sample.name == name and host_of(sample.labels["node"]) not in local:
             yield sample
 
 

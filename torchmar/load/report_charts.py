@@ -46,9 +46,9 @@ def latency_charts(steps: Sequence[Step]) -> Iterator[str]:
         ("closed", lambda step: float(step.connections), "connections", "Latency against connections"),
     )
     for kind, place, label, title in kinds:
-        chosen = [(x, step) for step in steps if step.kind == kind and (x := place(step)) is not None]
-        if len(chosen) > 1 and any(step.valid for _, step in chosen):
-            yield _latency_chart(sorted(chosen, key=lambda pair: pair[0]), label, title, closed=kind == "closed")
+        points = [(x, step) for step in steps if step.kind == kind and (x := place(step)) is not None]
+        if len(points) > 1 and any(step.valid for _, step in points):
+            yield _latency_chart(sorted(points, key=lambda pair: pair[0]), label, title, closed=kind == "closed")
 
 
 def _latency_chart(steps: Sequence[tuple[float, Step]], label: str, title: str, closed: bool) -> str:
@@ -179,7 +179,7 @@ def _latency_in_time(step: Step, warmup: Sequence[Span], x: Axis, middles: Seque
     latencies = [value for window in step.windows for value in (window.p50_ms, window.p99_ms) if value]
     axis = _latency_axis(latencies)
     bottom = min(latencies, default=1.0) if axis.log else 0.0
-    failed = [
+    failures = [
         Point(middle, bottom, f"{counted(window.errors, 'error')} at {number(window.start_s)} s")
         for middle, window in zip(middles, step.windows, strict=True)
         if window.errors
@@ -188,7 +188,7 @@ def _latency_in_time(step: Step, warmup: Sequence[Span], x: Axis, middles: Seque
         *warmup,
         Line("p99", [(middle, w.p99_ms) for middle, w in zip(middles, step.windows, strict=True)], 4, thin=True),
         Line("p50", [(middle, w.p50_ms) for middle, w in zip(middles, step.windows, strict=True)], 0),
-        Points("windows with errors", failed, 4, "cross"),
+        Points("windows with errors", failures, 4, "cross"),
     ]
     return svg.chart(marks, x, axis, title=f"{step_label(step)}: latency")
 

@@ -39,8 +39,8 @@ def between(before: Reading | None, now: Reading | None, model: str, version: st
 
     labels = {"model_name": model} | ({"model_version": version} if version else {})
 
-    def increase(metric: str, chosen: Mapping[str, str]) -> float:
-        return max(0.0, now.total(metric, **chosen) - before.total(metric, **chosen))
+    def increase(metric: str, selection: Mapping[str, str]) -> float:
+        return max(0.0, now.total(metric, **selection) - before.total(metric, **selection))
 
     count = increase("torchmar_request_seconds_count", labels)
     if count:

@@ -272,11 +272,11 @@ def _outliers(name: str, values: Sequence[float], window_s: float) -> str:
     distances = [abs(math.log(value / median)) for value in values]
     # 1.4826 times the median absolute deviation estimates the standard deviation of normal values.
     limit = max(OUTLIER_DEVIATIONS * 1.4826 * statistics.median(distances), math.log1p(OUTLIER_TOLERANCE))
-    outside = [index for index, distance in enumerate(distances) if distance > limit]
-    if not outside:
+    outliers = [index for index, distance in enumerate(distances) if distance > limit]
+    if not outliers:
         return ""
-    worst = max(outside, key=distances.__getitem__)
-    others = len(outside) - 1
+    worst = max(outliers, key=distances.__getitem__)
+    others = len(outliers) - 1
     more = f" ({others} more {'window' if others == 1 else 'windows'} like it)" if others else ""
     return f"{name} is {_short(values[worst])} at {worst * window_s:.4g} s{more}, its median {_short(median)}"
 

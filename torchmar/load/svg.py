@@ -267,9 +267,9 @@ def _draw(mark: Mark, frame: _Frame) -> Iterator[str]:
     if isinstance(mark, Line):
         yield from _draw_line(mark, frame)
     elif isinstance(mark, Band):
-        there = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in mark.points]
-        back = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(mark.points)]
-        yield f'<polygon points="{" ".join(there + back)}" class="band f{mark.colour}"/>'
+        upper = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in mark.points]
+        lower = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(mark.points)]
+        yield f'<polygon points="{" ".join(upper + lower)}" class="band f{mark.colour}"/>'
     elif isinstance(mark, Whiskers):
         for x, low, high in mark.points:
             place, top, bottom = frame.x(x), frame.y(high), frame.y(low)

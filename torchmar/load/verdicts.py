@@ -51,9 +51,9 @@ def _faults(steps: Sequence[Step]) -> Iterator[Verdict]:
             yield Verdict("bad", text, _line(step.wrong_answer))
     invalid = [step for step in steps if not step.valid]
     if invalid:
-        which = _some(invalid, steps, "valid")
+        subject = _some(invalid, steps, "valid")
         reasons = [(step, "; ".join(step.invalid_reasons)) for step in invalid]
-        yield Verdict("bad", f"{which}; there are no figures of {_them(invalid)}.", _each(reasons))
+        yield Verdict("bad", f"{subject}; there are no figures of {_them(invalid)}.", _each(reasons))
 
 
 def _cautions(report: Report, below: Sequence[Step]) -> Iterator[Verdict]:
@@ -62,10 +62,10 @@ def _cautions(report: Report, below: Sequence[Step]) -> Iterator[Verdict]:
     if unstable:
         reasons = [(step, step.unstable_reason) for step in unstable]
         yield Verdict("warn", f"{_some(unstable, report.steps, 'stable')}.", _each(reasons))
-    few = [(step, text) for step in below if step.valid and (text := too_few(step))]
-    if few:
-        percentiles = "percentiles of " + (step_label(few[0][0]) if len(few) == 1 else f"{len(few)} steps")
-        yield Verdict("warn", f"Some {percentiles} have fewer than {LEAST_BEYOND} answers beyond them.", _each(few))
+    doubts = [(step, text) for step in below if step.valid and (text := too_few(step))]
+    if doubts:
+        percentiles = "percentiles of " + (step_label(doubts[0][0]) if len(doubts) == 1 else f"{len(doubts)} steps")
+        yield Verdict("warn", f"Some {percentiles} have fewer than {LEAST_BEYOND} answers beyond them.", _each(doubts))
     for step in below:
         if not step.complete:
             yield Verdict("warn", f"{step_label(step)} ended early, after {number(step.duration_s)} s.")
@@ -76,24 +76,24 @@ def _cautions(report: Report, below: Sequence[Step]) -> Iterator[Verdict]:
 
 
 def _good(report: Report, below: Sequence[Step]) -> Iterator[Verdict]:
-    good = [step for step in below if step.valid and step.stable]
-    if not good:
+    good_steps = [step for step in below if step.valid and step.stable]
+    if not good_steps:
         return
     to_limit = " up to the limit" if len(below) < len(report.steps) else ""
-    every = f"All {len(below)} steps{to_limit} are" if len(below) > 1 else f"The step{to_limit} is"
-    which = every if len(good) == len(below) else f"{len(good)} of {len(below)} steps{to_limit} are"
+    every_step = f"All {len(below)} steps{to_limit} are" if len(below) > 1 else f"The step{to_limit} is"
+    subject = every_step if len(good_steps) == len(below) else f"{len(good_steps)} of {len(below)} steps{to_limit} are"
     sent, failed = sum(step.sent for step in below), sum(step.failed for step in below)
     errors = f"{failed:,} failed" if failed else "none failed"
-    yield Verdict("good", f"{which} valid and stable; of {counted(sent, 'request')} {errors}.")
+    yield Verdict("good", f"{subject} valid and stable; of {counted(sent, 'request')} {errors}.")
 
 
-def _some(chosen: Sequence[Step], steps: Sequence[Step], state: str) -> str:
+def _some(subset: Sequence[Step], steps: Sequence[Step], state: str) -> str:
     """Return ``200/s is not STATE``, ``2 of 5 steps are not STATE`` or ``none of 5 steps is STATE``."""
-    if len(chosen) == 1:
-        return f"{step_label(chosen[0])} is not {state}"
-    if len(chosen) == len(steps):
+    if len(subset) == 1:
+        return f"{step_label(subset[0])} is not {state}"
+    if len(subset) == len(steps):
         return f"None of {len(steps)} steps is {state}"
-    return f"{len(chosen)} of {len(steps)} steps are not {state}"
+    return f"{len(subset)} of {len(steps)} steps are not {state}"
 
 
 def _them(steps: Sequence[Step]) -> str:

@@ -358,7 +358,7 @@ def _routes(document: Any) -> dict[str, tuple[str, str | None]]:
 
 
 def _downloads(document: Any) -> list[Download]:
-    return [Download(each["url"], each["received"], each.get("size")) for each in document["downloads"]]
+    return [Download(download["url"], download["received"], download.get("size")) for download in document["downloads"]]
 
 
 def _page(document: Any) -> tuple[list[RegisteredModel], str | None]:

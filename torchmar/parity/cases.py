@@ -247,11 +247,11 @@ _CREDENTIALS = (
     ("the API key", "Bearer {API}"),
 )
 TOKENS = tuple(
-    Case(f"{what}: {credentials}", method, path, api=api, authorization=authorization)
-    for what, method, path, api in _GUARDED
+    Case(f"{subject}: {credentials}", method, path, api=api, authorization=authorization)
+    for subject, method, path, api in _GUARDED
     for credentials, authorization in _CREDENTIALS
     # With the API key, this request would renew a token, which is a separate case.
-    if (what, credentials) != ("token", "the API key")
+    if (subject, credentials) != ("token", "the API key")
 )
 
 

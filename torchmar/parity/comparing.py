@@ -68,7 +68,7 @@ class Outcome:
     def documented(self) -> int:
         """The number of requests whose mismatches are all documented."""
         different = {mismatch.case for mismatch in self.different}
-        return len({mismatch.case for known in self.known.values() for mismatch in known} - different)
+        return len({mismatch.case for explained in self.known.values() for mismatch in explained} - different)
 
 
 def compare(
@@ -177,8 +177,8 @@ class EnginePair:
                     filling = Filling(name, version, opened.read(sample.input), content_type(sample.input))
                 samples.append((sample, filling))
         first = samples[0][1] if samples else Filling(name, version, b"{}", "application/json")
-        loaded = self._send(name, _register(path.name), first)
-        if all(response.status < 300 for response in loaded):
+        responses = self._send(name, _register(path.name), first)
+        if all(response.status < 300 for response in responses):
             for number, (sample, filling) in enumerate(samples):
                 for case in _sample(sample.input or f"sample {number}"):
                     self._send(name, case, filling, min(sample.tolerance, _TOLERANCE))
@@ -208,10 +208,10 @@ class EnginePair:
         return first, second
 
     def _outcome(self, name: str) -> Outcome:
-        found, sent = self._mismatches, self._sent
+        all_mismatches, sent = self._mismatches, self._sent
         self._mismatches, self._sent = [], 0
-        outcome = Outcome(name, sent, sent - len({mismatch.case for mismatch in found}))
-        for mismatch in found:
+        outcome = Outcome(name, sent, sent - len({mismatch.case for mismatch in all_mismatches}))
+        for mismatch in all_mismatches:
             if difference := self._documented(mismatch):
                 outcome.known.setdefault(difference.id, []).append(mismatch)
             else:
@@ -243,8 +243,8 @@ def _own_archives(store: Path) -> None:
     for name, version, code in (("echo", "1.0", echo), ("echo", "2.0", echo), ("fails", "1.0", _FAILS)):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "handler.py").write_text(code, encoding="utf-8")
-            built = recipe.Recipe(name=name, version=version, handler="handler.py")
-            archive.pack(archive.collect_members(built, Path(folder)), store / f"{name}-{version}.mar")
+            content = recipe.Recipe(name=name, version=version, handler="handler.py")
+            archive.pack(archive.collect_members(content, Path(folder)), store / f"{name}-{version}.mar")
     (store / "broken.mar").write_bytes(b"no archive")
 
 

@@ -112,8 +112,8 @@ class EngineClient:
             self._own += [
                 (key, f"<{kind} token>") for kind, key in keys.items() if (key, f"<{kind} token>") not in self._own
             ]
-            own = keys["management" if case.api == "management" else "inference"]
-            credentials = case.authorization.replace("{token}", own)
+            token = keys["management" if case.api == "management" else "inference"]
+            credentials = case.authorization.replace("{token}", token)
             headers["Authorization"] = re.sub(
                 r"\{(inference|management|API)\}", lambda kind: keys[kind[1]], credentials
             )
@@ -126,8 +126,8 @@ class EngineClient:
             return body
 
     def _neutral(self, text: str) -> str:
-        for own, name in self._own:
-            text = text.replace(own, name)
+        for token, name in self._own:
+            text = text.replace(token, name)
         return text
 
 

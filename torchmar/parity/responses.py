@@ -97,19 +97,19 @@ def _equal(first: Any, second: Any, tolerance: float) -> bool:
     return type(first) is type(second) and bool(first == second)
 
 
-def _shown(value: Any, beside: Any) -> str:
+def _shown(value: Any, other: Any) -> str:
     """Return the part of a body that differs from another body, as text of limited length."""
-    part = _part(value, beside)
+    part = _part(value, other)
     text = part if isinstance(part, str) else repr(part)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-def _part(value: Any, beside: Any) -> Any:
-    if isinstance(value, _Metrics) and isinstance(beside, _Metrics):
-        return [name for name in value if name not in beside]
-    if isinstance(value, dict) and isinstance(beside, dict):
-        differs = {name: item for name, item in value.items() if name not in beside or beside[name] != item}
-        return {name: _part(item, beside[name]) if name in beside else item for name, item in differs.items()}
-    if isinstance(value, list) and isinstance(beside, list) and len(value) == len(beside):
-        return [_part(*pair) for pair in zip(value, beside, strict=True) if pair[0] != pair[1]]
+def _part(value: Any, other: Any) -> Any:
+    if isinstance(value, _Metrics) and isinstance(other, _Metrics):
+        return [name for name in value if name not in other]
+    if isinstance(value, dict) and isinstance(other, dict):
+        differs = {name: item for name, item in value.items() if name not in other or other[name] != item}
+        return {name: _part(item, other[name]) if name in other else item for name, item in differs.items()}
+    if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
+        return [_part(*pair) for pair in zip(value, other, strict=True) if pair[0] != pair[1]]
     return value

@@ -129,9 +129,9 @@ def loopback_addresses(ports: Sequence[int]) -> dict[str, str]:
     }
 
 
-def ports_beside(taken: int) -> list[int]:
+def ports_beside(used_port: int) -> list[int]:
     """Return the four ports after a port, or before it if there are none after it."""
-    return [taken + step if taken + 4 < 65536 else taken - step for step in range(1, 5)]
+    return [used_port + step if used_port + 4 < 65536 else used_port - step for step in range(1, 5)]
 
 
 def without_tokens() -> dict[str, str]:

@@ -65,19 +65,19 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
         values["disable_token_authorization"] = "true"  # because clients of KServe have none
     if not any(configured.get(key, "").strip() for key in ("model_snapshot", "load_models")):
         values["load_models"] = "all"
-    served = Properties(None, {**configured, **values})
-    grpc_port = served.get("grpc_inference_port")
-    notes = [f"KServe: v1 and v2 at {served.url('inference_address')}, v2 over gRPC at port {grpc_port}"]
+    effective = Properties(None, {**configured, **values})
+    grpc_port = effective.get("grpc_inference_port")
+    notes = [f"KServe: v1 and v2 at {effective.url('inference_address')}, v2 over gRPC at port {grpc_port}"]
     if envelope:
         notes.append(f"handlers get requests in the envelope {envelope}")
-    if served.flag("disable_token_authorization"):
+    if effective.flag("disable_token_authorization"):
         notes.append("its requests have no tokens: every client that reaches these ports can use the models")
     return Demands(values=values, model_store=store, notes=tuple(notes))
 
 
-def _has_tokens(environment: Mapping[str, str], given: Mapping[str, str]) -> bool:
+def _has_tokens(environment: Mapping[str, str], configured: Mapping[str, str]) -> bool:
     return any(
-        environment.get(variable) or given.get(f"torchmar_{api}_token_file")
+        environment.get(variable) or configured.get(f"torchmar_{api}_token_file")
         for api, variable in TOKEN_VARIABLES.items()
     )
 

@@ -137,10 +137,10 @@ def _options(environment: Mapping[str, str], archive: Path) -> dict[str, str]:
 
 def _max_payload(environment: Mapping[str, str]) -> int:
     """Return the largest size of a request in MiB; batch transform jobs set their own, where 0 means no limit."""
-    given = _number(environment, "SAGEMAKER_MAX_PAYLOAD_IN_MB", least=0)
-    if given is None:
+    limit = _number(environment, "SAGEMAKER_MAX_PAYLOAD_IN_MB", least=0)
+    if limit is None:
         return _LARGEST_PAYLOAD_MIB if platforms.flag(environment, "SAGEMAKER_BATCH") else _MAX_PAYLOAD_MIB
-    return int(given) or _LARGEST_PAYLOAD_MIB
+    return int(limit) or _LARGEST_PAYLOAD_MIB
 
 
 def _other_ports(environment: Mapping[str, str], port: int) -> list[int]:

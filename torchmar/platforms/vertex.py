@@ -106,5 +106,5 @@ def _archive(uri: str, store: Path) -> tuple[str, str]:
                 f"AIP_STORAGE_URI={uri}: it has no {FILE_NAME}", hint="torchmar export vertex makes one"
             )
         return str(archive), ""
-    named = store / FILE_NAME
-    return (named if named.is_file() else platforms.only_archive(store, "Vertex AI")).name, ""
+    file = store / FILE_NAME
+    return (file if file.is_file() else platforms.only_archive(store, "Vertex AI")).name, ""

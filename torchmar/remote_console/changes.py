@@ -51,10 +51,10 @@ def _of_version(name: str, version: str, before: VersionState, now: VersionState
     for pid, worker in new.items():
         if pid not in old:
             yield Change("worker_started", "loaded the model", name, version, worker.id)
-    if gone := [old[pid] for pid in old.keys() - new.keys()]:
+    if ended_workers := [old[pid] for pid in old.keys() - new.keys()]:
         # A worker that was removed to reduce the number of workers has not died.
-        died = len(gone) - max(0, least - count)
-        for worker in gone[: max(0, died)]:
+        died = len(ended_workers) - max(0, least - count)
+        for worker in ended_workers[: max(0, died)]:
             yield Change("worker_died", "ended while it served, and is started again", name, version, worker.id)
     if now.failure and now.failure.traceback and now.failure != before.failure:
         yield Change("load_failed", now.failure.reason, name, version)

@@ -68,9 +68,9 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
         raise TorchmarError(f"{folder} exists already", hint="choose another name, or remove the folder")
     if weights is None:
         if kind not in (None, "custom"):
-            beside = " (with tokenizer.json beside it)" if kind == "text" else ""
+            note = " (with tokenizer.json beside it)" if kind == "text" else ""
             raise TorchmarError(
-                f"the kind {kind} needs a model: name its file{beside}",
+                f"the kind {kind} needs a model: name its file{note}",
                 hint=f"torchmar new {name} --kind {kind} --from model.onnx",
             )
         files = custom(name)
@@ -83,30 +83,30 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
     signature = inputs.read(weights)
     input_tensors = signature.inputs
     image = _image(signature, channels_last=converted)
-    chosen: Kind = kind or ("image-classifier" if image else "tensors")
+    chosen_kind: Kind = kind or ("image-classifier" if image else "tensors")
     test = _test_name(name)
-    if chosen == "text":
+    if chosen_kind == "text":
         laid = text.lay(name, weights, signature, test)
-    elif chosen == "table":
+    elif chosen_kind == "table":
         laid = table.lay(name, weights, signature, test, converted=converted)
-    elif chosen == "image-classifier":
+    elif chosen_kind == "image-classifier":
         laid = _image_classifier(name, weights, signature, image, converted=converted)
     else:
-        laid = _tensors(name, weights, input_tensors, custom=chosen == "custom")
+        laid = _tensors(name, weights, input_tensors, custom=chosen_kind == "custom")
     notes = [*laid.notes, *(_other_kind(weights, signature) if kind is None else ())]
-    own = {weights.name: weights, **{name: weights.parent / name for name in external}}
+    weights_files = {weights.name: weights, **{name: weights.parent / name for name in external}}
     if weights.is_dir():
         below = sorted(path for path in weights.rglob("*") if path.is_file())
-        own = {f"{weights.name}/{path.relative_to(weights).as_posix()}": path for path in below}
-    copied = {**own, **laid.copied}
+        weights_files = {f"{weights.name}/{path.relative_to(weights).as_posix()}": path for path in below}
+    copied = {**weights_files, **laid.copied}
     write(folder, laid.files, copied)
     names = tuple(sorted({*laid.files, *copied}))
-    return Created(folder, names, chosen, input_tensors, tuple(notes))
+    return Created(folder, names, chosen_kind, input_tensors, tuple(notes))
 
 
 def _other_kind(weights: Path, signature: Signature) -> list[str]:
     """Return a note about a kind that suits the model better, if the files beside its weights suggest one."""
-    if (weights.parent / text.TOKENIZER).is_file() and any(given.dtype.startswith("int") for given in signature.inputs):
+    if (weights.parent / text.TOKENIZER).is_file() and any(entry.dtype.startswith("int") for entry in signature.inputs):
         return [f"{text.TOKENIZER} lies beside the weights: --kind text makes an archive that takes texts"]
     only = signature.inputs[0] if len(signature.inputs) == 1 else None
     if only and only.dtype.startswith("float") and only.shape is not None and len(only.shape) == 1:
@@ -267,13 +267,13 @@ def _image(signature: Signature, *, channels_last: bool = False) -> tuple[int, i
 
 def _sample(inputs: tuple[ModelInput, ...]) -> tuple[bytes, list[str]]:
     """Return an instance of zeros as JSON, and a note if its shape is a guess."""
-    known = [tensor for tensor in inputs if tensor.shape is not None]
+    shaped = [tensor for tensor in inputs if tensor.shape is not None]
     shapes = {
         tensor.name: _zeros([_ANY if size is None else size for size in tensor.shape or (_ANY,)], tensor)
         for tensor in inputs
     }
     notes = []
-    if len(known) < len(inputs) or any(tensor.guessed or None in (tensor.shape or ()) for tensor in known):
+    if len(shaped) < len(inputs) or any(tensor.guessed or None in (tensor.shape or ()) for tensor in shaped):
         notes.append(
             "samples/zeros.json: its shape is a guess, since the weights do not say it; put a real input there"
         )
@@ -281,8 +281,8 @@ def _sample(inputs: tuple[ModelInput, ...]) -> tuple[bytes, list[str]]:
     return json.dumps(document).encode() + b"\n", notes
 
 
-def _zeros(shape: list[int], given: ModelInput) -> object:
-    zero: object = False if given.dtype == "bool" else 0 if "int" in given.dtype else 0.0
+def _zeros(shape: list[int], tensor: ModelInput) -> object:
+    zero: object = False if tensor.dtype == "bool" else 0 if "int" in tensor.dtype else 0.0
     for size in reversed(shape):
         zero = [zero] * size
     return zero

@@ -63,8 +63,8 @@ class Signature:
 def describe(inputs: Sequence[ModelInput]) -> str:
     """Return the names and shapes of inputs, for a message."""
     return ", ".join(
-        f"{given.name or 'input'} {'of any shape' if given.shape is None else [size or 'any' for size in given.shape]}"
-        for given in inputs
+        f"{entry.name or 'input'} {'of any shape' if entry.shape is None else [size or 'any' for size in entry.shape]}"
+        for entry in inputs
     )
 
 

@@ -104,7 +104,7 @@ def _width(name: str, weights: Path, signature: Signature) -> int | None:
     Raises:
         TorchmarError: the model takes another input.
     """
-    shapes = [given.shape for given in signature.inputs]
+    shapes = [tensor.shape for tensor in signature.inputs]
     if len(shapes) == 1 and (shapes[0] is None or len(shapes[0]) == 1):
         return shapes[0][0] if shapes[0] is not None else None
     raise TorchmarError(

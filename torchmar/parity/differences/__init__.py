@@ -26,11 +26,11 @@ def documented(
     mismatch: Mismatch, between: tuple[EngineName, EngineName] = ("torchserve", "builtin")
 ) -> KnownDifference | None:
     """Return the documented difference that explains a mismatch between two engines, if any."""
-    known = (
+    candidates = (
         *(DIFFERENCES if "torchserve" in between else ()),
         *(cluster.DIFFERENCES if "ray" in between else ()),
     )
-    return next((difference for difference in known if difference.explains(mismatch)), None)
+    return next((difference for difference in candidates if difference.explains(mismatch)), None)
 
 
 def markdown() -> str:
