@@ -168,12 +168,12 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         Raises:
             OptionError: the configuration has an option that a handler of this package does not know.
         """
-        wanted = self.options.flag("warm_up", True)
+        warms_up = self.options.flag("warm_up", True)
         # A user's handler may read further options later.
         if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
             self.options.reject_unknown()
         properties = context.system_properties
-        predicted = self.sample_requests() if wanted else []
+        predicted = self.sample_requests() if warms_up else []
         for size in sorted({1, int(properties.get("batch_size") or 1)}) if predicted else ():
             batch = [predicted[index % len(predicted)] for index in range(size)]
             for _ in range(_WARM_CALLS):
@@ -287,8 +287,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
 
     def described_weights(self) -> dict[str, Any]:
         """Return the weights that are served, for descriptions; empty: the archive has no optimised weights."""
-        served = self.served_weights
-        return {"weights": served.description()} if served and (served.optimized or served.reason) else {}
+        current = self.served_weights
+        return {"weights": current.description()} if current and (current.optimized or current.reason) else {}
 
     def handle(self, data: Sequence[Any], context: Any) -> list[Any]:
         """Answer a batch; the returned list always has the length of ``data``."""

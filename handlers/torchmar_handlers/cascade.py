@@ -75,11 +75,11 @@ class Cascade(BaseHandler):
         self.model: Any = None  # the stages have their own
         self.dtype = None
         self.mode = self.options.text("mode", "", choices=_MODES)
-        given = self.options.get("stages")
-        if not isinstance(given, list) or len(given) != 2:
+        stages = self.options.get("stages")
+        if not isinstance(stages, list) or len(stages) != 2:
             raise OptionError("stages", "a list of two mappings is expected")
         self.first, self.second = (
-            self._stage(index, stage_options, folder, threads) for index, stage_options in enumerate(given)
+            self._stage(index, stage_options, folder, threads) for index, stage_options in enumerate(stages)
         )
         if self.mode == "crops" and not isinstance(self.first, ObjectDetector):
             raise OptionError("stages[0].handler", "crops are cut out of what an object_detector finds")
@@ -170,21 +170,21 @@ class Cascade(BaseHandler):
         unsure = [
             index for index, answer in enumerate(answers) if max(_probabilities(answer).values()) < self.threshold
         ]
-        left = [requests[index] for index in unsure]
+        rest = [requests[index] for index in unsure]
         # This runs in the worker's main thread: the threads of the pool are free.
-        decoded = self.executor.map(self.second.decode, left) if self.executor else map(self.second.decode, left)
-        for index, answer in zip(unsure, _predict(self.second, list(decoded), left), strict=True):
+        decoded = self.executor.map(self.second.decode, rest) if self.executor else map(self.second.decode, rest)
+        for index, answer in zip(unsure, _predict(self.second, list(decoded), rest), strict=True):
             answers[index] = answer
         return answers
 
     def _mean(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[dict[str, float]]:
-        both = zip(
+        pairs = zip(
             _predict(self.first, [first for first, _ in batch], requests),
             _predict(self.second, [second for _, second in batch], requests),
             strict=True,
         )
         means = []
-        for first, second in ((_probabilities(first), _probabilities(second)) for first, second in both):
+        for first, second in ((_probabilities(first), _probabilities(second)) for first, second in pairs):
             labels = dict.fromkeys([*first, *second])
             mean = {label: (first.get(label, 0.0) + second.get(label, 0.0)) / 2 for label in labels}
             best = sorted(mean, key=lambda label: -mean[label])[: self.topk]
@@ -206,23 +206,23 @@ class Cascade(BaseHandler):
             drawn.append(boxes.Box(box, kind, f"{label}  {probability:.2f}"))
         return Reply(boxes.draw(as_array(pixels).transpose(2, 0, 1), drawn), PNG)
 
-    def _stage(self, index: int, given: Any, folder: Path, threads: int) -> Any:
+    def _stage(self, index: int, stage: Any, folder: Path, threads: int) -> Any:
         """Return the loaded handler of a stage."""
-        where = f"stages[{index}]"
-        if not isinstance(given, Mapping):
-            raise OptionError(where, "a mapping with handler and weights is expected")
-        if unknown := [key for key in given if key not in _KEYS]:
-            raise OptionError(f"{where}.{unknown[0]}", f"no key is called so; there are {', '.join(_KEYS)}")
+        place = f"stages[{index}]"
+        if not isinstance(stage, Mapping):
+            raise OptionError(place, "a mapping with handler and weights is expected")
+        if unknown := [key for key in stage if key not in _KEYS]:
+            raise OptionError(f"{place}.{unknown[0]}", f"no key is called so; there are {', '.join(_KEYS)}")
         for key in ("weights", "model_file"):
-            name = given.get(key)
+            name = stage.get(key)
             if name is not None and not (isinstance(name, str) and (folder / name).is_file()):
                 hint = "name it under files: in the recipe"
-                raise OptionError(f"{where}.{key}", f"there is no file {name!r} in the archive; {hint}")
-        stage_handler = _handler(f"{where}.handler", given.get("handler"))
-        options = given.get("options")
+                raise OptionError(f"{place}.{key}", f"there is no file {name!r} in the archive; {hint}")
+        stage_handler = _handler(f"{place}.handler", stage.get("handler"))
+        options = stage.get("options")
         if options is not None and not isinstance(options, Mapping):
-            raise OptionError(f"{where}.options", "a mapping of options is expected")
-        model = {"serializedFile": given.get("weights"), "modelFile": given.get("model_file")}
+            raise OptionError(f"{place}.options", "a mapping of options is expected")
+        model = {"serializedFile": stage.get("weights"), "modelFile": stage.get("model_file")}
         config = {"handler": {**(options or {}), "threads": threads, "warm_up": False}}
         context = SimpleNamespace(
             manifest={**self.manifest, "model": {**self.manifest["model"], **model}},
@@ -233,9 +233,9 @@ class Cascade(BaseHandler):
             stage_handler.initialize(context)
         except OptionError as error:
             problem = str(error).removeprefix("model-config.yaml: handler.")
-            raise OptionError(f"{where}.options", problem) from error
-        if (labels := given.get("labels")) is not None:
-            stage_handler.mapping = _labels(f"{where}.labels", labels, folder)
+            raise OptionError(f"{place}.options", problem) from error
+        if (labels := stage.get("labels")) is not None:
+            stage_handler.mapping = _labels(f"{place}.labels", labels, folder)
         return stage_handler
 
 
@@ -260,7 +260,7 @@ def _probabilities(answer: Any) -> Mapping[str, float]:
     return answer
 
 
-def _handler(where: str, name: Any) -> Any:
+def _handler(place: str, name: Any) -> Any:
     """Return the handler that a stage names, not loaded yet."""
     names = sorted(file.stem for file in Path(__file__).parent.glob("*.py"))
     plain = str(name).removeprefix(f"{_PACKAGE}.")
@@ -271,18 +271,18 @@ def _handler(where: str, name: Any) -> Any:
             is_handler = isinstance(value, type) and issubclass(value, BaseHandler) and value is not BaseHandler
             if is_handler and value.__module__ == module.__name__:
                 return value()
-    raise OptionError(where, f"{name!r} is no handler of {_PACKAGE}; image_classifier is one")
+    raise OptionError(place, f"{name!r} is no handler of {_PACKAGE}; image_classifier is one")
 
 
-def _labels(where: str, given: Any, folder: Path) -> dict[str, str]:
+def _labels(place: str, labels: Any, folder: Path) -> dict[str, str]:
     """Return the labels of a stage by class index as text."""
-    if isinstance(given, str):
+    if isinstance(labels, str):
         try:
-            given = json.loads((folder / given).read_bytes())
+            labels = json.loads((folder / labels).read_bytes())
         except (OSError, ValueError) as error:
-            raise OptionError(where, f"{given} in the archive is no JSON file of labels: {error}") from None
-    if isinstance(given, list):
-        return {str(index): str(label) for index, label in enumerate(given)}
-    if isinstance(given, Mapping):
-        return {str(index): str(label) for index, label in given.items()}
-    raise OptionError(where, "a list, a mapping from class index or a JSON file in the archive is expected")
+            raise OptionError(place, f"{labels} in the archive is no JSON file of labels: {error}") from None
+    if isinstance(labels, list):
+        return {str(index): str(label) for index, label in enumerate(labels)}
+    if isinstance(labels, Mapping):
+        return {str(index): str(label) for index, label in labels.items()}
+    raise OptionError(place, "a list, a mapping from class index or a JSON file in the archive is expected")

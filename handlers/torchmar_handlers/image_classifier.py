@@ -133,9 +133,9 @@ class ImageClassifier(BaseHandler):
             # The original of optimised weights was not compared.
             dtype=self.gradient_dtype if explaining.weights is None else None,
         )
-        chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
+        of_targets = probabilities.gather(1, targets[:, None])[:, 0].tolist()
         answers: list[Any] = []
-        for request, image, explanation, probability in zip(requests, batch, explained, chosen, strict=True):
+        for request, image, explanation, probability in zip(requests, batch, explained, of_targets, strict=True):
             label = self.label(explanation.target)
             if request.accepts(npy.CONTENT_TYPE):
                 answers.append(explanation.attributions)

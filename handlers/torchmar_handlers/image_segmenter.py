@@ -98,7 +98,7 @@ class ImageSegmenter(BaseHandler):
 
     def _answer(self, request: Request, size: tuple[int, int], classes: np.ndarray, probabilities: np.ndarray) -> Any:
         if self.original_size:
-            rows, columns = (class_map.nearest(wanted, side) for wanted, side in zip(size, classes.shape, strict=True))
+            rows, columns = (class_map.nearest(length, side) for length, side in zip(size, classes.shape, strict=True))
             classes, probabilities = classes[rows[:, None], columns], probabilities[rows[:, None], columns]
         if request.accepts(PNG):
             return Reply(class_map.png(classes), PNG)

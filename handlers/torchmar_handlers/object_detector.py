@@ -103,34 +103,34 @@ class ObjectDetector(BaseHandler):
         """Return an image file as input, and JSON as output; arrays are accepted, too."""
         return signatures.of([signatures.tensor("image", "BYTES")], [signatures.tensor("output", "BYTES")])
 
-    def document(self, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def document(self, detection: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Return the objects in an image as JSON."""
-        rows = zip(found["labels"].tolist(), found["boxes"].tolist(), found["scores"].tolist(), strict=True)
+        rows = zip(detection["labels"].tolist(), detection["boxes"].tolist(), detection["scores"].tolist(), strict=True)
         return [
             {self.label(label): [round(corner, 2) for corner in box], "score": round(score, 6)}
             for label, box, score in rows
         ]
 
-    def _kept(self, found: Mapping[str, torch.Tensor], image: Input) -> dict[str, np.ndarray]:
-        boxes, labels, scores = (found[name].numpy() for name in ("boxes", "labels", "scores"))
+    def _kept(self, detection: Mapping[str, torch.Tensor], image: Input) -> dict[str, np.ndarray]:
+        boxes, labels, scores = (detection[name].numpy() for name in ("boxes", "labels", "scores"))
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] >= self.threshold][: self.max_detections]
         height, width = image.values.shape[1:]
         scale = np.array([image.width / width, image.height / height] * 2, np.float32)
         return {"boxes": boxes[order] * scale, "labels": labels[order].astype(np.int64), "scores": scores[order]}
 
-    def _answer(self, request: Request, image: Input, found: Mapping[str, np.ndarray]) -> Any:
+    def _answer(self, request: Request, image: Input, detection: Mapping[str, np.ndarray]) -> Any:
         if not request.accepts(PNG):
-            return self.document(found)
+            return self.document(detection)
         from torchmar_handlers.drawing import boxes
 
         height, width = image.values.shape[1:]
         scale = np.array([width / image.width, height / image.height] * 2)
-        kinds, scores = found["labels"].tolist(), found["scores"].tolist()
+        kinds, scores = detection["labels"].tolist(), detection["scores"].tolist()
         pixels = image.values if image.values.dtype == torch.uint8 else None
-        shown = self.inputs.restore(image.values[None].to(self.device))[0] if pixels is None else pixels.numpy()
+        picture = self.inputs.restore(image.values[None].to(self.device))[0] if pixels is None else pixels.numpy()
         drawn = [
             boxes.Box(corners, kind, f"{self.label(kind)}  {score:.2f}")
-            for corners, kind, score in zip((found["boxes"] * scale).tolist(), kinds, scores, strict=True)
+            for corners, kind, score in zip((detection["boxes"] * scale).tolist(), kinds, scores, strict=True)
         ]
-        return Reply(boxes.draw(shown, drawn), PNG)
+        return Reply(boxes.draw(picture, drawn), PNG)

@@ -49,9 +49,9 @@ class SageMaker(Adapter):
 
     def answer(self, request: Request) -> Reply:
         """Return the answer of ``transform_fn``, or of the other three functions."""
-        own = self.functions.keys() & {"input_fn", "transform_fn"}
+        script_functions = self.functions.keys() & {"input_fn", "transform_fn"}
         # Only functions of the script need the text of JSON.
-        decoded = not own and decoded_by_server(request)
+        decoded = not script_functions and decoded_by_server(request)
         body: Any = request.row["body"] if decoded else body_of(request)
         content_type = str(request.headers["content-type"]) if request.headers.get("content-type") else None
         accept = str(request.headers.get("accept") or defaults.ANY)

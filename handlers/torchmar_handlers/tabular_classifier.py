@@ -74,20 +74,20 @@ class TabularClassifier(TabularHandler):
             return scores
         return scores.sigmoid() if self.activation == "sigmoid" else scores.softmax(1)
 
-    def targets(self, scores: torch.Tensor, wanted: Sequence[Any]) -> torch.Tensor:
+    def targets(self, scores: torch.Tensor, requested: Sequence[Any]) -> torch.Tensor:
         """Return the class of each row's explanation: the requested one, else the most probable."""
         targets = scores.argmax(1)
-        for position, target in enumerate(wanted):
+        for position, target in enumerate(requested):
             if target is not None:
                 targets[position] = self._class(target)
         return targets
 
     def predictions(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
         """Return the label and the probability of each row's target."""
-        chosen = self.probabilities(scores).gather(1, targets[:, None])[:, 0]
+        of_targets = self.probabilities(scores).gather(1, targets[:, None])[:, 0]
         return [
             {"label": self.labels[target], "probability": round(value, 6)}
-            for target, value in zip(targets.tolist(), chosen.tolist(), strict=True)
+            for target, value in zip(targets.tolist(), of_targets.tolist(), strict=True)
         ]
 
     def titled(self, prediction: Mapping[str, Any]) -> str:

@@ -63,10 +63,10 @@ class TabularRegressor(TabularHandler):
         """Return the model's outputs in their own units, ``(n, outputs)``."""
         return output * self.output_std + self.output_mean
 
-    def targets(self, scores: torch.Tensor, wanted: Sequence[Any]) -> torch.Tensor:
+    def targets(self, scores: torch.Tensor, requested: Sequence[Any]) -> torch.Tensor:
         """Return the output of each row's explanation: the requested one, else the first."""
-        chosen = [0 if target is None else self._index(target) for target in wanted]
-        return torch.tensor(chosen, device=scores.device)
+        indices = [0 if target is None else self._index(target) for target in requested]
+        return torch.tensor(indices, device=scores.device)
 
     def predictions(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
         """Return the name, if it has one, and the value of each row's target."""
@@ -104,8 +104,8 @@ class TabularRegressor(TabularHandler):
             return self.names.index(text)
         if text.isdecimal() and int(text) < self.outputs:
             return int(text)
-        known = f"an output ({', '.join(self.names)}) nor " if self.names else ""
-        raise BadRequest(f"target {target!r} is neither {known}an index from 0 to {self.outputs - 1}")
+        alternative = f"an output ({', '.join(self.names)}) nor " if self.names else ""
+        raise BadRequest(f"target {target!r} is neither {alternative}an index from 0 to {self.outputs - 1}")
 
 
 def _short(value: float) -> float:

@@ -58,14 +58,14 @@ class TensorHandler(BaseHandler):
 
     def initialize(self, context: Any) -> None:
         super().initialize(context)
-        known = specification.declared(self.model)
-        self.inputs = specification.of_option(self.options.get("inputs"), known)
+        declared = specification.declared(self.model)
+        self.inputs = specification.of_option(self.options.get("inputs"), declared)
         self.by_name = {tensor.name for tensor in self.inputs} <= set(weights.input_names(self.model))
         self.output_names = specification.output_names(self.options.get("outputs"))
         self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
         # An error for numbers that are not finite would make the model run once more.
-        own = all(getattr(type(self), name) is getattr(TensorHandler, name) for name in _STEPS_OF_PLAIN)
-        self._plain = own and len(self.inputs) == 1 and self.non_finite == "refuse"
+        has_stock_steps = all(getattr(type(self), name) is getattr(TensorHandler, name) for name in _STEPS_OF_PLAIN)
+        self._plain = has_stock_steps and len(self.inputs) == 1 and self.non_finite == "refuse"
         self._taken, self._given = signatures.Observed(), signatures.Observed()
         self._observes = True
         self.warm_up(context)
@@ -78,26 +78,26 @@ class TensorHandler(BaseHandler):
             if payload and isinstance(payload[0], MAPPINGS) and all(isinstance(item, MAPPINGS) for item in payload):
                 return payload
         elif isinstance(payload, MAPPINGS):
-            named = {name: value for name, value in payload.items() if name != _BESIDE}
-            if not named or not all(is_many(value, self._input(name)) for name, value in named.items()):
+            values = {name: value for name, value in payload.items() if name != _BESIDE}
+            if not values or not all(is_many(value, self._input(name)) for name, value in values.items()):
                 return None
-            counts = {name: len(value) for name, value in named.items()}
+            counts = {name: len(value) for name, value in values.items()}
             if len(set(counts.values())) > 1:
                 message = ", ".join(f"{name}: {count}" for name, count in counts.items())
                 raise BadRequest(f"the inputs have different numbers of instances: {message}")
-            return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
+            return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         return list(payload) if len(self.inputs) == 1 and is_many(payload, self.inputs[0]) else None
 
     def typical_inputs(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield zeros of the known shapes, or of the shapes that the first layer of the model suggests."""
-        if all(known.shape is not None for known in self.inputs):
+        if all(spec.shape is not None for spec in self.inputs):
             for size in _SIZES:
                 yield {
-                    known.name: np.zeros(
-                        [size if free is None else free for free in known.shape or ()],
-                        np.float32 if known.dtype is None else numpy_dtype(known.dtype),
+                    spec.name: np.zeros(
+                        [size if free is None else free for free in spec.shape or ()],
+                        np.float32 if spec.dtype is None else numpy_dtype(spec.dtype),
                     )
-                    for known in self.inputs
+                    for spec in self.inputs
                 }
         elif len(self.inputs) == 1:
             (only,) = self.inputs
@@ -113,19 +113,19 @@ class TensorHandler(BaseHandler):
             if len(self.inputs) > 1:
                 raise BadRequest(f"the model has {len(self.inputs)} inputs; {self._expected()}")
             return {self.inputs[0].name: array_of(payload, self.inputs[0])}
-        named = {name: value for name, value in payload.items() if name != _BESIDE}
-        if len(self.inputs) == len(named) == 1 and not self.inputs[0].name:
-            return {"": array_of(next(iter(named.values())), self.inputs[0])}
+        values = {name: value for name, value in payload.items() if name != _BESIDE}
+        if len(self.inputs) == len(values) == 1 and not self.inputs[0].name:
+            return {"": array_of(next(iter(values.values())), self.inputs[0])}
         names = [tensor.name for tensor in self.inputs]
-        for name in named:
+        for name in values:
             if name not in names:
                 close = difflib.get_close_matches(str(name), names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else self._expected()
                 raise BadRequest(f"there is no input {str(name)[:60]!r}; {hint}")
         for name in names:
-            if name not in named:
+            if name not in values:
                 raise BadRequest(f"the input {name!r} is missing; {self._expected()}")
-        return {tensor.name: array_of(named[tensor.name], tensor) for tensor in self.inputs}
+        return {tensor.name: array_of(values[tensor.name], tensor) for tensor in self.inputs}
 
     def answer_plain(self, data: Sequence[Any], context: Any) -> tuple[float, list[Reply]] | None:
         """Answer a batch of arrays in JSON, all of the same shape, and each one instance of the only input.
@@ -192,10 +192,10 @@ class TensorHandler(BaseHandler):
         Missing properties of an input are taken from the samples. Outputs have sizes if all inputs have.
         """
         inputs = [self._specified(spec) for spec in self.inputs]
-        known = [spec for spec in inputs if spec is not None]
-        sizes = all(signatures.ANY not in spec["shape"][1:] for spec in known)
-        outputs = self._given.tensors(sizes=sizes and len(known) == len(inputs))
-        return signatures.of(known if len(known) == len(inputs) else [], outputs)
+        specified = [spec for spec in inputs if spec is not None]
+        sizes = all(signatures.ANY not in spec["shape"][1:] for spec in specified)
+        outputs = self._given.tensors(sizes=sizes and len(specified) == len(inputs))
+        return signatures.of(specified if len(specified) == len(inputs) else [], outputs)
 
     def describe_handle(self) -> dict[str, Any]:
         """Return the known names, types and shapes; null means any size."""
@@ -254,9 +254,9 @@ class TensorHandler(BaseHandler):
 
     def _specified(self, spec: Input) -> signatures.Tensor | None:
         """Return the description of an input; None: its type or its dimensions are not known."""
-        seen = self._taken.tensor(spec.name, sizes=False)
-        kind = datatype(numpy_dtype(spec.dtype)) if spec.dtype is not None else seen["datatype"] if seen else None
-        shape = spec.shape if spec.shape is not None else seen["shape"][1:] if seen else None
+        tensor = self._taken.tensor(spec.name, sizes=False)
+        kind = datatype(numpy_dtype(spec.dtype)) if spec.dtype is not None else tensor["datatype"] if tensor else None
+        shape = spec.shape if spec.shape is not None else tensor["shape"][1:] if tensor else None
         return None if kind is None or shape is None else signatures.tensor(spec.name or "input", kind, *shape)
 
     def _input(self, name: str) -> Input | None:

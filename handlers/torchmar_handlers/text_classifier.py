@@ -126,8 +126,8 @@ class TextClassifier(TextHandler):
             differentiable=weights.differentiable(explaining.model),
             weights=explaining.weights,
         )
-        chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
-        return [self._explanation(*row) for row in zip(requests, batch, explained, chosen, strict=True)]
+        of_targets = probabilities.gather(1, targets[:, None])[:, 0].tolist()
+        return [self._explanation(*row) for row in zip(requests, batch, explained, of_targets, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return the most probable label of each text, with its probability; explanations by their keys."""

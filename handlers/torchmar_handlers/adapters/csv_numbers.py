@@ -33,6 +33,6 @@ def _number(cell: str, line: int, column: int) -> float:
     try:
         return float(cell)
     except ValueError:
-        shown = cell.strip()[:40]
-        what = f"{shown!r} is no number" if shown else "the number is missing"
-        raise BadRequest(f"line {line} of the CSV, column {column}: {what}; rows have numbers only") from None
+        excerpt = cell.strip()[:40]
+        cause = f"{excerpt!r} is no number" if excerpt else "the number is missing"
+        raise BadRequest(f"line {line} of the CSV, column {column}: {cause}; rows have numbers only") from None

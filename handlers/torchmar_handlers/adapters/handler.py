@@ -66,9 +66,9 @@ class Adapter(BaseHandler):
 
     def warm_up(self, context: Any) -> None:
         """Answer the archive's samples, so that the first clients do not wait for steps that are slow at first."""
-        wanted = self.options.flag("warm_up", True)
+        warms_up = self.options.flag("warm_up", True)
         self.options.reject_unknown()
-        for request in self.sample_requests() if wanted else ():
+        for request in self.sample_requests() if warms_up else ():
             for _ in range(_WARM_CALLS):
                 self._reply(request)
 

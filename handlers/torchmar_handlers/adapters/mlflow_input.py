@@ -67,8 +67,8 @@ def read(body: Any, media_type: str, signature: Signature) -> ModelInput:
         raise BadRequest(f"the body is no object; {_EXPECTED}")
     formats = [name for name in _FORMATS if name in document]
     if len(formats) != 1:
-        has = ", ".join(map(str, list(document)[:8])) or "nothing"
-        raise BadRequest(f"the body has {has}; {_EXPECTED}")
+        keys = ", ".join(map(str, list(document)[:8])) or "nothing"
+        raise BadRequest(f"the body has {keys}; {_EXPECTED}")
     arguments, value = signature.arguments(document.get("params")), document[formats[0]]
     if formats[0] == "dataframe_split":
         return _table(_split(value, signature), signature, arguments)
@@ -175,20 +175,20 @@ def _matrix(columns: Sequence[Any], rows: Sequence[Sequence[Any]], signature: Si
         (tensor,) = signature.tensors
         return tensor.array([[number(cell, f"row {row}") for cell in cells] for row, cells in enumerate(rows)])
     if not signature.columns:
-        wanted = [(index, Column(str(name), "string")) for index, name in enumerate(columns)]
+        selected = [(index, Column(str(name), "string")) for index, name in enumerate(columns)]
     elif all(column.name for column in signature.columns):
         positions = {str(name): index for index, name in enumerate(columns)}
         if missing := [column.name for column in signature.columns if column.name not in positions]:
             raise BadRequest(f"the table lacks the columns {', '.join(missing)}")
-        wanted = [(positions[column.name], column) for column in signature.columns]
+        selected = [(positions[column.name], column) for column in signature.columns]
     else:
         if len(columns) < len(signature.columns):
             raise BadRequest(f"the table has {len(columns)} columns; {len(signature.columns)} are expected")
-        wanted = list(enumerate(signature.columns))
+        selected = list(enumerate(signature.columns))
     return np.array(
         [
-            [column.number(cells[index], f"row {row}, column {column.name or index}") for index, column in wanted]
+            [column.number(cells[index], f"row {row}, column {column.name or index}") for index, column in selected]
             for row, cells in enumerate(rows)
         ],
         dtype=np.float32,
-    ).reshape(len(rows), len(wanted))
+    ).reshape(len(rows), len(selected))

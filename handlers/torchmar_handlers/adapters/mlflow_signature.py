@@ -31,7 +31,7 @@ class Column:
     type: str
     required: bool = True
 
-    def number(self, value: Any, where: str) -> float:
+    def number(self, value: Any, place: str) -> float:
         """Return a cell as a number; a missing number is NaN, and is an error in columns of whole numbers.
 
         Raises:
@@ -40,18 +40,18 @@ class Column:
         if value is None and self.type not in _WHOLE:
             return float("nan")
         if self.type == "string":
-            return number(value, where)
+            return number(value, place)
         fits = isinstance(value, bool) if self.type == "boolean" else isinstance(value, int | float)
         if fits and self.type in _WHOLE:
-            most = 1 << _WHOLE[self.type]
+            limit = 1 << _WHOLE[self.type]
             # Infinity belongs to none of these types.
-            fits = not isinstance(value, bool) and -most <= value < most and value == int(value)
+            fits = not isinstance(value, bool) and -limit <= value < limit and value == int(value)
         try:
             if fits:
                 return float(value)
         except OverflowError:  # a whole number of hundreds of digits
             pass
-        raise BadRequest(f"{where}: {_shown(value)} is no {self.type}")
+        raise BadRequest(f"{place}: {_shown(value)} is no {self.type}")
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,20 @@ class TensorSpec:
         Raises:
             BadRequest: the value is no such array.
         """
-        found = array(value)
-        if self.dtype.kind in "iu" and found.dtype.kind == "f" and not bool(np.all(found == np.trunc(found))):
+        values = array(value)
+        if self.dtype.kind in "iu" and values.dtype.kind == "f" and not bool(np.all(values == np.trunc(values))):
             raise BadRequest(f"the input has fractions, and the model takes {self.dtype}")
-        if self.dtype.kind in "iu" and found.size:
+        if self.dtype.kind in "iu" and values.size:
             limits = np.iinfo(self.dtype)
             # As Python's numbers, which are compared exactly.
-            if found.min().item() < limits.min or found.max().item() > limits.max:
+            if values.min().item() < limits.min or values.max().item() > limits.max:
                 raise BadRequest(f"the input has numbers that {self.dtype} cannot hold")
-        fits = len(found.shape) == len(self.shape) and all(
-            wanted in (-1, size) for wanted, size in zip(self.shape, found.shape, strict=True)
+        fits = len(values.shape) == len(self.shape) and all(
+            expected in (-1, size) for expected, size in zip(self.shape, values.shape, strict=True)
         )
         if not fits:
-            raise BadRequest(f"the input has the shape {list(found.shape)}; {list(self.shape)} is expected")
-        return found.astype(self.dtype)
+            raise BadRequest(f"the input has the shape {list(values.shape)}; {list(self.shape)} is expected")
+        return values.astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Parameter:
         """Return a value in this parameter's type. Raises BadRequest if it has another type."""
         kind = _CASTS.get(self.type)
         values = value if isinstance(value, list) else [value]
-        whole = kind is not float or not any(isinstance(item, bool) for item in values)
-        if kind is None or (all(type(item) is kind for item in values) and whole):
+        no_booleans = kind is not float or not any(isinstance(item, bool) for item in values)
+        if kind is None or (all(type(item) is kind for item in values) and no_booleans):
             return value
-        if kind is float and whole and all(isinstance(item, int | float) for item in values):
+        if kind is float and no_booleans and all(isinstance(item, int | float) for item in values):
             return [float(item) for item in value] if isinstance(value, list) else float(value)
         raise BadRequest(f"the parameter {self.name} is {_shown(value)}, which is no {self.type}")
 
@@ -112,15 +112,15 @@ class Signature:
     tensors: tuple[TensorSpec, ...] = ()
     parameters: tuple[Parameter, ...] = ()
 
-    def arguments(self, given: Any) -> dict[str, Any]:
+    def arguments(self, params: Any) -> dict[str, Any]:
         """Return the parameters of a request, with defaults, and without parameters that the signature does not name.
 
         Raises:
             BadRequest: the parameters are no object, or one has another type.
         """
-        if given is not None and not isinstance(given, Mapping):
+        if params is not None and not isinstance(params, Mapping):
             raise BadRequest("params is no object")
-        values = given or {}
+        values = params or {}
         return {
             parameter.name: parameter.cast(values[parameter.name]) if parameter.name in values else parameter.default
             for parameter in self.parameters
@@ -171,22 +171,22 @@ def array(value: Any) -> np.ndarray:
         BadRequest: the value is no array.
     """
     try:
-        found = np.array(value)
+        converted = np.array(value)
     except ValueError as error:
         raise BadRequest(f"the input is no array of one shape: {error}") from None
-    if found.dtype.kind not in "biuf":
+    if converted.dtype.kind not in "biuf":
         raise BadRequest("the input is no array of numbers")
-    return found
+    return converted
 
 
-def number(value: Any, where: str) -> float:
+def number(value: Any, place: str) -> float:
     """Return a cell of a column without a type as a number; a missing cell is NaN. Raises BadRequest otherwise."""
     if value is None:
         return float("nan")
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise BadRequest(f"{where}: {_shown(value)} is no number") from None
+        raise BadRequest(f"{place}: {_shown(value)} is no number") from None
 
 
 def _listed(value: Any) -> Sequence[Mapping[str, Any]]:

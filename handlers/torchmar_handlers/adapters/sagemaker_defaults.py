@@ -71,8 +71,8 @@ def input_fn(body: Any, content_type: str | None, device: torch.device) -> torch
             raise BadRequest("the .npy file has texts; send numbers")
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
     else:
-        what = f"Content-Type {content_type}" if content_type else "a body without a Content-Type"
-        raise BadRequest(f"{what} is not supported: send {JSON}, {CSV} or {npy.CONTENT_TYPE}, or define input_fn", 415)
+        kind = f"Content-Type {content_type}" if content_type else "a body without a Content-Type"
+        raise BadRequest(f"{kind} is not supported: send {JSON}, {CSV} or {npy.CONTENT_TYPE}, or define input_fn", 415)
     return torch.from_numpy(array).to(device)
 
 

@@ -63,9 +63,9 @@ def load(folder: Path, program: str | None) -> dict[str, Function]:
         # Otherwise its functions would be missing, and the default functions would run in their place.
         raise LoadError(f"the script {name}.py has the name of a module of Python or of a package: rename it")
     functions = {
-        function: _with_context(function, given, count)
+        function: _with_context(function, implementation, count)
         for function, count in ARGUMENTS.items()
-        if (given := getattr(module, function, None)) is not None
+        if (implementation := getattr(module, function, None)) is not None
     }
     if "transform_fn" in functions and (
         others := [other for other in ("input_fn", "predict_fn", "output_fn") if other in functions]

@@ -46,8 +46,8 @@ def array_of(value: Any, spec: Input) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         for place, leaf in _leaves(value.tolist() if isinstance(value, np.ndarray) else value):
             if isinstance(leaf, bool) or not isinstance(leaf, int | float) or abs(leaf) >= 2**63:
-                where = f" at {list(place)}" if place else ""
-                raise BadRequest(f"{called(spec)} is {leaf!r:.40}{where}; {described(spec)} is expected")
+                position = f" at {list(place)}" if place else ""
+                raise BadRequest(f"{called(spec)} is {leaf!r:.40}{position}; {described(spec)} is expected")
         raise BadRequest(f"{called(spec)} is of {array.dtype}; {described(spec)} is expected")
     if spec.shape is not None and not has_shape(array, spec.shape):
         raise BadRequest(f"{called(spec)} has the shape {list(array.shape)}; {described(spec)} is expected")

@@ -29,34 +29,34 @@ _DTYPES = {
 
 def declared(model: torch.nn.Module) -> list[Input]:
     """Return the inputs that a model declares, without the dimension of the batch."""
-    known = weights.inputs(model)
+    model_inputs = weights.inputs(model)
     return [
         Input(
-            tensor.name or (f"input_{place}" if len(known) > 1 else ""),
+            tensor.name or (f"input_{place}" if len(model_inputs) > 1 else ""),
             tensor.dtype,
             tensor.shape[1:] if tensor.shape else None,
         )
-        for place, tensor in enumerate(known)
+        for place, tensor in enumerate(model_inputs)
     ]
 
 
-def of_option(given: Any, known: Sequence[Input]) -> list[Input]:
+def of_option(option: Any, model_inputs: Sequence[Input]) -> list[Input]:
     """Return the inputs of an instance: those of the option ``inputs``, or else those that the model declares.
 
     Raises:
         OptionError: the option is wrong, or names inputs that the model does not have.
     """
-    if given is None:
-        return list(known) or [Input()]
-    if not isinstance(given, list) or not given:
+    if option is None:
+        return list(model_inputs) or [Input()]
+    if not isinstance(option, list) or not option:
         raise OptionError("inputs", "a list of inputs is expected, each with name, dtype and shape")
     inputs: dict[str, Input] = {}
-    for position, entry in enumerate(given):
-        read = _entry(position, entry)
-        if read.name in inputs:
-            raise OptionError("inputs", f"two are called {read.name!r}")
-        inputs[read.name] = read
-    names = [entry.name for entry in known if entry.name]
+    for position, entry in enumerate(option):
+        parsed = _entry(position, entry)
+        if parsed.name in inputs:
+            raise OptionError("inputs", f"two are called {parsed.name!r}")
+        inputs[parsed.name] = parsed
+    names = [entry.name for entry in model_inputs if entry.name]
     unknown = [name for name in inputs if name not in names]
     # New names may be given to all inputs, in the model's order; if only some differ, they are probably misspelt.
     if names and unknown and (len(unknown) < len(inputs) or len(inputs) > len(names)):
@@ -81,17 +81,17 @@ def _entry(position: int, entry: Any) -> Input:
     return Input(name, _DTYPES[dtype], None if shape is None else tuple(shape))
 
 
-def output_names(given: Any) -> tuple[str, ...]:
+def output_names(option: Any) -> tuple[str, ...]:
     """Return the names in the option ``outputs``; empty: it is not set.
 
     Raises:
         OptionError: the option is no list of names.
     """
-    if given is None:
+    if option is None:
         return ()
-    if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
-        raise OptionError("outputs", f"{given!r} is not a list of names")
-    return tuple(given)
+    if not isinstance(option, list) or not option or not all(isinstance(name, str) for name in option):
+        raise OptionError("outputs", f"{option!r} is not a list of names")
+    return tuple(option)
 
 
 def called(spec: Input) -> str:

@@ -87,55 +87,55 @@ def answer(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Reply]
 
 def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decoded | Reply]:
     """Return each decoded request, or the reply to a request that needs no model: an error, or a description."""
-    read = [_read(handler, request) for request in requests]
+    parsed_requests = [_read(handler, request) for request in requests]
     parts: list[Request] = []
-    for parsed in read:
+    for parsed in parsed_requests:
         if not isinstance(parsed, Reply):
             parts += parsed.parts
     inputs = _decode(handler, parts)
     halves: list[Decoded | Reply] = []
     end = 0
-    for parsed in read:
+    for parsed in parsed_requests:
         if isinstance(parsed, Reply):
             halves.append(parsed)
             continue
         start, end = end, end + len(parsed.parts)
-        own = inputs[start:end]
+        own_inputs = inputs[start:end]
         # One invalid instance fails its request; its other instances need not be computed.
-        failed = _Failure in map(type, own)
-        halves.append(_reply(handler, parsed, own) if failed else Decoded(parsed, own))
+        failed = _Failure in map(type, own_inputs)
+        halves.append(_reply(handler, parsed, own_inputs) if failed else Decoded(parsed, own_inputs))
     return halves
 
 
 def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Reply]:
     """Return the replies to requests from `decode`, of one or several calls."""
-    own = _parts(halves)
-    for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
-        _run(handler, handler.explain_handle if explain else handler.predict_handle, chosen)
+    all_parts = _parts(halves)
+    for explain, members in _groups(handler, itertools.chain.from_iterable(all_parts)):
+        _run(handler, handler.explain_handle if explain else handler.predict_handle, members)
     return [
         half if isinstance(half, Reply) else _reply(handler, half.parsed, [part.outcome for part in parts])
-        for half, parts in zip(halves, own, strict=True)
+        for half, parts in zip(halves, all_parts, strict=True)
     ]
 
 
 def infer(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Inferred | Reply]:
     """Return each request from `decode` with the model's output, or the reply if it needs no further step."""
-    own = _parts(halves)
-    for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
+    all_parts = _parts(halves)
+    for explain, members in _groups(handler, itertools.chain.from_iterable(all_parts)):
         if explain:
-            _run(handler, handler.explain_handle, chosen)
+            _run(handler, handler.explain_handle, members)
         else:
-            _infer(handler, chosen)
+            _infer(handler, members)
     results: list[Inferred | Reply] = []
-    for half, parts in zip(halves, own, strict=True):
+    for half, parts in zip(halves, all_parts, strict=True):
         if isinstance(half, Reply):
             results.append(half)
             continue
         outcomes = [part.outcome for part in parts]
         waits = any(isinstance(outcome, _Output) for outcome in outcomes)
         failed = any(isinstance(outcome, _Failure) for outcome in outcomes)
-        whole = not waits or failed
-        results.append(_reply(handler, half.parsed, outcomes) if whole else Inferred(half.parsed, outcomes))
+        complete = not waits or failed
+        results.append(_reply(handler, half.parsed, outcomes) if complete else Inferred(half.parsed, outcomes))
     return results
 
 
@@ -279,8 +279,8 @@ def _conclude(handler: HandlerProtocol, output: Any, requests: Sequence[Request]
         return answer()
     except Exception as error:
         if len(requests) == 1:
-            known, step = handler.known_inputs, handler.predict_handle
-            outcome = faults.of_step(handler, known, step, requests[0], None, error, again=lambda: answer()[0])
+            known_inputs, step = handler.known_inputs, handler.predict_handle
+            outcome = faults.of_step(handler, known_inputs, step, requests[0], None, error, repeat=lambda: answer()[0])
             return [_Failure(outcome) if isinstance(outcome, Exception) else outcome]
     # Only an output with rows belongs to several instances.
     separate = rows.split(output, [1] * len(requests)) or ()

@@ -82,13 +82,13 @@ class KnownInputs:
 
 def of_step(
     handler: Handler,
-    known: KnownInputs,
+    known_inputs: KnownInputs,
     step: Step,
     request: Request,
     value: Any,
     error: Exception,
     *,
-    again: Callable[[], Any] | None = None,
+    repeat: Callable[[], Any] | None = None,
 ) -> Any:
     """Return the answer or the exception for a request that failed alone with ``error``.
 
@@ -96,26 +96,26 @@ def of_step(
 
     Args:
         handler: handler that failed.
-        known: inputs that the model should accept.
+        known_inputs: inputs that the model should accept.
         step: method that failed: of a prediction or an explanation.
         request: request whose options also apply to the explanation of another input.
         value: the decoded input; None: this process does not have it.
         error: exception that was raised.
-        again: function that returns the answer, in place of ``step`` with the input.
+        repeat: function that returns the answer, in place of ``step`` with the input.
 
     Returns:
         The answer, if the step succeeds this time; else an exception: BadRequest, or ``error`` itself.
     """
     if not _may_be_the_input(error) or not (isinstance(error, NotFinite) or _is_of_the_model(error)):
         return error
-    for other, reference, is_sent in known:
+    for other, reference, is_sent in known_inputs:
         try:
             step(handler.preprocess([reference]), [request if request.wants_explanation else other])
         except Exception:
             continue
         try:
-            if again is not None:
-                return again()
+            if repeat is not None:
+                return repeat()
             (answer,) = step(handler.preprocess([value]), [request])
         except Exception as repeated:
             return _bad_request(value, reference, repeated, is_sent)
@@ -123,9 +123,9 @@ def of_step(
     return error
 
 
-def of_reading(known: KnownInputs, error: Exception) -> Exception:
+def of_reading(known_inputs: KnownInputs, error: Exception) -> Exception:
     """Return the exception for a request that cannot be read: BadRequest if a sample can, else ``error`` itself."""
-    if isinstance(error, PredictionException) or not _may_be_the_input(error) or not known.samples():
+    if isinstance(error, PredictionException) or not _may_be_the_input(error) or not known_inputs.samples():
         return error
     logger.info("an input cannot be read, and a sample can", exc_info=error)
     return BadRequest(f"the input cannot be read: {_last_line(error)}")
@@ -157,10 +157,10 @@ def _bad_request(value: Any, reference: Any, error: Exception, is_sent: bool) ->
         return error
     message = "the model cannot take this input"
     dtypes = _kinds(value) != _kinds(reference) or shape(value) == shape(reference)
-    wanted, has = shape(reference, dtypes=dtypes), shape(value, dtypes=dtypes)
-    if wanted and has and wanted != has:
-        what = "" if dtypes else "shape " if is_sent else "a shape such as "
-        message += f": expected {what}{wanted}, got {has}"
+    expected, actual = shape(reference, dtypes=dtypes), shape(value, dtypes=dtypes)
+    if expected and actual and expected != actual:
+        prefix = "" if dtypes else "shape " if is_sent else "a shape such as "
+        message += f": expected {prefix}{expected}, got {actual}"
     logger.info("an input was rejected: %s", message)
     return BadRequest(f"{message}: {_last_line(error)}")
 
@@ -177,8 +177,8 @@ def shape(value: Any, *, dtypes: bool = False) -> str:
         dtype = f"{str(value.dtype).removeprefix('torch.')} " if dtypes else ""
         return f"{dtype}{list(value.shape)}"
     if isinstance(value, Mapping):
-        named = {name: shape(element, dtypes=dtypes) for name, element in value.items()}
-        return ", ".join(f"{name}: {text}" if name and len(named) > 1 else text for name, text in named.items() if text)
+        texts = {name: shape(element, dtypes=dtypes) for name, element in value.items()}
+        return ", ".join(f"{name}: {text}" if name and len(texts) > 1 else text for name, text in texts.items() if text)
     if isinstance(value, tuple):
         return ", ".join(text for item in value if (text := shape(item, dtypes=dtypes)))
     return ""

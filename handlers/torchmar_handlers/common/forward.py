@@ -64,8 +64,8 @@ def _all_on(batch: Any, device: torch.device) -> bool:
 def _moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
     if dtype is None and tensor.device == device:
         return tensor
-    wanted = dtype if dtype and tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device, wanted, non_blocking=True)
+    target_dtype = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device, target_dtype, non_blocking=True)
 
 
 def _filled(rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -78,8 +78,8 @@ def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple | list):
-        changed = [_each(item, change) for item in value]
-        return tuple(changed) if isinstance(value, tuple) else changed
+        items = [_each(item, change) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, MAPPINGS):
         return {key: _each(element, change) for key, element in value.items()}
     return value

@@ -55,8 +55,8 @@ class Options(Mapping[str, Any]):
         value = self._given(name, default)
         plain = isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value)
         if not plain or (count is not None and len(value) != count):
-            wanted = "a list of numbers" if count is None else f"a list of {count} numbers"
-            raise OptionError(name, f"{value!r} is not {wanted}")
+            expected = "a list of numbers" if count is None else f"a list of {count} numbers"
+            raise OptionError(name, f"{value!r} is not {expected}")
         return [float(item) for item in value]
 
     def flag(self, name: str, default: bool) -> bool:

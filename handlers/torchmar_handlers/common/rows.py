@@ -43,8 +43,8 @@ def _has_rows(value: Any, count: int) -> bool:
     if isinstance(value, Mapping):
         return bool(value) and all(_has_rows(item, count) for item in value.values())
     if isinstance(value, tuple | list):
-        own = isinstance(value, list) and len(value) == count
-        return bool(value) and not own and all(_has_rows(item, count) for item in value)
+        is_list_of_rows = isinstance(value, list) and len(value) == count
+        return bool(value) and not is_list_of_rows and all(_has_rows(item, count) for item in value)
     return False
 
 

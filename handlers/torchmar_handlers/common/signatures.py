@@ -63,9 +63,9 @@ class Observed:
 
     def tensor(self, name: str, *, sizes: bool = True) -> Tensor | None:
         """Return the description of an array, without its sizes if they may vary; None: it was not seen."""
-        seen = self._arrays.get(name)
-        return seen and tensor(name, seen[0], *(size if sizes else ANY for size in seen[1]))
+        observed = self._arrays.get(name)
+        return observed and tensor(name, observed[0], *(size if sizes else ANY for size in observed[1]))
 
     def tensors(self, *, sizes: bool = True) -> list[Tensor]:
         """Return the descriptions of all arrays, in the order in which they were seen."""
-        return [one for name in self._arrays if (one := self.tensor(name, sizes=sizes))]
+        return [described for name in self._arrays if (described := self.tensor(name, sizes=sizes))]

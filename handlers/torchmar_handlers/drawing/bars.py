@@ -32,7 +32,7 @@ def draw(
         note: method of the explanation.
         ends: meanings of blue and red.
     """
-    rows = [(name, shown, float(np.nan_to_num(value, posinf=0, neginf=0))) for name, shown, value in features]
+    rows = [(name, value_text, float(np.nan_to_num(value, posinf=0, neginf=0))) for name, value_text, value in features]
     rows.sort(key=lambda row: -abs(row[2]))
     rest = rows[_MOST:]
     if rest:
@@ -61,10 +61,10 @@ def draw(
     return sheet.png()
 
 
-def _label(sheet: page.Page, top: int, name: str, shown: str, *, is_rest: bool) -> None:
+def _label(sheet: page.Page, top: int, name: str, value_text: str, *, is_rest: bool) -> None:
     base, right = top + 26, page.MARGIN + _LABELS
-    if shown:
-        value = page.shortened(f"= {shown}", page.NOTE, _VALUE)
+    if value_text:
+        value = page.shortened(f"= {value_text}", page.NOTE, _VALUE)
         right -= round(page.width_of(value, page.NOTE))
         page.write(sheet.pen, (right, base), value, page.NOTE, page.FAINT)
         right -= 6

@@ -36,12 +36,12 @@ def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str, 
     width, height = (max(_LEAST, round(side * scale)) for side in picture.size)
     # Small inputs keep their pixels visible: smoothing would show detail that does not exist.
     smooth = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.BICUBIC
-    shown = picture.resize((width, height), smooth)
+    enlarged = picture.resize((width, height), smooth)
     strength = Image.fromarray(np.clip((values - low) / limit, -1, 1).astype(np.float32)).resize(
         (width, height), smooth
     )
     # On white, so that both colours are visible on any input.
-    shadow = 235 - np.asarray(shown.convert("L"), np.float64)[:, :, None] * (110 / 255)
+    shadow = 235 - np.asarray(enlarged.convert("L"), np.float64)[:, :, None] * (110 / 255)
     coloured = Image.fromarray(page.tinted(shadow.repeat(3, 2), np.clip(np.asarray(strength), -1, 1)))
 
     across, down = (0, height + page.MARGIN) if is_wide else (width + page.MARGIN, 0)
@@ -52,7 +52,7 @@ def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str, 
         title=title,
         note=note,
     )
-    for panel, left, top in ((shown, 0, 0), (coloured, across, down)):
+    for panel, left, top in ((enlarged, 0, 0), (coloured, across, down)):
         corner = page.MARGIN + left, sheet.top + top
         sheet.image.paste(panel, corner)
         edges = (corner[0] - 1, corner[1] - 1, corner[0] + width, corner[1] + height)

@@ -172,16 +172,16 @@ def _box(size: int) -> float:
 def _pieces(text: str, size: int) -> Iterator[tuple[str, ImageFont.FreeTypeFont | None]]:
     """Cut a line at changes of the font; None is no font at all."""
     fonts = _fonts(size)
-    held, held_index = "", -1
+    pending, held_index = "", -1
     # In composed form, because a letter and its accent may be from two fonts.
     for letter in unicodedata.normalize("NFC", text):
-        shown, index = _shown(letter)
-        if index != held_index and held:
-            yield held, None if held_index < 0 else fonts[held_index]
-            held = ""
-        held, held_index = held + shown, index
-    if held:
-        yield held, None if held_index < 0 else fonts[held_index]
+        glyph, index = _shown(letter)
+        if index != held_index and pending:
+            yield pending, None if held_index < 0 else fonts[held_index]
+            pending = ""
+        pending, held_index = pending + glyph, index
+    if pending:
+        yield pending, None if held_index < 0 else fonts[held_index]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -52,8 +52,8 @@ def draw(text: str, spans: Sequence[tuple[int, int, float]], *, title: str, note
     for number, (begin, end, _) in enumerate(spans):
         tokens[max(begin, 0) : max(end, 0)] = number
 
-    lines, read = _lines(text, tokens)
-    last = f"… {len(text) - read} characters more" if read < len(text) else "" if text.strip() else "(no text)"
+    lines, length = _lines(text, tokens)
+    last = f"… {len(text) - length} characters more" if length < len(text) else "" if text.strip() else "(no text)"
     height = (len(lines) + bool(last)) * _LINE
     sheet = page.Page(_WIDTH, height + 20 + page.LEGEND, title=title, note=note)
     for number, line in enumerate(lines):

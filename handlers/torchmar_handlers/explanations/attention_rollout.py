@@ -66,11 +66,11 @@ def _attention(
     score: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, layers: Sequence[torch.nn.Module]
 ) -> list[torch.Tensor]:
     """Return the attention weights of a pass, by layer."""
-    found: list[torch.Tensor] = []
+    maps: list[torch.Tensor] = []
 
-    def on_output(module: torch.nn.Module, given: object, output: torch.Tensor) -> None:
+    def on_output(module: torch.nn.Module, arguments: object, output: torch.Tensor) -> None:
         if output.dim() == 4 and output.shape[2] == output.shape[3] and len(output) == len(inputs):
-            found.append(output.detach())
+            maps.append(output.detach())
 
     hooks = [layer.register_forward_hook(on_output) for layer in layers]
     try:
@@ -79,9 +79,9 @@ def _attention(
     finally:
         for hook in hooks:
             hook.remove()
-    if not found or len({weights.shape[-1] for weights in found}) > 1:
+    if not maps or len({weights.shape[-1] for weights in maps}) > 1:
         raise NoGradientError("attention_rollout needs attention over the same tokens in every layer")
-    return found
+    return maps
 
 
 def _patches(attention: list[torch.Tensor], aspect: float) -> torch.Tensor:

@@ -56,7 +56,7 @@ def _blurred(image: torch.Tensor) -> torch.Tensor:
         shape = [1, 1, 1, 1]
         shape[axis] = -1
         kernel = weights.view(shape).expand(image.shape[0], 1, *shape[2:])
-        around = (reach, reach, 0, 0) if axis == 3 else (0, 0, reach, reach)
-        padded = torch.nn.functional.pad(result, around, mode="replicate")
+        padding = (reach, reach, 0, 0) if axis == 3 else (0, 0, reach, reach)
+        padded = torch.nn.functional.pad(result, padding, mode="replicate")
         result = torch.nn.functional.conv2d(padded, kernel, groups=image.shape[0])
     return result[0]

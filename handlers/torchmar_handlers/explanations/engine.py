@@ -79,8 +79,8 @@ def explain(
     if not requested:
         return []
     if baselines is None:
-        wanted = zip(requested, inputs, strict=True)
-        baselines = torch.stack([baseline.of(options.baseline, row, mean) for options, row in wanted])
+        pairs = zip(requested, inputs, strict=True)
+        baselines = torch.stack([baseline.of(options.baseline, row, mean) for options, row in pairs])
     with executing():
         # Copies: tensors that a handler made in inference mode take no part in gradients.
         inputs, baselines, targets = (tensor.detach().clone() for tensor in (inputs, baselines, targets))
@@ -88,25 +88,25 @@ def explain(
         reached = pick(_forward(score, inputs, max_forward_batch) if scores is None else scores.detach(), targets)
 
         def compute(method: str, options: ExplainOptions, indices: torch.Tensor) -> Computed:
-            rows, starts, chosen = inputs[indices], baselines[indices], targets[indices]
+            rows, starts, chosen_targets = inputs[indices], baselines[indices], targets[indices]
             if method == "grad_cam":
-                return Computed(grad_cam.attribute(score, rows, chosen, model, layer, max_forward_batch))
+                return Computed(grad_cam.attribute(score, rows, chosen_targets, model, layer, max_forward_batch))
             if method == "attention_rollout":
                 return Computed(attention_rollout.attribute(score, rows, model, max_forward_batch))
             if method in PERTURBATIONS:
                 losses = perturbation.attribute(
-                    score, rows, starts, chosen, reached[indices], method, groups, max_forward_batch
+                    score, rows, starts, chosen_targets, reached[indices], method, groups, max_forward_batch
                 )
                 return Computed(losses)
-            layout, plan = _arranged(score, rows[:1], chosen[:1], reached[indices[:1]])
+            layout, plan = _arranged(score, rows[:1], chosen_targets[:1], reached[indices[:1]])
             gaps = None
             if method in STEPPED:
-                gaps = reached[indices] - pick(_forward(score, starts, max_forward_batch), chosen)
+                gaps = reached[indices] - pick(_forward(score, starts, max_forward_batch), chosen_targets)
             values, steps = gradients.attribute(
                 lambda points, _: _scored(score, points, dtype, plan),
                 rows.contiguous(memory_format=layout),
                 starts,
-                chosen,
+                chosen_targets,
                 gaps,
                 options,
                 max_forward_batch,
@@ -157,8 +157,8 @@ def settle(
         except NoGradientError as lack:
             if options.explicit:
                 others = METHODS if differentiable and method in _OF_A_LAYER else PERTURBATIONS
-                can = ", ".join(other for other in others if other != method)
-                raise BadRequest(f"method {method} cannot be had: {lack}; methods that can: {can}") from lack
+                alternatives = ", ".join(other for other in others if other != method)
+                raise BadRequest(f"method {method} cannot be had: {lack}; methods that can: {alternatives}") from lack
             method, instead_of, reason = substitute, method, str(lack)
             computed = compute(method, options, rows)
         for place, index in enumerate(indices):
@@ -232,7 +232,7 @@ def _forward(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, 
     """Return the scores of rows, ``(n, outputs)``; equal rows are computed once."""
     if len(rows) > 1 and bool((rows == rows[:1]).all()):
         return _forward(score, rows[:1], max_forward_batch).expand(len(rows), -1)
-    most = rows_in_a_pass(rows[0].numel(), rows.device, max_forward_batch)
+    limit = rows_in_a_pass(rows[0].numel(), rows.device, max_forward_batch)
     with torch.no_grad():
-        scores = torch.cat([score(rows[piece]) for piece in pieces(len(rows), most)])
+        scores = torch.cat([score(rows[piece]) for piece in pieces(len(rows), limit)])
     return scores.reshape(len(rows), -1)

@@ -76,14 +76,14 @@ def read(
         "n_steps": ExplainOptions.n_steps,
         "baseline": ExplainOptions.baseline,
     } | dict(defaults or {})
-    sent = {name: _sent(request, name) for name in ("method", "target", "n_steps", "baseline")}
-    explicit = sent["method"] is not None
-    steps = usual["n_steps"] if sent["n_steps"] is None else sent["n_steps"]
+    options = {name: _sent(request, name) for name in ("method", "target", "n_steps", "baseline")}
+    explicit = options["method"] is not None
+    steps = usual["n_steps"] if options["n_steps"] is None else options["n_steps"]
     return ExplainOptions(
-        method=_method(sent["method"], methods) if explicit else str(usual["method"]),
-        target=sent["target"],
+        method=_method(options["method"], methods) if explicit else str(usual["method"]),
+        target=options["target"],
         n_steps=None if steps is None else _steps(steps),
-        baseline=_baseline(usual["baseline"] if sent["baseline"] is None else sent["baseline"], baselines),
+        baseline=_baseline(usual["baseline"] if options["baseline"] is None else options["baseline"], baselines),
         explicit=explicit,
     )
 

@@ -24,9 +24,9 @@ class FirstConvolution:
 
     def back(self, slopes: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Return the gradients of inputs ``(n, channels, ...)`` from those of the outputs."""
-        wanted = [True, False, False]
+        mask = [True, False, False]
         gradient: torch.Tensor
-        gradient, _, _ = torch.ops.aten.convolution_backward(slopes, inputs, self.weight, None, *self.geometry, wanted)
+        gradient, _, _ = torch.ops.aten.convolution_backward(slopes, inputs, self.weight, None, *self.geometry, mask)
         return gradient
 
 

@@ -104,14 +104,14 @@ class Recorder(TorchFunctionMode):
 
     def plan(self) -> Plan:
         """Return the convolutions whose output only a batch norm uses."""
-        used = Counter(id(call.args[1]) for call in self._calls.values() if call.before is None)
-        found = {}
+        uses = Counter(id(call.args[1]) for call in self._calls.values() if call.before is None)
+        convolutions = {}
         for norm in self._calls.values():
             convolution = norm.before
             if convolution is None or convolution.before is not None or convolution.users != [functional.batch_norm]:
                 continue
             weight = convolution.args[1]
-            if used[id(weight)] != 1 or not _in_evaluation(norm):
+            if uses[id(weight)] != 1 or not _in_evaluation(norm):
                 continue
             folded_weight, folded_bias = fuse_conv_bn_weights(
                 weight.detach(),
@@ -123,8 +123,8 @@ class Recorder(TorchFunctionMode):
                 norm.kwargs.get("bias"),
             )
             overwritten = len(norm.users) == 1 and norm.users[0] in _RECTIFIERS
-            found[id(weight)] = Convolution(weight, folded_weight.detach(), folded_bias.detach(), overwritten)
-        return Plan(found, self._functions)
+            convolutions[id(weight)] = Convolution(weight, folded_weight.detach(), folded_bias.detach(), overwritten)
+        return Plan(convolutions, self._functions)
 
 
 class Folding(TorchFunctionMode):
@@ -145,16 +145,16 @@ class Folding(TorchFunctionMode):
         self._count += 1
         if self._count > len(self._plan.functions) or func != self._plan.functions[self._count - 1]:
             raise UnexpectedCallError(getattr(func, "__name__", str(func)))
-        if func is torch.conv2d and len(args) > 1 and (found := self._plan.convolutions.get(id(args[1]))):
+        if func is torch.conv2d and len(args) > 1 and (folded := self._plan.convolutions.get(id(args[1]))):
             rest = {name: value for name, value in kwargs.items() if name != "bias"}
-            result = func(args[0], found.weight, found.bias, *args[3:], **rest)
-            self._folded[id(result)] = result, found
+            result = func(args[0], folded.weight, folded.bias, *args[3:], **rest)
+            self._folded[id(result)] = result, folded
             return result
         if func is functional.batch_norm and id(args[0]) in self._folded:
             return args[0]
         if func in _RECTIFIERS and id(args[0]) in self._folded:
-            _, found = self._folded[id(args[0])]
-            return func(*args, **{**kwargs, "inplace": found.overwritten or kwargs.get("inplace", False)})
+            _, folded = self._folded[id(args[0])]
+            return func(*args, **{**kwargs, "inplace": folded.overwritten or kwargs.get("inplace", False)})
         return func(*args, **kwargs)
 
 

@@ -55,7 +55,7 @@ def _of_layer(
     """Return the output of a layer, and the gradients of the targets' scores with respect to it."""
     outputs: list[torch.Tensor] = []
 
-    def on_output(module: torch.nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
+    def on_output(module: torch.nn.Module, arguments: object, output: torch.Tensor) -> torch.Tensor:
         # Gradients begin here: the layers before it record none.
         outputs.append(output.detach().requires_grad_())
         return outputs[-1].clone()  # the next layer may work in place
@@ -63,10 +63,10 @@ def _of_layer(
     hook = module.register_forward_hook(on_output)
     try:
         with torch.enable_grad():
-            chosen = pick(score(inputs), targets).sum()
+            total = pick(score(inputs), targets).sum()
     finally:
         hook.remove()
     if not outputs or outputs[-1].dim() != 4:
         raise NoGradientError("grad_cam needs a layer with maps, (n, channels, height, width)")
-    (slopes,) = torch.autograd.grad(chosen, outputs[-1])
+    (slopes,) = torch.autograd.grad(total, outputs[-1])
     return outputs[-1].detach(), slopes

@@ -97,14 +97,14 @@ def _integrated(
     Rows are computed one by one, so that rounding cannot make the choice depend on other rows.
     """
     start, span = baselines[row], inputs[row] - baselines[row]
-    most = rows_in_a_pass(span.numel(), span.device, max_forward_batch)
+    limit = rows_in_a_pass(span.numel(), span.device, max_forward_batch)
     totals: list[torch.Tensor] = []
     first: FirstConvolution | None = None
 
     def add(alphas: np.ndarray, weights: np.ndarray) -> None:
         """Add the gradients at some points to the totals, each with its own weights, ``(totals, points)``."""
         nonlocal first
-        for piece in pieces(len(alphas), most):
+        for piece in pieces(len(alphas), limit):
             shares = torch.as_tensor(alphas[piece], dtype=span.dtype, device=span.device)
             points = start + shares.view(-1, *[1] * span.dim()) * span
             index = torch.full((len(points),), row, device=span.device)
@@ -120,8 +120,8 @@ def _integrated(
 
     early = np.arange(1, _ALL_POINTS, 3)
     points, weights = quadrature.spaced(_ALL_POINTS), quadrature.weights(_ALL_POINTS, 0)
-    few = [quadrature.weights(_FIRST_POINTS, degree) for degree in (_CURVE, 1)]
-    add(points[early], np.stack([*few, weights[early]]))
+    first_weights = [quadrature.weights(_FIRST_POINTS, degree) for degree in (_CURVE, 1)]
+    add(points[early], np.stack([*first_weights, weights[early]]))
     values, other = integral(totals[0]), integral(totals[1])
     delta, change = float(values.double().sum()) - gap, float((values - other).norm())
     if abs(delta) <= _SETTLED * abs(gap) and change <= _SETTLED * float(values.norm()):
@@ -150,8 +150,8 @@ def path(
     direct: dict[int, torch.Tensor] = {}
     behind: dict[int, torch.Tensor] = {}
     first: FirstConvolution | None = None
-    most = rows_in_a_pass(ends[0].numel(), ends.device, max_forward_batch)
-    for piece in pieces(len(ends) * steps, most):
+    limit = rows_in_a_pass(ends[0].numel(), ends.device, max_forward_batch)
+    for piece in pieces(len(ends) * steps, limit):
         number = torch.arange(piece.start, piece.stop, device=ends.device)
         row, step = number // steps, number % steps
         points = starts[row] + share[step].view(shape) * spans[row]
@@ -159,9 +159,9 @@ def path(
         slopes, convolution = _gradient(score, points, row, targets[row])
         first, sums = (first, direct) if convolution is None else (convolution, behind)
         for index in range(piece.start // steps, (piece.stop - 1) // steps + 1):
-            begun, ended = max(piece.start, index * steps), min(piece.stop, (index + 1) * steps)
-            part = slopes[begun - piece.start : ended - piece.start]
-            value = _weighted(part, weights[begun - index * steps : ended - index * steps])
+            begin, end = max(piece.start, index * steps), min(piece.stop, (index + 1) * steps)
+            part = slopes[begin - piece.start : end - piece.start]
+            value = _weighted(part, weights[begin - index * steps : end - index * steps])
             sums[index] = sums[index] + value if index in sums else value
     total = torch.zeros_like(ends)
     for index, value in direct.items():
@@ -197,9 +197,9 @@ def _gradient(
     points = points.requires_grad_()
     try:
         with torch.enable_grad():
-            chosen = pick(score(points, row), targets).sum()
-            first = find(chosen, points) if points.dim() == 4 and chosen.requires_grad else None
-            (slopes,) = torch.autograd.grad(chosen, points if first is None else first.output)
+            total = pick(score(points, row), targets).sum()
+            first = find(total, points) if points.dim() == 4 and total.requires_grad else None
+            (slopes,) = torch.autograd.grad(total, points if first is None else first.output)
     except RuntimeError as error:
         # A lack of memory or of a device would also occur without gradients.
         if "memory" in str(error) or "CUDA" in str(error):

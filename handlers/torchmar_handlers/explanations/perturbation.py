@@ -61,17 +61,17 @@ def attribute(
     for axis in reversed(axes):  # the last dimension is replaced, and becomes the first of the parts
         counts = torch.movedim(counts @ axis.float().T, -1, 1)
     places = counts.nonzero().unbind(1)
-    lost = torch.zeros_like(counts)
+    losses = torch.zeros_like(counts)
     channels = [1] * (inputs.dim() - 1 - len(axes))
     for piece in pieces(len(places[0]), rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch)):
         row, *parts = (indices[piece] for indices in places)
         mask = _outer([axis[part] for axis, part in zip(axes, parts, strict=True)])
         mask = mask.view((len(row), *channels, *mask.shape[1:]))
         with torch.no_grad():
-            without = score(torch.where(mask, baselines[row], inputs[row]))
+            masked_scores = score(torch.where(mask, baselines[row], inputs[row]))
         place = (row, *parts)
-        lost[place] = reached[row].float() - pick(without, targets[row]).float()
-    total, covered = lost, torch.ones_like(lost[:1])
+        losses[place] = reached[row].float() - pick(masked_scores, targets[row]).float()
+    total, covered = losses, torch.ones_like(losses[:1])
     for axis in reversed(axes):
         total, covered = (torch.movedim(values @ axis.float(), -1, 1) for values in (total, covered))
     means = (total / covered).view((len(inputs), *channels, *sides))

@@ -30,9 +30,9 @@ def largest_error(
     for rows in inputs:
         with torch.no_grad():
             scores = score(rows)
-        targets, asked = scores.argmax(1), [ExplainOptions(n_steps=_STEPS)] * len(rows)
-        exact, other = (explain(score, rows, targets, asked, scores=scores, dtype=kind) for kind in (None, dtype))
-        for one, two in zip(exact, other, strict=True):
-            expected, found = torch.from_numpy(one.attributions), torch.from_numpy(two.attributions)
-            worst = max(worst, float((found - expected).norm() / expected.norm().clamp(min=1e-30)))
+        targets, options = scores.argmax(1), [ExplainOptions(n_steps=_STEPS)] * len(rows)
+        exact, other = (explain(score, rows, targets, options, scores=scores, dtype=kind) for kind in (None, dtype))
+        for reference, explanation in zip(exact, other, strict=True):
+            expected, actual = torch.from_numpy(reference.attributions), torch.from_numpy(explanation.attributions)
+            worst = max(worst, float((actual - expected).norm() / expected.norm().clamp(min=1e-30)))
     return worst

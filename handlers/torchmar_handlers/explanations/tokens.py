@@ -85,28 +85,28 @@ def explain_tokens(
         lengths = [ids.shape[1]] * len(ids) if one_length else real.sum(1).tolist()
 
         def compute(method: str, options: ExplainOptions, rows: torch.Tensor) -> Computed:
-            kept = torch.ones_like(real[rows]) if one_length else real[rows]
+            kept_positions = torch.ones_like(real[rows]) if one_length else real[rows]
             shape = (len(rows), lengths[int(rows[0])])
             texts = _Texts(
                 model=model,
                 known=replacements.values(),
-                ids=ids[rows][kept].view(shape),
-                mask=mask[rows][kept].view(shape),
-                free=free[rows][kept].view(shape),
+                ids=ids[rows][kept_positions].view(shape),
+                mask=mask[rows][kept_positions].view(shape),
+                free=free[rows][kept_positions].view(shape),
                 max_forward_batch=max_forward_batch,
             )
-            named = [_replacement(requested[row].baseline, replacements) for row in rows.tolist()]
+            choices = [_replacement(requested[row].baseline, replacements) for row in rows.tolist()]
             if not shape[1]:
                 return Computed(texts.ids.float())
             if method not in TOKEN_METHODS:
                 raise NoGradientError(f"{method} is for images")
             if method in PERTURBATIONS:
                 first = next(iter(replacements.values()))
-                others = [first if choice is None else choice for choice in named]
+                others = [first if choice is None else choice for choice in choices]
                 computed = Computed(_left_out(texts, targets[rows], others, _REACH[method]))
             else:
-                computed = _by_embeddings(texts, targets[rows], named, module, options)
-            real_tokens = real[rows][kept].view(shape)
+                computed = _by_embeddings(texts, targets[rows], choices, module, options)
+            real_tokens = real[rows][kept_positions].view(shape)
             values = [value[positions] for value, positions in zip(computed.values, real_tokens, strict=True)]
             return computed._replace(values=values)
 
@@ -170,16 +170,16 @@ def _left_out(texts: _Texts, targets: torch.Tensor, others: Sequence[int], reach
     other = torch.as_tensor(others, device=texts.ids.device)[:, None]
     rows, places = texts.free.nonzero(as_tuple=True)
     places_of_tokens = torch.arange(texts.ids.shape[1], device=texts.ids.device)
-    lost = torch.zeros(texts.ids.shape, device=texts.ids.device)
-    windows = torch.zeros_like(lost)
+    losses = torch.zeros(texts.ids.shape, device=texts.ids.device)
+    windows = torch.zeros_like(losses)
     for piece in pieces(len(rows), texts.most):
         row = rows[piece]
         window = ((places_of_tokens - places[piece, None]).abs() <= reach) & texts.free[row]
         with torch.no_grad():
-            without = texts.model(torch.where(window, other[row], texts.ids[row]), texts.mask[row])
-        lost.index_add_(0, row, (reached[row] - pick(without, targets[row]).float())[:, None] * window)
+            masked_scores = texts.model(torch.where(window, other[row], texts.ids[row]), texts.mask[row])
+        losses.index_add_(0, row, (reached[row] - pick(masked_scores, targets[row]).float())[:, None] * window)
         windows.index_add_(0, row, window.float())
-    return lost / windows.clamp(min=1)
+    return losses / windows.clamp(min=1)
 
 
 def _by_embeddings(
@@ -197,8 +197,8 @@ def _by_embeddings(
     starts = torch.where(texts.free[..., None], starts[:, None], score.ends)
     gaps = None
     if options.method in STEPPED:
-        begun = torch.cat([score.without_gradient(starts, rows) for rows in score.passes()])
-        gaps = pick(reached, targets) - pick(begun, targets)
+        start_scores = torch.cat([score.without_gradient(starts, rows) for rows in score.passes()])
+        gaps = pick(reached, targets) - pick(start_scores, targets)
     # In evaluation mode, cuDNN's recurrent networks have no gradients; torch's own have.
     with torch.backends.cudnn.flags(enabled=False):
         values, steps = gradients.attribute(score, score.ends, starts, targets, gaps, options, texts.max_forward_batch)
@@ -220,13 +220,13 @@ def _score_of_positions(texts: _Texts, module: torch.nn.Module | None, reached: 
         # One text first, which reveals most wrong tables; with other numbers, because the first may be right by chance.
         checks = [(shifted, slice(0, 1)), *((score, rows) for rows in score.passes())]
         with contextlib.suppress(RuntimeError, IndexError):
-            if all(_alike(way.without_gradient(way.ends, rows), reached[rows]) for way, rows in checks):
+            if all(_alike(trial.without_gradient(trial.ends, rows), reached[rows]) for trial, rows in checks):
                 return score
     raise NoGradientError("the model reads token ids in other ways than through one table of embeddings")
 
 
-def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= _SAME * expected.abs().max())
+def _alike(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return actual.shape == expected.shape and bool((actual - expected).abs().max() <= _SAME * expected.abs().max())
 
 
 def _embeddings(module: torch.nn.Module, highest: int) -> list[torch.nn.Module]:
@@ -261,16 +261,16 @@ class _Positions:
         self.ends = self.table[texts.ids]
         present: set[int] = {getattr(embedding, "padding_idx", None) or 0, *texts.ids[~texts.free].tolist()}
         self.least = max(present) + 1
-        kept = [number for number in {0, 1, *texts.known, *present} if 0 <= number < len(self.table)]
-        self.kept = torch.as_tensor(sorted(kept), device=texts.ids.device)
+        kept_rows = [number for number in {0, 1, *texts.known, *present} if 0 <= number < len(self.table)]
+        self.kept = torch.as_tensor(sorted(kept_rows), device=texts.ids.device)
 
     def __call__(self, points: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """Return the scores ``(k, outputs)`` of points; ``row`` is the index of each point's text, ``(k,)``."""
         free = self.texts.free[row]
         numbers = self._numbers(int(free.sum()))
         table = points.new_zeros(self.size(len(numbers)), points.shape[2])
-        kept = self.kept[self.kept < len(table)]
-        table[kept] = self.table[kept]
+        kept_rows = self.kept[self.kept < len(table)]
+        table[kept_rows] = self.table[kept_rows]
         ids = self.texts.ids[row].masked_scatter(free, numbers.to(self.texts.ids.dtype))
         with _replaced(self.embedding, table.index_copy(0, numbers, points[free])):
             return self.texts.model(ids, self.texts.mask[row])
@@ -283,8 +283,8 @@ class _Positions:
 
     def passes(self) -> Iterator[slice]:
         """Yield slices of the texts, one for each forward pass."""
-        most = rows_in_a_pass(self.ends[0].numel(), self.ends.device, self.texts.max_forward_batch)
-        return pieces(len(self.ends), most)
+        limit = rows_in_a_pass(self.ends[0].numel(), self.ends.device, self.texts.max_forward_batch)
+        return pieces(len(self.ends), limit)
 
     def size(self, count: int) -> int:
         """Return the number of rows that the table has with ``count`` tokens."""
@@ -298,7 +298,7 @@ class _Positions:
 @contextlib.contextmanager
 def _replaced(embedding: torch.nn.Module, table: torch.Tensor) -> Iterator[None]:
     """Replace the table of an embedding; the new one may be computed from tensors that need gradients."""
-    own = embedding.weight
+    original = embedding.weight
     scripted = isinstance(embedding, torch.jit.ScriptModule)
     try:
         if not scripted:
@@ -308,4 +308,4 @@ def _replaced(embedding: torch.nn.Module, table: torch.Tensor) -> Iterator[None]
     finally:
         if not scripted:
             del embedding.weight
-        embedding.weight = own
+        embedding.weight = original

@@ -60,12 +60,12 @@ def read(
     if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
         return _pixels(np.rint(array * 255).astype(np.uint8), mode), None
     with np.errstate(invalid="ignore"):
-        whole = array.astype(np.uint8, casting="unsafe")
-    if not (whole == array).all():
+        pixels = array.astype(np.uint8, casting="unsafe")
+    if not (pixels == array).all():
         raise BadRequest(
             "an array with the channels last has pixels, which are whole numbers from 0 to 255 or floats from 0 to 1"
         )
-    return _pixels(whole, mode), None
+    return _pixels(pixels, mode), None
 
 
 def _array(payload: Any) -> np.ndarray:
@@ -74,8 +74,8 @@ def _array(payload: Any) -> np.ndarray:
     except (ValueError, OverflowError):
         raise BadRequest("the rows of the array are not of one length") from None
     if array.dtype.kind not in "uif":
-        what = "booleans" if array.dtype.kind == "b" else "other values"
-        raise BadRequest(f"an image in JSON is nested lists of numbers, as many in each row, and this has {what}")
+        content = "booleans" if array.dtype.kind == "b" else "other values"
+        raise BadRequest(f"an image in JSON is nested lists of numbers, as many in each row, and this has {content}")
     return array
 
 

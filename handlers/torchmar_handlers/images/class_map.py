@@ -31,9 +31,9 @@ def most_probable(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return probabilities, classes.to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
 
 
-def nearest(wanted: int, size: int) -> np.ndarray:
-    """Return the indices of the pixels of a side that are nearest to the centres of ``wanted`` pixels."""
-    return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(np.int64), size - 1)
+def nearest(count: int, size: int) -> np.ndarray:
+    """Return the indices of the pixels of a side that are nearest to the centres of ``count`` pixels."""
+    return np.minimum(((np.arange(count) + 0.5) * size / count).astype(np.int64), size - 1)
 
 
 def runs(classes: np.ndarray) -> list[list[int]]:

@@ -59,30 +59,30 @@ class Geometry:
         return part
 
 
-def _centre(side: int, wanted: int) -> tuple[int, int, int, int]:
+def _centre(side: int, length: int) -> tuple[int, int, int, int]:
     """Return start and end of the crop of a side, and the padding before and after: CenterCrop's arithmetic."""
-    if side < wanted:
-        return 0, side, (wanted - side) // 2, (wanted - side + 1) // 2
-    start = round((side - wanted) / 2.0)
-    return start, start + wanted, 0, 0
+    if side < length:
+        return 0, side, (length - side) // 2, (length - side + 1) // 2
+    start = round((side - length) / 2.0)
+    return start, start + length, 0, 0
 
 
-def _part(pixels: Pixels, whole: tuple[int, int], region: tuple[int, int, int, int]) -> np.ndarray:
-    """Return ``region`` of the image resized to ``whole``."""
+def _part(pixels: Pixels, target: tuple[int, int], region: tuple[int, int, int, int]) -> np.ndarray:
+    """Return ``region`` of the image resized to ``target``."""
     left, top, right, bottom = region
     width, height = size(pixels)
-    if whole == (width, height):
+    if target == (width, height):
         return as_array(pixels)[top:bottom, left:right]
-    rows_first = _rows_first((width, height), whole)
-    kept = (right - left) * (bottom - top)
-    held = isinstance(pixels, np.ndarray) or width * height <= _HANDED
+    rows_first = _rows_first((width, height), target)
+    area = (right - left) * (bottom - top)
+    cheap = isinstance(pixels, np.ndarray) or width * height <= _HANDED
     # Three channels at once, the case for which torch has vector code.
-    if held and not rows_first and not _grey(pixels) and whole[0] * whole[1] <= _WASTE * kept and _vectors():
-        return _by_torch(as_array(pixels), whole)[top:bottom, left:right]
+    if cheap and not rows_first and not _grey(pixels) and target[0] * target[1] <= _WASTE * area and _vectors():
+        return _by_torch(as_array(pixels), target)[top:bottom, left:right]
     # Pillow computes only the region.
     from PIL import Image
 
-    across, down = width / whole[0], height / whole[1]
+    across, down = width / target[0], height / target[1]
     image, first, last = as_image(pixels), 0, height
     if _rows_first((width, height), (right - left, bottom - top)) and not rows_first:
         # Without the other rows, the order of the two steps would change; it must be that for the whole image.
@@ -93,18 +93,18 @@ def _part(pixels: Pixels, whole: tuple[int, int], region: tuple[int, int, int, i
     return as_array(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))
 
 
-def _rows_first(given: tuple[int, int], wanted: tuple[int, int]) -> bool:
+def _rows_first(original: tuple[int, int], target: tuple[int, int]) -> bool:
     """Return whether Pillow (newer versions) resizes the rows before the columns; the order changes the rounding."""
-    return given[1] - wanted[1] > max(0, 2 * (given[0] - wanted[0]))
+    return original[1] - target[1] > max(0, 2 * (original[0] - target[0]))
 
 
-def _by_torch(array: np.ndarray, whole: tuple[int, int]) -> np.ndarray:
+def _by_torch(array: np.ndarray, target: tuple[int, int]) -> np.ndarray:
     import torch
 
     # Pillow's arrays are not writable, and torch would warn of this; no code here writes to them.
     array = array if array.flags.writeable else array.copy()
     planes = torch.from_numpy(array).permute(2, 0, 1)[None]
-    resized: Any = torch.nn.functional.interpolate(planes, whole[::-1], mode="bilinear", antialias=True)
+    resized: Any = torch.nn.functional.interpolate(planes, target[::-1], mode="bilinear", antialias=True)
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
 
 

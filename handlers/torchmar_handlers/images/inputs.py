@@ -64,8 +64,8 @@ class Inputs:
     ) -> None:
         self.mode = options.text("mode", "RGB", choices=("RGB", "L"))
         channels = len(self.mode)
-        given = options.get("resize", _NOTHING)
-        side = _sides("resize", resize if given is _NOTHING else given)
+        resize_option = options.get("resize", _NOTHING)
+        side = _sides("resize", resize if resize_option is _NOTHING else resize_option)
         crop = _sides("crop", options.get("crop", 224 if isinstance(side, int) else None))
         self.geometry = Geometry(side, (crop, crop) if isinstance(crop, int) else crop)
         mean, std = _IMAGENET if normalised and channels == 3 else ([0.0] * channels, [1.0] * channels)

@@ -32,38 +32,38 @@ _NESTED = frozenset({list, dict})
 _BINARY = open_inference.HEADER_LENGTH.lower()
 
 
-def read(request: Request, served: HandlerInfo) -> ParsedRequest:
+def read(request: Request, handler: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request, and the function that combines their answers.
 
     Raises:
         BadRequest: the body violates its protocol, or a limit (413).
     """
     if _BINARY in request.headers:
-        return open_inference.read_binary(request, request.headers[_BINARY], served)
+        return open_inference.read_binary(request, request.headers[_BINARY], handler)
     if "body" not in request.row:
         request.check_form()
         if (payload := request.payload) is not None:
             # A form's input: from here on it is the body, for any name of the field.
-            kept = {name: value for name, value in request.row.items() if value is not payload}
-            request = replace(request, row={**kept, "body": payload})
+            fields = {name: value for name, value in request.row.items() if value is not payload}
+            request = replace(request, row={**fields, "body": payload})
     if request.media_type in JSON_LINES:
-        return _lines(request, served)
+        return _lines(request, handler)
     body = _document(request)
     if isinstance(body, list):
-        _check_json_depth(body, served.max_json_depth)
-        return plain.read(request, served)
+        _check_json_depth(body, handler.max_json_depth)
+        return plain.read(request, handler)
     if not isinstance(body, MAPPINGS):
-        return plain.read(request, served)
-    _check_json_depth(body, served.max_json_depth)
+        return plain.read(request, handler)
+    _check_json_depth(body, handler.max_json_depth)
     if body is not request.row.get("body"):
         request = replace(request, row={**request.row, "body": body})
     if open_inference.speaks(body):
-        return open_inference.read(request, body, served)
+        return open_inference.read(request, body, handler)
     if tensorflow.speaks_rows(body):
-        return tensorflow.read_rows(request, body, served)
+        return tensorflow.read_rows(request, body, handler)
     if tensorflow.speaks_columns(body):
-        return tensorflow.read_columns(request, body, served)
-    return plain.read(request, served)
+        return tensorflow.read_columns(request, body, handler)
+    return plain.read(request, handler)
 
 
 def plain_json(context: Any, index: int) -> bool:
@@ -71,8 +71,8 @@ def plain_json(context: Any, index: int) -> bool:
 
     If its body is an array, its protocol is the plain one.
     """
-    given = context.get_all_request_header(index)
-    headers = dict(zip(map(str.lower, given), given.values(), strict=True))
+    raw_headers = context.get_all_request_header(index)
+    headers = dict(zip(map(str.lower, raw_headers), raw_headers.values(), strict=True))
     return (
         headers.get("content-type") == JSON
         and headers.get("explain") != "True"
@@ -101,7 +101,7 @@ def _document(request: Request) -> Any:
         return None
 
 
-def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
+def _lines(request: Request, handler: HandlerInfo) -> ParsedRequest:
     """Return the instances of JSON lines: a document on each line that is not blank."""
     payload = request.payload
     if not isinstance(payload, bytes | bytearray | str):
@@ -114,8 +114,8 @@ def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
                 documents.append(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise BadRequest(f"line {number} of the body is not JSON: {error}") from None
-    _check_json_depth(documents, served.max_json_depth)
-    return plain.read_lines(request, documents, served)
+    _check_json_depth(documents, handler.max_json_depth)
+    return plain.read_lines(request, documents, handler)
 
 
 def _may_be_ours(payload: bytes | bytearray | str) -> bool:

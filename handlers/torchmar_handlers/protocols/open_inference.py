@@ -67,11 +67,11 @@ def speaks(body: Mapping[str, Any]) -> bool:
     return isinstance(inputs, list) and any(isinstance(tensor, Mapping) and "datatype" in tensor for tensor in inputs)
 
 
-def read_binary(request: Request, header_length: Any, served: HandlerInfo) -> ParsedRequest:
+def read_binary(request: Request, header_length: Any, handler: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request with tensors as bytes after the JSON."""
     payload = request.row.get("body")
     if isinstance(payload, Mapping):  # all of the body is JSON, which the worker has parsed
-        return read(request, payload, served)
+        return read(request, payload, handler)
     if not isinstance(payload, bytes | bytearray):
         raise BadRequest("a body with binary tensors has to be sent as application/octet-stream")
     try:
@@ -81,11 +81,11 @@ def read_binary(request: Request, header_length: Any, served: HandlerInfo) -> Pa
         body = None
     if not isinstance(body, Mapping):
         raise BadRequest(f"{HEADER_LENGTH} is not the length of the JSON before the binary tensors")
-    return read(replace(request, row={"body": body}), body, served, memoryview(payload)[length:])
+    return read(replace(request, row={"body": body}), body, handler, memoryview(payload)[length:])
 
 
 def read(
-    request: Request, body: Mapping[str, Any], served: HandlerInfo, binary: memoryview | None = None
+    request: Request, body: Mapping[str, Any], handler: HandlerInfo, binary: memoryview | None = None
 ) -> ParsedRequest:
     """Return a request's instances: item i of every tensor belongs to instance i."""
     if not isinstance(body.get("inputs"), list) or not body["inputs"]:
@@ -107,14 +107,14 @@ def read(
         message = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise BadRequest(f"the first dimensions of the inputs differ, which is that of the batch: {message}")
     (count,) = set(counts.values())
-    check_instance_count(count, served.max_instances)
+    check_instance_count(count, handler.max_instances)
     rows = [{name: _instance(array[index]) for name, array in arrays.items()} for index in range(count)]
-    if len(arrays) == 1 and not served.named:
+    if len(arrays) == 1 and not handler.named:
         rows = [next(iter(row.values())) for row in rows]
-    wanted = _Outputs(_named(body), bool(parameters.get("binary_data_output", False)))
-    request = replace(request, as_bytes=wanted.all_binary)
-    named = {"id": body["id"]} if "id" in body else {}
-    reply = partial(_reply, served=served, wanted=wanted, named=named)
+    requested = _Outputs(_named(body), bool(parameters.get("binary_data_output", False)))
+    request = replace(request, as_bytes=requested.all_binary)
+    id_field = {"id": body["id"]} if "id" in body else {}
+    reply = partial(_reply, handler=handler, requested=requested, id_field=id_field)
     return ParsedRequest([request.part(row) for row in rows], reply, many=len(rows) > 1, error_key="error")
 
 
@@ -127,7 +127,7 @@ def from_torchserves_grpc(request: Request) -> bool:
     return isinstance(body, Mapping) and "model_name" in body and headers == [{"content-type": JSON}]
 
 
-def readable_by_torchserve(request: Request, reply: Reply, served: HandlerInfo) -> Reply:
+def readable_by_torchserve(request: Request, reply: Reply, handler: HandlerInfo) -> Reply:
     """Return an error in a form that TorchServe can send over gRPC, in an output; other answers unchanged.
 
     After an answer that violates the protocol, TorchServe ends the worker, and the other requests of the batch fail,
@@ -135,7 +135,7 @@ def readable_by_torchserve(request: Request, reply: Reply, served: HandlerInfo) 
     """
     if reply.status < 400 or not from_torchserves_grpc(request):
         return reply
-    model_name, version = served.served_as()
+    model_name, version = handler.served_as()
     error = {"name": "error", "shape": [1], "datatype": tensors.BYTES, "data": [reply.message]}
     document = {"id": request.row["body"].get("id", ""), "model_name": model_name, "model_version": version}
     return Reply.json({**document, "outputs": [error]})
@@ -154,14 +154,14 @@ def outputs(answers: Sequence[Any], columns: Mapping[str, Any] | None) -> dict[s
     return {"output": _stack(answers)}
 
 
-def _reply(answers: Sequence[Any], *, served: HandlerInfo, wanted: _Outputs, named: Mapping[str, Any]) -> Reply:
-    arrays = outputs(answers, served.columns(answers))
-    for output in wanted.named:
+def _reply(answers: Sequence[Any], *, handler: HandlerInfo, requested: _Outputs, id_field: Mapping[str, Any]) -> Reply:
+    arrays = outputs(answers, handler.columns(answers))
+    for output in requested.named:
         if output.name not in arrays:
             raise BadRequest(f"there is no output {output.name!r}; there are {', '.join(arrays)}")
-    model_name, version = served.served_as()
+    model_name, version = handler.served_as()
     described, contents = [], []
-    for output in wanted.named or [_Output(name) for name in arrays]:
+    for output in requested.named or [_Output(name) for name in arrays]:
         array = arrays[output.name]
         if output.classes:
             array = _classes(array, output)
@@ -170,13 +170,13 @@ def _reply(answers: Sequence[Any], *, served: HandlerInfo, wanted: _Outputs, nam
             "shape": list(array.shape),
             "datatype": tensors.datatype(array.dtype),
         }
-        if wanted.is_binary(output):
+        if requested.is_binary(output):
             contents.append(tensors.to_bytes(array))
             tensor["parameters"] = {"binary_data_size": len(contents[-1])}
         else:
             tensor["data"] = array.ravel().tolist()
         described.append(tensor)
-    document = {"model_name": model_name, "model_version": version, **named, "outputs": described}
+    document = {"model_name": model_name, "model_version": version, **id_field, "outputs": described}
     reply = Reply.json(document)
     if not contents:
         return reply
@@ -185,24 +185,24 @@ def _reply(answers: Sequence[Any], *, served: HandlerInfo, wanted: _Outputs, nam
 
 def _named(body: Mapping[str, Any]) -> list[_Output]:
     """Return the outputs that a client names."""
-    given = body.get("outputs") or []
-    if not isinstance(given, list) or not all(
-        isinstance(output, Mapping) and isinstance(output.get("name"), str) for output in given
+    entries = body.get("outputs") or []
+    if not isinstance(entries, list) or not all(
+        isinstance(output, Mapping) and isinstance(output.get("name"), str) for output in entries
     ):
         raise BadRequest("outputs is not an array of objects with a name")
-    named = []
-    for output in given:
-        where = f"output {output['name']!r}"
-        parameters = _parameters(output, where)
+    parsed = []
+    for output in entries:
+        place = f"output {output['name']!r}"
+        parameters = _parameters(output, place)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
-            raise BadRequest(f"{where}: classification is {classes!r}, not a number of classes")
+            raise BadRequest(f"{place}: classification is {classes!r}, not a number of classes")
         binary = parameters.get("binary_data")
-        named.append(_Output(output["name"], None if binary is None else bool(binary), classes))
-    return named
+        parsed.append(_Output(output["name"], None if binary is None else bool(binary), classes))
+    return parsed
 
 
-def _parameters(holder: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _parameters(holder: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     """Return the parameters of a request, an input or an output.
 
     Raises:
@@ -212,9 +212,9 @@ def _parameters(holder: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, Mapping):
-        raise BadRequest(f"{where}: parameters is not an object")
+        raise BadRequest(f"{place}: parameters is not an object")
     if _SHARED_MEMORY in parameters:
-        raise BadRequest(f"{where}: shared memory is not supported; send the data in the request", 501)
+        raise BadRequest(f"{place}: shared memory is not supported; send the data in the request", 501)
     return parameters
 
 
@@ -233,28 +233,28 @@ def _array(tensor: Any, position: int, binary: memoryview | None) -> tuple[str, 
     if not isinstance(tensor, Mapping):
         raise BadRequest(f"inputs[{position}] is not an object with name, shape, datatype and data")
     name, shape, datatype = (tensor.get(key) for key in ("name", "shape", "datatype"))
-    where = f"input {name!r}" if isinstance(name, str) else f"inputs[{position}]"
+    place = f"input {name!r}" if isinstance(name, str) else f"inputs[{position}]"
     if not isinstance(name, str) or not name:
-        raise BadRequest(f"{where} has no name")
+        raise BadRequest(f"{place} has no name")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise BadRequest(f"{where}: the shape is not an array of sizes")
+        raise BadRequest(f"{place}: the shape is not an array of sizes")
     if not shape or not shape[0] or len(shape) > _MAX_RANK:
-        raise BadRequest(f"{where}: the shape {shape} has no instances; its first size is that of the batch")
+        raise BadRequest(f"{place}: the shape {shape} has no instances; its first size is that of the batch")
     if not isinstance(datatype, str) or datatype not in tensors.DATATYPES:
-        raise BadRequest(f"{where}: the datatype {datatype!r} is none of {', '.join(tensors.DATATYPES)}")
+        raise BadRequest(f"{place}: the datatype {datatype!r} is none of {', '.join(tensors.DATATYPES)}")
     count = math.prod(shape)
-    size = _parameters(tensor, where).get("binary_data_size")
+    size = _parameters(tensor, place).get("binary_data_size")
     if size is not None and "data" not in tensor:
         if binary is None or type(size) is not int or not 0 <= size <= len(binary):
-            raise BadRequest(f"{where}: binary_data_size is {size!r}, which the body does not have")
-        items = tensors.from_bytes(binary[:size], datatype, where)
+            raise BadRequest(f"{place}: binary_data_size is {size!r}, which the body does not have")
+        items = tensors.from_bytes(binary[:size], datatype, place)
         binary = binary[size:]
     elif "data" in tensor:
-        items = tensors.from_json(tensor["data"], datatype, where)
+        items = tensors.from_json(tensor["data"], datatype, place)
     else:
-        raise BadRequest(f"{where} has no data")
+        raise BadRequest(f"{place} has no data")
     if items.size != count:
-        raise BadRequest(f"{where}: the shape {shape} is of {count} items, and there are {items.size}")
+        raise BadRequest(f"{place}: the shape {shape} is of {count} items, and there are {items.size}")
     return name, items.reshape(shape), binary
 
 

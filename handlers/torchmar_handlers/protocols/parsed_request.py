@@ -51,16 +51,16 @@ class ParsedRequest:
         """Return an error in the form of this protocol, with the keys that the handler adds."""
         if self.many and position is not None:
             message = f"instance {position}: {message}"
-        own = {self.error_key: message} if self.error_key else {}
-        return Reply.error(status, message, **{**error_keys(status, message), **own})
+        error_field = {self.error_key: message} if self.error_key else {}
+        return Reply.error(status, message, **{**error_keys(status, message), **error_field})
 
 
-def instances(value: Any, what: str, limit: int) -> list[Any]:
+def instances(value: Any, subject: str, limit: int) -> list[Any]:
     """Return a list of instances. Raises BadRequest if it is no list, empty, or longer than ``limit`` (413)."""
     if not isinstance(value, list):
-        raise BadRequest(f"{what} is not an array")
+        raise BadRequest(f"{subject} is not an array")
     if not value:
-        raise BadRequest(f"{what} is empty")
+        raise BadRequest(f"{subject} is empty")
     check_instance_count(len(value), limit)
     return value
 

@@ -17,26 +17,26 @@ from torchmar_handlers.request import JSON_LINES, Request
 _BYTES = (bytes, bytearray)
 
 
-def read(request: Request, served: HandlerInfo) -> ParsedRequest:
+def read(request: Request, handler: HandlerInfo) -> ParsedRequest:
     """Return a request's only instance, or the rows that the handler finds in its body."""
     payload = request.payload
-    sent = isinstance(payload, _BYTES) and payload[: len(npy.MAGIC)] == npy.MAGIC
-    if sent:
+    is_npy = isinstance(payload, _BYTES) and payload[: len(npy.MAGIC)] == npy.MAGIC
+    if is_npy:
         request = replace(request, row={"body": npy.read(payload)})
-    as_npy = sent or request.accepts(npy.CONTENT_TYPE)
-    rows = served.rows(request)
+    as_npy = is_npy or request.accepts(npy.CONTENT_TYPE)
+    rows = handler.rows(request)
     if rows is None:
         return ParsedRequest([request], partial(_one, as_npy=as_npy), many=False)
-    values = instances(rows, "the body", served.max_instances)
+    values = instances(rows, "the body", handler.max_instances)
     return ParsedRequest([request.part(row) for row in values], partial(_many, as_npy=as_npy))
 
 
-def read_lines(request: Request, documents: list[Any], served: HandlerInfo) -> ParsedRequest:
+def read_lines(request: Request, documents: list[Any], handler: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request with several documents, each of which is an instance.
 
     The answer is an array, or separate lines if the client accepts JSON lines.
     """
-    values = instances(documents, "the body", served.max_instances)
+    values = instances(documents, "the body", handler.max_instances)
     lines = next(filter(request.accepts, JSON_LINES), "")
     return ParsedRequest([request.part(document) for document in values], partial(_listed, lines=lines))
 

@@ -28,28 +28,28 @@ def speaks_columns(body: Mapping[str, Any]) -> bool:
     return isinstance(body.get("inputs"), list | Mapping)
 
 
-def read_rows(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
+def read_rows(request: Request, body: Mapping[str, Any], handler: HandlerInfo) -> ParsedRequest:
     """Return a request's ``instances``, whose answers are ``predictions`` (or ``explanations``)."""
     _check_signature(body)
     if speaks_columns(body):
         raise BadRequest("the body has both instances and inputs; send one of them")
-    values = instances(body["instances"], "instances", served.max_instances)
+    values = instances(body["instances"], "instances", handler.max_instances)
     key = "explanations" if request.wants_explanation else "predictions"
     parts = [request.part(instance) for instance in values]
     return ParsedRequest(parts, partial(_listed, key=key), error_key="error")
 
 
-def read_columns(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
+def read_columns(request: Request, body: Mapping[str, Any], handler: HandlerInfo) -> ParsedRequest:
     """Return the rows of a request's ``inputs``, whose answers are ``outputs``."""
     _check_signature(body)
     inputs = body["inputs"]
     columns = isinstance(inputs, Mapping)
-    values = _rows(inputs, served) if columns else instances(inputs, "inputs", served.max_instances)
+    values = _rows(inputs, handler) if columns else instances(inputs, "inputs", handler.max_instances)
     parts = [request.part(instance) for instance in values]
-    return ParsedRequest(parts, partial(_outputs, served=served), error_key="error")
+    return ParsedRequest(parts, partial(_outputs, handler=handler), error_key="error")
 
 
-def _rows(columns: Mapping[str, Any], served: HandlerInfo) -> list[Any]:
+def _rows(columns: Mapping[str, Any], handler: HandlerInfo) -> list[Any]:
     if not columns:
         raise BadRequest("inputs is empty")
     for name, column in columns.items():
@@ -62,8 +62,8 @@ def _rows(columns: Mapping[str, Any], served: HandlerInfo) -> list[Any]:
     (count,) = set(lengths.values())
     if not count:
         raise BadRequest("inputs has no rows")
-    check_instance_count(count, served.max_instances)
-    if len(columns) == 1 and not served.named:
+    check_instance_count(count, handler.max_instances)
+    if len(columns) == 1 and not handler.named:
         return list(next(iter(columns.values())))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -72,12 +72,12 @@ def _listed(answers: Sequence[Any], *, key: str) -> Reply:
     return Reply.json({key: [bare(answer) for answer in answers]})
 
 
-def _outputs(answers: Sequence[Any], *, served: HandlerInfo) -> Reply:
+def _outputs(answers: Sequence[Any], *, handler: HandlerInfo) -> Reply:
     """Return the answers as the handler's columns; a single column without objects has no name.
 
     The names of the columns depend on the handler alone, never on its predictions.
     """
-    columns = served.columns(answers)
+    columns = handler.columns(answers)
     if columns is None or (len(columns) == 1 and not isinstance(answers[0], Mapping)):
         return Reply.json({"outputs": [bare(value) for value in next(iter((columns or {"": answers}).values()))]})
     return Reply.json({"outputs": {name: [bare(value) for value in column] for name, column in columns.items()}})

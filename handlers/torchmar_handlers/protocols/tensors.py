@@ -32,51 +32,51 @@ def datatype(dtype: np.dtype) -> str:
     return _BY_DTYPE.get(dtype, BYTES)
 
 
-def from_json(data: Any, datatype: str, where: str) -> np.ndarray:
+def from_json(data: Any, datatype: str, title: str) -> np.ndarray:
     """Return elements from JSON, flat or nested; texts as objects.
 
     Raises:
-        BadRequest: they do not have the datatype; ``where`` names the tensor.
+        BadRequest: they do not have the datatype; ``title`` names the tensor.
     """
     if not isinstance(data, list):
-        raise BadRequest(f"{where}: data is not an array")
+        raise BadRequest(f"{title}: data is not an array")
     if datatype == BYTES:
         flat = list(_leaves(data))
         if not all(isinstance(text, str) for text in flat):
-            raise BadRequest(f"{where}: data of BYTES is an array of texts")
+            raise BadRequest(f"{title}: data of BYTES is an array of texts")
         return objects(flat)
     dtype = DTYPES["FP32" if datatype == BF16 else datatype]
     try:
         array = np.asarray(data)
     except (ValueError, OverflowError):
-        raise BadRequest(f"{where}: data is nested unevenly") from None
+        raise BadRequest(f"{title}: data is nested unevenly") from None
     if array.size and array.dtype.kind not in _TAKEN[dtype.kind]:
-        raise BadRequest(f"{where}: data has items that are not {datatype}")
+        raise BadRequest(f"{title}: data has items that are not {datatype}")
     if array.size and dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise BadRequest(f"{where}: data has items beyond {datatype}")
+            raise BadRequest(f"{title}: data has items beyond {datatype}")
     with np.errstate(over="ignore"):
         cast: np.ndarray = array.astype(dtype)
     if dtype.kind == "f" and array.size and not np.isfinite(cast).all() and np.isfinite(array.astype(float)).all():
-        raise BadRequest(f"{where}: data has items beyond {datatype}")
+        raise BadRequest(f"{title}: data has items beyond {datatype}")
     return cast
 
 
-def from_bytes(data: memoryview, datatype: str, where: str) -> np.ndarray:
+def from_bytes(data: memoryview, datatype: str, title: str) -> np.ndarray:
     """Return elements from bytes; those of BYTES as objects, BF16 as float32.
 
     Raises:
-        BadRequest: the bytes end within an element; ``where`` names the tensor.
+        BadRequest: the bytes end within an element; ``title`` names the tensor.
     """
     if datatype == BF16:
         if len(data) % 2:
-            raise BadRequest(f"{where}: {len(data)} bytes are no whole number of {datatype}")
+            raise BadRequest(f"{title}: {len(data)} bytes are no whole number of {datatype}")
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     if datatype != BYTES:
         dtype = DTYPES[datatype]
         if len(data) % dtype.itemsize:
-            raise BadRequest(f"{where}: {len(data)} bytes are no whole number of {datatype}")
+            raise BadRequest(f"{title}: {len(data)} bytes are no whole number of {datatype}")
         array = np.frombuffer(data, np.uint8 if datatype == "BOOL" else dtype)
         return array != 0 if datatype == "BOOL" else array
     items, place = [], 0
@@ -84,7 +84,7 @@ def from_bytes(data: memoryview, datatype: str, where: str) -> np.ndarray:
         length = struct.unpack_from("<I", data, place)[0] if place + 4 <= len(data) else len(data)
         place += 4 + length
         if place > len(data):
-            raise BadRequest(f"{where}: the lengths before the items do not fit the data")
+            raise BadRequest(f"{title}: the lengths before the items do not fit the data")
         items.append(bytes(data[place - length : place]))
     return objects(items)
 

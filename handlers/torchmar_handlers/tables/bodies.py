@@ -72,12 +72,12 @@ def _text(payload: bytes | bytearray | str) -> str:
     return text
 
 
-def parsed(text: str, what: str = "the body") -> Any:
+def parsed(text: str, subject: str = "the body") -> Any:
     """Return JSON. Raises BadRequest if the text is not JSON."""
     try:
         return loads(text)
     except BadRequest as error:
-        raise BadRequest(error.message.replace("the body", what, 1)) from None
+        raise BadRequest(error.message.replace("the body", subject, 1)) from None
 
 
 def _csv(text: str, columns: Sequence[Column]) -> list[list[Any]]:

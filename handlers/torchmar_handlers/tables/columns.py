@@ -82,38 +82,38 @@ class Column:
             return f"one of {', '.join(names)}{more}"
         if self.type == BOOLEAN:
             return "true or false"
-        what = "a whole number" if self.type == INTEGER else "a number"
+        description = "a whole number" if self.type == INTEGER else "a number"
         low, high = (f"{limit:.15g}" for limit in (self.low, self.high))
         if self.low > -_LARGEST:
-            what += f" from {low} to {high}" if self.high < _LARGEST else f" of at least {low}"
+            description += f" from {low} to {high}" if self.high < _LARGEST else f" of at least {low}"
         elif self.high < _LARGEST:
-            what += f" of at most {high}"
-        return f"{what} {self.unit}".rstrip()
+            description += f" of at most {high}"
+        return f"{description} {self.unit}".rstrip()
 
-    def value(self, given: Any, out_of_range: str = OUT_OF_RANGE[0]) -> float:
+    def value(self, cell: Any, out_of_range: str = OUT_OF_RANGE[0]) -> float:
         """Return the JSON value of a cell as a number; None as the default.
 
         Args:
-            given: a JSON value, or the text of bytes.
+            cell: a JSON value, or the text of bytes.
             out_of_range: ``refuse``, ``clip`` to the nearest allowed value, or ``allow``.
 
         Raises:
             Unusable: the column does not accept the value.
         """
-        if isinstance(given, bytes | bytearray):
-            given = given.decode("utf-8", "replace")
-        if given is None:
+        if isinstance(cell, bytes | bytearray):
+            cell = cell.decode("utf-8", "replace")
+        if cell is None:
             if self.default is None:
                 raise Unusable(f"column {self.name!r} is missing; {self.allowed} is expected")
             return self.default
-        value = self._value(given, out_of_range)
+        value = self._value(cell, out_of_range)
         if value is None:
-            if isinstance(given, list):
-                shape = _shape(given)
+            if isinstance(cell, list):
+                shape = _shape(cell)
                 raise Unusable(f"column {self.name!r} has the shape {shape} in one row; {self.allowed} is expected")
-            close = difflib.get_close_matches(given, map(str, self.categories), 1) if isinstance(given, str) else []
-            meant = f" (did you mean {close[0]!r}?)" if close and close[0] in self.categories else ""
-            raise Unusable(f"column {self.name!r} is {_shown(given)}; {self.allowed} is allowed{meant}")
+            close = difflib.get_close_matches(cell, map(str, self.categories), 1) if isinstance(cell, str) else []
+            suggestion = f" (did you mean {close[0]!r}?)" if close and close[0] in self.categories else ""
+            raise Unusable(f"column {self.name!r} is {_shown(cell)}; {self.allowed} is allowed{suggestion}")
         return value
 
     def cell(self, text: str) -> Any:
@@ -130,17 +130,17 @@ class Column:
         except ValueError:
             return text
 
-    def _value(self, given: Any, out_of_range: str) -> float | None:
+    def _value(self, cell: Any, out_of_range: str) -> float | None:
         if self.type == CATEGORY:
             # In Python, True and 1.0 equal 1; only 1.0 may be in a table.
-            known = isinstance(given, str | int | float) and not isinstance(given, bool)
-            return float(self.categories.index(given)) if known and given in self.categories else None
+            may_be_category = isinstance(cell, str | int | float) and not isinstance(cell, bool)
+            return float(self.categories.index(cell)) if may_be_category and cell in self.categories else None
         if self.type == BOOLEAN:
-            return float(given) if isinstance(given, bool | int | float) and given in (0, 1) else None
-        if isinstance(given, bool) or not isinstance(given, int | float):
+            return float(cell) if isinstance(cell, bool | int | float) and cell in (0, 1) else None
+        if isinstance(cell, bool) or not isinstance(cell, int | float):
             return None
         try:
-            value = float(given)
+            value = float(cell)
         except OverflowError:  # an integer of more than 308 digits
             return None
         if not math.isfinite(value) or (self.type == INTEGER and not value.is_integer()):
@@ -187,29 +187,29 @@ def read(specification: Any, folder: Path) -> list[Column]:
     return list(columns.values())
 
 
-def _column(given: Mapping[str, Any]) -> Column:
-    type_ = given.get("type", NUMBER)
+def _column(definition: Mapping[str, Any]) -> Column:
+    type_ = definition.get("type", NUMBER)
     if type_ not in TYPES:
         raise ValueError(f"type is {type_!r}; there are {', '.join(TYPES)}")
-    for key in given:
+    for key in definition:
         if key not in _KEYS[type_]:
             close = difflib.get_close_matches(str(key), _KEYS[type_], 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(_KEYS[type_]))}"
             raise ValueError(f"a {type_} has no {key!r}{hint}")
-    low, high = _number(given, "min", -_LARGEST), _number(given, "max", _LARGEST)
-    mean, std = (_number(given, key) if key in given else None for key in ("mean", "std"))
+    low, high = _number(definition, "min", -_LARGEST), _number(definition, "max", _LARGEST)
+    mean, std = (_number(definition, key) if key in definition else None for key in ("mean", "std"))
     if low > high:
         raise ValueError(f"min ({low:.15g}) is more than max ({high:.15g})")
     if std is not None and (std <= 0 or mean is None):
         raise ValueError("std is not positive" if mean is not None else "std needs a mean beside it")
-    encoding = given.get("encoding", ONE_HOT)
+    encoding = definition.get("encoding", ONE_HOT)
     if encoding not in (ONE_HOT, INDEX):
         raise ValueError(f"encoding is {encoding!r}; there are {ONE_HOT}, {INDEX}")
-    categories, shares = _categories(given) if type_ == CATEGORY else ((), ())
+    categories, shares = _categories(definition) if type_ == CATEGORY else ((), ())
     column = Column(
-        name=given["name"],
+        name=definition["name"],
         type=type_,
-        unit=str(given.get("unit", "")),
+        unit=str(definition.get("unit", "")),
         low=low,
         high=high,
         mean=mean,
@@ -218,22 +218,22 @@ def _column(given: Mapping[str, Any]) -> Column:
         encoding=encoding,
         shares=shares,
     )
-    if given.get("default") is None:
+    if definition.get("default") is None:
         return column
     try:
-        default = column.value(given["default"])
+        default = column.value(definition["default"])
     except Unusable:
-        raise ValueError(f"default is {_shown(given['default'])}; {column.allowed} is allowed") from None
+        raise ValueError(f"default is {_shown(definition['default'])}; {column.allowed} is allowed") from None
     return Column(**{**column.__dict__, "default": default})
 
 
-def _categories(given: Mapping[str, Any]) -> tuple[tuple[str | int, ...], tuple[float, ...]]:
+def _categories(definition: Mapping[str, Any]) -> tuple[tuple[str | int, ...], tuple[float, ...]]:
     """Return the categories of a column and the share of each."""
-    names = given.get("categories")
+    names = definition.get("categories")
     plain = isinstance(names, list) and all(type(name) in (str, int) for name in names)
     if not plain or not names or len({str(name) for name in names}) != len(names):
         raise ValueError("categories is not a list of different texts or whole numbers")
-    shares = given.get("frequencies") or [1] * len(names)
+    shares = definition.get("frequencies") or [1] * len(names)
     if not isinstance(shares, list) or not all(type(share) in (int, float) and share >= 0 for share in shares):
         raise ValueError("frequencies is not a list of shares")
     if len(shares) != len(names) or not sum(shares):
@@ -241,8 +241,8 @@ def _categories(given: Mapping[str, Any]) -> tuple[tuple[str | int, ...], tuple[
     return tuple(names), tuple(share / sum(shares) for share in shares)
 
 
-def _number(given: Mapping[str, Any], key: str, default: float = 0.0) -> float:
-    value = given.get(key, default)
+def _number(definition: Mapping[str, Any], key: str, default: float = 0.0) -> float:
+    value = definition.get(key, default)
     if value is None:
         return default
     if type(value) not in (int, float) or not math.isfinite(value):

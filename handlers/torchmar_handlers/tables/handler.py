@@ -183,8 +183,8 @@ class TabularHandler(BaseHandler):
         if isinstance(output, Mapping):
             name = self.scores_name or (next(iter(output)) if len(output) == 1 else "")
             if name not in output:
-                wanted = f"the model has no output {name!r}" if name else "the model has several outputs"
-                raise OptionError("scores", f"{wanted}; name one of {', '.join(output)}")
+                cause = f"the model has no output {name!r}" if name else "the model has several outputs"
+                raise OptionError("scores", f"{cause}; name one of {', '.join(output)}")
             output = output[name]
         if not isinstance(output, torch.Tensor):
             raise OptionError("scores", f"the model's output is no tensor: {type(output).__name__}")
@@ -195,7 +195,7 @@ class TabularHandler(BaseHandler):
         """Return the scores to explain, ``(n, targets)``, for the model's output, ``(n, outputs)``."""
 
     @abstractmethod
-    def targets(self, scores: torch.Tensor, wanted: Sequence[Any]) -> torch.Tensor:
+    def targets(self, scores: torch.Tensor, requested: Sequence[Any]) -> torch.Tensor:
         """Return the index of the target of each row's explanation, ``(n,)``; None is the default target."""
 
     @abstractmethod
@@ -231,8 +231,8 @@ class TabularHandler(BaseHandler):
 
     def _explain_options(self, request: Request) -> ExplainOptions:
         """Return the options of an explanation; a row as the baseline is encoded as the model's input."""
-        sent = {name: self._without_columns(request).option(name) for name in _OPTION_NAMES}
-        row, encoded = sent["baseline"], None
+        requested = {name: self._without_columns(request).option(name) for name in _OPTION_NAMES}
+        row, encoded = requested["baseline"], None
         if isinstance(row, str) and row.lstrip().startswith(("{", "[")):
             row = bodies.parsed(row, "baseline")
         if isinstance(row, Mapping | list):
@@ -240,8 +240,8 @@ class TabularHandler(BaseHandler):
                 encoded = self.table.encode(self.table.values(row)[None])[0].tolist()
             except BadRequest as error:
                 raise BadRequest(f"baseline: {error.message}") from None
-            del sent["baseline"]
-        stripped = Request(request.index, {"body": sent}, {})
+            del requested["baseline"]
+        stripped = Request(request.index, {"body": requested}, {})
         options = read_options(stripped, methods=METHODS, defaults=self.default_options, baselines=BASELINES)
         return options if encoded is None else replace(options, baseline=encoded)
 
@@ -250,8 +250,8 @@ class TabularHandler(BaseHandler):
         body = request.row.get("body")
         if not isinstance(body, Mapping):
             return request
-        kept = {name: value for name, value in body.items() if name not in self.table.names}
-        return replace(request, row={"body": kept})
+        fields = {name: value for name, value in body.items() if name not in self.table.names}
+        return replace(request, row={"body": fields})
 
     def _baseline(self, options: ExplainOptions) -> torch.Tensor:
         if options.baseline == "mean":
@@ -265,8 +265,8 @@ class TabularHandler(BaseHandler):
     ) -> Any:
         numbers = explanation.attributions
         # An ablation replaces a whole column: each of its numbers has the loss of the column.
-        whole = explanation.method == "feature_ablation"
-        by_column = numbers[self.table.starts] if whole else self.table.by_column(numbers[None])[0]
+        is_ablation = explanation.method == "feature_ablation"
+        by_column = numbers[self.table.starts] if is_ablation else self.table.by_column(numbers[None])[0]
         order = np.argsort(-np.abs(by_column), kind="stable")
         columns = [self.table.columns[index] for index in order]
         row = {column.name: shown(column, value) for column, value in zip(columns, values[order].tolist(), strict=True)}

@@ -49,12 +49,12 @@ class Table:
         self._one_hot, self._single = np.flatnonzero(one_hot), np.flatnonzero(np.logical_not(one_hot))
         self._one_hot_starts, self._single_starts = self.starts[self._one_hot], self.starts[self._single]
 
-    def values(self, row: Any, beside: Collection[str] = ()) -> np.ndarray:
+    def values(self, row: Any, extra_keys: Collection[str] = ()) -> np.ndarray:
         """Return the values of one row, ``(columns,)`` float64.
 
         Args:
             row: ``{column: value}``, or a list in the order of the columns.
-            beside: keys of an object that are no columns and may be present.
+            extra_keys: keys of an object that are no columns and may be present.
 
         Raises:
             BadRequest: the row is wrong; the message has all of its problems, five at most.
@@ -63,7 +63,7 @@ class Table:
         if quick is None and isinstance(row, Mapping):
             row = _unwrapped(row, self._by_name)
             quick = self._quick(row)
-        return self._examined(row, beside) if quick is None else quick
+        return self._examined(row, extra_keys) if quick is None else quick
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Return rows of values, ``(n, columns)``, as the model's input, ``(n, width)`` float32.
@@ -114,8 +114,8 @@ class Table:
             values = np.array(cells, np.float64)
         except (KeyError, TypeError, OverflowError):
             return None
-        inside = (values >= self._low) & (values <= self._high)  # false for NaN
-        if not inside.all():
+        in_range = (values >= self._low) & (values <= self._high)  # false for NaN
+        if not in_range.all():
             return None
         for position in self._whole:
             if values[position] % 1:
@@ -125,10 +125,10 @@ class Table:
                 return None
         return values
 
-    def _examined(self, row: Any, beside: Collection[str]) -> np.ndarray:
+    def _examined(self, row: Any, extra_keys: Collection[str]) -> np.ndarray:
         problems = []
         if isinstance(row, Mapping):
-            others = [str(name) for name in row if name not in self._by_name and name not in beside]
+            others = [str(name) for name in row if name not in self._by_name and name not in extra_keys]
             problems += [unknown(name, self.names) for name in others]
             cells: Iterator[Any] = (row.get(name) for name in self.names)
         elif isinstance(row, list):
@@ -139,9 +139,9 @@ class Table:
                 )
             cells = iter(row)
         else:
-            what = "null" if row is None else f"{row!r:.40}"
+            text = "null" if row is None else f"{row!r:.40}"
             raise BadRequest(
-                f"a row is an object {{column: value}} or an array of {_plural(len(self.names), 'value')}, not {what}"
+                f"a row is an object {{column: value}} or an array of {_plural(len(self.names), 'value')}, not {text}"
             )
         values = []
         for column, cell in zip(self.columns, cells, strict=True):
@@ -157,9 +157,9 @@ class Table:
 
 def unknown(name: str, names: Sequence[str]) -> str:
     """Return the message about an unknown column, with the name that was probably meant."""
-    close = difflib.get_close_matches(name.lower(), [known.lower() for known in names], 1)
-    meant = next((known for known in names if close and known.lower() == close[0]), None)
-    hint = f"did you mean {meant!r}?" if meant else f"there are {_listed(names)}"
+    close = difflib.get_close_matches(name.lower(), [column.lower() for column in names], 1)
+    suggestion = next((column for column in names if close and column.lower() == close[0]), None)
+    hint = f"did you mean {suggestion!r}?" if suggestion else f"there are {_listed(names)}"
     return f"there is no column {name[:60]!r} ({hint})"
 
 
@@ -189,5 +189,5 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -80,7 +80,7 @@ def padded(rows: Sequence[Sequence[int]], fill: int, *, length: int | None = Non
     """
     longest = length or max(map(len, rows))
     filled = [[fill] * (longest - len(row)) for row in rows]
-    parts = [[*more, *row] if left else [*row, *more] for row, more in zip(rows, filled, strict=True)]
+    parts = [[*padding, *row] if left else [*row, *padding] for row, padding in zip(rows, filled, strict=True)]
     return torch.tensor(parts, dtype=torch.long)
 
 

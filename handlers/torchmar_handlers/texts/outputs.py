@@ -42,8 +42,8 @@ def scores(output: Any, shape: Sequence[int], names: Sequence[str] = ()) -> torc
     """
     values = only(output, SCORES, names)
     if values.shape[:-1] != torch.Size(shape):
-        wanted = ", ".join(map(str, (*shape, "classes")))
-        raise ValueError(f"the model's output has the shape {tuple(values.shape)}, not ({wanted})")
+        expected = ", ".join(map(str, (*shape, "classes")))
+        raise ValueError(f"the model's output has the shape {tuple(values.shape)}, not ({expected})")
     if not bool(values.isfinite().all()):
         raise NotFinite("the model's output for this text is not a number")
     return values.float()

@@ -27,8 +27,8 @@ class Span:
 
 def has_prefixes(labels: Sequence[str]) -> bool:
     """Return whether labels mark the beginning of spans: all but ``O`` start with ``B-``, ``I-`` (``E-``, ``S-``)."""
-    named = [label for label in labels if label != OUTSIDE]
-    return bool(named) and all(label[1:2] == "-" and label[0] in "BIELSU" for label in named)
+    span_labels = [label for label in labels if label != OUTSIDE]
+    return bool(span_labels) and all(label[1:2] == "-" and label[0] in "BIELSU" for label in span_labels)
 
 
 def join(
@@ -50,8 +50,8 @@ def join(
     going_on = False  # whether the last span ends with the previous token
     word: int | None = None
     rows = zip(encoded.places, encoded.special, encoded.words, labels, scores, strict=True)
-    for (start, end), apart, of_word, label, score in rows:
-        if apart:
+    for (start, end), is_special, of_word, label, score in rows:
+        if is_special:
             going_on = False
             continue
         if whole_words and of_word is not None and of_word == word:

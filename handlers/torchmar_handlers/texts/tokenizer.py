@@ -57,9 +57,9 @@ class Tokenizer:
         self.max_tokens = options.integer("max_tokens", min(usual, self.length or usual), low=1)
         if self.length and self.max_tokens > self.length:
             raise OptionError("max_tokens", f"{self.max_tokens} is more than {self.length}, which the model takes")
-        added = self.tokenizer.num_special_tokens_to_add(False)
-        if self.max_tokens <= added:
-            raise OptionError("max_tokens", f"{self.max_tokens} leaves no room: the tokenizer adds {added} of its own")
+        count = self.tokenizer.num_special_tokens_to_add(False)
+        if self.max_tokens <= count:
+            raise OptionError("max_tokens", f"{self.max_tokens} leaves no room: the tokenizer adds {count} of its own")
         if options.flag("truncate", True):
             self.tokenizer.enable_truncation(self.max_tokens, direction=truncation.get("direction", "right"))
         else:
@@ -68,8 +68,8 @@ class Tokenizer:
     @property
     def replacements(self) -> dict[str, int]:
         """Ids of neutral tokens, by name, for explanations."""
-        known = {"mask": _id(self.tokenizer, _MASKS), "unk": _id(self.tokenizer, _UNKNOWN), "pad": self.pad}
-        return {name: number for name, number in known.items() if number is not None}
+        by_name = {"mask": _id(self.tokenizer, _MASKS), "unk": _id(self.tokenizer, _UNKNOWN), "pad": self.pad}
+        return {name: number for name, number in by_name.items() if number is not None}
 
     def of(self, model: torch.nn.Module) -> Tokenizer:
         """Return this tokenizer for another model of the same texts."""
@@ -86,11 +86,11 @@ class Tokenizer:
             raise BadRequest(f"the text has {len(ids)} tokens; {self.max_tokens} are allowed", 413)
         places, words = encoding.offsets, encoding.word_ids
         special = [bool(flag) for flag in encoding.special_tokens_mask]
-        kept = None
+        kept_range = None
         if encoding.overflowing:
-            seen = [place for place, apart in zip(places, special, strict=True) if not apart]
-            kept = min((start for start, _ in seen), default=0), max((end for _, end in seen), default=0)
-        return Encoded(text, ids, [trimmed(text, place) for place in places], special, words, kept)
+            visible = [place for place, is_special in zip(places, special, strict=True) if not is_special]
+            kept_range = min((start for start, _ in visible), default=0), max((end for _, end in visible), default=0)
+        return Encoded(text, ids, [trimmed(text, place) for place in places], special, words, kept_range)
 
     def kind(self, encoded: Encoded) -> int:
         """Return the power of two above a length, so that padding is never more than half of a batch."""
@@ -99,16 +99,16 @@ class Tokenizer:
     def tensors(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the ids of texts, their mask, and the mask of special ids, ``(n, length)`` each."""
         rows = [item.ids for item in batch]
-        apart = [[int(flag) for flag in text.special] for text in batch]
+        flags = [[int(flag) for flag in text.special] for text in batch]
         real = [[1] * len(row) for row in rows]
-        filled = ((rows, self.pad), (real, 0), (apart, 0))
+        filled = ((rows, self.pad), (real, 0), (flags, 0))
         ids, mask, special = (padded(part, fill, length=self.length, left=self.left) for part, fill in filled)
         return ids, mask, special
 
     def called_with(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return ids, mask and the other arguments of the model, in its order."""
-        given = {"ids": ids, "mask": mask}
-        return tuple(given[name] if name in given else torch.zeros_like(ids) for name in self.wants)
+        arguments = {"ids": ids, "mask": mask}
+        return tuple(arguments[name] if name in arguments else torch.zeros_like(ids) for name in self.wants)
 
     def rows(self, output: torch.Tensor, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """Return a model's output for each token, ``(n, length, ...)``, without padding."""
@@ -124,8 +124,8 @@ class Tokenizer:
         """
         spans: list[tuple[int, int, float]] = []
         first = encoded.kept[0] if encoded.kept else 0
-        for (start, end), apart, value in zip(encoded.places, encoded.special, values, strict=True):
-            if apart:
+        for (start, end), is_special, value in zip(encoded.places, encoded.special, values, strict=True):
+            if is_special:
                 continue
             before = encoded.text[spans[-1][1] if spans else first : start] if start < end else ""
             if before and not before[-1].isspace():
@@ -163,18 +163,18 @@ def _wanted(model: torch.nn.Module) -> tuple[str, ...]:
     """Return the arguments of a model: ``ids``, ``mask`` and ``types``, in its order."""
     kinds = {**dict.fromkeys(_IDS, "ids"), **dict.fromkeys(_MASK, "mask"), **dict.fromkeys(_TYPES, "types")}
     names = weights.input_names(model)
-    known = []
+    arguments = []
     for name in names:
         if name not in kinds:
             break
-        known.append(kinds[name])
-    if "ids" in known:
-        return tuple(known)
+        arguments.append(kinds[name])
+    if "ids" in arguments:
+        return tuple(arguments)
     return ("ids",) if len(names) == 1 else ("ids", "mask")
 
 
-def _length(model: torch.nn.Module, wants: Sequence[str]) -> int | None:
+def _length(model: torch.nn.Module, arguments: Sequence[str]) -> int | None:
     """Return the length of the texts that a model accepts; None: any length."""
     inputs = weights.inputs(model)
-    shape = inputs[wants.index("ids")].shape if len(inputs) > wants.index("ids") else None
+    shape = inputs[arguments.index("ids")].shape if len(inputs) > arguments.index("ids") else None
     return shape[1] if shape is not None and len(shape) == 2 else None

@@ -121,14 +121,14 @@ def _written_out(match: re.Match[str]) -> str:
 
 
 def _loaded(file: Path) -> dict[str, int]:
-    wanted = "a mapping from words to ids, or a list of words"
+    expected = "a mapping from words to ids, or a list of words"
     try:
         # On the CPU: the tensors of a vocabulary may have been saved on a GPU.
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # random content may raise any error in the unpickler
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ReadError(
-            f"{FILE} is not {wanted} that can be loaded without running code of its own ({line}): for a Vocab of "
+            f"{FILE} is not {expected} that can be loaded without running code of its own ({line}): for a Vocab of "
             f"torchtext, save vocab.get_stoi() with torch.save, and <unk> as its default"
         ) from error
     words = {word: number for number, word in enumerate(content)} if isinstance(content, list | tuple) else content
@@ -136,5 +136,5 @@ def _loaded(file: Path) -> dict[str, int]:
         isinstance(word, str) and type(number) is int and number >= 0 for word, number in words.items()
     )
     if not sound or not words:
-        raise ReadError(f"{FILE} is not {wanted}: it holds a {type(content).__name__}")
+        raise ReadError(f"{FILE} is not {expected}: it holds a {type(content).__name__}")
     return dict(words)

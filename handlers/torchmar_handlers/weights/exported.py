@@ -77,8 +77,8 @@ def load(path: Path, device: torch.device) -> Exported:
         ) from error
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     leaves = [_input(values.get(name)) for name in program.graph_signature.user_inputs]
-    called = program.module_call_graph[0].signature
-    names = (called.forward_arg_names if called else None) or ()
+    call_signature = program.module_call_graph[0].signature
+    names = (call_signature.forward_arg_names if call_signature else None) or ()
     inputs, keywords, output_names = signature(program.call_spec.in_spec, program.call_spec.out_spec, names, leaves)
     if any(_training(node) for node in program.graph.nodes):
         logger.warning(
@@ -88,7 +88,7 @@ def load(path: Path, device: torch.device) -> Exported:
         )
     module = module.requires_grad_(False)
     # Only tensors have a type here; inputs that are lists or mappings have none.
-    all_tensors = len(inputs) == len(leaves) and all(known.dtype is not None for known in inputs)
+    all_tensors = len(inputs) == len(leaves) and all(spec.dtype is not None for spec in inputs)
     run = flat_graph(module, program.call_spec.out_spec) if all_tensors else None
     return Exported(module, inputs, keywords, output_names, run)
 

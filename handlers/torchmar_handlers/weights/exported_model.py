@@ -39,9 +39,9 @@ class Input:
         if self.dtype is not None and value.dtype != self.dtype:
             value = _cast(value, self.dtype, self._called(position))
         if self.shape is not None and not has_shape(value, self.shape):
-            wanted = ", ".join("*" if size is None else str(size) for size in self.shape)
-            given = tuple(value.shape)
-            raise ValueError(f"input {self._called(position)} has the shape {given}, and the model takes ({wanted})")
+            expected = ", ".join("*" if size is None else str(size) for size in self.shape)
+            actual = tuple(value.shape)
+            raise ValueError(f"input {self._called(position)} has the shape {actual}, and the model takes ({expected})")
         return value
 
     def _called(self, position: int) -> str:
@@ -52,7 +52,7 @@ def has_shape(value: Any, shape: Sequence[int | None]) -> bool:
     """Return whether a tensor or an array has a shape, in which None is any size."""
     sizes = value.shape
     return len(sizes) == len(shape) and all(
-        size == wanted or wanted is None for size, wanted in zip(sizes, shape, strict=True)
+        size == expected or expected is None for size, expected in zip(sizes, shape, strict=True)
     )
 
 
@@ -72,16 +72,16 @@ class ExportedModel(nn.Module):
     def __init__(self, inputs: Sequence[Input] | None, output_names: Sequence[str] = ()) -> None:
         super().__init__()
         self._inputs = None if inputs is None else tuple(inputs)
-        known = self.inputs
-        names = tuple(known_input.name for known_input in known)
+        known_inputs = self.inputs
+        names = tuple(known_input.name for known_input in known_inputs)
         self.input_names: tuple[str, ...] = names if all(names) else ()
         self._names = frozenset(self.input_names)
         self.output_names: tuple[str, ...] = tuple(output_names)
-        rows = {known_input.shape[0] for known_input in known if known_input.shape}
+        rows = {known_input.shape[0] for known_input in known_inputs if known_input.shape}
         self.fixed_rows: int | None = rows.pop() if len(rows) == 1 else None
         floats = (
             known_input.dtype
-            for known_input in known
+            for known_input in known_inputs
             if known_input.dtype is not None and known_input.dtype.is_floating_point
         )
         self.dtype: torch.dtype = next(floats, torch.float32)
@@ -112,19 +112,19 @@ class ExportedModel(nn.Module):
             values = args
         else:
             raise TypeError(f"{len(args)} inputs were given; {self._takes()}")
-        return [known.accept(value, place) for place, (known, value) in enumerate(zip(inputs, values, strict=True))]
+        return [spec.accept(value, place) for place, (spec, value) in enumerate(zip(inputs, values, strict=True))]
 
     def _in_order(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         inputs = self.inputs
         places = {known_input.name: place for place, known_input in enumerate(inputs) if known_input.name}
-        given = dict(enumerate(args))
+        by_place = dict(enumerate(args))
         for name, value in kwargs.items():
-            if name not in places or places[name] in given:
+            if name not in places or places[name] in by_place:
                 raise TypeError(f"input {name!r} is {'given twice' if name in places else 'unknown'}; {self._takes()}")
-            given[places[name]] = value
-        if set(given) != set(range(len(inputs))):
-            raise TypeError(f"{len(given)} inputs were given; {self._takes()}")
-        return [given[place] for place in range(len(inputs))]
+            by_place[places[name]] = value
+        if set(by_place) != set(range(len(inputs))):
+            raise TypeError(f"{len(by_place)} inputs were given; {self._takes()}")
+        return [by_place[place] for place in range(len(inputs))]
 
     def _takes(self) -> str:
         inputs = self.inputs
@@ -157,15 +157,15 @@ def signature(
     return inputs, list(kwargs), tuple(map(str, returned)) if isinstance(returned, Mapping) else ()
 
 
-def _cast(value: torch.Tensor, wanted: torch.dtype, called: str) -> torch.Tensor:
+def _cast(value: torch.Tensor, dtype: torch.dtype, title: str) -> torch.Tensor:
     have = value.dtype
-    if have.is_floating_point and wanted.is_floating_point:
-        return value.to(wanted)
-    if torch.promote_types(have, wanted) == wanted:
-        return value.to(wanted)
-    if not (have.is_floating_point or have.is_complex or wanted == torch.bool):
-        cast = value.to(wanted)
+    if have.is_floating_point and dtype.is_floating_point:
+        return value.to(dtype)
+    if torch.promote_types(have, dtype) == dtype:
+        return value.to(dtype)
+    if not (have.is_floating_point or have.is_complex or dtype == torch.bool):
+        cast = value.to(dtype)
         if torch.equal(cast.to(have), value):
             return cast
-    kinds = [str(dtype).removeprefix("torch.") for dtype in (wanted, have)]
-    raise TypeError(f"input {called} takes {kinds[0]}, which {kinds[1]} cannot be turned into without loss")
+    kinds = [str(dtype).removeprefix("torch.") for dtype in (dtype, have)]
+    raise TypeError(f"input {title} takes {kinds[0]}, which {kinds[1]} cannot be turned into without loss")

@@ -45,10 +45,10 @@ def missing(needs: Sequence[str], device: torch.device) -> str:
         if any(_has_gpu(name, device) for name in gpus):
             continue
         flags = cpu_flags() if flags is None else flags
-        wanted = [name for name in alternatives if name not in gpus]
-        if not any(name in flags for name in wanted):
+        names = [name for name in alternatives if name not in gpus]
+        if not any(name in flags for name in names):
             parts = [
-                *([_without_flags(wanted, flags)] if wanted else []),
+                *([_without_flags(names, flags)] if names else []),
                 *(_without_gpu(name, device) for name in gpus),
             ]
             return ", and ".join(parts)
@@ -95,12 +95,12 @@ def _has_gpu(need: str, device: torch.device) -> bool:
     return match[1] is None or torch.cuda.get_device_capability(device) >= (int(match[1]), int(match[2]))
 
 
-def _without_flags(wanted: Sequence[str], flags: frozenset[str]) -> str:
+def _without_flags(names: Sequence[str], flags: frozenset[str]) -> str:
     if not flags:
-        return f"the flags of this processor are not known, and {' or '.join(wanted)} is needed"
-    if len(wanted) == 1:
-        return f"this processor has no {wanted[0]}"
-    return f"this processor has neither {' nor '.join(wanted)}"
+        return f"the flags of this processor are not known, and {' or '.join(names)} is needed"
+    if len(names) == 1:
+        return f"this processor has no {names[0]}"
+    return f"this processor has neither {' nor '.join(names)}"
 
 
 def _without_gpu(need: str, device: torch.device) -> str:

@@ -60,8 +60,8 @@ class Onnx(ExportedModel):
         binding = self._session.io_binding()
         place = (self._device.type, self._device.index or 0)
         # Memory that ONNX Runtime reads must exist until the run ends; torch's references do not ensure that.
-        kept = [value.detach().to(self._device).contiguous() for value in values]
-        for name, value in zip(self.input_names, kept, strict=True):
+        contiguous = [value.detach().to(self._device).contiguous() for value in values]
+        for name, value in zip(self.input_names, contiguous, strict=True):
             element = torch.empty((), dtype=value.dtype).numpy().dtype.type
             binding.bind_input(name, *place, element, tuple(value.shape), value.data_ptr())
         for name in self.output_names:

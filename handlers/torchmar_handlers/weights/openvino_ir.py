@@ -147,17 +147,17 @@ def shared_core() -> Any:
 
 def names(ports: Sequence[Any], kind: str) -> list[str]:
     """Return the names of inputs or outputs: the shortest name of each; numbered if names are not unique."""
-    found = [min(port.get_names(), key=lambda name: (len(name), name), default="") for port in ports]
-    if all(found) and len(set(found)) == len(found):
-        return found
-    return [f"{kind}_{place}" for place in range(len(found))]
+    shortest = [min(port.get_names(), key=lambda name: (len(name), name), default="") for port in ports]
+    if all(shortest) and len(set(shortest)) == len(shortest):
+        return shortest
+    return [f"{kind}_{place}" for place in range(len(shortest))]
 
 
 def reason(error: BaseException) -> str:
     """Return an error of OpenVINO on one line, without places in its source code."""
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return summary(RuntimeError(" ".join(kept or lines)))
+    messages = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return summary(RuntimeError(" ".join(messages or lines)))
 
 
 def _read(openvino: Any, core: Any, path: Path) -> Any:

@@ -62,14 +62,14 @@ class Optimizations:
             isinstance(providers, list | tuple) and providers and all(isinstance(name, str) for name in providers)
         ):
             raise _invalid("providers", providers, "a list of ONNX Runtime's execution providers")
-        wanted = options.get("compile")
+        compile_option = options.get("compile")
         return cls(
             dtype=None if dtype is None else _DTYPES[dtype],
             channels_last=_flag(options, "channels_last"),
             freeze=_flag(options, "freeze"),
             optimize_for_inference=_flag(options, "optimize_for_inference"),
-            compilation=_of_section(pt2) if wanted is None else _of_option(wanted),
-            required=wanted is not None,
+            compilation=_of_section(pt2) if compile_option is None else _of_option(compile_option),
+            required=compile_option is not None,
             providers=tuple(providers or ()),
         )
 
@@ -178,29 +178,29 @@ def dtype(model: nn.Module) -> torch.dtype:
     if isinstance(model, ExportedModel):
         return model.dtype
     tensors: Iterable[torch.Tensor] = [*model.parameters(), *model.buffers()]
-    stored = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-    if stored is None and isinstance(model, torch.jit.ScriptModule):
-        stored = torchscript.constant_dtype(model)
-    return stored or torch.float32
+    stored_dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+    if stored_dtype is None and isinstance(model, torch.jit.ScriptModule):
+        stored_dtype = torchscript.constant_dtype(model)
+    return stored_dtype or torch.float32
 
 
-def _of_option(wanted: Any) -> Mapping[str, Any] | None:
+def _of_option(option: Any) -> Mapping[str, Any] | None:
     """Read ``handler.compile``: true, false, or a mapping of torch.compile's arguments."""
-    if isinstance(wanted, bool):
-        return {} if wanted else None
-    if not isinstance(wanted, Mapping):
-        raise _invalid("compile", wanted, f"true, false or a mapping of {', '.join(_COMPILE)}")
-    for name, value in wanted.items():
+    if isinstance(option, bool):
+        return {} if option else None
+    if not isinstance(option, Mapping):
+        raise _invalid("compile", option, f"true, false or a mapping of {', '.join(_COMPILE)}")
+    for name, value in option.items():
         if name not in _COMPILE:
             raise _invalid("compile", name, ", ".join(_COMPILE))
         if not isinstance(value, _COMPILE[name]):
             raise _invalid(f"compile.{name}", value, "a text" if _COMPILE[name] is str else "true or false")
     # These two import most of torch's compiler, as compiling itself does.
-    if "backend" in wanted and wanted["backend"] not in torch._dynamo.list_backends(exclude_tags=()):
-        raise _invalid("compile.backend", wanted["backend"], ", ".join(torch._dynamo.list_backends()))
-    if "mode" in wanted and wanted["mode"] not in (modes := torch._inductor.list_mode_options()):
-        raise _invalid("compile.mode", wanted["mode"], ", ".join(modes))
-    return wanted
+    if "backend" in option and option["backend"] not in torch._dynamo.list_backends(exclude_tags=()):
+        raise _invalid("compile.backend", option["backend"], ", ".join(torch._dynamo.list_backends()))
+    if "mode" in option and option["mode"] not in (modes := torch._inductor.list_mode_options()):
+        raise _invalid("compile.mode", option["mode"], ", ".join(modes))
+    return option
 
 
 def _of_section(pt2: Any) -> Mapping[str, Any] | None:

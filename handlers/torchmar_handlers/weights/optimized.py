@@ -117,23 +117,23 @@ class Section:
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, given: Any) -> Section:
+    def of(cls, document: Any) -> Section:
         """Read the section.
 
         Raises:
             LoadError: the section is no mapping, has an unknown key or a value that cannot be used.
         """
-        if not isinstance(given, Mapping):
-            raise _invalid("", f"{given!r} is not a mapping such as {{weights: optimized/model.xml}}")
-        for key in given:
+        if not isinstance(document, Mapping):
+            raise _invalid("", f"{document!r} is not a mapping such as {{weights: optimized/model.xml}}")
+        for key in document:
             if key not in (*_OWN, *_OPTIONS):
                 raise _invalid(f".{key}", f"no option is called so; there are {', '.join((*_OWN, *_OPTIONS))}")
-        name, needs = given.get("weights"), given.get("needs") or []
+        name, needs = document.get("weights"), document.get("needs") or []
         if name is not None and not (isinstance(name, str) and name):
             raise _invalid(".weights", f"{name!r} is not the path of a file in the archive")
         if not isinstance(needs, list | tuple) or not all(isinstance(need, str) for need in needs):
             raise _invalid(".needs", f"{needs!r} is not a list of flags such as [avx512_bf16]")
-        options = {key: value for key, value in given.items() if key in _OPTIONS}
+        options = {key: value for key, value in document.items() if key in _OPTIONS}
         try:
             Optimizations.of(options)
         except LoadError as error:
@@ -174,9 +174,9 @@ def load(
         return weights.load(folder, serialized_file, model_file, device, options, threads=threads, pt2=pt2)
 
     original_file = serialized_file or model_file
-    if (given := options.get(SECTION)) is None:
+    if (document := options.get(SECTION)) is None:
         return ServedWeights(original(), original_file)
-    section = Section.of(given)
+    section = Section.of(document)
     Optimizations.of(options, pt2)  # finds wrong options of the original even if it is not loaded
     file = section.weights or original_file
     try:
@@ -189,8 +189,8 @@ def load(
     except Exception as error:
         logger.debug("the optimised weights cannot be loaded", exc_info=True)
         fault = _in_section(summary(error))
-    called = section.weights or ", ".join(f"{key}: {value}" for key, value in section.options.items())
-    logger.warning("the optimised weights (%s) are not served, but the original %s: %s", called, original_file, fault)
+    title = section.weights or ", ".join(f"{key}: {value}" for key, value in section.options.items())
+    logger.warning("the optimised weights (%s) are not served, but the original %s: %s", title, original_file, fault)
     return ServedWeights(original(), original_file, reason=fault)
 
 
@@ -207,8 +207,8 @@ def _load(
     if section.weights is None:
         merged = {**options, **section.options}
         return weights.load(folder, serialized_file, model_file, device, merged, threads=threads, pt2=pt2)
-    needed = model_file if identify(folder / section.weights).needs_model_file else None
-    return weights.load(folder, section.weights, needed, device, section.options, threads=threads)
+    needed_model_file = model_file if identify(folder / section.weights).needs_model_file else None
+    return weights.load(folder, section.weights, needed_model_file, device, section.options, threads=threads)
 
 
 def _unfit(folder: Path, file: str) -> str:
@@ -222,12 +222,12 @@ def _unfit(folder: Path, file: str) -> str:
         return ""
     lines = sums.read_text(encoding="utf-8").splitlines()
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    own = PurePosixPath(file)
+    path = PurePosixPath(file)
     for name, digest in digests.items():
         listed = PurePosixPath(name)
         # Weights at the top level of the archive have unrelated files beside them.
-        beside = own.parent.name or listed.stem == own.stem
-        if listed.parent != own.parent or not beside:
+        is_related = path.parent.name or listed.stem == path.stem
+        if listed.parent != path.parent or not is_related:
             continue
         if not (folder / name).is_file():
             return f"{name} is missing"

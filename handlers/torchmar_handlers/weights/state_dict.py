@@ -80,11 +80,11 @@ def load_saved(path: Path, model: nn.Module, *, mapped: bool) -> nn.Module:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"Unsupported (?:global|class): ?GLOBAL ([\w.]+)", str(error))
-        if wanted is None:
+        match = re.search(r"Unsupported (?:global|class): ?GLOBAL ([\w.]+)", str(error))
+        if match is None:
             raise _damaged(path, error) from error
         raise LoadError(
-            f"{path.name} holds more than tensors ({wanted.group(1)}), a whole model perhaps, and loading that could "
+            f"{path.name} holds more than tensors ({match.group(1)}), a whole model perhaps, and loading that could "
             "run any code: save the weights alone, with torch.save(model.state_dict(), ...)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
@@ -134,13 +134,13 @@ def _read_safetensors(path: Path) -> State:
 
 def _assign(path: Path, model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
     """Make ``state`` the parameters and buffers of ``model`` without a copy, so that mapped tensors stay mapped."""
-    own = model.state_dict(keep_vars=True)
+    tensors = model.state_dict(keep_vars=True)
     # If a model uses a tensor under two names, safetensors stores one of them.
-    twins = {id(own[name]): state[name] for name in state if isinstance(own.get(name), torch.Tensor)}
-    state = {**{name: twins[id(tensor)] for name, tensor in own.items() if id(tensor) in twins}, **state}
+    twins = {id(tensors[name]): state[name] for name in state if isinstance(tensors.get(name), torch.Tensor)}
+    state = {**{name: twins[id(tensor)] for name, tensor in tensors.items() if id(tensor) in twins}, **state}
     converted = {
         (tensor.dtype, state[name].dtype)
-        for name, tensor in own.items()
+        for name, tensor in tensors.items()
         if isinstance(tensor, torch.Tensor) and isinstance(state.get(name), torch.Tensor)
     }
     for usual, stored in sorted((pair for pair in converted if pair[0] != pair[1]), key=str):
@@ -159,18 +159,19 @@ def _assign(path: Path, model: nn.Module, state: Mapping[str, Any]) -> nn.Module
 
 
 def _other_tensors(path: Path, model: nn.Module, state: Mapping[str, Any], error: RuntimeError) -> LoadError:
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     shapes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)}
     problems: list[str] = []
-    if missing := [name for name in own if name not in state]:
+    if missing := [name for name in tensors if name not in state]:
         problems.append(f"missing {_few(missing)}")
-    if unexpected := [name for name in state if name not in own]:
+    if unexpected := [name for name in state if name not in tensors]:
         problems.append(f"unexpected {_few(unexpected)}")
-    if differing := [name for name in own if name in shapes and shapes[name] != tuple(own[name].shape)]:
+    if differing := [name for name in tensors if name in shapes and shapes[name] != tuple(tensors[name].shape)]:
         problems.append(
             "of another shape "
             + _few(
-                differing, lambda name: f"{name} {shapes[name]} in the file and {tuple(own[name].shape)} in the model"
+                differing,
+                lambda name: f"{name} {shapes[name]} in the file and {tuple(tensors[name].shape)} in the model",
             )
         )
     nested = [name for name, value in state.items() if isinstance(value, Mapping)]
@@ -190,6 +191,6 @@ def _damaged(path: Path, error: BaseException) -> LoadError:
 
 
 def _few(names: Iterable[str], show: Callable[[str], str] = str) -> str:
-    every = list(names)
-    rest = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(map(show, every[:_SHOWN])) + rest
+    all_names = list(names)
+    rest = f" and {len(all_names) - _SHOWN} more" if len(all_names) > _SHOWN else ""
+    return ", ".join(map(show, all_names[:_SHOWN])) + rest
