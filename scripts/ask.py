@@ -173,8 +173,8 @@ def error_in(prediction: bytes) -> str:
 
 def token(options: argparse.Namespace, api: str) -> str:
     """Return the token of an API: the environment's, or that of the server's key file."""
-    given = os.environ.get(f"TORCHMAR_{api.upper()}_TOKEN")
-    return given or str(json.loads(options.key_file.read_text())[api]["key"])
+    variable = os.environ.get(f"TORCHMAR_{api.upper()}_TOKEN")
+    return variable or str(json.loads(options.key_file.read_text())[api]["key"])
 
 
 def main() -> None:

@@ -36,9 +36,9 @@ def main() -> int:
     parser.add_argument(
         "--port", type=int, help="the port of the inference API; the other ports change with it; default: 8080"
     )
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        return run(chosen.engine, chosen.keep, chosen.port)
+        return run(arguments.engine, arguments.keep, arguments.port)
     except TorchmarError as error:
         hint = "scripts/run --port 9080 uses other ports" if isinstance(error, BindError) else error.hint
         complain(TorchmarError(error.message, hint=hint))

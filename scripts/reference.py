@@ -208,12 +208,12 @@ def configuration() -> str:
         ]
         lines += [f"## {group}", "", *table(("key", "meaning", "default", "example"), rows), ""]
     irregular = sorted({*keys.SUPPORTED_KEYS} - {*keys.VARIABLES.values()} - {"ts_open_inference_protocol"})
-    none = ", ".join(f"`{key}`" for key in irregular if not key.startswith(keys.OWN_PREFIX))
+    without_variable = ", ".join(f"`{key}`" for key in irregular if not key.startswith(keys.OWN_PREFIX))
     lines += [
         "## Variables",
         "",
         VARIABLES_INTRODUCTION,
-        f"- These keys have no variable: {none}, and those of torchmar.",
+        f"- These keys have no variable: {without_variable}, and those of torchmar.",
         "",
     ]
     ignored = ", ".join(f"`{key}`" for key in sorted(keys.IGNORED_KEYS))
@@ -223,7 +223,7 @@ def configuration() -> str:
 
 def _default(field: str) -> str:
     """Return the default of a field of the server's settings, in the form of a configuration file."""
-    default = next(known.default for known in dataclasses.fields(settings.Settings) if known.name == field)
+    default = next(setting.default for setting in dataclasses.fields(settings.Settings) if setting.name == field)
     if default is None or default == "":
         return "none"
     return f"`{default:g}`" if isinstance(default, float) else f"`{str(default).lower()}`"
@@ -303,8 +303,8 @@ def _operations(document: Schema) -> Iterator[tuple[list[str], str, Schema]]:
     merged: dict[str, tuple[list[str], str, Schema]] = {}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            alike = {**operation, "operationId": "", "parameters": _parameters(operation)}
-            key = json.dumps([method, alike], sort_keys=True)
+            common = {**operation, "operationId": "", "parameters": _parameters(operation)}
+            key = json.dumps([method, common], sort_keys=True)
             merged.setdefault(key, ([], method, operation))[0].append(path)
     yield from merged.values()
 
@@ -315,8 +315,8 @@ def _parameters(operation: Schema) -> list[Schema]:
 
 def _operation(title: str, paths: Sequence[str], method: str, operation: Schema) -> list[str]:
     lines = [f"### `{method.upper()} {paths[0]}`", "", operation["description"]]
-    if also := ", ".join(f"`{path}`" for path in paths[1:]):
-        lines[-1] += f" Also {also}."
+    if others := ", ".join(f"`{path}`" for path in paths[1:]):
+        lines[-1] += f" Also {others}."
     if operation.get("security"):
         lines[-1] += f" Needs the {title.lower()} token."
     lines.append("")
@@ -371,8 +371,8 @@ def grpc() -> str:
         package = re.findall(r"^package ([\w.]+);", source, re.MULTILINE)[0]
         service = re.findall(r"^service (\w+)", source, re.MULTILINE)[0]
         rows = [
-            (f"`{call}`", f"`{taken}`", f"`{returned}`")
-            for call, taken, returned in re.findall(r"rpc (\w+)\s*\(([^)]*)\)\s*returns\s*\(([^)]*)\)", source)
+            (f"`{call}`", f"`{request}`", f"`{response}`")
+            for call, request, response in re.findall(r"rpc (\w+)\s*\(([^)]*)\)\s*returns\s*\(([^)]*)\)", source)
         ]
         lines += [f"## {heading}", "", f"Service `{package}.{service}`.", ""]
         lines += [*table(("call", "request", "response"), rows), ""]

@@ -20,15 +20,15 @@ def main(names: list[str]) -> int:
 
     Without names, archives whose weights cannot be downloaded are skipped: the others need no network.
     """
-    known = sorted(file.parent.name for file in ARCHIVES.glob("*/archive.yaml"))
+    all_names = sorted(file.parent.name for file in ARCHIVES.glob("*/archive.yaml"))
     for name in names:
-        if name not in known:
-            print(f"error: there is no archives/{name}; there are {', '.join(known)}", file=sys.stderr)
+        if name not in all_names:
+            print(f"error: there is no archives/{name}; there are {', '.join(all_names)}", file=sys.stderr)
             return 2
     # One process at a time: parallel tests all call this function, and wait here until the first has trained.
     with open(__file__, encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _train(names or known, needed=bool(names))
+        return _train(names or all_names, needed=bool(names))
 
 
 def _train(names: list[str], *, needed: bool) -> int:

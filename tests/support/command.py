@@ -21,9 +21,9 @@ _SECONDS = 120
 
 def torchmar(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     words = [str(argument) for argument in arguments]
-    ran = run_module("torchmar", *words, cwd=cwd, environment={**os.environ, "COLUMNS": "80"})
-    assert ran.returncode == code, ran.stdout + ran.stderr
-    return ran
+    process = run_module("torchmar", *words, cwd=cwd, environment={**os.environ, "COLUMNS": "80"})
+    assert process.returncode == code, process.stdout + process.stderr
+    return process
 
 
 def run_module(

@@ -73,25 +73,25 @@ def served(*arguments: object, cwd: Path) -> Iterator[str]:
         assert process.wait(20) == 0
 
 
-def check(value: Any, schema: Mapping[str, Any], schemas: Mapping[str, Any], where: str) -> None:
+def check(value: Any, schema: Mapping[str, Any], schemas: Mapping[str, Any], place: str) -> None:
     """Check a value by a schema of an OpenAPI document."""
     if "$ref" in schema:
         schema = schemas[schema["$ref"].rpartition("/")[2]]
     if value is None:
-        assert schema.get("nullable"), where
+        assert schema.get("nullable"), place
     elif schema.get("type") == "object":
         if "properties" in schema:
-            assert value.keys() == schema["properties"].keys(), where
+            assert value.keys() == schema["properties"].keys(), place
         for key, inner in schema.get("properties", {}).items():
-            check(value[key], inner, schemas, f"{where}.{key}")
+            check(value[key], inner, schemas, f"{place}.{key}")
     elif schema.get("type") == "array":
         for item in value:
-            check(item, schema["items"], schemas, f"{where}[]")
+            check(item, schema["items"], schemas, f"{place}[]")
     elif "enum" in schema:
-        assert value in schema["enum"], where
+        assert value in schema["enum"], place
     elif schema.get("type"):
         types: dict[str, Any] = {"string": str, "number": (int, float), "integer": int, "boolean": bool}
-        assert isinstance(value, types[schema["type"]]), (where, value)
+        assert isinstance(value, types[schema["type"]]), (place, value)
 
 
 def documents(description: Mapping[str, Any], **names: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -94,10 +94,10 @@ def run(block: Block, folder: Path, replacements: Mapping[str, str] | None = Non
     if block.language == "python":
         _shell([sys.executable, "-c", code], folder, block)
         return
-    shown = re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE)
-    script = "".join(f"{command}\nprintf '\\n%s\\n' {_SEPARATOR}\n" for command, _ in shown)
-    printed = _shell(["bash", "-euo", "pipefail", "-c", script], folder, block).split(f"\n{_SEPARATOR}\n")
-    for (command, expected), actual in zip(shown, printed, strict=False):
+    commands = re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE)
+    script = "".join(f"{command}\nprintf '\\n%s\\n' {_SEPARATOR}\n" for command, _ in commands)
+    outputs = _shell(["bash", "-euo", "pipefail", "-c", script], folder, block).split(f"\n{_SEPARATOR}\n")
+    for (command, expected), actual in zip(commands, outputs, strict=False):
         pattern = re.escape(expected.rstrip()).replace(r"\.\.\.", r"(?:.*\n?)*")
         assert re.fullmatch(pattern, actual.rstrip()), f"{block}: {command} prints\n{actual}"
 
@@ -105,9 +105,9 @@ def run(block: Block, folder: Path, replacements: Mapping[str, str] | None = Non
 def _shell(command: list[str], folder: Path, block: Block) -> str:
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {**os.environ, "PATH": path, "COLUMNS": "80"}
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
-    assert ran.returncode == 0, f"{block}: {ran.stdout}{ran.stderr}"
-    return ran.stdout
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
+    assert process.returncode == 0, f"{block}: {process.stdout}{process.stderr}"
+    return process.stdout
 
 
 def run_examples(value: Any, name: str) -> int:

@@ -24,11 +24,11 @@ _LAST_WITH_FEW_LOCALES = 20
 def java_options() -> str:
     """Return the options: the classes of TorchServe are in a file, which the first call on a machine writes."""
     try:
-        found = java.find()
+        installed = java.find()
     except TorchmarError:
         return ""
-    options = f"{_SHORT_RUN} {_FEW_LOCALES}" if found.version <= _LAST_WITH_FEW_LOCALES else _SHORT_RUN
-    digest = hashlib.sha256(f"{found.executable.resolve()} {found.version}".encode()).hexdigest()[:12]
+    options = f"{_SHORT_RUN} {_FEW_LOCALES}" if installed.version <= _LAST_WITH_FEW_LOCALES else _SHORT_RUN
+    digest = hashlib.sha256(f"{installed.executable.resolve()} {installed.version}".encode()).hexdigest()[:12]
     classes = ROOT / ".cache" / "tests" / f"torchserve-{digest}.jsa"
     classes.parent.mkdir(parents=True, exist_ok=True)
     with classes.with_suffix(".lock").open("w") as lock:
@@ -41,11 +41,11 @@ def java_options() -> str:
 def _write(classes: Path, options: str) -> None:
     """Start and stop a server that writes its classes when it ends; write an empty file if this Java cannot."""
     with tempfile.TemporaryDirectory(prefix="torchmar-tests-") as name:
-        folder, written = Path(name), classes.with_suffix(".new")
+        folder, new_classes = Path(name), classes.with_suffix(".new")
         store = folder / "store"
         store.mkdir()
-        config = write_config(folder, vmargs=f"{options} -XX:ArchiveClassesAtExit={written}")
+        config = write_config(folder, vmargs=f"{options} -XX:ArchiveClassesAtExit={new_classes}")
         with TorchServe(config, store, folder / "run") as server:
             list(server.management.names())
-        written.touch()
-        written.replace(classes)
+        new_classes.touch()
+        new_classes.replace(classes)

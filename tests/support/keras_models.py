@@ -39,13 +39,13 @@ def _main(folder: Path) -> None:
     def save(name: str, model: Any, *inputs: Any) -> None:
         for layer in model.layers:
             # Weights as after training: biases and statistics of batches are not zeros and ones.
-            layer.set_weights([one + generator.uniform(0.05, 0.3, one.shape) for one in layer.get_weights()])
+            layer.set_weights([array + generator.uniform(0.05, 0.3, array.shape) for array in layer.get_weights()])
         model.save(folder / name)
         if inputs:
             output = model.predict(list(inputs) if len(inputs) > 1 else inputs[0], verbose=0)
             outputs = output if isinstance(output, dict) else {"output": output}
-            given = {f"input_{place}": value for place, value in enumerate(inputs)}
-            np.savez(folder / f"{name}.npz", **given, **outputs)
+            named_inputs = {f"input_{place}": value for place, value in enumerate(inputs)}
+            np.savez(folder / f"{name}.npz", **named_inputs, **outputs)
 
     picture = keras.Input((16, 16, 3), name="picture")
     hidden = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(picture)

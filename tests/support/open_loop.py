@@ -68,7 +68,7 @@ class OpenLoop:
     @property
     def lost(self) -> dict[str, int]:
         """The number of requests with another outcome than 200, by outcome."""
-        return {what: count for what, count in self.outcomes.items() if what != "200"}
+        return {outcome: count for outcome, count in self.outcomes.items() if outcome != "200"}
 
     def wait_for(self, count: int) -> None:
         """Wait until ``count`` more requests have ended."""
@@ -91,8 +91,8 @@ class OpenLoop:
                 try:
                     answer = client.request(self._name, self._request)
                     wrong = answer.status == 200 and not self._right(answer.body)
-                    what = f"wrong: {answer.body[:100]!r}" if wrong else str(answer.status)
+                    outcome = f"wrong: {answer.body[:100]!r}" if wrong else str(answer.status)
                 except TorchmarError as error:
-                    what = f"{type(error).__name__}: {error.message}"
+                    outcome = f"{type(error).__name__}: {error.message}"
                 with self._lock:
-                    self.outcomes[what] += 1
+                    self.outcomes[outcome] += 1

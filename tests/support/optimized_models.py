@@ -56,8 +56,8 @@ class TextNet(nn.Module):
 
     def forward(self, attention_mask: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Return scores, ``(n, 3)``."""
-        known = self.embedding(input_ids) * attention_mask[:, :, None]
-        scores: torch.Tensor = self.head(torch.tanh(known).sum(1))
+        embedded = self.embedding(input_ids) * attention_mask[:, :, None]
+        scores: torch.Tensor = self.head(torch.tanh(embedded).sum(1))
         return scores
 
 

@@ -30,8 +30,8 @@ READ_ALIKE = () if os.environ.get("TORCHMAR_ALL_ARCHIVES") else ("vit", "iris", 
 
 
 def case(name: str, body: bytes = b"", **headers: str) -> Case:
-    sent = {**TEXT, **{key.replace("_", "-"): value for key, value in headers.items()}}
-    return Case(name, "POST", "/predictions/{name}", body or name.encode(), sent)
+    all_headers = {**TEXT, **{key.replace("_", "-"): value for key, value in headers.items()}}
+    return Case(name, "POST", "/predictions/{name}", body or name.encode(), all_headers)
 
 
 MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
@@ -110,8 +110,8 @@ def compare_archive(pair: EnginePair, name: str, folder: Path) -> Outcome:
     """Compare the answers of an archive of this repository, which is built in a folder."""
     path = pretrained.build(name, folder / "store")
     if name in SLOW or name in LAST:
-        written, source = recipe.read(ROOT / "archives" / name)
-        samples = sorted(written.samples, key=lambda sample: sample.input == LAST.get(name, ""))
-        written = written.model_copy(update={"samples": samples[-1:] if name in SLOW else samples})
-        path = archive.pack(archive.collect_members(written, source), path).path
+        content, source = recipe.read(ROOT / "archives" / name)
+        samples = sorted(content.samples, key=lambda sample: sample.input == LAST.get(name, ""))
+        content = content.model_copy(update={"samples": samples[-1:] if name in SLOW else samples})
+        path = archive.pack(archive.collect_members(content, source), path).path
     return pair.archive(path, corners=name not in (*SLOW, *READ_ALIKE), more=MORE.get(name, ()))

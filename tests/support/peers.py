@@ -14,7 +14,7 @@ class Peer:
     """A server that answers its connections one after the other with the given bytes, or closes them."""
 
     answers: list[bytes]
-    got: list[bytes] = field(default_factory=list)
+    received: list[bytes] = field(default_factory=list)
     address: str = ""
 
     @contextlib.contextmanager
@@ -29,5 +29,5 @@ class Peer:
             for answer in self.answers:
                 connection, _ = listener.accept()
                 with connection:
-                    self.got.append(connection.recv(65536))
+                    self.received.append(connection.recv(65536))
                     connection.sendall(answer)

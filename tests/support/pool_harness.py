@@ -62,9 +62,9 @@ class PoolHarness:
         self.fork_server.close()
         self.loop.close()
 
-    def run(self, what: Awaitable[T]) -> T:
+    def run(self, awaitable: Awaitable[T]) -> T:
         async def bounded() -> T:
-            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine, workers load for a minute
+            return await asyncio.wait_for(awaitable, 300)  # against hangs; on a busy machine, workers load for a minute
 
         return self.loop.run_until_complete(bounded())
 
@@ -93,17 +93,17 @@ def options_of(handler: str, folder: Path, **options: Any) -> PoolOptions:
     return PoolOptions(name="m", version="1.0", handler=handler, folder=str(folder), **options)
 
 
-def job(what: Any, done: Callable[[Reply], None], headers: dict[str, str] | None = None, **more: Any) -> Job:
-    return Job("id", headers or {}, [Part("body", "application/json", json.dumps(what).encode())], done, **more)
+def job(value: Any, on_reply: Callable[[Reply], None], headers: dict[str, str] | None = None, **more: Any) -> Job:
+    return Job("id", headers or {}, [Part("body", "application/json", json.dumps(value).encode())], on_reply, **more)
 
 
 async def ask(pool: Pool, whats: Sequence[Any], headers: dict[str, str] | None = None) -> list[Any]:
     """Return the status of an error, or the value, for each of several simultaneous requests."""
     loop = asyncio.get_running_loop()
     futures = []
-    for what in whats:
+    for value in whats:
         future: asyncio.Future[Reply] = loop.create_future()
-        pool.submit(job(what, future.set_result, headers))
+        pool.submit(job(value, future.set_result, headers))
         futures.append(future)
     replies = await asyncio.gather(*futures)
     return [json.loads(reply.body)["value"] if reply.status == 200 else reply.status for reply in replies]

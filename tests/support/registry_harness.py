@@ -56,15 +56,15 @@ class RegistryHarness:
             self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(Metrics(), Events())
         )
 
-    def run(self, what: Awaitable[T]) -> T:
+    def run(self, awaitable: Awaitable[T]) -> T:
         async def bounded() -> T:
-            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine, workers load for a minute
+            return await asyncio.wait_for(awaitable, 300)  # against hangs; on a busy machine, workers load for a minute
 
         return self.loop.run_until_complete(bounded())
 
-    def error_of(self, what: Awaitable[Any]) -> tuple[int, str]:
+    def error_of(self, awaitable: Awaitable[Any]) -> tuple[int, str]:
         with pytest.raises(ApiError) as caught:
-            self.run(what)
+            self.run(awaitable)
         return caught.value.status, caught.value.message
 
     def register(self, url: str, workers: int = 0, **more: Any) -> Any:

@@ -26,7 +26,7 @@ TINY = (0.0003, 0.00005, 1.0)
 
 
 def profiles(kind: tuple[float, float, float]) -> list[Profile]:
-    fixed, each, gain = kind
+    fixed, per_request, gain = kind
     return [
         Profile(
             threads=threads,
@@ -34,8 +34,8 @@ def profiles(kind: tuple[float, float, float]) -> list[Profile]:
             times=tuple(
                 BatchTimes(
                     size=size,
-                    seconds=tuple((fixed + each * size) / speed * noise for noise in (0.9, 1.0, 1.0, 1.1)),
-                    cpu_seconds=fixed + each * size,
+                    seconds=tuple((fixed + per_request * size) / speed * noise for noise in (0.9, 1.0, 1.0, 1.1)),
+                    cpu_seconds=fixed + per_request * size,
                 )
                 for size in (1, 4, 16, 64)
             ),

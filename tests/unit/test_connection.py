@@ -52,7 +52,7 @@ def test_reading_requests_are_repeated_when_the_connection_breaks_or_the_server_
         assert Connection(Endpoint(inference=peer.address), "inference").request("GET", "/ping").json() == {
             "status": "ok"
         }
-        assert len(peer.got) == 3
+        assert len(peer.received) == 3
 
 
 @pytest.mark.parametrize(("answer", "error"), [(b"", ConnectError), (BUSY, ServerError)])
@@ -60,7 +60,7 @@ def test_requests_that_may_have_been_carried_out_are_never_repeated(answer: byte
     with Peer([answer, OK]).listening() as peer:
         with pytest.raises(error) as caught:
             ManagementClient(peer.address).register("a.mar")
-        assert [got.split()[0] for got in peer.got] == [b"POST"]
+        assert [request.split()[0] for request in peer.received] == [b"POST"]
     if isinstance(caught.value, ConnectError):
         assert caught.value.sent
         assert "closed before there was a response" in caught.value.message
@@ -89,7 +89,7 @@ def test_repeating_can_be_left_out() -> None:
     with Peer([b"", OK]).listening() as peer:
         with pytest.raises(ConnectError):
             ManagementClient(peer.address, retries=0).describe("a")
-        assert len(peer.got) == 1
+        assert len(peer.received) == 1
 
 
 def test_a_limit_of_time_is_of_one_try() -> None:
@@ -115,7 +115,7 @@ def test_another_machine_gets_no_token_in_plain_text_unless_configured(monkeypat
     assert Endpoint().allow_plain_http
     with Peer([OK]).listening() as peer:  # loopback needs no leave
         Connection(Endpoint(management=peer.address, allow_plain_http=False), "management").request("GET", "/models")
-        assert b"\r\nAuthorization: Bearer top-secret\r\n" in peer.got[0]
+        assert b"\r\nAuthorization: Bearer top-secret\r\n" in peer.received[0]
 
 
 def test_an_own_address_of_this_machine_is_as_private_as_loopback() -> None:
@@ -216,7 +216,7 @@ def test_a_redirection_is_not_followed() -> None:
     with Peer([moved, OK]).listening() as peer:
         with pytest.raises(ServerError, match=r"redirects to https://elsewhere\.example/"):
             InferenceClient(peer.address).ping()
-        assert len(peer.got) == 1
+        assert len(peer.received) == 1
 
 
 def test_the_reason_of_a_failed_connection_is_in_the_error() -> None:
@@ -246,7 +246,7 @@ def test_a_key_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     writing.start()
     with Peer([OK]).listening() as peer:
         InferenceClient(Endpoint(inference=peer.address, key_file=file)).ping()
-        assert b"Bearer new" in peer.got[0]
+        assert b"Bearer new" in peer.received[0]
     writing.join()
 
 
@@ -263,7 +263,7 @@ def test_a_token_that_another_client_has_renewed_is_read_again(tmp_path: Path) -
     with Peer([error_response, OK]).listening() as peer:
         renewing.start()
         assert ManagementClient(Endpoint(management=peer.address, key_file=file)).register("a.mar") == "ok"
-        assert [b"Bearer old" in peer.got[0], b"Bearer new" in peer.got[1]] == [True, True]
+        assert [b"Bearer old" in peer.received[0], b"Bearer new" in peer.received[1]] == [True, True]
     renewing.join()
 
 

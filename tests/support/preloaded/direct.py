@@ -41,15 +41,15 @@ def run_command(
         connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         connection.settimeout(timeout)
         connection.connect(server)
-        (output, theirs), (errors, theirs_too) = os.pipe(), os.pipe()
+        (output, output_end), (errors, errors_end) = os.pipe(), os.pipe()
         streams = [stack.enter_context(open(file, encoding="utf-8")) for file in (output, errors)]
         try:
             described = process([0, 1, 2], words, environment, str(cwd), _path(environment.get("PYTHONPATH", "")))
-            files = array.array("i", [0, theirs, theirs_too])
+            files = array.array("i", [0, output_end, errors_end])
             connection.sendmsg([json.dumps(described).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         finally:
-            os.close(theirs)
-            os.close(theirs_too)
+            os.close(output_end)
+            os.close(errors_end)
         if "pid" not in json.loads(connection.recv(4096) or b"{}"):
             return None
         threads = stack.enter_context(ThreadPoolExecutor(len(streams)))
@@ -69,5 +69,5 @@ def _path(folders: str) -> list[str]:
     """Return the module path with which Python starts, before it adds the script's folder or the working folder."""
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
     environment = {**os.environ, "PYTHONPATH": folders}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return list(json.loads(ran.stdout))
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return list(json.loads(result.stdout))

@@ -167,22 +167,22 @@ def objection(request: dict[str, Any]) -> str:
     limits = [list(resource.getrlimit(number)) for number in _limits()]
     if request["limits"] != limits or request["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
         return "it has other limits"
-    theirs, ours = (loading_variables(variables) for variables in (request["environment"], _ENVIRONMENT))
-    if theirs != ours:
-        return f"these variables differ: {set(theirs.items()) ^ set(ours.items())}"
+    requested, present = (loading_variables(variables) for variables in (request["environment"], _ENVIRONMENT))
+    if requested != present:
+        return f"these variables differ: {set(requested.items()) ^ set(present.items())}"
     folders = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), _first_of_path(request)]
     if request["arguments"][0].endswith("start.py"):
         message = json.loads(request["arguments"][1])
         folders.append(message.get("model", {}).get("model_dir", ""))
     # No module replaces one of Python's own, such as the folder /sys if the working folder is /.
-    known = sys.modules.keys() - {"sitecustomize", "__main__", *sys.builtin_module_names}
+    module_names = sys.modules.keys() - {"sitecustomize", "__main__", *sys.builtin_module_names}
     for folder in set(folders) - {"", *sys.path}:
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder):
                 name, _, suffix = entry.name.partition(".")
-                loaded = getattr(sys.modules.get(name), "__file__", None) or ""
+                origin = getattr(sys.modules.get(name), "__file__", None) or ""
                 # A script without a suffix is no module.
-                if name in known and (suffix or entry.is_dir()) and not loaded.startswith(entry.path):
+                if name in module_names and (suffix or entry.is_dir()) and not origin.startswith(entry.path):
                     return f"{entry.path} may be imported in place of what is loaded"
     return ""
 
@@ -271,13 +271,13 @@ def _open_streams() -> None:
         stream = getattr(sys, name)
         if stream.write_through:  # PYTHONUNBUFFERED
             continue
-        opened = None
+        reopened = None
         with contextlib.suppress(OSError):  # it may be closed
             lines = stream.line_buffering or os.isatty(number)
             options = {"encoding": stream.encoding, "errors": stream.errors, "closefd": False}
-            opened = open(number, mode, buffering=1 if lines else -1, **options)
-        setattr(sys, name, opened)
-        setattr(sys, f"__{name}__", opened)
+            reopened = open(number, mode, buffering=1 if lines else -1, **options)
+        setattr(sys, name, reopened)
+        setattr(sys, f"__{name}__", reopened)
 
 
 def _move_files(received: list[int], numbers: list[int]) -> None:
