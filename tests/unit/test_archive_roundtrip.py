@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from torchmar import archive
@@ -37,6 +37,7 @@ def possible(tree: dict[str, bytes]) -> bool:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@example({"..a/b": b"not a revision of a mount"})
 @given(trees)
 def test_a_random_tree_is_read_back_from_every_form_with_one_digest(tree: dict[str, bytes]) -> None:
     members = {**tree, "MAR-INF/MANIFEST.json": MANIFEST}

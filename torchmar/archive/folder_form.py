@@ -49,9 +49,11 @@ class FolderForm:
                 hint="an archive has a folder MAR-INF, the folder of a recipe an archive.yaml",
             )
         for folder, names, files in os.walk(path, followlinks=True):
-            # Kubernetes keeps the revisions of a mount in folders such as ``..data``, and links to their files.
+            mounted = _is_mount(Path(folder))
             names[:] = sorted(
-                name for name in names if not name.startswith("..") and not _links_upward(Path(folder), name)
+                name
+                for name in names
+                if not (mounted and name.startswith("..")) and not _links_upward(Path(folder), name)
             )
             for name in sorted(files):
                 file = Path(folder, name)
@@ -78,6 +80,14 @@ def _status(file: Path) -> os.stat_result | None:
         return file.lstat()
     except FileNotFoundError:  # renamed after it was listed, for example bytecode
         return None
+
+
+def _is_mount(folder: Path) -> bool:
+    """Return whether Kubernetes has mounted ``folder``: its files are links into a folder ``..data``.
+
+    That is a link to the current of the folders with revisions, whose names begin with two dots, too.
+    """
+    return (folder / "..data").is_symlink()
 
 
 def _links_upward(folder: Path, name: str) -> bool:
