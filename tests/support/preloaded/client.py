@@ -30,6 +30,8 @@ def run(path: str) -> None:
         return
     files = _open_files()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # The forked process may work before this one knows its pid; signals wait until they can be passed on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED)
     try:
         connection.connect(path)
         folder = os.getcwd()  # noqa: PTH109 - importing pathlib takes time
@@ -40,8 +42,9 @@ def run(path: str) -> None:
         reply = {}
     if not reply.get("pid"):
         connection.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
-    _wait(connection, reply["pid"])
+    _wait(connection, reply["pid"], before)
 
 
 def _open_files() -> list[int]:
@@ -97,11 +100,12 @@ def _umask() -> int:
     return mask
 
 
-def _wait(connection: socket.socket, pid: int) -> None:
-    """Pass signals to the forked process, and exit like it."""
+def _wait(connection: socket.socket, pid: int, mask: set[int]) -> None:
+    """Pass signals to the forked process, with the given mask of blocked signals, and exit like it."""
     # Including ignored signals, such as SIGHUP below nohup: the forked process may have its own handler.
     for number in _PASSED:
         signal.signal(number, lambda number, _: _kill(pid, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     # Only the other process has the files now, so that their other ends see it close them.
     for file in _open_files():
         os.close(file)
