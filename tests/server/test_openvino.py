@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -39,12 +40,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builtin]:
         (project / "archive.yaml").write_text(json.dumps({**document, "config": {**config, "responseTimeout": 60}}))
         archive.build(project, store)
     (folder / "home").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(folder / "home"))
-        with Builtin(write_config(folder), store, folder / "run") as running:
-            for path in store.glob("*.mar"):
-                running.load(path)
-            yield running
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(folder / "home"))
+            running = stack.enter_context(Builtin(write_config(folder), store, folder / "run"))
+        for path in store.glob("*.mar"):
+            running.load(path)
+        yield running
     # TorchServe's base handler imports OpenVINO, which would begin with a folder for its statistics.
     assert not (folder / "home" / "intel").exists()
 
