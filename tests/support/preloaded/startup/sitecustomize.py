@@ -3,8 +3,12 @@
 See the package ``tests.support.preloaded``.
 """
 
+import gc
 import os
 import sys
+
+# With Python's thresholds, garbage collections take a quarter of the time of the imports of torch and of torchmar.
+gc.set_threshold(50_000, 20, 20)
 
 
 def _kind() -> str:
