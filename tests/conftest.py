@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,18 +105,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _order(items: list[pytest.Item]) -> None:
     """Spread the modules of each slow folder over the run, and put the fast tests at its end.
 
-    Tests of servers wait most of their time, tests of workers compute: together they use all cores. The last tests are
-    short, which keeps all processes of pytest-xdist busy.
+    Tests of servers wait most of their time, tests of workers compute: together they use all cores. Modules with
+    similar names wait alike, so that a checksum of the path orders those of a folder. The last tests are short, which
+    keeps all processes of pytest-xdist busy.
     """
     modules: dict[str, dict[Path, None]] = {}
     for item in items:
         modules.setdefault(folder_of(item), {})[item.path] = None
-    places = {
-        path: (folder not in SLOW_FOLDERS, number / len(paths))
-        for folder, paths in modules.items()
-        for number, path in enumerate(paths)
-    }
+    places: dict[Path, tuple[bool, float]] = {}
+    for folder, paths in modules.items():
+        slow = folder in SLOW_FOLDERS
+        for number, path in enumerate(sorted(paths, key=_checksum) if slow else paths):
+            places[path] = (not slow, number / len(paths))
     items.sort(key=lambda item: places[item.path])
+
+
+def _checksum(path: Path) -> int:
+    return zlib.crc32(path.relative_to(TESTS).as_posix().encode())
 
 
 @pytest.fixture(scope="session", autouse=True)
