@@ -6,6 +6,7 @@ import array
 import contextlib
 import functools
 import json
+import marshal
 import os
 import socket
 import subprocess
@@ -44,18 +45,18 @@ def run_command(
         (output, output_end), (errors, errors_end) = os.pipe(), os.pipe()
         streams = [stack.enter_context(open(file, encoding="utf-8")) for file in (output, errors)]
         try:
-            described = process([0, 1, 2], words, environment, str(cwd), _path(environment.get("PYTHONPATH", "")))
+            described = process([0, 1, 2], words, environment, str(cwd), module_path(environment.get("PYTHONPATH", "")))
             files = array.array("i", [0, output_end, errors_end])
-            connection.sendmsg([json.dumps(described).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+            connection.sendmsg([marshal.dumps(described)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         finally:
             os.close(output_end)
             os.close(errors_end)
-        if "pid" not in json.loads(connection.recv(4096) or b"{}"):
+        if "pid" not in marshal.loads(connection.recv(4096) or marshal.dumps({})):
             return None
         threads = stack.enter_context(ThreadPoolExecutor(len(streams)))
         reading = [threads.submit(stream.read) for stream in streams]
         try:
-            status = json.loads(connection.recv(4096))["status"]
+            status = marshal.loads(connection.recv(4096))["status"]
         except TimeoutError:
             connection.close()  # which kills it
             raise subprocess.TimeoutExpired(words, timeout) from None
@@ -65,7 +66,7 @@ def run_command(
 
 
 @functools.cache
-def _path(folders: str) -> list[str]:
+def module_path(folders: str) -> list[str]:
     """Return the module path with which Python starts, before it adds the script's folder or the working folder."""
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
     environment = {**os.environ, "PYTHONPATH": folders}

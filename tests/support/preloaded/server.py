@@ -152,6 +152,8 @@ def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
 
 def _fork(request: dict[str, Any]) -> tuple[int, str]:
     """Fork for a request; return the pid, which is 0 in the forked process, and why there is none; empty: there is."""
+    if request:
+        request["path"].insert(0, _first_of_path(request))
     if reason := objection(request) if request else "no request":
         return -1, reason
     try:
@@ -164,13 +166,13 @@ def objection(request: dict[str, Any]) -> str:
     """Return the reason why a process must be started and not be forked; empty: it may be forked."""
     if request["python"] != [sys.prefix, sys.version]:
         return "it is of another Python"
-    limits = [list(resource.getrlimit(number)) for number in _limits()]
+    limits = [resource.getrlimit(number) for number in _limits()]
     if request["limits"] != limits or request["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
         return "it has other limits"
     requested, present = (loading_variables(variables) for variables in (request["environment"], _ENVIRONMENT))
     if requested != present:
         return f"these variables differ: {set(requested.items()) ^ set(present.items())}"
-    folders = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), _first_of_path(request)]
+    folders = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), request["path"][0]]
     if request["arguments"][0].endswith("start.py"):
         message = json.loads(request["arguments"][1])
         folders.append(message.get("model", {}).get("model_dir", ""))
@@ -201,7 +203,7 @@ def loading_variables(environment: Mapping[str, str]) -> dict[str, str]:
 def _first_of_path(request: dict[str, Any]) -> str:
     """Return the first folder of Python's module path: the script's, with links resolved, or the working folder."""
     script = request["arguments"][0]
-    return str(request["folder"] if script in ("-m", "-c") else Path(script).resolve().parent)
+    return str(request["folder"] if script in ("-m", "-c") else Path(request["folder"], script).resolve().parent)
 
 
 def _limits() -> list[int]:
@@ -217,14 +219,14 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     for _, _, content in ancillary:
         files.frombytes(content[: len(content) - len(content) % files.itemsize])
     try:
-        return json.loads(data), list(files)
-    except ValueError:
+        return marshal.loads(data), list(files)
+    except (EOFError, TypeError, ValueError):
         return {}, list(files)
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # if the client was killed, the next event of its connection shows it
-        connection.send(json.dumps(message).encode())
+        connection.send(marshal.dumps(message))
 
 
 def _send_statuses(events: select.poll, connections: dict[int, tuple[socket.socket, int]]) -> None:
@@ -243,16 +245,17 @@ def become(request: dict[str, Any]) -> None:
         os.setpgid(0, request["group"])  # fails if the group belongs to another session
     _move_files(request["received"], request["files"])
     _open_streams()
-    os.environ.clear()
-    os.environ.update(request["environment"])
+    for name in os.environ.keys() - request["environment"].keys():
+        del os.environ[name]
+    # Each change copies pages of the memory.
+    os.environ.update(request["environment"].items() - os.environ.items())
     os.chdir(request["folder"])
     os.umask(request["umask"])
     os.sched_setaffinity(0, request["cores"])
     sys.dont_write_bytecode = bool(request["environment"].get("PYTHONDONTWRITEBYTECODE"))
     sys.orig_argv = [sys.executable, *request["arguments"]]
     sys.argv = list(request["arguments"])
-    sys.path[:] = [_first_of_path(request), *request["path"]]
-    importlib.invalidate_caches()
+    sys.path[:] = request["path"]
     if terminal := sys.modules.get("torchmar.cli.terminal"):
         # Its consoles read the environment and the terminal when they are created; other modules use them, too.
         before = dict(vars(terminal))
@@ -311,6 +314,8 @@ def load(kind: str) -> None:
         runpy.run_path(str(_START))["load"]()  # so that start.py, which forked processes run, finds the modules
         _compile_handlers()
         _run_torchscript()
+    # Forked processes list folders anew. To invalidate the entries in each of them would copy hundreds of pages.
+    sys.path_importer_cache.clear()
     gc.collect()
     gc.freeze()
     _use_large_pages()

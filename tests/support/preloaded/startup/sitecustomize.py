@@ -39,12 +39,12 @@ def _kind() -> str:
 
 
 if (_kind_of_this := _kind()) and (_path := os.environ.get(f"TORCHMAR_TESTS_{_kind_of_this}")):
-    # Not by the name of its package, which the process must not see, and without pathlib, which takes time.
-    from importlib.util import module_from_spec, spec_from_file_location
+    # Not by the name of its package, which the process must not see, and without importlib.util, which takes time.
+    from _frozen_importlib_external import SourceFileLoader
 
-    _spec = spec_from_file_location("_torchmar_tests_client", f"{__file__.rpartition('/startup/')[0]}/client.py")
-    assert _spec
-    assert _spec.loader
-    _client = module_from_spec(_spec)
-    _spec.loader.exec_module(_client)
-    _client.run(_path)
+    _file = f"{__file__.rpartition('/startup/')[0]}/client.py"
+    _client = type(sys)("_torchmar_tests_client")
+    _code = SourceFileLoader(_client.__name__, _file).get_code(_client.__name__)
+    assert _code
+    exec(_code, _client.__dict__)
+    _client.run(_path, sys.orig_argv[1:], sys.path, sys.prefix)
