@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import ECHO, write_config
+from tests.support.servers import ECHO, KilledTorchServe, write_config
 from tests.support.wheels import write_wheel
 from torchmar.archive import Archive
 from torchmar.engines.torchserve import TorchServe
@@ -268,7 +268,7 @@ def test_without_checks_an_incomplete_manifest_is_accepted(bench: Bench) -> None
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     folder = tmp_path_factory.mktemp("real")
     (folder / "store").mkdir()
-    with TorchServe(write_config(folder), folder / "store", folder / "run") as running:
+    with KilledTorchServe(write_config(folder), folder / "store", folder / "run") as running:
         yield running
 
 
@@ -418,11 +418,12 @@ def test_failed_downloads_have_torchserves_errors(bench: Bench) -> None:
     def missing(request: BaseHTTPRequestHandler) -> None:
         request.send_error(404)
 
+    settings = {"allowed_urls": ".*", "torchmar_download_retries": "1"}
     with serving(missing) as address:
-        errors = [bench.error_of(f"{address}/x.mar", allowed_urls=".*")]
-    errors.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))  # the server is closed
+        errors = [bench.error_of(f"{address}/x.mar", **settings)]
+    errors.append(bench.error_of(f"{address}/x.mar", **settings))  # the server is closed
     with serving(sends(b"short", Content_Length="100")) as address:
-        errors.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))
+        errors.append(bench.error_of(f"{address}/x.mar", **settings))
     assert {(error.status, error.type) for error in errors} == {(400, "DownloadArchiveException")}
     assert "HTTP 404" in errors[0].message
 

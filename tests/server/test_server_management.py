@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.servers import write_config
+from tests.support.servers import KilledTorchServe, write_config
 from tests.support.slow_archives import BROKEN, SLOW, SLOW_TO_LOAD, pack
 from torchmar.connection import Endpoint
-from torchmar.engines.torchserve import TorchServe
 from torchmar.management import ManagementClient
 from torchmar.server import http as web
 from torchmar.server.api.management import Management
@@ -160,7 +159,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("torchserve")
-    with TorchServe(write_config(folder), store, folder / "run") as running:
+    with KilledTorchServe(write_config(folder), store, folder / "run") as running:
         host, _, port = running.properties.get("management_address").removeprefix("http://").rpartition(":")
         yield Engine((host, int(port)), running.folder / "key_file.json")
 

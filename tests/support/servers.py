@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 
@@ -27,8 +28,18 @@ def write_config(folder: Path, **more: str) -> Path:
     return file
 
 
+class KilledTorchServe(TorchServe):
+    """TorchServe that is killed when the context closes: its own end waits two seconds for further requests."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        super().__exit__(kind, error, trace)
+
+
 #: The engines for tests of clients and of deployments, by name.
-ENGINES = {engine.name: engine for engine in (TorchServe, Builtin)}
+ENGINES = {engine.name: engine for engine in (KilledTorchServe, Builtin)}
 
 
 on_both_engines = pytest.mark.parametrize("engine", ENGINES, scope="module")

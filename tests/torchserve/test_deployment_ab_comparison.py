@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.servers import write_config
+from tests.support.servers import KilledTorchServe, write_config
 from torchmar.deployment import ab_comparison, smoke_test
 from torchmar.deployment.ab_comparison import Comparison, Interval
 from torchmar.engines.torchserve import TorchServe
@@ -33,7 +33,7 @@ class Model:
         return [{"score": row["body"]["x"] + self.config["more"]} for row in rows]
 """
 PROBES = [smoke_test.Probe(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
-VERSIONS = {"1.0": (0.004, 0.0), "1.1": (0.004, 0.0), "1.2": (0.004, 0.004), "1.3": (0.3, 0.0)}
+VERSIONS = {"1.0": (0.004, 0.0), "1.1": (0.004, 0.0), "1.2": (0.004, 0.004), "1.3": (0.15, 0.0)}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """Run a real TorchServe that serves nothing yet."""
     folder = tmp_path_factory.mktemp("bare")
     (folder / "model_store").mkdir()
-    with TorchServe(write_config(folder), folder / "model_store", folder / "run") as running:
+    with KilledTorchServe(write_config(folder), folder / "model_store", folder / "run") as running:
         yield running
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from tests.support import command
 from tests.support.deployments import SAMPLES, code
-from tests.support.servers import write_config
+from tests.support.servers import KilledTorchServe, write_config
 from tests.support.waiting import until
 from torchmar.deployment import actual
 from torchmar.engines.torchserve import TorchServe
@@ -27,7 +27,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """Run a real TorchServe in a user's folder, without models."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "model_store").mkdir()
-    with TorchServe(write_config(folder), folder / "model_store", folder / ".torchmar") as server:
+    with KilledTorchServe(write_config(folder), folder / "model_store", folder / ".torchmar") as server:
         yield server
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.deployments import context_of
-from tests.support.servers import write_config
+from tests.support.servers import KilledTorchServe, write_config
 from torchmar import properties
 from torchmar.connection import Endpoint
 from torchmar.deployment import actual, desired, executor, planning, store_index
 from torchmar.deployment.capture import capture
 from torchmar.deployment.startup import startup
-from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
 
 Make = Callable[..., Path]
@@ -63,7 +62,7 @@ def restarted(deployment: desired.Deployment, folder: Path, store: Path) -> obje
     live, archives = planning.archives(deployment, folder, store)
     file = folder / "again.properties"
     file.write_text(startup(deployment, archives, live, properties.read(folder / "config.properties").values))
-    with TorchServe(file, store, folder / "run") as server:
+    with KilledTorchServe(file, store, folder / "run") as server:
         seen_state = seen(server.server)
         assert planning.make(deployment, context_of(server)).actions == ()
     return seen_state
@@ -79,7 +78,7 @@ def test_a_drafted_deployment_needs_no_change_and_is_the_same_after_a_restart(tm
     ):
         make(name=name, version=version, config=config, store=store)
     config = write_config(tmp_path)
-    with TorchServe(config, store, tmp_path / "run") as server:
+    with KilledTorchServe(config, store, tmp_path / "run") as server:
         first = planning.make(desired.parse(WANTED), context_of(server))
         assert executor.apply(first, server.server).failure is None
         before = seen(server.server)

@@ -16,7 +16,7 @@ from tests.support.browser import Browser
 from tests.support.consoles import ROOT, Page, check, documents, served
 from tests.support.packing import pack_handler
 from tests.support.processes import kill_worker
-from tests.support.servers import write_config
+from tests.support.servers import KilledTorchServe, write_config
 from tests.support.waiting import until
 from torchmar.engines.torchserve import TorchServe
 
@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
             description=HOSTILE,
             samples=[{"input": "sample.txt"}],
         )
-    with TorchServe(write_config(folder), folder / "store", folder / "run") as running:
+    with KilledTorchServe(write_config(folder), folder / "store", folder / "run") as running:
         running.load(folder / "store" / "says-1.0.mar")
         running.management.register("says-2.0.mar", model_name=HOSTILE, initial_workers=1)
         yield running
@@ -178,7 +178,7 @@ def test_a_server_that_is_stopped_is_lost_until_it_is_started_again(tmp_path: Pa
         assert next(kind for kind, _ in events if kind != "tick") == "lost"
         answer = page.send("GET", "/server")
         assert answer.status_code == 503
-        with TorchServe(config, tmp_path / "store", tmp_path / "run"):  # with other tokens
+        with KilledTorchServe(config, tmp_path / "store", tmp_path / "run"):  # with other tokens
             assert next(kind for kind, _ in events if kind != "lost") == "snapshot"
             assert page.get("/events")["events"][-1]["kind"] == "server_started"
     finally:

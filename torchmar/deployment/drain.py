@@ -11,7 +11,8 @@ from torchmar.errors import NotFoundError
 from torchmar.management import ManagementClient
 
 _POLL_SECONDS = 0.1
-_PATIENCE = 3  # number of response times without progress in the queue, after which new requests must be the reason
+# After so many response times without progress in the queue, and so many seconds, new requests must be the reason.
+_PATIENCE, _PATIENCE_SECONDS = 3, 10.0
 
 
 def wait(client: ManagementClient, versions: Sequence[Drained]) -> dict[tuple[str, str], str]:
@@ -44,7 +45,7 @@ def wait(client: ManagementClient, versions: Sequence[Drained]) -> dict[tuple[st
                 quiet_since[key] = now
                 if pending < shortest[key][0]:
                     shortest[key] = (pending, now)
-                elif now - shortest[key][1] > max(_PATIENCE * version.seconds, 10):
+                elif now - shortest[key][1] > max(_PATIENCE * version.seconds, _PATIENCE_SECONDS):
                     still_busy[key] = f"clients still send requests to this version; {pending} wait in its queue"
                     waiting.remove(version)
             elif now - quiet_since[key] >= version.seconds:
