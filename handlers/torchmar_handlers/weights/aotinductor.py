@@ -80,16 +80,13 @@ def load(path: Path, device: torch.device) -> Compiled:
         )
     _allow_amx()
     try:
-        with _without_compiler():
-            model = torch._inductor.aoti_load_package(
-                str(path), device_index=-1 if device.type == "cpu" else device.index or 0
-            )
+        loader = _loader(path, -1 if device.type == "cpu" else device.index or 0)
     except Exception as error:
         raise LoadError(
             f"{path.name} is an AOTInductor package that torch {torch.__version__} cannot load: compile it again "
             f"with this torch on this kind of machine ({summary(error)})"
         ) from error
-    in_spec, out_spec = map(pytree.treespec_loads, model.loader.get_call_spec())
+    in_spec, out_spec = map(pytree.treespec_loads, loader.get_call_spec())
     checks = _checks(source)
     checks = checks if len(checks) == in_spec.num_leaves else []
     inputs, keywords, output_names = signature(in_spec, out_spec, (), [check[0] for check in checks])
@@ -98,7 +95,7 @@ def load(path: Path, device: torch.device) -> Compiled:
     def run(*args: Any, **kwargs: Any) -> Any:
         # As in the model's own call, which reads both trees from JSON in each call.
         tensors = [value for value in pytree.tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
-        return pytree.tree_unflatten(model.loader.run(tensors), out_spec)
+        return pytree.tree_unflatten(loader.run(tensors), out_spec)
 
     return Compiled(run, inputs, keywords, output_names, tuple(last for _, last in checks) if flat else ())
 
@@ -136,6 +133,16 @@ def _allow_amx() -> None:
     # Before version 2.6, torch has no such function, and its compiler does not write such products.
     if allow := getattr(torch.cpu, "_init_amx", None):
         allow()
+
+
+def _loader(path: Path, index: int) -> Any:
+    """Return the program of a package on the device with ``index``; -1: the current one of its kind."""
+    try:
+        # aoti_load_package calls this, too, but first imports torch's compiler: 1.5 seconds of CPU and 90 MB.
+        return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, index)
+    except (AttributeError, TypeError):  # before version 2.8
+        with _without_compiler():
+            return torch._inductor.aoti_load_package(str(path), device_index=index).loader
 
 
 @contextlib.contextmanager
