@@ -12,6 +12,7 @@ import pytest
 from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive
 from torchmar.errors import TorchmarError
+from torchmar.optimizing.measuring import Measurements
 from torchmar.optimizing.process import processor
 from torchmar.optimizing.results import Row, Verdict
 from torchmar.optimizing.session import Optimization, Optimizer
@@ -197,6 +198,8 @@ def test_an_archive_with_a_runtime_is_optimised_in_its_environment(
 ) -> None:
     """There, torchmar finds none of the packages that it requires elsewhere."""
     pytest.importorskip("uv")
+    # The code of the first measurement, in one more process that imports torch.
+    monkeypatch.setattr(Measurements, "measure_original_again", lambda self: None)
     monkeypatch.setenv(venvs.VARIABLE, str(tmp_path / "venvs"))
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     runtime = {"python": version, "requirements": "lock.txt", "wheels": "wheels", "server_packages": True}
