@@ -27,7 +27,6 @@ torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
 onnx_package = pytest.importorskip("onnx")
 
-from tests.support.paths import ROOT  # noqa: E402
 from torchmar.weight_export import session  # noqa: E402
 from torchmar_handlers import weights  # noqa: E402
 from torchmar_handlers.weights import LoadError, machine, onnx_runtime, openvino_ir  # noqa: E402
@@ -447,17 +446,37 @@ def test_onnx_without_its_external_tensors_is_rejected(load: Callable[..., Any],
 # OpenVINO
 
 
-def test_onnx_runtime_sends_no_statistics(saved: Path, tmp_path: Path) -> None:
-    # With its statistics on, it makes a device id and a queue of events below the cache when it is loaded.
-    code = (
-        "import pathlib, torch; from torchmar_handlers.weights import onnx_runtime;"
-        f"onnx_runtime.load(pathlib.Path({str(saved / 'net.onnx')!r}), torch.device('cpu'), 1)"
-    )
-    hidden = ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")  # in CI it sends nothing anyway
+@pytest.fixture(scope="module")
+def engines(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Return the home folder of a new process that loads models of ONNX Runtime and OpenVINO, and its output."""
+    code = """
+import pathlib, signal, sys, torch
+from torchmar_handlers.weights import onnx_runtime, openvino_ir
+folder, device = pathlib.Path(sys.argv[1]), torch.device("cpu")
+onnx_runtime.load(folder / "net.onnx", device, 1)
+assert openvino_ir.imported().Core().available_devices
+from openvino import convert_model
+print([name for name in sys.modules if name.startswith("openvino_telemetry") and sys.modules[name]])
+models = [openvino_ir.load(folder / "net.xml", device, 1) for _ in range(2)]
+del models[0], models[0]  # in the order in which they were loaded
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    home = tmp_path_factory.mktemp("home")
+    hidden = ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")  # in CI ONNX Runtime sends nothing anyway
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    assert not list(tmp_path.rglob("*onnxruntime*"))
+    environment |= {"HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, saved]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return home, ran.stdout.splitlines()
+
+
+def test_onnx_runtime_sends_no_statistics(engines: tuple[Path, list[str]]) -> None:
+    # With its statistics on, it makes a device id and a queue of events below the cache when it is loaded.
+    assert not list(engines[0].rglob("*onnxruntime*"))
 
 
 @pytest.fixture
@@ -472,28 +491,13 @@ def ir(tmp_path: Path) -> Callable[..., str]:
     return ir
 
 
-def test_openvino_is_imported_without_the_package_that_sends_statistics() -> None:
-    code = (
-        "import sys\nfrom torchmar_handlers.weights import openvino_ir\nopenvino = openvino_ir.imported()\n"
-        "assert openvino.Core().available_devices\nfrom openvino import convert_model\n"
-        "print([name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]])"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert ran.stdout == "[]\n"
+def test_openvino_is_imported_without_the_package_that_sends_statistics(engines: tuple[Path, list[str]]) -> None:
+    assert engines[1][0] == "[]"
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals are those of POSIX")
-def test_a_process_outlives_a_signal_after_its_models_of_openvino(saved: Path) -> None:
-    code = (
-        "import pathlib, signal, sys, torch; from torchmar_handlers.weights import openvino_ir\n"
-        "path, device = pathlib.Path(sys.argv[1]), torch.device('cpu')\n"
-        "models = [openvino_ir.load(path, device, 1) for _ in range(2)]\n"
-        "del models[0], models[0]  # in the order in which they were loaded\n"
-        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('interrupted')"
-    )
-    command = [sys.executable, "-c", code, saved / "net.xml"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (ran.returncode, ran.stdout) == (0, "interrupted\n"), ran.stderr
+def test_a_process_outlives_a_signal_after_its_models_of_openvino(engines: tuple[Path, list[str]]) -> None:
+    assert engines[1][1:] == ["interrupted"]
 
 
 def test_openvino_computes_in_float32_unless_the_option_dtype_says_otherwise(load: Callable[..., Any]) -> None:

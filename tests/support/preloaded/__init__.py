@@ -121,5 +121,11 @@ def _environment(kind: Kind, home: str) -> dict[str, str]:
         environment["PYTHONPATH"] = str(ROOT)
     elif kind == "exports":
         environment |= {"PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    # numpy would start a thread for every core, as in torchmar's fork server.
-    return {**environment, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    # numpy would start a thread for every core, as in torchmar's fork server. AOTInductor's code around the operations,
+    # for which the C++ compiler takes most of its time, is not what is tested; torch reads this when it is loaded.
+    return {
+        **environment,
+        "OPENBLAS_NUM_THREADS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL": "O0",
+    }
