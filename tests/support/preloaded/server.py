@@ -177,14 +177,16 @@ def objection(request: dict[str, Any]) -> str:
         message = json.loads(request["arguments"][1])
         folders.append(message.get("model", {}).get("model_dir", ""))
     # No module replaces one of Python's own, such as the folder /sys if the working folder is /.
-    module_names = sys.modules.keys() - {"sitecustomize", "__main__", *sys.builtin_module_names}
+    others = {"sitecustomize", "__main__", *sys.builtin_module_names}
     for folder in set(folders) - {"", *sys.path}:
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder):
                 name, _, suffix = entry.name.partition(".")
-                origin = getattr(sys.modules.get(name), "__file__", None) or ""
+                if name not in sys.modules or name in others:
+                    continue
+                origin = getattr(sys.modules[name], "__file__", None) or ""
                 # A script without a suffix is no module.
-                if name in module_names and (suffix or entry.is_dir()) and not origin.startswith(entry.path):
+                if (suffix or entry.is_dir()) and not origin.startswith(entry.path):
                     return f"{entry.path} may be imported in place of what is loaded"
     return ""
 
@@ -245,10 +247,12 @@ def become(request: dict[str, Any]) -> None:
         os.setpgid(0, request["group"])  # fails if the group belongs to another session
     _move_files(request["received"], request["files"])
     _open_streams()
-    for name in os.environ.keys() - request["environment"].keys():
+    before, environment = dict(os.environ), request["environment"]
+    for name in before.keys() - environment.keys():
         del os.environ[name]
-    # Each change copies pages of the memory.
-    os.environ.update(request["environment"].items() - os.environ.items())
+    for name, value in environment.items():
+        if before.get(name) != value:  # each change copies pages of the memory
+            os.environ[name] = value
     os.chdir(request["folder"])
     os.umask(request["umask"])
     os.sched_setaffinity(0, request["cores"])
@@ -258,10 +262,10 @@ def become(request: dict[str, Any]) -> None:
     sys.path[:] = request["path"]
     if terminal := sys.modules.get("torchmar.cli.terminal"):
         # Its consoles read the environment and the terminal when they are created; other modules use them, too.
-        before = dict(vars(terminal))
+        consoles = dict(vars(terminal))
         for name, value in vars(importlib.reload(terminal)).items():
             if name in ("out", "lasting_out", "err"):
-                before[name].__dict__ = value.__dict__
+                consoles[name].__dict__ = value.__dict__
     # Python's own generator has another seed in each fork.
     if "torch" in sys.modules:
         sys.modules["numpy"].random.seed()
