@@ -306,6 +306,8 @@ def load(kind: str) -> None:
         sys.modules["openvino.torch"] = None  # type: ignore[assignment]
     elif kind == "exports":
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    elif kind == "conversions":
+        sys.modules["sklearn"] = None  # type: ignore[assignment] # as keras_program
     for name in _IMPORTS[kind]:
         with contextlib.suppress(ModuleNotFoundError):  # other versions of torch may have other modules
             importlib.import_module(name)
