@@ -58,7 +58,7 @@ def handle(rows, context):
 def serving(folder: Path) -> Iterator[Builtin]:
     """Run a server with a model that does what requests name."""
     store = folder / "model_store"
-    config = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "responseTimeout": 5}
+    config = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "responseTimeout": 3}
     archive = pack_handler(store, OBEDIENT, name="m", config=config)
     with Builtin(write_config(folder, max_request_size="100000"), store, folder / "run") as running:
         running.load(archive)
@@ -162,7 +162,7 @@ def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure
 
     def innocent(number: int) -> None:
         with InferenceClient(lasting.server, timeout=30, retries=0) as client:
-            while not ended.wait(0.05):  # several seconds, most of them while a model hangs
+            while not ended.wait(0.1):  # several seconds, most of them while a model hangs
                 try:
                     answer = json.loads(client.request("m", request_of(number)).body)
                     outcomes["right" if answer == {"value": number} else "wrong"] += 1

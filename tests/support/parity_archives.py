@@ -24,9 +24,9 @@ SLOW = ("page",)  # seconds for an answer: only the last sample, without an imag
 LAST = {"speech": "samples/speech.wav"}
 ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
 COMPARED = ALL if os.environ.get("TORCHMAR_ALL_ARCHIVES") else FEW
-# These get only their samples and own requests: digits, clinic, scripted and the protocol's handler read requests
-# alike.
-READ_ALIKE = () if os.environ.get("TORCHMAR_ALL_ARCHIVES") else ("vit", "iris", "eager", "function")
+# These get only their samples and own requests: digits, clinic, topics, scripted and the protocol's handler read
+# requests alike.
+READ_ALIKE = () if os.environ.get("TORCHMAR_ALL_ARCHIVES") else ("vit", "iris", "guard", "eager", "function")
 
 
 def case(name: str, body: bytes = b"", **headers: str) -> Case:

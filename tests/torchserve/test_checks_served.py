@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -35,7 +36,6 @@ class Net(torch.nn.Module):
         self.l = torch.nn.Linear(2, 1)
     def forward(self, x): return self.l(x)
 """
-MAKE = "import torch\nfrom tinynet import Net\ntorch.save({'model': Net(), 'epoch': 3}, 'best.pt')\n"
 
 
 def pack(store: Path, name: str, members: dict[str, bytes], **model: str) -> Path:
@@ -45,12 +45,16 @@ def pack(store: Path, name: str, members: dict[str, bytes], **model: str) -> Pat
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole() -> bytes:
     """Return a whole model that was pickled with its class."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "tinynet.py").write_bytes(NET)
-    subprocess.run([sys.executable, "-c", MAKE], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": "."})
-    return (folder / "best.pt").read_bytes()
+    import torch
+
+    stream, module = io.BytesIO(), ModuleType("tinynet")
+    exec(NET, module.__dict__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tinynet", module)
+        torch.save({"model": module.Net(), "epoch": 3}, stream)
+    return stream.getvalue()
 
 
 WARNED: dict[str, tuple[dict[str, bytes], dict[str, str], str]] = {
