@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.support.command import torchmar
-from tests.support.families import descendants
+from tests.support.families import runs
 from tests.support.moods import MOODY, Make
 from tests.support.paths import SAMPLES
 from tests.support.preloaded import unforked
@@ -198,21 +198,6 @@ def test_a_rejected_configuration_is_reported_with_the_servers_output(tmp_path: 
     assert "Traceback" not in caught.value.log
 
 
-@pytest.mark.unforked
-def test_it_stops_without_a_trace(tmp_path: Path, digits: Path) -> None:
-    before = descendants()
-    with Builtin(write_config(tmp_path), digits.parent, tmp_path / "run") as server:
-        server.load(digits)
-        running = ServerRecord.find(server.folder)
-        assert running
-        assert Path(running.temporary).exists()
-        assert len(descendants() - before) > 1
-    assert descendants() <= before
-    assert not Path(running.temporary).exists()
-    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert left == {"console.log", "server.log", "workers.log"}
-
-
 def test_serve_runs_it_without_java_until_it_is_stopped(tmp_path: Path, digits: Path) -> None:
     write_config(tmp_path)
     nowhere = {**os.environ, "JAVA_HOME": str(tmp_path / "none"), "PATH": str(tmp_path)}
@@ -244,3 +229,18 @@ def test_serve_runs_it_without_java_until_it_is_stopped(tmp_path: Path, digits: 
         torchmar("stop", cwd=tmp_path)
         process.kill()
         process.communicate()
+
+
+# It is the last test of this server, which it ends.
+def test_it_stops_without_a_trace(builtin: Builtin) -> None:
+    running = ServerRecord.find(builtin.folder)
+    assert running
+    server = psutil.Process(running.pid)
+    processes = [server, *server.children(recursive=True)]
+    assert len(processes) > 3  # server, supervisor, fork server, worker
+    assert Path(running.temporary).exists()
+    builtin.__exit__(None, None, None)
+    assert not any(map(runs, processes))
+    assert not Path(running.temporary).exists()
+    left = {path.name for path in builtin.folder.rglob("*") if path.is_file()}
+    assert left == {"console.log", "server.log", "workers.log"}
