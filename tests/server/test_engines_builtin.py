@@ -203,7 +203,6 @@ def test_serve_runs_it_without_java_until_it_is_stopped(tmp_path: Path, digits: 
     nowhere = {**os.environ, "JAVA_HOME": str(tmp_path / "none"), "PATH": str(tmp_path)}
     command = [
         sys.executable,
-        "-u",
         "-m",
         "torchmar",
         "serve",

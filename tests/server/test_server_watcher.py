@@ -138,7 +138,7 @@ def test_a_file_that_is_being_copied_is_not_touched(tmp_path: Path, start: Calla
         half = len(whole) // 2
         file.write(whole[:half])
         file.flush()
-        time.sleep(3)  # several polls
+        time.sleep(2)  # two polls
         assert (answer(server), versions(server)) == ("1", ["1"])
         file.write(whole[half:])
     wait_for("2", lambda: answer(server))
@@ -183,7 +183,7 @@ def test_the_log_says_once_why_an_entry_is_not_served(tmp_path: Path, start: Cal
         return [line.partition("not served: ")[2] for line in lines if "not served: " in line]
 
     wait_for(expected, lambda: set(reasons()))
-    time.sleep(3)  # several polls
+    time.sleep(2)  # two polls
     assert sorted(reasons()) == sorted(expected)
     assert answer(server) == "1"
     pack(tmp_path, base / "2.mar", "2")

@@ -81,6 +81,7 @@ def profile(
     *,
     longest: float = float("inf"),
     largest: int = SIZES[-1],
+    on_loaded: Callable[[int], object] = lambda memory: None,
     on_size: Callable[[int], object] = lambda size: None,
 ) -> list[Profile]:
     """Measure batches of several sizes in workers, in turn.
@@ -92,6 +93,7 @@ def profile(
         requests: requests for the batches.
         longest: seconds; if a batch takes longer, no larger batch of this worker is measured.
         largest: largest size of a batch.
+        on_loaded: called before the first measurement, with the bytes of the smallest worker.
         on_size: called before the batches of each size.
 
     Returns:
@@ -105,6 +107,7 @@ def profile(
     with contextlib.ExitStack() as stack:
         measured = [_Measured(stack, subject, requests) for subject in subjects]
         processes = [worker.process for worker in measured]
+        on_loaded(min(map(_own_memory, processes)))
         before = Reading(processes, local=True)
         for number in range(1, _ROUNDS + 1):
             for size in (size for size in SIZES if size <= largest):

@@ -154,7 +154,7 @@ class Tuner:
             memory=self._question.memory,
             queue_size=self._archive.queue_size,
         )
-        self._check_memory(predictor)
+        self._check_memory(min(measured.memory for measured in self.record.profiles))
         if self.record.complete:
             result = replace(self._search(predictor, None), reason=self.record.reason)
         else:
@@ -287,16 +287,17 @@ class Tuner:
 
             self._observer.on_step("loading workers")
             requests = [case.request for case in self.workload.cases]
-            return profile(subjects, requests, longest=1.5 * self._question.target.seconds, on_size=on_size)
+            longest = 1.5 * self._question.target.seconds
+            return profile(subjects, requests, longest=longest, on_loaded=self._check_memory, on_size=on_size)
 
     def _leave_threads(self) -> None:
         """Keep the handler's threads and stages, because it does not accept torchmar's options."""
         self.record.choose_threads = self._choose_threads = False
         self._space = replace(self._space, choose_threads=False, stages=False)
 
-    def _check_memory(self, predictor: Predictor) -> None:
+    def _check_memory(self, least: int) -> None:
+        """Compare the bytes of the smallest worker with the limit."""
         limit = self._question.memory
-        least = min(measured.memory for measured in self.record.profiles)
         if limit is not None and least > limit:
             raise TorchmarError(
                 f"one worker of {self._archive.name} takes {least / 2**20:,.0f} MiB, more than --memory allows "
