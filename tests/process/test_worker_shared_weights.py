@@ -20,10 +20,7 @@ from torchmar.archive import Archive
 from torchmar.server.workers.jobs import Reply
 from torchmar.server.workers.pool import Pool
 
-pytestmark = [
-    pytest.mark.unforked,
-    pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files in memory"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files in memory")
 
 Make = Callable[..., Path]
 _SIZE = 10_000_000  # numbers of 4 bytes, together more than what malloc can be configured to take from its heap

@@ -130,7 +130,6 @@ def test_replicas_share_what_is_loaded_also_when_the_first_one_is_killed(
     until(lambda: not loaders(key))
 
 
-@pytest.mark.unforked  # it kills them by their parents
 def test_a_loader_or_its_fork_server_that_is_killed_is_started_again_and_the_replicas_stay(
     large: Path, key: str, observer: PoolHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,9 +138,11 @@ def test_a_loader_or_its_fork_server_that_is_killed_is_started_again_and_the_rep
     async def scenario() -> None:
         replicas = [replica_of(spec, observer) for _ in range(2)]
         assert all(await asyncio.gather(*(replica.scale(1, 1) for replica in replicas)))
-        (loader,) = loaders(key)
-        for killed in (loader.children(recursive=True)[1], loader):  # the fork server is below its supervisor
+        for kind in ("fork server", "loader"):
             before = [(await ask(replica, ["pid"]))[0][0] for replica in replicas]
+            # The model's process has forked the workers, and the fork server the model's process.
+            fork_server = forked_by(forked_by(before[0]).pid)
+            (killed,) = [fork_server] if kind == "fork server" else loaders(key)
             killed.kill()
             await asyncio.to_thread(until, lambda before=before: not any(map(psutil.pid_exists, before)))
             for replica, pid in zip(replicas, before, strict=True):
