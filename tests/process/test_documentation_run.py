@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ import torchmar
 from tests.support import documents
 from tests.support.paths import ROOT
 from torchmar import archive
+from torchmar.worker.environment import worker_environment
 
 
 @pytest.mark.parametrize("name", documents.PROCESS_EXAMPLES)
@@ -43,11 +45,13 @@ def test_the_adapter_for_other_servers_runs_an_extracted_archive(tmp_path: Path)
     (adapter,) = (block for block in documents.blocks(page) if block.title == "archive_handler.py")
     (tmp_path / adapter.title).write_text(adapter.code)
     code = (
-        "from archive_handler import ArchiveHandler\n"
+        "import torch, archive_handler\n"
         "requests = [({'content-type': 'application/json'}, b'\"abc\"'), ({}, b'bytes')]\n"
-        "print(ArchiveHandler('lengths', batch_size=2)(requests))"
+        "print(archive_handler.ArchiveHandler('lengths', batch_size=2)(requests))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    # With the variables of workers, so that a process that has loaded torch forks it.
+    environment = worker_environment(os.environ)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert ran.stdout.splitlines()[-1:] == ["[(200, None, {'characters': 3}), (200, None, {'characters': 5})]"], (
         ran.stderr
     )

@@ -27,8 +27,8 @@ def _kind() -> str:
         return "COMMANDS"
     if first == "-m" and second in ("torchmar.worker", "torchmar.optimizing.process"):
         return "WORKERS"
-    # The doctor's, with the packages of a worker.
-    if first == "-c" and second.startswith(("import torch, ts.", "import json, torch;")):
+    # The doctor's, and an example of a document, with the packages of a worker.
+    if first == "-c" and second.startswith(("import torch, ", "import json, torch;")):
         return "WORKERS"
     if first.endswith("/tests/support/keras_models.py"):
         return "CONVERSIONS"
