@@ -175,9 +175,10 @@ def test_pages_in_a_batch_are_answered_as_each_alone(worker: Worker) -> None:
     two, one, none = (
         Request(png(page), PNG)
         for page in (
-            drawn(((120, 90), "Seven boats"), ((60, 180), "And below")),
-            drawn(((20, 40), "Night train 42"), size=(300, 120)),
-            Image.new("RGB", (120, 200), "white"),
+            # Squares: the short side is enlarged.
+            drawn(((60, 90), "Seven boats"), ((40, 180), "And below"), size=(300, 300)),
+            drawn(((20, 100), "Night train 42"), size=(250, 250)),
+            Image.new("RGB", (120, 120), "white"),
         )
     )
     requests = [two, Request(b"no image", PNG), one, none, two]

@@ -38,6 +38,12 @@ def served(request: pytest.FixtureRequest, server: TorchServe) -> Iterator[Recip
     path.unlink()
 
 
+def samples_of(written: Recipe) -> list[Sample]:
+    """Return the samples of an archive; of the pages, of which each takes a second, only the smallest with text."""
+    large = ("samples/invoice.png", "samples/turned.png") if written.name == "page" else ()
+    return [sample for sample in written.samples if sample.input not in large]
+
+
 def sent(written: Recipe, sample: Sample) -> Request:
     if sample.input is None:
         return Request(json.dumps(sample.json_body).encode(), "application/json", sample.explain)
@@ -53,11 +59,12 @@ def send(server: TorchServe, name: str, request: Request) -> Response:
 
 def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, served: Recipe) -> None:
     bad = Request(b'{"instances": [{}, null', "application/json")
-    requests_ = [sent(served, sample) for sample in served.samples]
+    samples = samples_of(served)
+    requests_ = [sent(served, sample) for sample in samples]
     with ThreadPoolExecutor(8) as pool:
         mixed = [sent_request for request in requests_ for sent_request in (request, bad)]
         answers = list(pool.map(lambda request: send(server, served.name, request), mixed))
-    for sample, answer in zip(served.samples, answers[::2], strict=True):
+    for sample, answer in zip(samples, answers[::2], strict=True):
         # The client raises an error with the message; the whole body of errors is compared by parity.
         expected = sample if sample.status < 400 else sample.model_copy(update={"expect": None})
         assert comparison.differences(expected, answer) == [], sample
