@@ -32,7 +32,7 @@ def run(server: str, arguments: list[str], path: list[str], prefix: str) -> None
         path: folders from which it imports modules.
         prefix: folder of Python's environment.
     """
-    if arguments[0].endswith("start.py") and not any(f'"kind": "{kind}"' in arguments[1] for kind in _FORKED):
+    if not is_forked(arguments):
         return
     files = _open_files()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -52,6 +52,11 @@ def run(server: str, arguments: list[str], path: list[str], prefix: str) -> None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     _wait(connection, reply["pid"], before)
+
+
+def is_forked(arguments: list[str]) -> bool:
+    """Return whether a process is forked: of those of start.py, only some are."""
+    return not arguments[0].endswith("start.py") or any(f'"kind": "{kind}"' in arguments[1] for kind in _FORKED)
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def _words(words: list[str], environment: Mapping[str, str]) -> list[str]:
         words[:1] == [sys.executable]
         and words[1:]
         and words[1].endswith(_FILES)
+        and client.is_forked(words[1:])
         and server
         and _STARTUP in folders.split(os.pathsep)
     ):
