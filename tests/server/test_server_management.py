@@ -599,7 +599,8 @@ def test_an_unregistration_that_takes_too_long_changes_nothing(tmp_path: Path, s
         def submit() -> None:
             ours.registry.find("slow").pool.submit(Job("id", {}, [Part("body", "text/plain", b"x")], replies.append))
 
-        for _ in range(4):  # a second each
+        requests = 2 + int(seconds)  # a second each
+        for _ in range(requests):
             ours.soon(submit)
         answer = ours(*delete("slow"))
         assert (answer.status, answer.body["type"]) == (408, "RequestTimeoutException")
@@ -607,7 +608,7 @@ def test_an_unregistration_that_takes_too_long_changes_nothing(tmp_path: Path, s
         assert ours(*get("slow")).status == 200
         ours.soon(submit)
         assert ours.run(pool.drain(60))
-        assert [reply.status for reply in replies] == [200] * 5
+        assert [reply.status for reply in replies] == [200] * (requests + 1)
 
 
 def test_models_are_registered_and_removed_only_where_that_is_allowed(
