@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from textwrap import dedent
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -17,6 +18,9 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.servers import write_config
 from torchmar.process_handle import ProcessHandle, identify
+
+if TYPE_CHECKING:
+    from tests.support.pool_harness import PoolHarness
 
 pytestmark = pytest.mark.unforked
 
@@ -80,9 +84,18 @@ def with_number(pid: int) -> subprocess.Popen[bytes]:
         time.sleep(0.05)
 
 
-def a_worker_has_died(folder: Path) -> None:
-    from tests.support.pool_harness import PoolHarness, ask, options_of, until
+def processes_of_a_pool_have_died(folder: Path) -> None:
+    from tests.support.pool_harness import PoolHarness
     from torchmar.server.telemetry import logs
+
+    logs.open_in(folder / "logs")
+    with PoolHarness() as harness:  # which loads torch
+        a_worker_has_died(harness, folder)
+        a_parent_has_died(harness, folder)
+
+
+def a_worker_has_died(harness: PoolHarness, folder: Path) -> None:
+    from tests.support.pool_harness import ask, options_of, until
     from torchmar.server.workers.pool import Pool
 
     flag = folder / "loaded"
@@ -94,22 +107,42 @@ def a_worker_has_died(folder: Path) -> None:
         if rows is not None: os._exit(3)
     """
     (folder / "handler.py").write_text(dedent(code))
-    logs.open_in(folder / "logs")
-    with PoolHarness() as harness:
 
-        async def make() -> Pool:
-            return Pool(harness.fork_server, options_of("handler.py", folder), harness)
+    async def make() -> Pool:
+        return Pool(harness.fork_server, options_of("handler.py", folder), harness)
 
-        pool = harness.run(make())
-        assert harness.run(pool.scale(1, 1)), pool.failure
-        (worker,) = pool.workers()
-        assert harness.run(ask(pool, ["x"])) == [500]
-        harness.run(until(lambda: not psutil.pid_exists(worker.pid)))
-        innocent = with_number(worker.pid)
-        harness.run(until(lambda: "once only" in pool.failure))
-        harness.run(pool.close())
-        harness.run(until(lambda: not psutil.Process(harness.fork_server.pid).children()))
+    pool = harness.run(make())
+    assert harness.run(pool.scale(1, 1)), pool.failure
+    (worker,) = pool.workers()
+    assert harness.run(ask(pool, ["x"])) == [500]
+    harness.run(until(lambda: not psutil.pid_exists(worker.pid)))
+    innocent = with_number(worker.pid)
+    harness.run(until(lambda: "once only" in pool.failure))
+    harness.run(pool.close())
+    harness.run(until(lambda: not psutil.Process(harness.fork_server.pid).children()))
     assert innocent.poll() is None
+
+
+def a_parent_has_died(harness: PoolHarness, folder: Path) -> None:
+    from tests.support.pool_harness import OBEDIENT, ask, options_of, until
+    from torchmar.server.workers.pool import Pool
+
+    (folder / "handler.py").write_text(OBEDIENT)
+
+    async def make() -> Pool:
+        return Pool(harness.fork_server, options_of("handler.py", folder), harness)
+
+    pool = harness.run(make())
+    assert harness.run(pool.scale(2, 2)), pool.failure
+    numbers = [process.pid for process in (*pool.workers(), harness.fork_server) if process.pid]
+    assert len(numbers) == 3
+    os.kill(numbers[-1], signal.SIGKILL)
+    harness.run(until(lambda: not any(map(psutil.pid_exists, numbers))))
+    innocents = [with_number(number) for number in numbers]
+    harness.run(until(lambda: pool.ready == 2))
+    assert harness.run(ask(pool, [1, 2])) == [1, 2]
+    harness.run(pool.close())
+    assert [innocent.poll() for innocent in innocents] == [None] * 3
 
 
 def a_server_was_killed(folder: Path) -> None:
@@ -128,32 +161,7 @@ def a_server_was_killed(folder: Path) -> None:
     assert innocent.poll() is None
 
 
-def a_parent_has_died(folder: Path) -> None:
-    from tests.support.pool_harness import OBEDIENT, PoolHarness, ask, options_of, until
-    from torchmar.server.telemetry import logs
-    from torchmar.server.workers.pool import Pool
-
-    (folder / "handler.py").write_text(OBEDIENT)
-    logs.open_in(folder / "logs")
-    with PoolHarness() as harness:
-
-        async def make() -> Pool:
-            return Pool(harness.fork_server, options_of("handler.py", folder), harness)
-
-        pool = harness.run(make())
-        assert harness.run(pool.scale(2, 2)), pool.failure
-        numbers = [process.pid for process in (*pool.workers(), harness.fork_server) if process.pid]
-        assert len(numbers) == 3
-        os.kill(numbers[-1], signal.SIGKILL)
-        harness.run(until(lambda: not any(map(psutil.pid_exists, numbers))))
-        innocents = [with_number(number) for number in numbers]
-        harness.run(until(lambda: pool.ready == 2))
-        assert harness.run(ask(pool, [1, 2])) == [1, 2]
-        harness.run(pool.close())
-    assert [innocent.poll() for innocent in innocents] == [None] * 3
-
-
-@pytest.mark.parametrize("case", [a_worker_has_died, a_parent_has_died, a_server_was_killed])
+@pytest.mark.parametrize("case", [processes_of_a_pool_have_died, a_server_was_killed])
 def test_a_process_with_the_reused_pid_of_another_is_not_killed(case: object, tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare here")
