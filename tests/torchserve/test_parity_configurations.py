@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.outcomes import mismatches
-from torchmar import parity
+from tests.support.servers import ENGINES
+from torchmar import engines, parity
 from torchmar.parity import cases, engine_pair
 from torchmar.parity.cases import Case
 
 # Requests with and without tokens, and those for new ones.
 TOKENS = (*cases.TOKENS, *(case for case in cases.MANAGEMENT if case.path.startswith("/token")))
+
+
+@pytest.fixture(autouse=True)
+def _end_torchserve_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "named", ENGINES.__getitem__)
 
 
 @pytest.mark.parametrize(
