@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Keras imports scikit-learn for wrappers that no model needs, which takes a second.
-sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+# Keras imports these for code that no model needs, which takes a second.
+for _name in ("matplotlib", "sklearn"):
+    sys.modules.setdefault(_name, None)  # type: ignore[arg-type]
 
 import keras  # noqa: E402
 import torch  # noqa: E402

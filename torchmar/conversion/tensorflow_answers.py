@@ -19,8 +19,9 @@ Arrays = dict[str, np.ndarray]
 
 def main(model: Path, inputs: Path, answers: Path) -> int:
     """Answer every input, and write the answers."""
-    # TensorFlow imports Keras, which imports scikit-learn for wrappers that no model needs: more than a second.
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+    # TensorFlow imports Keras, which imports these for code that no model needs: more than a second.
+    for name in ("matplotlib", "sklearn"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     batches: dict[str, Arrays] = defaultdict(dict)
     with np.load(inputs) as file:
         for key in file.files:

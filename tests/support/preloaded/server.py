@@ -307,7 +307,8 @@ def load(kind: str) -> None:
     elif kind == "exports":
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     elif kind == "conversions":
-        sys.modules["sklearn"] = None  # type: ignore[assignment] # as keras_program
+        for name in ("matplotlib", "sklearn"):  # as keras_program
+            sys.modules[name] = None  # type: ignore[assignment]
     for name in _IMPORTS[kind]:
         with contextlib.suppress(ModuleNotFoundError):  # other versions of torch may have other modules
             importlib.import_module(name)
