@@ -22,7 +22,6 @@ from tests.support.packing import pack_handler
 from tests.support.paths import DIGITS, ROOT, TESTS
 from tests.support.preloaded import fork_processes, unforked
 from tests.support.preloaded.server import loading_variables
-from tests.support.preloaded.starting import start_clients
 from tests.support.servers import ECHO, ENGINES, write_config
 from torchmar import archive, openmp
 from torchmar.engines import EngineName, addresses
@@ -129,7 +128,7 @@ def _checksum(path: Path) -> int:
 def _fork_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let processes that have loaded the necessary packages fork workers, servers, commands and conversions."""
     starts_workers = any(_starts_workers(item) for item in request.session.items)
-    with fork_processes(*(("workers",) if starts_workers else ())), start_clients():
+    with fork_processes(*(("workers",) if starts_workers else ())):
         yield
 
 

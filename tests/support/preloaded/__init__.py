@@ -7,10 +7,9 @@ exports; each loads its packages when the first process of its kind is started. 
 them. Python runs `startup/sitecustomize.py` when it starts. In TorchServe's workers, in torchmar's, in its fork server,
 in the built-in server, in the jobs of its console, in the processes of conversions and in `torchmar`, this module
 requests a fork of the process, and then only passes signals and the exit status on. Commands whose results tests read
-are forked without starting a Python first (`direct`); where the tests' own processes start a worker, a server or a
-command, it is one without the packages of its site folders (`starting`). The code that runs is the same. Its
-arguments, environment, working folder, open files, limits, process group and folders of modules are those of the
-started process; if this is not possible, the started process runs the code itself (`server.objection` has the reasons).
+are forked without starting a Python first (`direct`). The code that runs is the same. Its arguments, environment,
+working folder, open files, limits, process group and folders of modules are those of the started process; if this is
+not possible, the started process runs the code itself (`server.objection` has the reasons).
 
 Test modules with the mark ``unforked`` test workers and servers as processes, which are then started; so does
 `unforked` for those of a fixture.

@@ -1,8 +1,7 @@
 """The process that was started as a worker or a command: it requests a fork, and passes signals and exit status on.
 
 A thousand of these processes are started: it imports the C modules below `signal` and `socket`, and no `json`, in a
-third of the time. Run as a file, without Python's site folders, its arguments are the path of the socket of the process
-that forks, the folder of Python's environment, the module path, and the arguments of Python.
+third of the time.
 """
 
 from __future__ import annotations
@@ -23,16 +22,14 @@ _FORKED = ("RunWorker", "RunForkServer")  # torchmar's messages; processes of ot
 _PASSED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(server: str, arguments: list[str], path: list[str], prefix: str) -> None:
+def run(server: str) -> None:
     """Exit like the forked process; return if this process must run the code itself.
 
     Args:
         server: path of the socket of the process that forks.
-        arguments: arguments of Python.
-        path: folders from which it imports modules.
-        prefix: folder of Python's environment.
     """
-    if not is_forked(arguments):
+    arguments = sys.orig_argv[1:]
+    if arguments[0].endswith("start.py") and not any(f'"kind": "{kind}"' in arguments[1] for kind in _FORKED):
         return
     files = _open_files()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -41,7 +38,7 @@ def run(server: str, arguments: list[str], path: list[str], prefix: str) -> None
     try:
         connection.connect(server)
         folder = os.getcwd()  # noqa: PTH109 - importing pathlib takes time
-        described = process(files, arguments, os.environ, folder, path, prefix)
+        described = process(files, arguments, os.environ, folder, sys.path)
         numbers = b"".join(number.to_bytes(4, sys.byteorder) for number in files)
         connection.sendmsg([marshal.dumps(described)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
         reply = _receive(connection)
@@ -52,11 +49,6 @@ def run(server: str, arguments: list[str], path: list[str], prefix: str) -> None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     _wait(connection, reply["pid"], before)
-
-
-def is_forked(arguments: list[str]) -> bool:
-    """Return whether a process is forked: of those of start.py, only some are."""
-    return not arguments[0].endswith("start.py") or any(f'"kind": "{kind}"' in arguments[1] for kind in _FORKED)
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
@@ -80,12 +72,7 @@ def _is_inherited(number: int) -> bool:
 
 
 def process(
-    files: list[int],
-    arguments: list[str],
-    environment: Mapping[str, str],
-    folder: str,
-    path: list[str],
-    prefix: str = sys.prefix,
+    files: list[int], arguments: list[str], environment: Mapping[str, str], folder: str, path: list[str]
 ) -> dict[str, Any]:
     """Return the description of a process for a fork.
 
@@ -95,7 +82,6 @@ def process(
         environment: environment variables of the process.
         folder: working folder of the process.
         path: folders from which it imports modules.
-        prefix: folder of Python's environment.
     """
     return {
         "arguments": arguments,
@@ -103,7 +89,7 @@ def process(
         "folder": folder,
         "path": path,
         "files": files,
-        "python": [prefix, sys.version],
+        "python": [sys.prefix, sys.version],
         "limits": [resource.getrlimit(number) for number in _limits()],
         "group": os.getpgrp(),
         "cores": sorted(os.sched_getaffinity(0)),
@@ -146,9 +132,3 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
-
-
-if __name__ == "__main__":
-    _server, _prefix, _path, *_arguments = sys.argv[1:]
-    run(_server, _arguments, _path.split(os.pathsep), _prefix)
-    os.execv(sys.executable, [sys.executable, *_arguments])

@@ -45,7 +45,7 @@ def run_command(
         (output, output_end), (errors, errors_end) = os.pipe(), os.pipe()
         streams = [stack.enter_context(open(file, encoding="utf-8")) for file in (output, errors)]
         try:
-            described = process([0, 1, 2], words, environment, str(cwd), module_path(environment.get("PYTHONPATH", "")))
+            described = process([0, 1, 2], words, environment, str(cwd), _path(environment.get("PYTHONPATH", "")))
             files = array.array("i", [0, output_end, errors_end])
             connection.sendmsg([marshal.dumps(described)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         finally:
@@ -66,7 +66,7 @@ def run_command(
 
 
 @functools.cache
-def module_path(folders: str) -> list[str]:
+def _path(folders: str) -> list[str]:
     """Return the module path with which Python starts, before it adds the script's folder or the working folder."""
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
     environment = {**os.environ, "PYTHONPATH": folders}

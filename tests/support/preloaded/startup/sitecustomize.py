@@ -47,4 +47,4 @@ if (_kind_of_this := _kind()) and (_path := os.environ.get(f"TORCHMAR_TESTS_{_ki
     _code = SourceFileLoader(_client.__name__, _file).get_code(_client.__name__)
     assert _code
     exec(_code, _client.__dict__)
-    _client.run(_path, sys.orig_argv[1:], sys.path, sys.prefix)
+    _client.run(_path)
