@@ -160,13 +160,19 @@ def _show_latency(results: Results, sides: Sequence[Side]) -> None:
     for model, rate in dict.fromkeys((model, rate) for _, model, rate in results.steps):
         base = _p99(results.step(_SHIPPED, model, rate))
         rows = []
+        reasons: list[str] = []
         for side in sides:
             if not results.steps.get((side.key, model, rate)):
                 continue
             step = results.step(side.key, model, rate)
             p99 = _p99(step)
-            if step is None or step.latency_ms is None or p99 is None:
+            if step is None or step.latency_ms is None:
                 rows.append((side.title, "invalid", "", "", ""))
+                steps = results.steps[side.key, model, rate]
+                reasons += sorted({f"{side.title}: {reason}" for step in steps for reason in step.invalid_reasons})
+                continue
+            if p99 is None:
+                rows.append((side.title, f"{step.latency_ms.p50:.2f}", "too few requests", "", ""))
                 continue
             ratio = ratio_interval(p99, base) if base and side.key != _SHIPPED else None
             rows.append(
@@ -180,6 +186,8 @@ def _show_latency(results: Results, sides: Sequence[Side]) -> None:
             )
         title = f"{_title(model)}, latency in ms at {rate:g} requests a second"
         _print(title, ("", "p50", "p99", "95 %", "p99 of as shipped"), rows)
+        for reason in reasons:
+            print(f"invalid: {reason}")
 
 
 def _p99(step: Step | None) -> Interval | None:

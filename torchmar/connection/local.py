@@ -1,4 +1,4 @@
-"""Addresses of this machine; nobody else can read requests to them."""
+"""Addresses of this machine: requests to them do not leave it."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def ports_beside(used_port: int) -> list[int]:
 
 
 def without_tokens() -> dict[str, str]:
-    """Return keys for a platform whose requests have no tokens: nobody can register a model, even on this machine."""
+    """Return keys for a platform whose requests have no tokens: no client registers models, even on this machine."""
     return {"disable_token_authorization": "true", "enable_model_api": "false"}
 
 
