@@ -7,23 +7,18 @@ It uses Keras on the torch backend, which reads ``.keras`` and ``.h5`` without T
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Keras imports these for code that no model needs, which takes a second.
-for _name in ("matplotlib", "sklearn"):
-    sys.modules.setdefault(_name, None)  # type: ignore[arg-type]
+import torch
+from torch import nn
 
-import keras  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-from torchmar.conversion.exporters.exported import save  # noqa: E402
-from torchmar.conversion.graph_rewriting import identifiers, rewrite  # noqa: E402
-from torchmar.conversion.process import Rejected, fitted, gap, main, sample_arrays  # noqa: E402
+from torchmar.conversion.exporters.exported import save
+from torchmar.conversion.graph_rewriting import identifiers, rewrite
+from torchmar.conversion.keras_alone import keras
+from torchmar.conversion.process import Rejected, fitted, gap, main, sample_arrays
 
 TOLERANCE = 1e-4  # relative to the largest output, or to 1
 _BATCHES = (1, 3)  # numbers of rows of the random inputs

@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 def main(model: Path, inputs: Path, answers: Path) -> int:
     """Answer every input, and write the answers."""
-    # TensorFlow imports Keras, which imports these for code that no model needs: more than a second.
+    # As in keras_alone, which this process cannot import: it has TensorFlow's packages, which import Keras.
     for name in ("matplotlib", "sklearn"):
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     batches: dict[str, Arrays] = defaultdict(dict)

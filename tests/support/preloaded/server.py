@@ -55,7 +55,7 @@ _IMPORTS = {
         *("torchmar.cli.up_to_date", "torchmar.cli.findings", "torchmar.model_archiver.packaging"),
         *("typer._adapters", "rich._emoji_codes", "argparse", "encodings.utf_8_sig"),
     ),
-    "conversions": ("keras", "h5py", "torch.export._trace", "torch._export.serde.serialize"),
+    "conversions": ("torchmar.conversion.keras_alone", "h5py", "torch.export._trace", "torch._export.serde.serialize"),
     # Packages that write weights in other formats, and packages that compare them.
     "exports": (
         *("torch.export._trace", "torch._export.serde.serialize", "torch.onnx._internal.exporter._core"),
@@ -152,9 +152,10 @@ def serve(kind: str, listener: socket.socket) -> dict[str, Any] | None:
 
 def _fork(request: dict[str, Any]) -> tuple[int, str]:
     """Fork for a request; return the pid, which is 0 in the forked process, and why there is none; empty: there is."""
-    if request:
-        request["path"].insert(0, _first_of_path(request))
-    if reason := objection(request) if request else "no request":
+    if not request:
+        return -1, "no request"
+    request["path"].insert(0, _first_of_path(request))
+    if reason := objection(request):
         return -1, reason
     try:
         return os.fork(), ""
@@ -306,9 +307,6 @@ def load(kind: str) -> None:
         sys.modules["openvino.torch"] = None  # type: ignore[assignment]
     elif kind == "exports":
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    elif kind == "conversions":
-        for name in ("matplotlib", "sklearn"):  # as keras_program
-            sys.modules[name] = None  # type: ignore[assignment]
     for name in _IMPORTS[kind]:
         with contextlib.suppress(ModuleNotFoundError):  # other versions of torch may have other modules
             importlib.import_module(name)
