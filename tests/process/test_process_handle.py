@@ -21,6 +21,7 @@ from torchmar.process_handle import ProcessHandle, identify
 
 if TYPE_CHECKING:
     from tests.support.pool_harness import PoolHarness
+    from torchmar.server.workers.pool import Pool
 
 pytestmark = pytest.mark.unforked
 
@@ -94,9 +95,18 @@ def processes_of_a_pool_have_died(folder: Path) -> None:
         a_parent_has_died(harness, folder)
 
 
-def a_worker_has_died(harness: PoolHarness, folder: Path) -> None:
-    from tests.support.pool_harness import ask, options_of, until
+def pool_of(harness: PoolHarness, folder: Path) -> Pool:
+    from tests.support.pool_harness import options_of
     from torchmar.server.workers.pool import Pool
+
+    async def make() -> Pool:
+        return Pool(harness.fork_server, options_of("handler.py", folder), harness)
+
+    return harness.run(make())
+
+
+def a_worker_has_died(harness: PoolHarness, folder: Path) -> None:
+    from tests.support.pool_harness import ask, until
 
     flag = folder / "loaded"
     code = f"""
@@ -107,11 +117,7 @@ def a_worker_has_died(harness: PoolHarness, folder: Path) -> None:
         if rows is not None: os._exit(3)
     """
     (folder / "handler.py").write_text(dedent(code))
-
-    async def make() -> Pool:
-        return Pool(harness.fork_server, options_of("handler.py", folder), harness)
-
-    pool = harness.run(make())
+    pool = pool_of(harness, folder)
     assert harness.run(pool.scale(1, 1)), pool.failure
     (worker,) = pool.workers()
     assert harness.run(ask(pool, ["x"])) == [500]
@@ -124,15 +130,10 @@ def a_worker_has_died(harness: PoolHarness, folder: Path) -> None:
 
 
 def a_parent_has_died(harness: PoolHarness, folder: Path) -> None:
-    from tests.support.pool_harness import OBEDIENT, ask, options_of, until
-    from torchmar.server.workers.pool import Pool
+    from tests.support.pool_harness import OBEDIENT, ask, until
 
     (folder / "handler.py").write_text(OBEDIENT)
-
-    async def make() -> Pool:
-        return Pool(harness.fork_server, options_of("handler.py", folder), harness)
-
-    pool = harness.run(make())
+    pool = pool_of(harness, folder)
     assert harness.run(pool.scale(2, 2)), pool.failure
     numbers = [process.pid for process in (*pool.workers(), harness.fork_server) if process.pid]
     assert len(numbers) == 3

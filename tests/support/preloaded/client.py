@@ -41,7 +41,7 @@ def run(server: str) -> None:
         described = process(files, arguments, os.environ, folder, sys.path)
         numbers = b"".join(number.to_bytes(4, sys.byteorder) for number in files)
         connection.sendmsg([marshal.dumps(described)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
-        reply = _receive(connection)
+        reply = receive(connection)
     except OSError:
         reply = {}
     if not reply.get("pid"):
@@ -51,7 +51,8 @@ def run(server: str) -> None:
     _wait(connection, reply["pid"], before)
 
 
-def _receive(connection: socket.socket) -> dict[str, Any]:
+def receive(connection: socket.socket) -> dict[str, Any]:
+    """Return the next message of the process that forks; empty: it has closed the connection."""
     message = connection.recv(4096)
     return dict(marshal.loads(message)) if message else {}
 
@@ -118,7 +119,7 @@ def _wait(connection: socket.socket, pid: int, mask: Iterable[int]) -> None:
     # Only the other process has the files now, so that their other ends see it close them.
     for file in _open_files():
         os.close(file)
-    code = os.waitstatus_to_exitcode(_receive(connection).get("status", 1 << 8))
+    code = os.waitstatus_to_exitcode(receive(connection).get("status", 1 << 8))
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if -code != signal.SIGKILL:

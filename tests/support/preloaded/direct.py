@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.support.preloaded import VARIABLES
-from tests.support.preloaded.client import process
+from tests.support.preloaded.client import process, receive
 
 
 def run_command(
@@ -51,12 +51,12 @@ def run_command(
         finally:
             os.close(output_end)
             os.close(errors_end)
-        if "pid" not in marshal.loads(connection.recv(4096) or marshal.dumps({})):
+        if "pid" not in receive(connection):
             return None
         threads = stack.enter_context(ThreadPoolExecutor(len(streams)))
         reading = [threads.submit(stream.read) for stream in streams]
         try:
-            status = marshal.loads(connection.recv(4096))["status"]
+            status = receive(connection)["status"]
         except TimeoutError:
             connection.close()  # which kills it
             raise subprocess.TimeoutExpired(words, timeout) from None
